@@ -1,0 +1,25 @@
+"""The errors that memcodec raises on purpose. All derive from `MemcodecError`."""
+
+
+class MemcodecError(Exception):
+    """Base of every error that memcodec raises on purpose; its text is one line."""
+
+
+class FormatError(MemcodecError):
+    """The bytes are not a memcodec container, are damaged, or need a newer version."""
+
+
+class ChecksumError(MemcodecError):
+    """Decoded bytes do not match the checksum that was stored with them."""
+
+
+class ModelMismatchError(MemcodecError):
+    """The model at hand is not the one that the file was encoded with."""
+
+
+class ModelNotFoundError(MemcodecError):
+    """The model cannot be found, fetched, or used (not a causal LM, no byte-level BPE)."""
+
+
+class EncodeError(MemcodecError):
+    """The input cannot be encoded with these settings."""

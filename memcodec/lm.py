@@ -1,0 +1,96 @@
+"""The frozen LM: hidden states of known tokens in one pass, or one cached step at a time."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from memcodec.errors import ModelNotFoundError
+
+Step = Callable[[torch.Tensor | None], torch.Tensor]
+
+
+class FrozenLM:
+    """A Hugging Face causal LM, float32 and frozen, as the codec sees it: a body and a linear head."""
+
+    def __init__(self, model: Any, prefix: list[int]) -> None:
+        """prefix: token ids that stand before every chunk (never stored); at least one."""
+        self.model = model.eval().requires_grad_(False)
+        head = model.get_output_embeddings()
+        if head is None or not isinstance(head, torch.nn.Linear):
+            raise ModelNotFoundError("the model has no linear LM head: memcodec needs a causal LM")
+        self._body = model.base_model
+        self.head: torch.Tensor = head.weight
+        self._bias: torch.Tensor | None = head.bias
+        self.device = self.head.device
+        self.hidden_size: int = self.head.shape[1]
+        self.embed = model.get_input_embeddings()
+        self.prefix = prefix
+        positions = getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", None)
+        self.max_positions: int | None = positions
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the LM head."""
+        return self.head.shape[0]
+
+    @classmethod
+    def load(cls, folder: Path | str, prefix: list[int], device: str = "cpu", attention: str = "sdpa") -> "FrozenLM":
+        """Load a model folder in float32. attention: "sdpa" or "eager" (the margin covers the difference)."""
+        from transformers import AutoModelForCausalLM
+
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation=attention, local_files_only=True, trust_remote_code=False
+        )
+        return cls(model.to(device), prefix)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Unsteered logits: float32 [..., hidden] -> [..., vocabulary]."""
+        return torch.nn.functional.linear(hidden, self.head, self._bias)
+
+    def prefix_embeddings(self, rows: int) -> torch.Tensor:
+        """The embeddings of the prefix, float32 [rows, n, hidden]."""
+        return self.embed(torch.tensor([self.prefix], device=self.device)).expand(rows, -1, -1)
+
+    def hidden(self, tokens: torch.Tensor, prompts: torch.Tensor | None = None) -> torch.Tensor:
+        """Hidden states that predict each token: int64 [rows, tokens] -> float32 [rows, tokens, hidden].
+
+        prompts: float32 [rows, n, hidden] instead of the prefix. Rows are padded on the right with anything: the
+        model is causal.
+        """
+        if prompts is None:
+            prompts = self.prefix_embeddings(len(tokens))
+        embeddings = torch.cat([prompts, self.embed(tokens[:, :-1].to(self.device))], dim=1)
+        states = self._body(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+        return states[:, prompts.shape[1] - 1 :]
+
+    def start(self, rows: int, tokens: int, prompts: torch.Tensor | None = None) -> Step:
+        """Begin cached decoding of up to `tokens` tokens in `rows` rows.
+
+        The returned function takes the tokens just written, int64 [live] (None at first), where `live` never grows:
+        rows end from the last on. It gives the hidden states that predict the next ones, float32 [live, hidden].
+        """
+        from transformers import DynamicCache
+
+        if prompts is None:
+            prompts = self.prefix_embeddings(rows)
+        cache = DynamicCache()
+        live = rows
+
+        def step(written: torch.Tensor | None) -> torch.Tensor:
+            nonlocal live
+            if written is None:
+                inputs = prompts
+            else:
+                if len(written) < live:
+                    live = len(written)
+                    for layer in cache.layers:
+                        layer.keys, layer.values = layer.keys[:live], layer.values[:live]
+                inputs = self.embed(written.to(self.device))[:, None]
+            output = self._body(inputs_embeds=inputs, past_key_values=cache, use_cache=True)
+            return output.last_hidden_state[:, -1]
+
+        return step

@@ -1,0 +1,70 @@
+"""Bytes to token ids and back, for tokenizers of the byte-level BPE kind (GPT-2 and its many descendants)."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from memcodec.errors import ModelNotFoundError
+
+
+def _byte_of_character() -> dict[str, int]:
+    """GPT-2's printable stand-ins for the 256 bytes, reversed."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [b for b in range(256) if b not in plain]
+    return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+class ByteTokenizer:
+    """A byte-level BPE tokenizer as the codec needs it: special tokens are ordinary text, ids have exact bytes."""
+
+    def __init__(self, backend: Any, name: str) -> None:
+        """backend: a `tokenizers.Tokenizer`; name: for messages. Raises ModelNotFoundError if not byte-level BPE."""
+        description = json.loads(backend.to_str())
+        kinds = json.dumps([description.get("pre_tokenizer"), description.get("decoder")])
+        if description["model"].get("type") != "BPE" or '"ByteLevel"' not in kinds:
+            raise ModelNotFoundError(f"{name}: its tokenizer is not byte-level BPE, which memcodec needs")
+        self._backend = backend
+        self._backend.encode_special_tokens = True
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        byte_of = _byte_of_character()
+        added = {token["id"] for token in description.get("added_tokens", [])}
+        self._bytes: dict[int, bytes] = {}
+        for token, token_id in backend.get_vocab(with_added_tokens=True).items():
+            if token_id in added or any(c not in byte_of for c in token):
+                self._bytes[token_id] = token.encode()
+            else:
+                self._bytes[token_id] = bytes(byte_of[c] for c in token)
+        self.missing_bytes = set(range(256)) - {value[0] for value in self._bytes.values() if len(value) == 1}
+        canonical = json.dumps(description, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        self.digest = hashlib.sha256(canonical.encode()).digest()
+
+    @classmethod
+    def load(cls, folder: Path) -> "ByteTokenizer":
+        """Load the tokenizer of a model folder."""
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # transformers raises many kinds, ImportError for absent converters among them
+            raise ModelNotFoundError(f"{folder}: its tokenizer does not load ({_first_line(error)})") from error
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise ModelNotFoundError(f"{folder}: it has no fast tokenizer (tokenizer.json), which memcodec needs")
+        return cls(backend, folder.name)
+
+    def encode(self, text: str) -> np.ndarray:
+        """Token ids of a text, int64 [tokens]; nothing is added in front or behind."""
+        return np.array(self._backend.encode(text, add_special_tokens=False).ids, dtype=np.int64)
+
+    def decode(self, ids: np.ndarray) -> bytes:
+        """The bytes of token ids; an id that the tokenizer does not know has none."""
+        return b"".join(self._bytes.get(int(i), b"") for i in ids)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
