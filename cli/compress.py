@@ -1,0 +1,131 @@
+"""`memcodec compress` and `memcodec decompress`."""
+
+import time
+
+import click
+from memcodec_cli import files, options
+from memcodec_cli.progress import Bars, close_line
+
+from memcodec import container
+
+# As in memcodec.codec, which cannot be imported without torch; a test compares them.
+MARGIN = 1e-3
+EFFORT = 4096
+
+
+def _eighths(ctx: click.Context, param: click.Parameter, value: float) -> float:
+    if not 0 <= value <= container.MAX_RATE or value * 8 % 1:
+        raise click.BadParameter(f"give 0 to {container.MAX_RATE} in steps of 1/8")
+    return value
+
+
+@click.command()
+@click.argument("input_name", metavar="INPUT")
+@click.option("-o", "--output", metavar="OUT", help="Output file; - is standard output.  [default: INPUT.memz]")
+@options.writing
+@options.encoding_model
+@click.option(
+    "--chunk-tokens",
+    type=click.IntRange(1, container.MAX_CHUNK_TOKENS),
+    default=container.DEFAULT_CHUNK_TOKENS,
+    show_default=True,
+    metavar="N",
+    help="Tokens in a chunk, at most.",
+)
+@click.option(
+    "--site",
+    type=click.Choice(["readout"]),
+    default="readout",
+    show_default=True,
+    help="Where the memory enters the model.",
+)
+@click.option(
+    "--memory-rate",
+    type=float,
+    callback=_eighths,
+    default=float(container.DEFAULT_RATE),
+    show_default=True,
+    metavar="R",
+    help=f"Memory in bits per token, 0 (none) to {container.MAX_RATE} in steps of 1/8.",
+)
+@click.option(
+    "--margin",
+    type=float,
+    default=MARGIN,
+    show_default=True,
+    metavar="X",
+    help="Least gap in logits on which the decoder may rest a decision.",
+)
+@click.option(
+    "--effort",
+    type=click.IntRange(min=1),
+    default=EFFORT,
+    show_default=True,
+    metavar="N",
+    help="States that the search for a memory tries per token: more is smaller and slower.",
+)
+@options.running
+@click.option("--no-verify", is_flag=True, help="Do not decode the result before it is written.  [default: verify]")
+@options.quiet
+def compress(
+    input_name: str, output: str | None, to_stdout: bool, force: bool, model: str, chunk_tokens: int, site: str,
+    memory_rate: float, margin: float, effort: int, device: str, batch: int, threads: int | None, no_verify: bool,
+    quiet: bool,
+) -> None:  # fmt: skip
+    """Compress the file INPUT; - is standard input."""
+    target = files.Output.choose(input_name, output, to_stdout, force, input_name + files.EXTENSION)
+    target.check(binary=True)
+    data = files.read(input_name)
+    with Bars(quiet) as bars:
+        from memcodec.codec import Codec
+
+        codec = Codec.load(model, device, threads, progress=bars.model)
+        bars.close()
+        start = time.monotonic()
+        blob = codec.encode(
+            data, memory_rate=memory_rate, chunk_tokens=chunk_tokens, margin=margin, batch=batch, effort=effort,
+            verify=not no_verify, progress=bars.document(len(data)),
+        )  # fmt: skip
+        seconds = time.monotonic() - start
+    target.write(blob)
+    if bars.shown:
+        close_line(files.shown(input_name), data, len(blob), seconds)
+
+
+@click.command()
+@click.argument("input_name", metavar="INPUT")
+@click.option(
+    "-o", "--output", metavar="OUT", help="Output file; - is standard output.  [default: INPUT without .memz]"
+)
+@options.writing
+@options.decoding_model
+@options.running
+@options.quiet
+def decompress(
+    input_name: str, output: str | None, to_stdout: bool, force: bool, model: str | None, device: str, batch: int,
+    threads: int | None, quiet: bool,
+) -> None:  # fmt: skip
+    """Decompress the file INPUT; - is standard input.
+
+    The output gets its name only when every chunk and the whole have matched their checksums.
+    """
+    stem = input_name.removesuffix(files.EXTENSION)
+    named = stem != input_name and stem[-1:] not in ("", "/")
+    target = files.Output.choose(input_name, output, to_stdout, force, stem if named else "")
+    target.check(binary=False)
+    blob = files.read(input_name)
+    with Bars(quiet) as bars:
+        size = container.unpack(blob).size
+        from memcodec.codec import Codec, assemble
+
+        codec = Codec.load_for(blob, model, device, threads, progress=bars.model)
+        bars.close()
+        start = time.monotonic()
+        if codec is None:
+            data = assemble(container.unpack(blob), iter(()))
+        else:
+            data = codec.decode(blob, batch=batch, progress=bars.document(size))
+        seconds = time.monotonic() - start
+    target.write(data)
+    if bars.shown:
+        close_line(files.shown(input_name), data, len(blob), seconds)

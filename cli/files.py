@@ -1,0 +1,118 @@
+"""Documents and results: whole files read, and files written whole or not at all."""
+
+import os
+import secrets
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+STANDARD = "-"  # standard input or output
+EXTENSION = ".memz"
+
+
+def read(name: str) -> bytes:
+    """The bytes of a file, or of standard input for "-". Raises OSError with the file's name."""
+    if name == STANDARD:
+        return click.get_binary_stream("stdin").read()
+    try:
+        return Path(name).read_bytes()
+    except OSError as error:
+        raise _named(error, name) from error
+
+
+def shown(name: str) -> str:
+    """A file's name for messages."""
+    return "standard input" if name == STANDARD else click.format_filename(name)
+
+
+def describe(error: OSError) -> str:
+    """What the system said, after the name of the file."""
+    reason = (error.strerror or str(error)).lower()
+    return f"{click.format_filename(error.filename)}: {reason}" if error.filename else reason
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a result goes. path: None for standard output; mode: permissions, before the umask."""
+
+    path: Path | None
+    force: bool
+    mode: int = 0o666
+
+    @classmethod
+    def choose(cls, input_name: str, output_name: str | None, to_stdout: bool, force: bool, default: str) -> "Output":
+        """From the options of a command. default: the name for want of any, "" where there is none.
+
+        The result is readable for nobody who could not read the input.
+        """
+        if to_stdout and output_name not in (None, STANDARD):
+            raise click.UsageError("give -o or -c, not both")
+        if to_stdout or output_name == STANDARD or (output_name is None and input_name == STANDARD):
+            return cls(None, force)
+        if not (output_name or default):
+            raise click.UsageError(f"{shown(input_name)} does not end in {EXTENSION}: name the output with -o")
+        source = Path(input_name)
+        mode = 0o666 & source.stat().st_mode if input_name != STANDARD and source.is_file() else 0o666
+        path = Path(output_name or default)
+        if input_name != STANDARD and source.exists() and path.exists() and path.samefile(source):
+            raise click.ClickException(f"{shown(input_name)} is both input and output")
+        return cls(path, force, mode)
+
+    def check(self, binary: bool) -> None:
+        """Refuse now what `write` would have to refuse after the work. binary: the result is not for a terminal."""
+        if self.path is None:
+            if binary and not self.force and sys.stdout.isatty():
+                raise click.ClickException("standard output is a terminal: name the output with -o, or force with -f")
+            return
+        if self.path.is_dir():
+            raise click.ClickException(f"{shown(str(self.path))}: is a directory")
+        self._refuse_existing()
+        if not _is_special(self.path):
+            folder = self.path.resolve().parent
+            try:
+                with tempfile.TemporaryFile(dir=folder):
+                    pass
+            except OSError as error:
+                raise _named(error, str(folder)) from error
+
+    def write(self, data: bytes) -> None:
+        """Write everything, or leave nothing: to a new file beside the target, which then takes its name."""
+        try:
+            if self.path is None:
+                stream = click.get_binary_stream("stdout")
+                stream.write(data)
+                stream.flush()
+            elif _is_special(self.path):
+                self.path.write_bytes(data)  # a device or a pipe: a rename would replace it
+            else:
+                self._replace(self.path.resolve(), data)
+        except OSError as error:
+            raise _named(error, "standard output" if self.path is None else str(self.path)) from error
+
+    def _replace(self, target: Path, data: bytes) -> None:
+        temporary = target.with_name(f".memcodec-{secrets.token_hex(6)}")
+        try:
+            with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, self.mode)) as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            self._refuse_existing()
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _refuse_existing(self) -> None:
+        if self.path is not None and self.path.exists() and not self.force and not _is_special(self.path):
+            raise click.ClickException(f"{shown(str(self.path))} exists: overwrite it with -f, or name another with -o")
+
+
+def _is_special(path: Path) -> bool:
+    return path.exists() and not path.is_file()
+
+
+def _named(error: OSError, name: str) -> OSError:
+    """The same error with the name that the user knows."""
+    return OSError(error.errno, error.strerror or str(error), name)

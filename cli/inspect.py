@@ -1,0 +1,90 @@
+"""`memcodec inspect` and `memcodec verify`: what a file says of itself, and whether it is whole."""
+
+import json
+import sys
+from typing import Any
+
+import click
+from memcodec_cli import files, options
+from memcodec_cli.progress import Bars
+
+import memcodec
+from memcodec import container
+
+
+@click.command()
+@click.argument("name", metavar="FILE")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.  [default: a table]")
+def inspect(name: str, as_json: bool) -> None:
+    """Show the header of FILE, its sizes by part in bytes, and its chunks. Needs no model."""
+    facts = memcodec.inspect(files.read(name))
+    click.echo(json.dumps(facts, indent=2) if as_json else "\n".join(_table(facts)))
+
+
+def _table(facts: dict[str, Any]) -> list[str]:
+    lines = [
+        f"format version  {facts['format_version']}",
+        f"original        {facts['original_bytes']:,} bytes",
+        f"file            {facts['file_bytes']:,} bytes ({facts['ratio']:.2f}x)",
+        f"SHA-256         {facts['sha256']}",
+    ]
+    if facts["model"] is None:
+        lines.append("model           none needed: everything is stored")
+    else:
+        model = facts["model"]
+        lines.append(f"model           {_plain(model['id'])}")
+        lines.append(f"                weights {model['weights_hash']}, tokenizer {model['tokenizer_hash']}")
+        lines += [f"{key.replace('_', ' '):16}{value}" for key, value in facts["settings"].items()]
+    lines += ["", f"{'part':16}{'bytes':>10}"]
+    lines += [f"{part:16}{size:>10,}" for part, size in facts["parts"].items()]
+    lines += ["", f"{'#':>6}  {'kind':8}{'tokens':>8}{'memory':>8}{'corrections':>13}{'stored':>12}  checksum"]
+    for number, span in enumerate(facts["spans"]):
+        cells = [span.get(key, "") for key in ("tokens", "memory_bytes", "correction_bytes", "bytes", "checksum")]
+        row = "{:>6}  {:8}{:>8}{:>8}{:>13}{:>12}  {}".format(number, span["kind"], *cells)
+        lines.append(row.rstrip())
+    return lines
+
+
+def _plain(text: str) -> str:
+    """Text from a file, without what could control a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+@click.command()
+@click.argument("names", metavar="FILE...", nargs=-1, required=True)
+@click.option("--decode", is_flag=True, help="Decode everything too.  [default: structure and checksums only]")
+@options.decoding_model
+@options.running
+@options.quiet
+def verify(
+    names: tuple[str, ...], decode: bool, model: str | None, device: str, batch: int, threads: int | None, quiet: bool
+) -> None:
+    """Check that each FILE is whole: structure and checksums, or with --decode the document itself.
+
+    All files are checked; the status is 1 if any is bad. --model, --device, --batch and --threads go with --decode.
+    """
+    bad = 0
+    codec = None
+    for name in names:
+        try:
+            blob = files.read(name)
+            parsed = container.unpack(blob)
+            if decode:
+                from memcodec.codec import Codec, assemble
+
+                with Bars(quiet) as bars:
+                    if parsed.model is None:
+                        assemble(parsed, iter(()))
+                    else:
+                        if codec is None or codec.model != parsed.model:
+                            codec = Codec.load_for(blob, model, device, threads, progress=bars.model)
+                        bars.close()
+                        codec.decode(blob, batch=batch, progress=bars.document(parsed.size))
+        except (memcodec.MemcodecError, OSError) as error:
+            reason = files.describe(error) if isinstance(error, OSError) else f"{files.shown(name)}: {error}"
+            click.echo(f"memcodec: error: {' '.join(reason.split())}", err=True)
+            bad += 1
+        else:
+            click.echo(f"{files.shown(name)}: ok" + (f", decodes to {parsed.size:,} bytes" if decode else ""))
+    if bad:
+        sys.exit(1)

@@ -1,0 +1,40 @@
+"""`memcodec models`: the built-in models and the cache."""
+
+import click
+from memcodec_cli import options
+from memcodec_cli.progress import Bars
+
+from memcodec import models as store
+
+
+@click.group()
+def models() -> None:
+    """List, fetch and find the built-in models."""
+
+
+@models.command("list")
+def list_models() -> None:
+    """List the built-in models and whether they are in the cache."""
+    for name, model in store.BUILT_IN.items():
+        state = "cached" if store.cached(name) else "not cached"
+        default = ", default" if name == store.DEFAULT_MODEL else ""
+        click.echo(f"{name}  {state}{default}  {model.about}")
+
+
+@models.command()
+@click.argument("name", metavar="NAME")
+@options.quiet
+def pull(name: str, quiet: bool) -> None:
+    """Fetch the built-in model NAME into the cache, unless it is there."""
+    with Bars(quiet) as bars:
+        store.pull(name, bars.model)
+
+
+@models.command()
+@click.argument("name", metavar="NAME")
+def path(name: str) -> None:
+    """Print the folder of the built-in model NAME in the cache."""
+    folder = store.cached(name)
+    if folder is None:
+        raise click.ClickException(f"{name} is not in the cache: fetch it with memcodec models pull {name}")
+    click.echo(click.format_filename(folder))

@@ -1,0 +1,68 @@
+"""Options that several commands have, with their defaults."""
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from memcodec.models import BUILT_IN, DEFAULT_MODEL
+
+BATCH = 64  # as memcodec.codec.DEFAULT_BATCH, which cannot be imported without torch; a test compares them
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def _together(*decorators: Decorator) -> Decorator:
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
+encoding_model = click.option(
+    "--model",
+    default=DEFAULT_MODEL,
+    show_default=True,
+    metavar="M",
+    help=f"Built-in name ({', '.join(BUILT_IN)}), Hugging Face id, or directory of a causal LM with byte-level BPE.",
+)
+
+decoding_model = click.option(
+    "--model",
+    metavar="M",
+    help="Model to use instead of the one that the file names, such as the directory of a local one.  "
+    "[default: the file's]",
+)
+
+running = _together(
+    click.option(
+        "--device",
+        type=click.Choice(["auto", "cpu", "cuda", "mps"]),
+        default="auto",
+        show_default=True,
+        help="Where the model runs; auto takes a CUDA GPU if there is one.",
+    ),
+    click.option(
+        "--batch",
+        type=click.IntRange(min=1),
+        default=BATCH,
+        show_default=True,
+        metavar="N",
+        help="Chunks decoded side by side; does not change the result.",
+    ),
+    click.option(
+        "--threads",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="CPU threads; does not change the result.  [default: one per core]",
+    ),
+)
+
+quiet = click.option("-q", "--quiet", is_flag=True, help="No progress bar and no closing line on the terminal.")
+
+writing = _together(
+    click.option("-c", "--stdout", "to_stdout", is_flag=True, help="Write to standard output."),
+    click.option("-f", "--force", is_flag=True, help="Overwrite an existing output; write binary to a terminal."),
+)

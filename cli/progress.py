@@ -1,0 +1,74 @@
+"""Progress bars and the closing line: on a terminal only, and never with -q."""
+
+import sys
+from types import TracebackType
+from typing import Any
+
+import click
+from tqdm import tqdm
+
+from memcodec.models import ByteProgress
+from memcodec.progress import Progress, ProgressCallback
+
+_STAGES = {"fit": "fitting", "verify": "verifying", "decode": "decoding"}
+
+
+class Bars:
+    """One bar at a time, of the work at hand."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.shown = not quiet and sys.stderr is not None and sys.stderr.isatty()
+        self._what = ""
+        self._bar: Any = None
+
+    def __enter__(self) -> "Bars":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def model(self) -> ByteProgress | None:
+        """What shows how a model is fetched."""
+        return self._show if self.shown else None
+
+    def document(self, size: int) -> ProgressCallback | None:
+        """What shows how far the codec is in a document of `size` bytes."""
+
+        def report(progress: Progress) -> None:
+            done = size * progress.tokens_done // max(progress.tokens_total, 1)
+            what = _STAGES.get(progress.stage, progress.stage)
+            self._show(what, done, size, f"{progress.chunks_done}/{progress.chunks_total} chunks")
+
+        return report if self.shown else None
+
+    def close(self) -> None:
+        """Take the bar off the terminal."""
+        if self._bar is not None:
+            self._bar.close()
+        self._bar = None
+
+    def _show(self, what: str, done: int, total: int, more: str = "") -> None:
+        if self._bar is None or what != self._what or done < self._bar.n:
+            self.close()
+            known = {"total": total} if total else {"bar_format": "{desc} [{elapsed}]"}
+            self._bar = tqdm(desc=what, unit="B", unit_scale=True, leave=False, dynamic_ncols=True, **known)
+            self._what = what
+        self._bar.set_postfix_str(more, refresh=False)
+        self._bar.update(done - self._bar.n)
+
+
+def close_line(name: str, original: bytes, compressed_bytes: int, seconds: float) -> None:
+    """Print sizes, ratio, the same for zstd -19, and seconds. original: the uncompressed bytes."""
+    from memcodec.document import zstd_size
+
+    zstd = zstd_size(original)
+    click.echo(
+        f"{name}: {len(original):,} bytes, {compressed_bytes:,} compressed ({_ratio(original, compressed_bytes)}); "
+        f"zstd -19: {zstd:,} ({_ratio(original, zstd)}); {seconds:.1f} s",
+        err=True,
+    )
+
+
+def _ratio(original: bytes, size: int) -> str:
+    return f"{len(original) / max(size, 1):.2f}x"
