@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 import click
 from memcodec_cli import files
+from memcodec_cli.bench import bench
 from memcodec_cli.compress import compress, decompress
 from memcodec_cli.inspect import inspect, verify
 from memcodec_cli.models import models
@@ -77,5 +78,5 @@ def main() -> None:
     """
 
 
-for command in (compress, decompress, inspect, verify, models):
+for command in (compress, decompress, inspect, verify, bench, models):
     main.add_command(command)

@@ -77,14 +77,14 @@ def compress(
     target.check(binary=True)
     data = files.read(input_name)
     with Bars(quiet) as bars:
+        bars.doing("loading the model")
         from memcodec.codec import Codec
 
         codec = Codec.load(model, device, threads, progress=bars.model)
-        bars.close()
         start = time.monotonic()
         blob = codec.encode(
             data, memory_rate=memory_rate, chunk_tokens=chunk_tokens, margin=margin, batch=batch, effort=effort,
-            verify=not no_verify, progress=bars.document(len(data)),
+            verify=not no_verify, progress=bars.document(len(data), "fit"),
         )  # fmt: skip
         seconds = time.monotonic() - start
     target.write(blob)
@@ -116,15 +116,15 @@ def decompress(
     blob = files.read(input_name)
     with Bars(quiet) as bars:
         size = container.unpack(blob).size
+        bars.doing("loading the model")
         from memcodec.codec import Codec, assemble
 
         codec = Codec.load_for(blob, model, device, threads, progress=bars.model)
-        bars.close()
         start = time.monotonic()
         if codec is None:
             data = assemble(container.unpack(blob), iter(()))
         else:
-            data = codec.decode(blob, batch=batch, progress=bars.document(size))
+            data = codec.decode(blob, batch=batch, progress=bars.document(size, "decode"))
         seconds = time.monotonic() - start
     target.write(data)
     if bars.shown:

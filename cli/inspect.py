@@ -78,8 +78,7 @@ def verify(
                     else:
                         if codec is None or codec.model != parsed.model:
                             codec = Codec.load_for(blob, model, device, threads, progress=bars.model)
-                        bars.close()
-                        codec.decode(blob, batch=batch, progress=bars.document(parsed.size))
+                        codec.decode(blob, batch=batch, progress=bars.document(parsed.size, "decode"))
         except (memcodec.MemcodecError, OSError) as error:
             reason = files.describe(error) if isinstance(error, OSError) else f"{files.shown(name)}: {error}"
             click.echo(f"memcodec: error: {' '.join(reason.split())}", err=True)

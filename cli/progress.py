@@ -32,15 +32,24 @@ class Bars:
         """What shows how a model is fetched."""
         return self._show if self.shown else None
 
-    def document(self, size: int) -> ProgressCallback | None:
-        """What shows how far the codec is in a document of `size` bytes."""
+    def doing(self, what: str) -> None:
+        """Show what is being done while nothing can be counted."""
+        if self.shown:
+            self._show(what, 0, 0)
+
+    def document(self, size: int, stage: str) -> ProgressCallback | None:
+        """What shows how far the codec is in a document of `size` bytes, from its first stage on."""
+        if not self.shown:
+            return None
 
         def report(progress: Progress) -> None:
             done = size * progress.tokens_done // max(progress.tokens_total, 1)
             what = _STAGES.get(progress.stage, progress.stage)
-            self._show(what, done, size, f"{progress.chunks_done}/{progress.chunks_total} chunks")
+            chunks = f"{progress.chunks_done}/{progress.chunks_total} chunks" if progress.chunks_total else ""
+            self._show(what, done, size, chunks)
 
-        return report if self.shown else None
+        report(Progress(stage, 0, 0, 0, 0))
+        return report
 
     def close(self) -> None:
         """Take the bar off the terminal."""

