@@ -1,0 +1,1 @@
+"""The benchmark: memcodec, its bound and the classic compressors on the same texts. Behind `memcodec bench`."""

@@ -1,0 +1,208 @@
+"""All codecs on the same texts, and how size, memory and search pay; every result goes through a `Store`."""
+
+import inspect
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from memcodec.bench import measure, rivals
+from memcodec.bench.results import Store, code_hash, digest
+from memcodec.codec import DEFAULT_BATCH, DEFAULT_EFFORT, Codec
+
+RATES = (0.0, 1.0, 2.0, 4.0)
+CURVE_RATES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+EFFORTS = (256, 1024, DEFAULT_EFFORT, 16384)
+SIZES = (1024, 4096, 16384, 65536)
+BOUND = "bound"
+CONTEXT_BOUND = "bound, context of 2048"
+LIMITS = (BOUND, CONTEXT_BOUND)  # ideal sizes: nothing is written, nothing can be decoded
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text of the benchmark: `data` is what is compressed, the first bytes of `whole`."""
+
+    name: str
+    data: bytes
+    whole: bytes = field(repr=False)
+    about: str = ""
+
+    @classmethod
+    def cut(cls, name: str, whole: bytes, size: int | None, about: str = "") -> "Text":
+        """The first `size` bytes or a few less, so that no UTF-8 character is torn; all if None."""
+        end = len(whole) if size is None else min(size, len(whole))
+        for _ in range(3):
+            if 0 < end < len(whole) and whole[end] & 0xC0 == 0x80:
+                end -= 1
+        return cls(name, whole[:end], whole, about)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One codec (or limit) on one text; `result` as in `measure` and `rivals`."""
+
+    text: str
+    codec: str
+    original_bytes: int
+    result: dict[str, Any]
+
+    @property
+    def file_bytes(self) -> float:
+        """Bytes on disk; of a limit, ideal bytes."""
+        return float(self.result["file_bytes"])
+
+    @property
+    def ratio(self) -> float:
+        """Original bytes by file bytes."""
+        return self.original_bytes / self.file_bytes
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Bits of the file per byte of the original."""
+        return 8 * self.file_bytes / self.original_bytes
+
+    def speed(self, way: str) -> float | None:
+        """Bytes of text per second; way: "encode" or "decode"; None for a limit."""
+        seconds = self.result.get(f"{way}_seconds")
+        return self.original_bytes / seconds if seconds else None
+
+    @property
+    def peak(self) -> int | None:
+        """The larger of the encoder's and the decoder's peak resident memory, in bytes."""
+        peaks = [self.result[f"{way}_peak"] for way in ("encode", "decode") if self.result.get(f"{way}_peak")]
+        return max(peaks, default=None)
+
+
+class Bench:
+    """Measures texts with one loaded codec; `say` is told what is being measured."""
+
+    def __init__(
+        self, codec: Codec, store: Store, say: Callable[[str], None] = lambda _: None, batch: int = DEFAULT_BATCH
+    ) -> None:
+        """batch: chunks decoded side by side."""
+        self.codec = codec
+        self.store = store
+        self._batch = batch
+        self._say = say
+
+    def compare(
+        self, texts: Sequence[Text], rates: Sequence[float] = RATES, names: Sequence[str] = tuple(rivals.RIVALS)
+    ) -> Iterator[Row]:
+        """All codecs and limits on all texts, the quick ones first. Raises BenchError."""
+        for name in names:
+            for text in texts:
+                yield from self.rival(name, text, [other.whole for other in texts if other.name != text.name])
+        for text in texts:
+            yield self.limit(BOUND, text)
+        for text in texts:
+            yield self.limit(CONTEXT_BOUND, text)
+        for rate in rates:
+            for text in texts:
+                yield self.memcodec(text, memory_rate=rate)
+
+    def rival(self, name: str, text: Text, others: Sequence[bytes] = ()) -> Iterator[Row]:
+        """A classic compressor; nothing where it is not installed, or has no texts to train its dictionary on."""
+        rival = rivals.RIVALS[name]
+        if not rivals.usable(name) or (rival.dictionary and not others):
+            return
+        key: dict[str, Any] = {"codec": name, "version": rival.version, "file": digest(text.data)}
+        if rival.dictionary:
+            key["others"] = [digest(other) for other in others]
+
+        def run() -> dict[str, Any]:
+            self._say(f"{name}: {text.name}")
+            dictionary = rivals.train_dictionary(list(others)) if rival.dictionary else b""
+            if rival.dictionary and not dictionary:
+                return {}
+            with tempfile.TemporaryDirectory() as folder:
+                return rivals.measure_apart(name, text.data, Path(folder), dictionary)
+
+        if result := self.store.get(key, run):
+            yield Row(text.name, name, len(text.data), result)
+
+    def limit(self, name: str, text: Text) -> Row:
+        """One of the two limits."""
+        ideal = measure.bound if name == BOUND else measure.context_bound
+        result = self.store.get(
+            {"codec": name, "file": digest(text.data)} | self._identity(), lambda: self._told(name, text, ideal)
+        )
+        return Row(text.name, name, len(text.data), result)
+
+    def memcodec(self, text: Text, name: str = "", **settings: Any) -> Row:
+        """memcodec with settings as in `Codec.encode`."""
+        name = name or f"memcodec {settings['memory_rate']:g}"
+        key = {"codec": "memcodec", "settings": settings, "file": digest(text.data)} | self._identity()
+
+        def run(codec: Codec, data: bytes) -> dict[str, Any]:
+            with tempfile.TemporaryDirectory() as folder:
+                return measure.memcodec_file(codec, data, Path(folder) / "text.memz", self._batch, **settings)
+
+        result = self.store.get(key, lambda: self._told(name, text, run))
+        return Row(text.name, name, len(text.data), result)
+
+    def curve(self, text: Text, rates: Sequence[float] = CURVE_RATES) -> list[dict[str, Any]]:
+        """The memory's worth: bits of memory and corrections per token, efficiency and hits, by memory rate."""
+        rows = [self.memcodec(text, memory_rate=rate) for rate in rates]
+        return [worth(rate, row, rows[0]) for rate, row in zip(rates, rows, strict=True)]
+
+    def efforts(self, text: Text, efforts: Sequence[int] = EFFORTS) -> list[dict[str, Any]]:
+        """Search effort against size and time, at memory rate 1."""
+        none = self.memcodec(text, memory_rate=0.0)
+        result = []
+        for effort in efforts:
+            settings = {"memory_rate": 1.0} | ({} if effort == DEFAULT_EFFORT else {"effort": effort})
+            row = self.memcodec(text, f"memcodec 1, effort {effort}", **settings)
+            seconds = row.result["encode_seconds"]
+            result.append({"effort": effort, "encode_seconds": seconds} | worth(1.0, row, none))
+        return result
+
+    def has_prompt_site(self) -> bool:
+        """Whether this memcodec can put memories at the prompt site."""
+        return "site" in inspect.signature(self.codec.encode).parameters
+
+    def _told(self, name: str, text: Text, run: Callable[[Codec, bytes], dict[str, Any]]) -> dict[str, Any]:
+        self._say(f"{name}: {text.name}")
+        return run(self.codec, text.data)
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "model": self.codec.model.weights.hex(),
+            "device": self.codec.lm.device.type,
+            "threads": torch.get_num_threads(),
+            "batch": self._batch,
+            "code": code_hash(),
+        }
+
+
+def worth(rate: float, row: Row, without: Row) -> dict[str, Any]:
+    """What a memory brings against the same text `without` one; bits are per token.
+
+    efficiency: bits of corrections saved by the bits of the memory; None at rate 0.
+    """
+    result, none = row.result, without.result
+    tokens = max(1, result["tokens"])
+    saved = none["correction_bytes"] - result["correction_bytes"]
+    return {
+        "rate": rate,
+        "memory": 8 * result["memory_bytes"] / tokens,
+        "corrections": 8 * result["correction_bytes"] / tokens,
+        "total": 8 * (result["memory_bytes"] + result["correction_bytes"]) / tokens,
+        "efficiency": saved / result["memory_bytes"] if result["memory_bytes"] else None,
+        "hits": result["hits"] / tokens,
+        "file_bytes": result["file_bytes"],
+    }
+
+
+def break_even(rows: Sequence[Row], wholes: Sequence[tuple[int, int]], model_bytes: int, codec: str) -> float | None:
+    """From how many bytes of text on the model's size is paid back, against zstd -19; None if never.
+
+    rows: of the texts that count; wholes: (bytes, zstd -19 bytes) of the same texts uncut, where zstd does better.
+    """
+    own = [row for row in rows if row.codec == codec]
+    ours = sum(row.file_bytes for row in own) / sum(row.original_bytes for row in own)
+    theirs = sum(size for _, size in wholes) / sum(size for size, _ in wholes)
+    return model_bytes / (theirs - ours) if theirs > ours else None

@@ -1,0 +1,86 @@
+"""Results that are kept between runs, and the machine that they were measured on."""
+
+import hashlib
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import memcodec
+from memcodec.models import cache_folder
+
+_HARNESS = 1  # raise it when a measurement comes to mean something else
+
+
+class Store:
+    """Results by what they depend on; each is written at once, so an interrupted run keeps what it has."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        """folder: the user's cache by default."""
+        self._folder = folder or cache_folder() / "bench"
+        self.reused = 0
+        self.measured = 0
+
+    def get(self, key: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The result kept under `key`, or what `measure` gives, which is kept then."""
+        text = json.dumps(key | {"harness": _HARNESS}, sort_keys=True)
+        path = self._folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+        if path.is_file():
+            self.reused += 1
+            result: dict[str, Any] = json.loads(path.read_text())["result"]
+            return result
+        result = measure()
+        self.measured += 1
+        self._folder.mkdir(parents=True, exist_ok=True)
+        kept = {"key": json.loads(text), "date": today(), "machine": machine(), "result": result}
+        with tempfile.NamedTemporaryFile("w", dir=self._folder, delete=False) as file:
+            json.dump(kept, file)
+        Path(file.name).replace(path)
+        return result
+
+
+def digest(data: bytes) -> str:
+    """SHA-256 in short, for keys and reports."""
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+@cache
+def code_hash() -> str:
+    """Identifies the codec that was measured: its modules and tables."""
+    folder = Path(memcodec.__file__).parent
+    files = sorted(p for p in folder.iterdir() if p.suffix in (".py", ".json"))
+    return digest(b"".join(p.name.encode() + p.read_bytes() for p in files))
+
+
+@cache
+def machine() -> dict[str, Any]:
+    """What ran: processor, system, versions. Nothing that names the machine or its user."""
+    names = ("memcodec", "torch", "transformers", "tokenizers", "numpy", "zstandard")
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in names},
+        "code": code_hash(),
+    }
+
+
+def today() -> str:
+    """The date, UTC."""
+    return datetime.now(UTC).strftime("%Y-%m-%d")
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,204 @@
+"""The benchmark counts honestly, keeps what it has measured, and believes no codec that does not restore its input."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import memcodec.codec
+from memcodec import document, greedy
+from memcodec.bench import measure, rivals, table
+from memcodec.bench.comparison import BOUND, CONTEXT_BOUND, Bench, Row, Text, break_even, worth
+from memcodec.bench.results import Store
+from memcodec.bench.rivals import BenchError
+from memcodec.codec import PREFIX, Codec
+
+STORY = ("She sells sea shells by the sea shore, the shells she sells are sea shells. " * 14).encode()
+
+
+@pytest.fixture(autouse=True)
+def never_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks stay chunks, though zstd would beat the tiny LM."""
+    monkeypatch.setattr(document, "zstd_size", lambda data: 2 * len(data))
+    monkeypatch.setattr(memcodec.codec, "store", lambda data: bytes(2 * len(data)))
+
+
+@pytest.fixture
+def text() -> Text:
+    """A text of about 400 tokens."""
+    return Text("story", STORY, STORY)
+
+
+def plain_bits(folder: Path, codec: Codec, tokens: np.ndarray) -> float:
+    """Bits of one chunk from transformers alone."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    prefix = [int(i) for i in codec.tokenizer.encode(PREFIX)]
+    ids = torch.tensor([[*prefix, *tokens]])
+    with torch.no_grad():
+        scores = torch.log_softmax(model(ids).logits[0], dim=1)
+    return -sum(scores[len(prefix) - 1 + t, token].item() for t, token in enumerate(tokens)) / math.log(2)
+
+
+def test_parts_add_up_to_the_size_on_disk(tiny: Codec, tmp_path: Path) -> None:
+    path = tmp_path / "text.memz"
+    result = measure.memcodec_file(tiny, STORY, path, memory_rate=1.0, effort=64)
+    assert result["file_bytes"] == path.stat().st_size == sum(memcodec.inspect(path.read_bytes())["parts"].values())
+    assert sum(result["parts"].values()) == result["file_bytes"]
+    assert result["tokens"] > 200, "the text must be coded, not stored"
+
+
+def test_bound_equals_plain_transformers(tiny: Codec, llama_folder: Path) -> None:
+    tokens = tiny.tokenizer.encode(STORY.decode())
+    chunks = [tokens[i : i + 200] for i in range(0, len(tokens), 200)]
+    expected = sum(plain_bits(llama_folder, tiny, chunk) for chunk in chunks) / 8
+    found = measure.bound(tiny, STORY)
+    assert found["file_bytes"] == pytest.approx(expected, rel=1e-4)
+    assert found["file_bytes"] == pytest.approx(tiny.bound(STORY), rel=1e-9)
+    assert sum(found["position_bits"]) / 8 == pytest.approx(expected, rel=1e-4)
+    assert sum(found["position_count"]) == found["tokens"] == len(tokens)
+
+
+def test_context_bound_scores_every_token_once(tiny: Codec, llama_folder: Path) -> None:
+    tokens = tiny.tokenizer.encode(STORY.decode())
+    found = measure.context_bits(tiny, tokens, 2048)
+    assert found == pytest.approx(plain_bits(llama_folder, tiny, tokens), rel=1e-4)
+    window, expected = 64, 0.0
+    for start in range(0, len(tokens), window // 2):
+        whole = plain_bits(llama_folder, tiny, tokens[start : start + window])
+        known = plain_bits(llama_folder, tiny, tokens[start : start + window // 2]) if start else 0.0
+        expected += whole - known
+        if start + window >= len(tokens):
+            break
+    assert measure.context_bits(tiny, tokens, window) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0])
+def test_hits_are_those_of_the_encoder(
+    tiny: Codec, rate: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[int] = []
+    correct = greedy.correct
+
+    def counting(*args: Any) -> greedy.Corrected:
+        result = correct(*args)
+        counted.append(result.hits)
+        return result
+
+    monkeypatch.setattr(greedy, "correct", counting)
+    result = measure.memcodec_file(tiny, STORY, tmp_path / "text.memz", memory_rate=rate, effort=64)
+    assert result["hits"] == sum(counted) < result["tokens"]
+    assert result["hits"] or not rate
+
+
+def test_second_run_measures_nothing(tiny: Codec, text: Text, tmp_path: Path) -> None:
+    first, second = Store(tmp_path), Store(tmp_path)
+    rows = list(Bench(tiny, first).compare([text], rates=(0.0,), names=("gzip -9", "zstd -19")))
+    again = list(Bench(tiny, second).compare([text], rates=(0.0,), names=("gzip -9", "zstd -19")))
+    assert again == rows
+    assert [row.codec for row in rows] == ["gzip -9", "zstd -19", BOUND, CONTEXT_BOUND, "memcodec 0"]
+    assert (first.measured, second.measured, second.reused) == (5, 0, 5)
+
+
+def test_interrupted_run_keeps_what_it_has(
+    tiny: Codec, text: Text, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*args: Any, **settings: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(measure, "memcodec_file", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            list(Bench(tiny, Store(tmp_path)).compare([text], rates=(0.0,), names=("gzip -9",)))
+    store = Store(tmp_path)
+    list(Bench(tiny, store).compare([text], rates=(0.0,), names=("gzip -9",)))
+    assert (store.reused, store.measured) == (3, 1)
+
+
+def test_other_text_model_or_setting_is_measured_anew(tiny: Codec, text: Text, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    bench = Bench(tiny, store)
+    bench.memcodec(text, memory_rate=0.0)
+    bench.memcodec(Text("other", text.data[:-1], text.whole), memory_rate=0.0)
+    bench.memcodec(text, memory_rate=0.5, effort=64)
+    other = Codec(tiny.lm, tiny.tokenizer, type(tiny.model)("other", b"x" * 8, tiny.model.tokenizer))
+    Bench(other, store).memcodec(text, memory_rate=0.0)
+    assert (store.measured, store.reused) == (4, 0)
+
+
+def test_rival_with_wrong_bytes_fails(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match="does not decompress"):
+        rivals.measure(lambda data: data, lambda data: data[:-1], STORY, tmp_path / "out")
+
+
+def test_memcodec_with_wrong_bytes_fails_the_run(
+    tiny: Codec, text: Text, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiny, "decode", lambda blob, batch: text.data[:-1] + b"?")
+    store = Store(tmp_path)
+    with pytest.raises(BenchError, match="does not decode"):
+        list(Bench(tiny, store).compare([text], rates=(0.0,), names=()))
+    assert store.measured == 2, "the two limits are kept, the wrong codec is not"
+
+
+def test_rival_that_crashes_fails_the_run(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match="KeyError"):
+        rivals.measure_apart("no such codec", STORY, tmp_path)
+
+
+@pytest.mark.parametrize("name", rivals.RIVALS)
+def test_rivals_restore_and_are_measured(name: str, tmp_path: Path) -> None:
+    if not rivals.usable(name):
+        pytest.skip(f"{rivals.RIVALS[name].library} is not installed")
+    rival = rivals.RIVALS[name]
+    dictionary = rivals.train_dictionary([STORY * 8, bytes(range(256)) * 40]) if rival.dictionary else b""
+    result = rivals.measure(*rival.make(dictionary), STORY, tmp_path / "out")
+    assert 0 < result["file_bytes"] == (tmp_path / "out").stat().st_size < len(STORY)
+    assert result["runs"] >= rivals.MIN_RUNS
+    assert min(result["encode_seconds"], result["decode_seconds"]) > 0
+    assert min(result["encode_peak"], result["decode_peak"]) > 1e6
+
+
+def test_dictionary_helps_only_where_there_are_other_texts(tiny: Codec, tmp_path: Path) -> None:
+    bench = Bench(tiny, Store(tmp_path))
+    text = Text("story", STORY, STORY)
+    name = "zstd -19 + dictionary"
+    assert list(bench.rival(name, text)) == []
+    assert list(bench.rival(name, text, [b"short"])) == []
+    modules = sorted(Path(memcodec.__file__).parent.glob("*.py"))
+    source, *others = [path.read_bytes() for path in modules]
+    text = Text("source", source, source)
+    (helped,) = bench.rival(name, text, others)
+    (plain,) = bench.rival("zstd -19", text)
+    assert helped.file_bytes < plain.file_bytes
+
+
+def test_texts_are_cut_between_characters() -> None:
+    whole = "день".encode()
+    assert [Text.cut("t", whole, n).data.decode() for n in (8, 7, 6, 1)] == ["день", "ден", "ден", ""]
+    assert Text.cut("t", whole, None).data == whole
+
+
+def test_memory_efficiency_is_bits_saved_by_bits_spent() -> None:
+    def row(memory: int, corrections: int, hits: int) -> Row:
+        return Row("t", "c", 900, {"tokens": 200, "memory_bytes": memory, "correction_bytes": corrections,
+                                   "hits": hits, "file_bytes": 300})  # fmt: skip
+
+    found = worth(1.0, row(25, 110, 120), row(0, 130, 76))
+    assert (found["efficiency"], found["memory"], found["total"], found["hits"]) == (0.8, 1.0, 5.4, 0.6)
+
+
+def test_break_even() -> None:
+    rows = [Row("t", "memcodec 0", 1000, {"file_bytes": 200})]
+    assert break_even(rows, [(1000, 400)], 1_000_000, "memcodec 0") == pytest.approx(5_000_000)
+    assert break_even(rows, [(1000, 100)], 1_000_000, "memcodec 0") is None
+
+
+def test_table_has_every_codec() -> None:
+    rows = [Row("t", name, 900, {"file_bytes": 300}) for name in (*rivals.RIVALS, BOUND, "memcodec 1")]
+    shown = table.render(rows)
+    assert all(row.codec in shown for row in rows)
+    assert shown.count("3.00") == len(rows)
