@@ -17,13 +17,14 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from conftest import TEXT
 from memcodec_cli import main
 from memcodec_cli.progress import Bars
 
 import memcodec
 from memcodec import container, models
 from memcodec.codec import Codec, store
+
+from .conftest import TEXT
 
 RESULT = store(b"stored " * 400)  # a .memz file that needs no model
 PROGRAM = [sys.executable, "-m", "memcodec_cli"]
@@ -43,7 +44,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
 def needs_tiny() -> bytes:
     """A .memz file with a chunk that names the model "tiny-llama", of weights that nobody has."""
     parts: list[container.Chunk | container.StoredSpan] = [container.Chunk(10, b"\1\2", b"\3\4\5", 6)]
-    model = container.ModelId("tiny-llama", bytes(8), bytes(6))
+    model = container.ModelId("tiny-llama", bytes(container.WEIGHTS_HASH_BYTES), bytes(container.TOKENIZER_HASH_BYTES))
     return container.pack(container.Container(50, bytes(32), parts, model, container.Settings(0.5)))
 
 
@@ -333,7 +334,7 @@ def test_another_model(run: Run, needs_tiny: bytes, llama_folder: Path) -> None:
     Path("a.memz").write_bytes(needs_tiny)
     for command in (["decompress"], ["verify", "--decode"]):
         message = refused(run(*command, "a.memz", "--model", llama_folder))
-        assert "the file needs model 'tiny-llama' (weights 0000000000000000)" in message
+        assert "the file needs model 'tiny-llama' (weights 000000" in message
         assert "local model 'tiny-llama'" in refused(run(*command, "a.memz"))
     assert names() == ["a.memz"]
 
@@ -411,7 +412,9 @@ def test_inspect_of_a_stored_file(run: Run) -> None:
 
 def test_inspect_lets_no_file_control_the_terminal(run: Run) -> None:
     parts: list[container.Chunk | container.StoredSpan] = [container.Chunk(1, b"\1", b"", 0)]
-    model = container.ModelId("\x1b[2Jmodel", bytes(8), bytes(6))
+    model = container.ModelId(
+        "\x1b[2Jmodel", bytes(container.WEIGHTS_HASH_BYTES), bytes(container.TOKENIZER_HASH_BYTES)
+    )
     blob = container.pack(container.Container(5, bytes(32), parts, model, container.Settings(0.5)))
     assert "?[2Jmodel" in run("inspect", "-", stdin=blob).stdout
 

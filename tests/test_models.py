@@ -14,13 +14,14 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 import torch
-from conftest import save_tokenizer
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
 from memcodec import models
 from memcodec.errors import ModelNotFoundError
 from memcodec.lm import FrozenLM
+
+from .conftest import save_tokenizer
 
 # A built-in model that is quick to make. Says "fetching" and "half" on the way, and waits there as long as told.
 FAKE = """
