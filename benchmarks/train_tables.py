@@ -4,22 +4,32 @@
 
 Texts of several kinds and languages, none of them used in the benchmarks. Each round encodes all chunks with the
 tables of the round before, counts the symbols that the encoder chose, and smooths each context towards its neighbours
-and the mean of all. (Encoder and search read their costs from the same tables, so a round changes what the next one
-chooses; where a round starts matters: from ranks up to 32 in the whole vocabulary, and in smaller and smaller classes
-beyond. Starting from ranks up to 256, or up to 12, ended 1.5% and 0.5% larger.)
+and the mean of all. Encoder and search read their costs from the same tables, so a round changes what the next one chooses.
 """
 
 import argparse
 import json
 from fractions import Fraction
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
 from transformers import AutoTokenizer
 
 from memcodec import corrections, greedy, readout
-from memcodec.corrections import CONTEXTS, FULL, RANK_BITS, RANK_STARTS, SYMBOLS, TABLE_BITS, BUCKETS, Tables
+from memcodec.corrections import (
+    BUCKETS,
+    CONTEXTS,
+    FULL,
+    RANK_BITS,
+    RANK_STARTS,
+    SPLITS,
+    SYMBOLS,
+    TABLE_BITS,
+    TOP,
+    Tables,
+)
 from memcodec.lm import FrozenLM
 
 TOTAL = 1 << TABLE_BITS
@@ -32,27 +42,28 @@ Log = list[tuple[int, int]]
 class LoggedEncoder(corrections.CorrectionEncoder):
     """Notes (context, symbol) of every token; -1 is a hit."""
 
-    log: Log = []
+    log: ClassVar[Log] = []
 
     def hit(self) -> None:
         LoggedEncoder.log.append((self.context, -1))
         super().hit()
 
-    def miss(self, token: int, split: int, rank: int) -> None:
-        symbol = FULL if split < 0 else split * BUCKETS + int(corrections.BUCKET_OF_RANK[rank])
+    def miss(self, token: int, code: int, rank: int) -> None:
+        symbol = FULL if code < 0 else code * BUCKETS + int(corrections.BUCKET_OF_RANK[rank])
         LoggedEncoder.log.append((self.context, symbol))
-        super().miss(token, split, rank)
+        super().miss(token, code, rank)
 
 
-def starting_tables(top: int = 33) -> Tables:
-    """Ranks fall off as 1/rank; beyond `top` smaller classes take over."""
+def starting_tables() -> Tables:
+    """Ranks fall off as 1/rank; ranks from TOP on go to the nested codes, plain codes are the exception."""
     weights = np.empty(SYMBOLS)
     for symbol in range(FULL):
-        split, bucket = divmod(symbol, BUCKETS)
-        start = RANK_STARTS[bucket]
-        usual = start < top if split == 0 else 0.3 * top <= start < top
-        width = np.log((start + 2.0 ** RANK_BITS[bucket] + 0.5) / (start + 0.5))
-        weights[symbol] = width * (1 if usual else 0.01) * (0.6 if split else 1)
+        code, bucket = divmod(symbol, BUCKETS)
+        start, split = RANK_STARTS[bucket], corrections.CODE_BITS[code]
+        offset = TOP if 0 < code < SPLITS else 0.5
+        width = np.log((start + 2.0 ** RANK_BITS[bucket] + offset) / (start + offset))
+        usual = start < TOP and code < SPLITS
+        weights[symbol] = width * (1 if usual else 0.01) * 0.9**split
     weights[FULL] = 0.02
     return Tables(8, np.full(CONTEXTS, TOTAL // 2), np.tile(to_frequencies(weights), (CONTEXTS, 1)))
 
@@ -108,8 +119,14 @@ class Sample:
         self.bound = -torch.log_softmax(logits, -1)[torch.arange(len(tokens)), tokens].sum().item() / np.log(2) / 8
 
 
-def encode(samples: list[Sample], tables: Tables, rate: Fraction, effort: int, steering: readout.Steering,
-           classes: corrections.TokenClasses) -> float:
+def encode(
+    samples: list[Sample],
+    tables: Tables,
+    rate: Fraction,
+    effort: int,
+    steering: readout.Steering,
+    classes: corrections.TokenClasses,
+) -> float:
     """Encode all samples at one rate, filling the log; returns memory and corrections over the bound."""
     LoggedEncoder.log = []
     size = 0.0
@@ -119,7 +136,8 @@ def encode(samples: list[Sample], tables: Tables, rate: Fraction, effort: int, s
         if rate:
             chunks = [
                 readout.Chunk(
-                    s.tokens, s.steered,
+                    s.tokens,
+                    s.steered,
                     readout.MissCosts.of(tables, classes, s.steered, s.tokens, s.odds, s.own, MARGIN),
                 )
                 for s in batch

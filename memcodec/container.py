@@ -9,6 +9,7 @@ import json
 import re
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -23,9 +24,11 @@ MAX_HEADER = 1 << 16
 MAX_RATE = 8
 DEFAULT_CHUNK_TOKENS = 200
 DEFAULT_RATE = Fraction(1)
-WEIGHTS_HASH_BYTES = 8
-TOKENIZER_HASH_BYTES = 6
-ENTRY_CHECKSUM_BYTES = 4
+MAX_VECTORS = 64
+MAX_DIMENSIONS = 1 << 16
+MEMORY_BITS = (1, 2, 3, 4, 8, 16)  # bits per dimension at the prompt site; 16 is float16
+WEIGHTS_HASH_BYTES = 6
+TOKENIZER_HASH_BYTES = 4
 
 # Metadata keys: one letter each, because a file has 320 bytes for all but its chunks. Lower case: a reader must know
 # the key, or refuse the file. Upper case: it may ignore it.
@@ -34,20 +37,20 @@ _KEYS = {
     "n": "original size in bytes",
     "h": "SHA-256 of the original, base64url",
     "m": "model id",
-    "w": "weights hash, base64url",
-    "t": "tokenizer hash, base64url",
+    "w": "weights hash and tokenizer hash, base64url",
     "g": "margin, in logits",
     "c": "chunk tokens; 200 if absent",
     "r": "memory rate in bits per token, a fraction; 1 if absent",
     "s": "site; readout if absent",
     "b": "prompt site: bits per dimension",
+    "d": "prompt site: dimensions of a vector",
 }
 _TENSORS = {"i": "index", "m": "memories", "c": "corrections", "s": "stored spans"}
 
 
 @dataclass(frozen=True)
 class ModelId:
-    """Which LM a file needs: its name, and hashes of its weights (8 bytes) and tokenizer (6 bytes)."""
+    """Which LM a file needs: its name, and hashes of its weights (6 bytes) and tokenizer (4 bytes)."""
 
     name: str
     weights: bytes
@@ -56,13 +59,17 @@ class ModelId:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the decoder must know of the encoder's choices."""
+    """What the decoder must know of the encoder's choices.
+
+    `rate` is for the readout site; `bits` (per dimension) and `dimensions` of a vector are for the prompt site.
+    """
 
     margin: float
     chunk_tokens: int = DEFAULT_CHUNK_TOKENS
     rate: Fraction = DEFAULT_RATE
     site: str = "readout"
     bits: int = 0
+    dimensions: int = 0
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,20 @@ def memory_bytes(tokens: int, settings: Settings) -> int:
     return (int(tokens * settings.rate) + 7) // 8
 
 
+def vector_bytes(dimensions: int, bits: int) -> int:
+    """Bytes of one packed vector of the prompt site: float16 entries, or a float16 scale and the levels."""
+    return 2 * dimensions if bits == 16 else 2 + (dimensions * bits + 7) // 8
+
+
+def vectors(memory: bytes, dimensions: int, bits: int) -> int:
+    """How many vectors a memory of the prompt site has. Raises FormatError where it is not 1 to 64 whole ones."""
+    size = vector_bytes(dimensions, bits)
+    count, rest = divmod(len(memory), size)
+    if rest or not 1 <= count <= MAX_VECTORS:
+        raise FormatError(f"damaged memory: {len(memory)} bytes are not 1 to {MAX_VECTORS} vectors of {size} bytes")
+    return count
+
+
 def describe(data: bytes, parts: list[Chunk | StoredSpan], model: ModelId, settings: Settings) -> Container:
     """The container of a document; the model is left out where no chunk needs it."""
     needed = any(isinstance(part, Chunk) for part in parts)
@@ -116,14 +137,14 @@ def pack(container: Container) -> bytes:
     metadata = {"v": str(VERSION), "n": str(container.size), "h": _b64(container.sha256)}
     if container.model is not None and container.settings is not None:
         model, settings = container.model, container.settings
-        metadata |= {"m": model.name, "w": _b64(model.weights), "t": _b64(model.tokenizer)}
+        metadata |= {"m": model.name, "w": _b64(model.weights + model.tokenizer)}
         metadata["g"] = _short(settings.margin)
         if settings.chunk_tokens != DEFAULT_CHUNK_TOKENS:
             metadata["c"] = str(settings.chunk_tokens)
-        if settings.rate != DEFAULT_RATE:
+        if settings.site == "prompt":
+            metadata |= {"s": settings.site, "b": str(settings.bits), "d": str(settings.dimensions)}
+        elif settings.rate != DEFAULT_RATE:
             metadata["r"] = str(settings.rate)
-        if settings.site != "readout":
-            metadata |= {"s": settings.site, "b": str(settings.bits)}
     stored = b"".join(part.data for part in container.parts if isinstance(part, StoredSpan))
     tensors = {
         "m": b"".join(chunk.memory for chunk in container.chunks),
@@ -165,11 +186,8 @@ def unpack(blob: bytes) -> Container:
         sha256 = _unb64(metadata["h"], 32)
         model = settings = None
         if "m" in metadata:
-            model = ModelId(
-                metadata["m"],
-                _unb64(metadata["w"], WEIGHTS_HASH_BYTES),
-                _unb64(metadata["t"], TOKENIZER_HASH_BYTES),
-            )
+            hashes = _unb64(metadata["w"], WEIGHTS_HASH_BYTES + TOKENIZER_HASH_BYTES)
+            model = ModelId(metadata["m"], hashes[:WEIGHTS_HASH_BYTES], hashes[WEIGHTS_HASH_BYTES:])
             settings = _settings(metadata)
     except (KeyError, ValueError) as error:
         raise FormatError(f"damaged header: {error}") from error
@@ -189,7 +207,9 @@ def _read_safetensors(blob: bytes) -> tuple[dict[str, str], dict[str, bytes], in
     try:
         header = json.loads(blob[8 : 8 + length])
         metadata = header.get("__metadata__")
-        end = max((int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"), default=0)
+        end = max(
+            (int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"), default=0
+        )
     except (ValueError, AttributeError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise FormatError("not a memcodec file: its header does not read") from error
     if len(blob) < 8 + length + end:
@@ -219,11 +239,17 @@ def _settings(metadata: dict[str, str]) -> Settings:
     site = metadata.get("s", "readout")
     if site not in ("readout", "prompt"):
         raise ValueError(f"unknown site {site[:20]!r}")
-    return Settings(margin, chunk_tokens, rate, site, _integer(metadata.get("b", "0"), 0, 16))
+    if site == "readout":
+        return Settings(margin, chunk_tokens, rate)
+    bits = _integer(metadata["b"], 1, 16)
+    if bits not in MEMORY_BITS:
+        raise ValueError("bits per dimension out of range")
+    dimensions = _integer(metadata["d"], 1, MAX_DIMENSIONS)
+    return Settings(margin, chunk_tokens, Fraction(0), site, bits, dimensions)
 
 
 def _pack_index(container: Container) -> bytes:
-    """Runs of (tokens, stored bytes), then an entry a chunk and a checksum a stored span, in order."""
+    """Runs of tokens and the stored bytes after them, then an entry a chunk and a checksum a stored span, in order."""
     runs: list[list[int]] = []
     entries = bytearray()
     for part in container.parts:
@@ -240,14 +266,15 @@ def _pack_index(container: Container) -> bytes:
                 runs.append([0, 0])
             runs[-1][1] += len(part.data)
             entries += struct.pack("<I", zlib.crc32(part.data))
-    return _varint(len(runs)) + b"".join(_varint(a) + _varint(b) for a, b in runs) + bytes(entries)
+    heads = (_varint(2 * a + 1) + _varint(b) if b else _varint(2 * a) for a, b in runs)
+    return _varint(len(runs)) + b"".join(heads) + bytes(entries)
 
 
 def _unpack_index(tensors: dict[str, bytes], settings: Settings | None, size: int) -> list[Chunk | StoredSpan]:
     index = _Reader(tensors["i"][:-4], "index")
     memories = _Reader(tensors.get("m", b""), "memories")
     corrections = _Reader(tensors.get("c", b""), "corrections")
-    runs = [(index.varint(), index.varint()) for _ in range(index.count(2))]
+    runs = [(head >> 1, index.varint() if head & 1 else 0) for head in index.varints(index.varint())]
     stored = _Reader(_unpack_stored(tensors.get("s", b""), sum(b for _, b in runs), size), "stored spans")
     parts: list[Chunk | StoredSpan] = []
     for tokens, stored_bytes in runs:
@@ -258,7 +285,10 @@ def _unpack_index(tensors: dict[str, bytes], settings: Settings | None, size: in
             length = index.varint()
             memory_length = index.varint() if settings.site == "prompt" else memory_bytes(count, settings)
             checksum = index.u32()
-            parts.append(Chunk(count, memories.take(memory_length), corrections.take(length), checksum))
+            chunk = Chunk(count, memories.take(memory_length), corrections.take(length), checksum)
+            if settings.site == "prompt":
+                vectors(chunk.memory, settings.dimensions, settings.bits)
+            parts.append(chunk)
             tokens -= count
         if stored_bytes:
             data = stored.take(stored_bytes)
@@ -331,12 +361,10 @@ class _Reader:
             if shift > 55:
                 raise FormatError(f"damaged file: a number in {self._name} is too long")
 
-    def count(self, bytes_each: int) -> int:
-        """A count of items of at least `bytes_each` bytes, so never more than could follow."""
-        value = self.varint()
-        if value * bytes_each > len(self._data) - self._position:
-            raise FormatError(f"damaged file: {self._name} end too early")
-        return value
+    def varints(self, count: int) -> Iterator[int]:
+        """So many numbers, one at a time: a count that is not true ends with the bytes."""
+        for _ in range(count):
+            yield self.varint()
 
     def end(self) -> None:
         if self._position != len(self._data):

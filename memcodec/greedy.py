@@ -12,9 +12,16 @@ from fractions import Fraction
 import numpy as np
 import torch
 
-from memcodec.corrections import CorrectionDecoder, CorrectionEncoder, TokenClasses, TokenOdds, Tables, best_miss
+from memcodec.corrections import (
+    CorrectionDecoder,
+    CorrectionEncoder,
+    Tables,
+    TokenClasses,
+    TokenOdds,
+    best_miss,
+)
 from memcodec.lm import FrozenLM
-from memcodec.readout import COMPETITORS, Competition, Steering, steered_winners, windows
+from memcodec.readout import Competition, Steering, steered_winners, windows
 
 LogitHook = Callable[[torch.Tensor], torch.Tensor]
 
@@ -28,8 +35,14 @@ class Corrected:
 
 
 def correct(
-    tokens: np.ndarray, competition: Competition, odds: list[TokenOdds], logits: np.ndarray,
-    moves: np.ndarray | None, tables: Tables, classes: TokenClasses, margin: float,
+    tokens: np.ndarray,
+    competition: Competition,
+    odds: list[TokenOdds],
+    logits: np.ndarray,
+    moves: np.ndarray | None,
+    tables: Tables,
+    classes: TokenClasses,
+    margin: float,
 ) -> Corrected:
     """Write the corrections of one chunk.
 
@@ -41,17 +54,14 @@ def correct(
     still = np.zeros(competition.ids.shape[1], dtype=np.float32)
     for t, token in enumerate(tokens):
         winner = competition.winner(t, still if moves is None else moves[t], margin)
-        if winner < 0:
-            encoder.miss(int(token), *best_miss(tables, odds[t], encoder.context))
-        elif competition.ids[t, winner] == token:
+        if winner >= 0 and competition.ids[t, winner] == token:
             encoder.hit()
             hits += 1
-        else:
-            shared = int(classes.shared_bits(competition.ids[t, winner : winner + 1], int(token))[0])
-            lead = competition.logits[t, winner] - logits[t]
-            encoder.miss(
-                int(token), *best_miss(tables, odds[t], encoder.context, shared, lead > 0, abs(lead) <= margin)
-            )
+            continue
+        ranks = odds[t].ranks.copy()
+        if winner >= 0:
+            ranks[0] = odds[t].rank_under(competition.logits[t, winner] - logits[t], margin)
+        encoder.miss(int(token), *best_miss(tables, ranks, encoder.context, classes.bits))
     return Corrected(encoder.finish(), hits)
 
 
@@ -66,8 +76,14 @@ class CodedChunk:
 
 @torch.no_grad()
 def decode(
-    chunks: list[CodedChunk], lm: FrozenLM, steering: Steering | None, tables: Tables, classes: TokenClasses,
-    rate: Fraction, prompts: torch.Tensor | None = None, hook: LogitHook | None = None,
+    chunks: list[CodedChunk],
+    lm: FrozenLM,
+    steering: Steering | None,
+    tables: Tables,
+    classes: TokenClasses,
+    rate: Fraction,
+    prompts: torch.Tensor | None = None,
+    hook: LogitHook | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[np.ndarray]:
     """Decode a batch of chunks side by side; returns the token ids of each, int64 [tokens].

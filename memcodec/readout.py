@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from memcodec import corrections
-from memcodec.corrections import SPLITS, RANKS, TokenClasses, TokenOdds, Tables
+from memcodec.corrections import RANKS, Tables, TokenClasses, TokenOdds
 from memcodec.seeded import signs, words
 
 WINDOW = 24  # memory entries that a position sees
@@ -99,9 +99,7 @@ def _parity_signs(masked: np.ndarray) -> np.ndarray:
     return np.float32(1) - np.float32(2) * (masked & np.uint64(1)).astype(np.float32)
 
 
-def steered_winners(
-    logits: torch.Tensor, steering: Steering, window: np.ndarray, position: int
-) -> np.ndarray:
+def steered_winners(logits: torch.Tensor, steering: Steering, window: np.ndarray, position: int) -> np.ndarray:
     """The decoder's argmax: float32 [rows, vocabulary], int64 [rows] -> winning token ids, int64 [rows]."""
     count = min(COMPETITORS, logits.shape[1])
     values, candidates = logits.topk(count, dim=1)
@@ -147,7 +145,7 @@ class Competition:
 class MissCosts:
     """Bits and levels of the best stable miss of each token of a chunk, by winner and context.
 
-    bits: float32 [tokens, n + 1, contexts], levels: int16 alike; index n is "no certain winner".
+    bits: float32 [tokens, n + 1, contexts], levels: int64 alike; index n is "no certain winner".
     """
 
     bits: np.ndarray
@@ -155,33 +153,37 @@ class MissCosts:
 
     @classmethod
     def of(
-        cls, tables: Tables, classes: TokenClasses, competition: Competition, tokens: np.ndarray,
-        odds: list[TokenOdds], logits: np.ndarray, margin: float,
+        cls,
+        tables: Tables,
+        classes: TokenClasses,
+        competition: Competition,
+        tokens: np.ndarray,
+        odds: list[TokenOdds],
+        logits: np.ndarray,
+        margin: float,
     ) -> "MissCosts":
         """logits: the tokens' own, float32 [tokens]."""
-        count, n = competition.ids.shape
-        splits = np.arange(min(SPLITS, classes.bits))
-        above = np.array([o.above for o in odds])[:, None, splits]
-        near = np.array([o.near for o in odds])[:, None, splits]
-        own = logits[:, None]
-        shared = np.array([classes.shared_bits(competition.ids[t], tokens[t]) for t in range(count)])
-        in_class = splits <= shared[..., None]
-        ranks = above - (in_class & (competition.logits > own)[..., None])
-        near = near - (in_class & (np.abs(competition.logits - own) <= margin)[..., None])
-        usable = (near <= 0) & (ranks < RANKS)
-        table = np.concatenate([tables.miss_cost, np.full((corrections.CONTEXTS, 1), np.inf, np.float32)], axis=1)
-        index = np.where(usable, splits * RANKS + ranks.clip(0, RANKS - 1), table.shape[1] - 1)
+
+        def cheapest(codes: np.ndarray, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            """Bits and levels over the last axis of `ranks`, by context."""
+            costs = tables.miss_cost.T[codes * RANKS + ranks.clip(0)]
+            costs[ranks < 0] = np.inf
+            best = costs.argmin(axis=-2)
+            rank = np.take_along_axis(ranks, best, axis=-1).clip(0)
+            symbols = codes[best] * corrections.BUCKETS + corrections.BUCKET_OF_RANK[rank]
+            return np.take_along_axis(costs, best[..., None, :], axis=-2)[..., 0, :], corrections.LEVELS[symbols]
+
+        n = competition.ids.shape[1]
+        bits, levels = cheapest(np.arange(corrections.CODES), np.array([o.ranks for o in odds]))
         full = tables.miss_cost[:, -1] + classes.bits
-        bits = np.broadcast_to(full, (count, n + 1, corrections.CONTEXTS)).copy()
-        levels = np.full(bits.shape, corrections.MAX_LEVEL, dtype=np.int16)
-        costs = table.T[index]  # [tokens, n, splits, contexts]
-        best = costs.argmin(axis=2)
-        cost = np.take_along_axis(costs, best[:, :, None], axis=2)[:, :, 0]
-        rank = np.take_along_axis(ranks, best, axis=2).clip(0, RANKS - 1)
-        level = corrections.LEVELS[best * corrections.BUCKETS + corrections.BUCKET_OF_RANK[rank]]
-        better = cost < bits[:, :n]
-        bits[:, :n] = np.where(better, cost, bits[:, :n])
-        levels[:, :n] = np.where(better, level, levels[:, :n])
+        levels = np.where(bits < full, levels, corrections.MAX_LEVEL)[:, None].repeat(n + 1, axis=1)
+        bits = np.minimum(bits, full)[:, None].repeat(n + 1, axis=1)
+        leads = competition.logits - logits[:, None]
+        first = [[o.rank_under(lead, margin) for lead in row] for o, row in zip(odds, leads, strict=True)]
+        first_bits, first_levels = cheapest(np.zeros(1, dtype=np.int64), np.array(first)[..., None])
+        better = first_bits < bits[:, :n]
+        bits[:, :n][better] = first_bits[better]
+        levels[:, :n][better] = first_levels[better]
         return cls(bits, levels)
 
 
@@ -196,7 +198,12 @@ class Chunk:
 
 @torch.no_grad()
 def fit(
-    chunks: list[Chunk], steering: Steering, tables: Tables, rate: Fraction, margin: float, effort: int,
+    chunks: list[Chunk],
+    steering: Steering,
+    tables: Tables,
+    rate: Fraction,
+    margin: float,
+    effort: int,
     device: torch.device,
 ) -> list[np.ndarray]:
     """Beam search for the memory of each chunk that needs the fewest bits of corrections; returns {0, 1} [bits] each.
@@ -216,9 +223,7 @@ def fit(
 
     logits = stack([np.where(c.competition.possible, c.competition.logits, -np.inf) for c in chunks], 0.0)
     certain = stack([c.competition.certain for c in chunks], True)
-    target = stack(
-        [np.where(c.competition.ids == c.tokens[:, None], np.arange(n), -1).max(axis=1) for c in chunks], -1
-    )
+    target = stack([np.where(c.competition.ids == c.tokens[:, None], np.arange(n), -1).max(axis=1) for c in chunks], -1)
     ids = stack([c.competition.ids for c in chunks], 0)
     miss_bits = stack([c.costs.bits for c in chunks], 0.0)
     miss_levels = stack([c.costs.levels for c in chunks], 0)
@@ -249,7 +254,7 @@ def fit(
         hit = stable & (winner == target[:, t, None])
         outcome = torch.where(stable, winner, n)
         bits = torch.where(hit, hit_bits[context], miss_bits[row_index, t, outcome, context])
-        levels = torch.where(hit, 0, miss_levels[row_index, t, outcome, context].long())
+        levels = torch.where(hit, 0, miss_levels[row_index, t, outcome, context])
         cost = cost + torch.where(live[:, t, None], bits, 0)
         level_sum = level_sum + levels
         width = max(1, effort >> (entries_until(t + 2, rate) - entries_until(t + 1, rate)))

@@ -1,6 +1,5 @@
 """A tiny LM for most tests, made here; the built-in model for a few."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -31,35 +30,45 @@ def save_tokenizer(folder: Path, vocabulary: int = 400) -> None:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|end|>").save_pretrained(folder)
 
 
+def train(model: torch.nn.Module, folder: Path, steps: int = 40) -> None:
+    """Teach a tiny model the lines above, so that it has something to say: a random one loses to zstd everywhere."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    ids = torch.tensor(tokenizer.encode(TEXT * 3, add_special_tokens=False))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(steps):
+        starts = torch.randint(0, len(ids) // 3, (8,))
+        batch = torch.stack([ids[start : start + 96] for start in starts])
+        model(input_ids=batch, labels=batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(folder)
+
+
 @pytest.fixture(scope="session")
 def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Llama of two layers as a model folder."""
+    """A Llama of two layers, taught a few lines, as a model folder."""
     folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    folder.mkdir()
+    save_tokenizer(folder)
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=400, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=1024, initializer_range=0.2, tie_word_embeddings=True,
+        num_key_value_heads=2, max_position_embeddings=1024, tie_word_embeddings=True,
     )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    save_tokenizer(folder)
+    train(LlamaForCausalLM(config), folder)
     return folder
 
 
 @pytest.fixture(scope="session")
 def gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random GPT-2 of two layers, with learned position embeddings, as a model folder."""
+    """A GPT-2 of two layers, with learned position embeddings, taught a few lines, as a model folder."""
     folder = tmp_path_factory.mktemp("models") / "tiny-gpt2"
-    torch.manual_seed(1)
-    config = GPT2Config(vocab_size=400, n_embd=64, n_layer=2, n_head=4, n_positions=256, initializer_range=0.2)
-    GPT2LMHeadModel(config).save_pretrained(folder)
+    folder.mkdir()
     save_tokenizer(folder)
+    torch.manual_seed(1)
+    config = GPT2Config(vocab_size=400, n_embd=64, n_layer=2, n_head=4, n_positions=256)
+    train(GPT2LMHeadModel(config), folder)
     return folder
-
-
-@pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Tests keep what they remember about tiny models out of the user's cache; the built-in model stays where it is."""
-    os.environ.setdefault("MEMCODEC_TEST_MODEL_CACHE", os.environ.get("MEMCODEC_CACHE", ""))
 
 
 @pytest.fixture(scope="session")
