@@ -1,6 +1,8 @@
 """The benchmark counts honestly, keeps what it has measured, and believes no codec that does not restore its input."""
 
+import importlib
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ STORY = ("She sells sea shells by the sea shore, the shells she sells are sea sh
 def never_stored(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks stay chunks, though zstd would beat the tiny LM."""
     monkeypatch.setattr(document, "zstd_size", lambda data: 2 * len(data))
-    monkeypatch.setattr(memcodec.codec, "store", lambda data: bytes(2 * len(data)))
+    monkeypatch.setattr(memcodec.codec, "store", lambda data: bytes(100_000))
 
 
 @pytest.fixture
@@ -124,7 +126,7 @@ def test_other_text_model_or_setting_is_measured_anew(tiny: Codec, text: Text, t
     bench.memcodec(text, memory_rate=0.0)
     bench.memcodec(Text("other", text.data[:-1], text.whole), memory_rate=0.0)
     bench.memcodec(text, memory_rate=0.5, effort=64)
-    other = Codec(tiny.lm, tiny.tokenizer, type(tiny.model)("other", b"x" * 8, tiny.model.tokenizer))
+    other = Codec(tiny.lm, tiny.tokenizer, replace(tiny.model, weights=bytes(len(tiny.model.weights))))
     Bench(other, store).memcodec(text, memory_rate=0.0)
     assert (store.measured, store.reused) == (4, 0)
 
@@ -202,3 +204,45 @@ def test_table_has_every_codec() -> None:
     shown = table.render(rows)
     assert all(row.codec in shown for row in rows)
     assert shown.count("3.00") == len(rows)
+
+
+@pytest.fixture
+def full_run(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """benchmarks/run.py as a module, with its neighbours."""
+    pytest.importorskip("matplotlib")
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
+    return importlib.import_module("run")
+
+
+def measure_here(name: str, data: bytes, folder: Path, dictionary: bytes) -> dict[str, Any]:
+    """As rivals.measure_apart, in this process."""
+    return rivals.measure(*rivals.RIVALS[name].make(dictionary), data, folder / "output")
+
+
+def test_report_has_every_codec_and_its_plots(
+    tiny: Codec, full_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rivals, "measure_apart", measure_here)  # a process each would take half a minute
+    source = b"".join(path.read_bytes() for path in sorted(Path(memcodec.__file__).parent.glob("*.py")))
+    names = "alice29", "second", "third"  # the first counts for the break-even
+    texts = [Text.cut(name, STORY[:20] + source[20_000 * i :], 60) for i, name in enumerate(names)]
+    found = full_run.measure(Bench(tiny, Store(tmp_path / "store")), texts, [30, 60])
+    report = full_run.report.render(found)
+    rows = [line for line in report.split("## By input size")[0].splitlines() if line.startswith("|")]
+    usable = [name for name in rivals.RIVALS if rivals.usable(name)]
+    for name in (*usable, BOUND, CONTEXT_BOUND, *(f"memcodec {rate}" for rate in (0, 1, 2, 4))):
+        assert sum(f" {name} |" in line.replace("(", "").replace(")", "").replace("*", "") for line in rows) == 3, name
+    full_run.plots.draw(found, tmp_path)
+    for name in ("bytes", "rate-distortion", "positions"):
+        assert f"({name}.png)" in report
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    store = Store(tmp_path / "store")
+    assert full_run.measure(Bench(tiny, store), texts, [30, 60]) == found
+    assert store.measured == 0
+
+
+def test_translations_are_read_from_po(full_run: Any) -> None:
+    po = (
+        b'msgid ""\nmsgstr ""\n"Language: es\\n"\n\nmsgid "a"\nmsgstr ""\n"uno "\n"dos"\n\nmsgstr[1] "\xc3\xb1\\"\\n"\n'
+    )
+    assert full_run.corpora.translations(po).decode() == 'uno dos\n\u00f1"\n\n'

@@ -1,6 +1,5 @@
 """All codecs on the same texts, and how size, memory and search pay; every result goes through a `Store`."""
 
-import inspect
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,8 @@ import torch
 from memcodec.bench import measure, rivals
 from memcodec.bench.results import Store, code_hash, digest
 from memcodec.codec import DEFAULT_BATCH, DEFAULT_EFFORT, Codec
+from memcodec.errors import EncodeError
+from memcodec.prompt import Fitting
 
 RATES = (0.0, 1.0, 2.0, 4.0)
 CURVE_RATES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -19,6 +20,9 @@ EFFORTS = (256, 1024, DEFAULT_EFFORT, 16384)
 SIZES = (1024, 4096, 16384, 65536)
 BOUND = "bound"
 CONTEXT_BOUND = "bound, context of 2048"
+PROMPT = "memcodec, prompt site"
+PROMPT_TOKENS = 16  # a chunk: what one memory token of the default model holds for sure
+PROMPT_STEPS = 400
 LIMITS = (BOUND, CONTEXT_BOUND)  # ideal sizes: nothing is written, nothing can be decoded
 
 
@@ -86,6 +90,7 @@ class Bench:
         """batch: chunks decoded side by side."""
         self.codec = codec
         self.store = store
+        self.threads = torch.get_num_threads()
         self._batch = batch
         self._say = say
 
@@ -160,9 +165,21 @@ class Bench:
             result.append({"effort": effort, "encode_seconds": seconds} | worth(1.0, row, none))
         return result
 
-    def has_prompt_site(self) -> bool:
-        """Whether this memcodec can put memories at the prompt site."""
-        return "site" in inspect.signature(self.codec.encode).parameters
+    def prompt(self, text: Text, steps: int = PROMPT_STEPS) -> Row | str:
+        """The prompt site in its pure form, a memory token a chunk and no corrections; where it fails, why."""
+        key = {"codec": PROMPT, "steps": steps, "file": digest(text.data)} | self._identity()
+
+        def run(codec: Codec, data: bytes) -> dict[str, Any]:
+            fitting = Fitting(steps=steps)
+            settings = {"site": "prompt", "chunk_tokens": PROMPT_TOKENS, "fitting": fitting, "pure": True}
+            with tempfile.TemporaryDirectory() as folder:
+                try:
+                    return measure.memcodec_file(codec, data, Path(folder) / "text.memz", self._batch, **settings)
+                except EncodeError as error:
+                    return {"failed": str(error)}
+
+        result = self.store.get(key, lambda: self._told(PROMPT, text, run))
+        return result["failed"] if "failed" in result else Row(text.name, PROMPT, len(text.data), result)
 
     def _told(self, name: str, text: Text, run: Callable[[Codec, bytes], dict[str, Any]]) -> dict[str, Any]:
         self._say(f"{name}: {text.name}")
@@ -172,7 +189,7 @@ class Bench:
         return {
             "model": self.codec.model.weights.hex(),
             "device": self.codec.lm.device.type,
-            "threads": torch.get_num_threads(),
+            "threads": self.threads,
             "batch": self._batch,
             "code": code_hash(),
         }

@@ -23,8 +23,8 @@ _SLICE = 256  # positions whose probabilities are computed at once: 49,152 doubl
 def memcodec_file(codec: Codec, data: bytes, path: Path, batch: int = DEFAULT_BATCH, **settings: Any) -> dict[str, Any]:
     """Encode once, write the file, read it back, decode once, compare; with what the file is made of.
 
-    batch: chunks decoded side by side; settings: as in `Codec.encode`. The encoder's own verification is off: decoding is measured by itself, and its
-    output compared here. Raises BenchError on a mismatch.
+    batch: chunks decoded side by side; settings: as in `Codec.encode`. The encoder's own verification is off: decoding
+    is measured by itself, and its output compared here. Raises BenchError on a mismatch.
     """
     peak.reset()
     start = time.perf_counter()
@@ -61,7 +61,7 @@ def memcodec_file(codec: Codec, data: bytes, path: Path, batch: int = DEFAULT_BA
 def hits(blob: bytes, codec: Codec) -> int:
     """How many tokens of a file greedy decoding under the memory writes by itself, without a correction.
 
-    Read from the corrections alone: whether a token is a hit does not depend on the logits.
+    Read from the corrections alone: whether a token is a hit does not depend on the logits, only which one it is.
     """
     parsed = container.unpack(blob)
     if parsed.settings is None:
@@ -71,7 +71,10 @@ def hits(blob: bytes, codec: Codec) -> int:
     count = 0
     for chunk in parsed.chunks:
         decoder = corrections.CorrectionDecoder(chunk.corrections, tables, codec.classes)
-        count += sum(decoder.token(-1, logits) < 0 for _ in range(chunk.tokens))  # a hit gives the winner, here -1
+        for _ in range(chunk.tokens):
+            before = decoder._level_sum
+            decoder.token(0, logits)
+            count += decoder._level_sum == before  # the level of every miss is above 0
     return count
 
 

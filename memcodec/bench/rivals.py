@@ -63,7 +63,7 @@ def _zstd(level: int, dictionary: bytes = b"") -> tuple[Transform, Transform]:
 
 
 def _brotli() -> tuple[Transform, Transform]:
-    import brotli
+    import brotli  # type: ignore[import-untyped]
 
     def compress(data: bytes) -> bytes:
         return bytes(brotli.compress(data, quality=11, lgwin=24))
@@ -87,7 +87,7 @@ def train_dictionary(others: list[bytes]) -> bytes:
     samples = [text[i : i + _SAMPLE_BYTES] for text in others for i in range(0, len(text), _SAMPLE_BYTES)]
     size = min(DICTIONARY_BYTES, sum(map(len, samples)) // 8)
     try:
-        return zstandard.train_dictionary(size, samples).as_bytes()
+        return zstandard.train_dictionary(size, list(samples)).as_bytes()
     except (zstandard.ZstdError, ValueError):
         return b""
 

@@ -1,0 +1,206 @@
+"""The report in Markdown, from what run.py has measured. Every figure in it comes from there."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import plots
+
+from memcodec.bench import table
+from memcodec.bench.comparison import LIMITS, Row
+
+_MEASURED = """\
+How it was measured. Each codec wrote a whole file to disk, the file was read back and decompressed, and the output
+compared with the input: one difference ends the run. Sizes are sizes of files. **The model is not counted**, nor is the
+dictionary of zstd, which was trained on the other texts of the set, uncut. memcodec's times are one run without the
+encoder's own verification (with it, as is the default, encoding takes as long as encoding and decoding here); the
+others' are medians of at least five runs. The peak is the resident memory of the whole process: for memcodec with the
+model in it, for the others a Python interpreter that holds nothing else. The language model may have seen any of these
+texts in its training.
+
+The lines in brackets are no codecs. *Bound*: the sum of -log2 p(token) of the same model over the same chunks of 200
+tokens. *Bound, context of 2048*: the same, but each token sees the text before it, in windows of 2,048 tokens that move
+on by 1,024, so at least 1,024 tokens where there are so many: the difference is what independent chunks cost."""
+
+_PEERS = """\
+Published by others, **not measured here**, and not with the same model:
+
+| codec | text | published | model | source |
+| --- | --- | --- | --- | --- |
+| ts_zip | alice29, whole | 1.142 bits per byte | RWKV 169M | bellard.org/ts_zip |
+| llama-zip | book1, whole | 8.745x | Llama 3.1 8B, context of 8k tokens | its README |"""
+
+
+def render(found: dict[str, Any]) -> str:
+    """The whole report."""
+    sections = [
+        "# Benchmark",
+        _head(found),
+        "## Bytes by codec and text",
+        _matrix(found["rows"], lambda row: f"{row.file_bytes:,.0f}", found["texts"]),
+        "Ratios (original bytes by file bytes):",
+        _matrix(found["rows"], lambda row: f"{row.ratio:.2f}"),
+        "![Bytes by codec](bytes.png)",
+        _MEASURED,
+        "## All texts together",
+        _totals(found["rows"]),
+        _break_even(found),
+        "## By input size",
+        _sizes(found["sizes"]),
+        "## What the memory is worth",
+        _curve(found),
+        "![Rate and distortion](rate-distortion.png)",
+        _efforts(found),
+        "## The prompt site",
+        _prompt(found),
+        "## What a cold start costs",
+        _positions(found),
+        "![Bits per token by position](positions.png)",
+        "## Peers",
+        _PEERS,
+        "## Texts",
+        _texts(found),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; all columns but the first are numbers."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _head(found: dict[str, Any]) -> str:
+    machine, model = found["machine"], found["model"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    others = ", ".join(dict.fromkeys(version for version in found["rivals"].values() if version))
+    return (
+        f"{found['date']}, {machine['processor']}, {machine['threads']} threads, {machine['system']}, "
+        f"Python {machine['python']}; {versions}; rivals from {others}. Model {model['name']}, weights "
+        f"{model['weights']}; codec sources {machine['code']}. Written by `make bench`; the same figures, and more of "
+        "them, are in [report.json](report.json)."
+    )
+
+
+def _codecs(rows: Sequence[Row]) -> list[str]:
+    """Codecs in the order of their sizes over all texts, largest first; those of some texts only at the end."""
+    texts = {row.text for row in rows}
+    names = dict.fromkeys(row.codec for row in rows)
+    size = {name: sum(row.file_bytes for row in rows if row.codec == name) for name in names}
+    missing = {name: len(texts) - sum(row.codec == name for row in rows) for name in names}
+    return sorted(names, key=lambda name: (missing[name], -size[name]))
+
+
+def _label(codec: str) -> str:
+    return f"({codec})" if codec in LIMITS else f"**{codec}**" if codec.startswith("memcodec") else codec
+
+
+def _matrix(rows: Sequence[Row], cell: Any, texts: Sequence[dict[str, Any]] = ()) -> str:
+    names = list(dict.fromkeys(row.text for row in rows))
+    cells = {(row.codec, row.text): cell(row) for row in rows}
+    body = [[_label(codec), *(cells.get((codec, name), "-") for name in names)] for codec in _codecs(rows)]
+    original = [["original", *(f"{text['bytes']:,}" for text in texts)]] if texts else []
+    return grid(["", *names], original + body)
+
+
+def _totals(rows: Sequence[Row]) -> str:
+    body = []
+    for codec in _codecs(rows):
+        some = [row for row in rows if row.codec == codec]
+        original, size = sum(row.original_bytes for row in some), sum(row.file_bytes for row in some)
+        speeds = []
+        for way in ("encode", "decode"):
+            seconds = [row.result[f"{way}_seconds"] for row in some if f"{way}_seconds" in row.result]
+            speeds.append(table.speed(original / sum(seconds) if seconds else None))
+        peaks = [row.peak for row in some if row.peak]
+        peak = f"{max(peaks) / 1e6:,.0f} MB" if peaks else "-"
+        figures = [f"{size:,.0f}", f"{original / size:.2f}", f"{8 * size / original:.3f}"]
+        body.append([_label(codec), *figures, *speeds, peak])
+    return grid(["", "bytes", "ratio", "bits per byte", "encode", "decode", "peak memory"], body)
+
+
+def _break_even(found: dict[str, Any]) -> str:
+    even, model = found["break_even"], found["model"]["download_bytes"]
+    against = (
+        f"The model is a download of {model:,} bytes. Against zstd -19 of the whole English texts (not of their "
+        "beginnings: zstd gains with length)"
+    )
+    if even["bytes"] is None:
+        return f"{against}, memcodec at memory rate 1 never pays that back."
+    return (
+        f"{against}, memcodec at memory rate 1 pays that back from **{even['bytes'] / 1e6:,.0f} MB** of such text on; "
+        "below, whoever counts the model is better off with zstd."
+    )
+
+
+def _sizes(rows: Sequence[Row]) -> str:
+    sizes = list(dict.fromkeys(row.original_bytes for row in rows))
+    names = sorted(
+        dict.fromkeys(row.codec for row in rows),
+        key=lambda name: -sum(row.file_bytes for row in rows if row.codec == name),
+    )
+    cells = {(row.codec, row.original_bytes): f"{row.file_bytes:,.0f} ({row.ratio:.2f})" for row in rows}
+    body = [[_label(name), *(cells.get((name, size), "-") for size in sizes)] for name in names]
+    return f"The beginning of {rows[0].text}: bytes, and ratio in brackets.\n\n" + grid(
+        ["", *(f"{size:,} bytes" for size in sizes)], body
+    )
+
+
+def _curve(found: dict[str, Any]) -> str:
+    head = [
+        "memory rate", "memory", "corrections", "both", "file, bytes", "efficiency", "tokens right without correction",
+    ]  # fmt: skip
+    text = found["texts"][0]
+    return (
+        f"{text['name']}, {text['bytes']:,} bytes; bits per token. Efficiency: bits of corrections saved by the "
+        "memory, by bits of the memory; above 1 it pays for itself. Tokens right: by greedy decoding under the "
+        "memory, across the margin.\n\n"
+        + grid(head, [[f"{point['rate']:g}", *_worth(point)] for point in found["curve"]])
+    )
+
+
+def _efforts(found: dict[str, Any]) -> str:
+    head = [
+        "search effort", "memory", "corrections", "both", "file, bytes", "efficiency", "tokens right", "encoding, s",
+    ]  # fmt: skip
+    rows = [[f"{e['effort']:,}", *_worth(e), f"{e['encode_seconds']:.1f}"] for e in found["efforts"]]
+    return "The search effort (states tried per token) at memory rate 1, the same text:\n\n" + grid(head, rows)
+
+
+def _worth(point: dict[str, Any]) -> list[str]:
+    efficiency = "-" if point["efficiency"] is None else f"{point['efficiency']:.2f}"
+    bits = [f"{point[name]:.3f}" for name in ("memory", "corrections", "total")]
+    return [*bits, f"{point['file_bytes']:,}", efficiency, f"{100 * point['hits']:.1f}%"]
+
+
+def _prompt(found: dict[str, Any]) -> str:
+    row = found["prompt"]
+    about = f"The first {found['prompt_bytes']} bytes of {found['texts'][0]['name']}, no corrections: "
+    if isinstance(row, str):
+        return about + row + "."
+    result = row.result
+    return (
+        f"{about}{result['tokens']} tokens in {result['memory_bytes']:,} bytes of memory, a file of "
+        f"{row.file_bytes:,.0f} bytes (zstd -19: {found['prompt_zstd']:,}), encoded in "
+        f"{result['encode_seconds']:.0f} s, decoded in {result['decode_seconds']:.1f} s. At this site the memory is an "
+        "embedding that reads back exactly; with a model of this size it is no way to save bytes."
+    )
+
+
+def _positions(found: dict[str, Any]) -> str:
+    bits, count = plots.position_bits(found)
+    spans = [(0, 1), (1, 2), (2, 5), (5, 10), (10, 25), (25, 50), (50, 100), (100, 150), (150, len(bits))]
+    known = [(a, b) for a, b in spans if count[a:b].sum()]
+    names = [str(a + 1) if b == a + 1 else f"{a + 1}-{b}" for a, b in known]
+    values = [f"{bits[a:b].sum() / count[a:b].sum():.2f}" for a, b in known]
+    return "Bits per token under the model, by position in the chunk, all texts:\n\n" + grid(
+        ["position", *names], [["bits per token", *values]]
+    )
+
+
+def _texts(found: dict[str, Any]) -> str:
+    body = [
+        [t["name"], t["about"], f"{t['bytes']:,}", f"{t['whole_bytes']:,}", f"`{t['sha256']}`"] for t in found["texts"]
+    ]
+    return "Cut to their beginnings; SHA-256 of what was compressed, first 16 digits.\n\n" + grid(
+        ["", "from", "bytes", "whole", "SHA-256"], body
+    )

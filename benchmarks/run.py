@@ -1,0 +1,119 @@
+"""The full benchmark: measures what is missing, then writes report.md, its plots and report.json.
+
+    python benchmarks/run.py [--bytes N | --full] [--out FOLDER]
+
+Results are kept in the cache, so an interrupted run goes on where it stopped, and a second one only writes the report.
+"""
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import corpora
+import plots
+import report
+
+from memcodec.bench import rivals, table
+from memcodec.bench.comparison import SIZES, Bench, Row, Text, break_even
+from memcodec.bench.results import Store, digest, machine, today
+from memcodec.codec import Codec
+from memcodec.errors import MemcodecError
+from memcodec.models import BUILT_IN, DEFAULT_MODEL
+
+DEFAULT_BYTES = 8192  # of the English texts; half as much of the others: 25 minutes on 2 CPU cores
+PROMPT_BYTES = 128
+SIZE_NAMES = tuple(name for name, rival in rivals.RIVALS.items() if not rival.dictionary)
+
+
+def main() -> None:
+    """Measure and write the report."""
+    parser = argparse.ArgumentParser(description="Measure memcodec against the classic compressors, with its limits.")
+    parser.add_argument("--bytes", type=int, default=DEFAULT_BYTES, help=f"of each English text ({DEFAULT_BYTES})")
+    parser.add_argument("--full", action="store_true", help="whole texts: many hours on a CPU")
+    parser.add_argument("--sizes", default=",".join(map(str, SIZES)), help="sizes of one text, in bytes")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder of the report")
+    options = parser.parse_args()
+    start = time.monotonic()
+
+    def say(what: str) -> None:
+        minutes, seconds = divmod(int(time.monotonic() - start), 60)
+        print(f"{minutes:3}:{seconds:02} {what}", file=sys.stderr, flush=True)
+
+    try:
+        say("texts and model")
+        texts = corpora.load(None if options.full else options.bytes)
+        bench = Bench(Codec.load(DEFAULT_MODEL), Store(), say)
+        found = measure(bench, texts, [int(size) for size in options.sizes.split(",")])
+    except MemcodecError as error:
+        sys.exit(f"bench: error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("bench: interrupted; what was measured is kept")
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "report.json").write_text(json.dumps(found, indent=1, default=asdict) + "\n")
+    (options.out / "report.md").write_text(report.render(found))
+    plots.draw(found, options.out)
+    print(table.render(found["rows"]))
+    say(f"{bench.store.measured} measured, {bench.store.reused} kept from before; wrote {options.out / 'report.md'}")
+
+
+def measure(bench: Bench, texts: list[Text], sizes: list[int]) -> dict[str, Any]:
+    """Everything that the report shows. The cheap first, so that an interrupted run has most rows."""
+    rows = list(bench.compare(texts))
+    sample = texts[0]
+    by_size = [Text.cut(sample.name, sample.whole, size) for size in sizes if size <= len(sample.whole)]
+    sized: list[Row] = []
+    for text in by_size:
+        for name in SIZE_NAMES:
+            sized += bench.rival(name, text)
+        sized += [bench.limit("bound", text), bench.memcodec(text, memory_rate=1.0)]
+    english = [corpus.name for corpus in corpora.CORPORA if corpus.english]
+    wholes = [(len(text.whole), zstd_bytes(bench, text)) for text in texts if text.name in english]
+    model_bytes = BUILT_IN[DEFAULT_MODEL].wheel_bytes
+    counted = [row for row in rows if row.text in english]
+    prompt_text = Text.cut(sample.name, sample.whole, PROMPT_BYTES)
+    return {
+        "date": today(),
+        "machine": machine() | {"threads": bench.threads, "device": bench.codec.lm.device.type},
+        "rivals": {name: rival.version for name, rival in rivals.RIVALS.items()},
+        "model": {
+            "name": bench.codec.model.name,
+            "weights": bench.codec.model.weights.hex(),
+            "download_bytes": model_bytes,
+        },
+        "texts": [
+            {
+                "name": text.name,
+                "about": text.about,
+                "bytes": len(text.data),
+                "whole_bytes": len(text.whole),
+                "sha256": digest(text.data),
+            }
+            for text in texts
+        ],
+        "rows": rows,
+        "sizes": sized,
+        "curve": bench.curve(sample),
+        "efforts": bench.efforts(sample),
+        "prompt": bench.prompt(prompt_text),
+        "prompt_bytes": len(prompt_text.data),
+        "prompt_zstd": zstd_bytes(bench, Text(prompt_text.name, prompt_text.data, prompt_text.data)),
+        "break_even": {
+            "texts": english,
+            "zstd_whole": wholes,
+            "bytes": break_even(counted, wholes, model_bytes, "memcodec 1"),
+        },
+    }
+
+
+def zstd_bytes(bench: Bench, text: Text) -> int:
+    """Bytes of a text, uncut, under zstd -19."""
+    (row,) = bench.rival("zstd -19", Text(text.name, text.whole, text.whole))
+    return int(row.file_bytes)
+
+
+if __name__ == "__main__":
+    main()
