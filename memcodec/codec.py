@@ -6,12 +6,13 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import torch
 
 from memcodec import container as box
-from memcodec import corrections, document, greedy, readout
+from memcodec import corrections, document, greedy, prompt, readout
 from memcodec.errors import ChecksumError, EncodeError, FormatError, ModelMismatchError, ModelNotFoundError
 from memcodec.lm import FrozenLM
 from memcodec.models import DEFAULT_MODEL, ByteProgress, ModelFolder, resolve, resolve_named, weights_hash
@@ -53,7 +54,11 @@ class Codec:
 
     @classmethod
     def load(
-        cls, model: str = DEFAULT_MODEL, device: str = "auto", threads: int | None = None, attention: str = "sdpa",
+        cls,
+        model: str = DEFAULT_MODEL,
+        device: str = "auto",
+        threads: int | None = None,
+        attention: str = "sdpa",
         progress: ByteProgress | None = None,
     ) -> "Codec":
         """Load a model by built-in name, local directory or Hugging Face id.
@@ -65,7 +70,11 @@ class Codec:
 
     @classmethod
     def load_for(
-        cls, blob: bytes, model: str | None = None, device: str = "auto", threads: int | None = None,
+        cls,
+        blob: bytes,
+        model: str | None = None,
+        device: str = "auto",
+        threads: int | None = None,
         progress: ByteProgress | None = None,
     ) -> "Codec | None":
         """The codec that a file needs: its model by name, or `model`; None where all is stored.
@@ -94,36 +103,58 @@ class Codec:
 
     @torch.no_grad()
     def encode(
-        self, data: bytes | str, memory_rate: float = 1, chunk_tokens: int = box.DEFAULT_CHUNK_TOKENS,
-        margin: float = DEFAULT_MARGIN, batch: int = DEFAULT_BATCH, effort: int = DEFAULT_EFFORT, verify: bool = True,
+        self,
+        data: bytes | str,
+        memory_rate: float = 1,
+        chunk_tokens: int = box.DEFAULT_CHUNK_TOKENS,
+        margin: float = DEFAULT_MARGIN,
+        batch: int = DEFAULT_BATCH,
+        effort: int = DEFAULT_EFFORT,
+        verify: bool = True,
         progress: ProgressCallback | None = None,
+        site: str = "readout",
+        fitting: prompt.Fitting | None = None,
+        pure: bool = False,
     ) -> bytes:
         """Compress bytes (or text, as UTF-8) to the bytes of a .memz file.
 
         memory_rate: bits per token, 0 to 8 in steps of 1/8; chunk_tokens: 1 to 4096; margin: logits; batch: chunks
         decoded side by side to verify; effort: states tried per token by the search; verify: run the decoder over the
-        result and repair what differs. Raises EncodeError for settings out of range.
+        result and repair what differs; site: "readout" or "prompt", where `fitting` (default: Fitting()) takes the
+        place of memory_rate and effort. pure: no corrections and nothing stored instead of chunks, whatever the size.
+        Raises EncodeError for settings out of range, and with `pure` where a chunk fails, naming the chunks.
         """
         if isinstance(data, str):
             data = data.encode()
-        settings = self._settings(memory_rate, chunk_tokens, margin, effort)
+        settings = self._settings(memory_rate, chunk_tokens, margin, effort, site)
+        if site == "prompt":
+            fitting = fitting or prompt.Fitting()
+            settings = replace(settings, rate=Fraction(0), bits=fitting.bits, dimensions=self.lm.hidden_size)
         spans = document.split(data, self.tokenizer)
         pieces = [_cut(span.tokens, chunk_tokens) if isinstance(span, document.Text) else span.data for span in spans]
         chunks = [tokens for piece in pieces if isinstance(piece, list) for tokens in piece]
-        coded = iter(self._encode_chunks(chunks, settings, effort, _Reporter(progress, "fit", chunks)))
+        report = _Reporter(progress, "fit", chunks)
+        if fitting is not None and site == "prompt":
+            coded = self._encode_prompts(chunks, settings, fitting, report)
+        else:
+            coded = self._encode_chunks(chunks, settings, effort, report)
         parts: list[_Coded | bytes] = []
         for piece in pieces:
             if isinstance(piece, list):
-                parts += _store_losers([next(coded) for _ in piece])
+                run = [next(coded) for _ in piece]
+                parts += run if pure else _store_losers(run)
             else:
                 parts.append(piece)
+        _check_pure(parts, parts, pure)
         if verify:
+            fitted = parts
             parts = self._repair(parts, settings, batch, effort, progress)
-        return self._pack_smaller(data, parts, settings)
+            _check_pure(fitted, parts, pure)
+        blob = self._pack(data, parts, settings)
+        return blob if pure else min(blob, store(data), key=len)
 
-    def _settings(self, memory_rate: float, chunk_tokens: int, margin: float, effort: int) -> box.Settings:
-        rate = Fraction(memory_rate).limit_denominator(RATE_STEPS)
-        if not 0 <= memory_rate <= box.MAX_RATE or rate * RATE_STEPS % 1 or abs(float(rate) - memory_rate) > 1e-9:
+    def _settings(self, memory_rate: float, chunk_tokens: int, margin: float, effort: int, site: str) -> box.Settings:
+        if not 0 <= memory_rate <= box.MAX_RATE or memory_rate * RATE_STEPS % 1:
             raise EncodeError(f"memory rate {memory_rate:g}: give 0 to {box.MAX_RATE} bits per token in steps of 1/8")
         if not 1 <= chunk_tokens <= box.MAX_CHUNK_TOKENS:
             raise EncodeError(f"chunk tokens {chunk_tokens}: give 1 to {box.MAX_CHUNK_TOKENS}")
@@ -131,10 +162,12 @@ class Codec:
             raise EncodeError(f"margin {margin:g}: give 1e-9 to 100 logits")
         if effort < 1:
             raise EncodeError(f"effort {effort}: give 1 or more states per token")
+        if site not in ("readout", "prompt"):
+            raise EncodeError(f"site {site!r}: give readout or prompt")
         limit = self.lm.max_positions
         if limit is not None and chunk_tokens + len(self.lm.prefix) > limit:
             raise EncodeError(f"chunk tokens {chunk_tokens}: this model has {limit} positions, prefix included")
-        return box.Settings(margin, chunk_tokens, rate)
+        return box.Settings(margin, chunk_tokens, Fraction(memory_rate), site)
 
     def _encode_chunks(
         self, chunks: list[np.ndarray], settings: box.Settings, effort: int, report: "_Reporter"
@@ -142,7 +175,11 @@ class Codec:
         tables = corrections.load_tables(corrections.regime(settings.site, float(settings.rate)))
         for first in range(0, len(chunks), _FIT_ROWS):
             batch = chunks[first : first + _FIT_ROWS]
-            sides = [side for i in range(0, len(batch), _PASS_ROWS) for side in self._look(batch[i : i + _PASS_ROWS], settings)]
+            sides = [
+                side
+                for i in range(0, len(batch), _PASS_ROWS)
+                for side in self._look(batch[i : i + _PASS_ROWS], settings)
+            ]
             memories = [np.empty(0, dtype=np.uint8)] * len(batch)
             moves: list[np.ndarray | None] = [None] * len(batch)
             if settings.rate:
@@ -154,23 +191,73 @@ class Codec:
                     self.steering.all_moves(side.competition.ids, memory, settings.rate)
                     for side, memory in zip(sides, memories, strict=True)
                 ]
+            report(batch)
             for side, memory, move in zip(sides, memories, moves, strict=True):
                 fixes = greedy.correct(
                     side.tokens, side.competition, side.odds, side.own, move, tables, self.classes, settings.margin
                 )
                 data = self.tokenizer.decode(side.tokens)
                 packed = np.packbits(memory, bitorder="little").tobytes()
-                yield _Coded(
-                    box.Chunk(len(side.tokens), packed, fixes.data, zlib.crc32(data)), side.tokens, data
-                )
-            report(batch)
+                yield _Coded(box.Chunk(len(side.tokens), packed, fixes.data, zlib.crc32(data)), side.tokens, data)
 
-    def _look(self, batch: list[np.ndarray], settings: box.Settings) -> Iterator["_Side"]:
+    def fit_memory(
+        self,
+        text: str,
+        site: str = "prompt",
+        vectors: int | None = 1,
+        bits: int = 16,
+        steps: int = 1000,
+        callback: prompt.FitCallback | None = None,
+        margin: float = DEFAULT_MARGIN,
+        **more: Any,
+    ) -> prompt.MemoryEmbedding:
+        """Fit one memory to one text: a reversible sentence embedding, without a file around it.
+
+        vectors: None for the fewest of 1, 2, 4, ... that succeed; callback: called after every step; more: as in
+        `prompt.Fitting`. A fit that ends short of exact is returned all the same. Raises EncodeError.
+        """
+        if site != "prompt":
+            raise EncodeError(f"site {site!r}: only memories of the prompt site stand for themselves")
+        tokens = self.tokenizer.encode(text)
+        if not 1 <= len(tokens) <= box.MAX_CHUNK_TOKENS or self.tokenizer.decode(tokens) != text.encode():
+            raise EncodeError(f"a text of {len(tokens)} tokens: give 1 to {box.MAX_CHUNK_TOKENS} that restore it")
+        fitting = prompt.Fitting(vectors=vectors, bits=bits, steps=steps, **more)
+        (fit,) = prompt.fit(self.lm, [tokens], fitting, margin, callback)
+        return prompt.MemoryEmbedding(self, fit, bits)
+
+    def _encode_prompts(
+        self, chunks: list[np.ndarray], settings: box.Settings, fitting: prompt.Fitting, report: "_Reporter"
+    ) -> Iterator[_Coded]:
+        for first in range(0, len(chunks), _FIT_ROWS):
+            batch = chunks[first : first + _FIT_ROWS]
+            fits = prompt.fit(self.lm, batch, fitting, settings.margin)
+            report(batch)
+            for tokens, fit in zip(batch, fits, strict=True):
+                yield self._under_prompt(tokens, fit.memory, settings)
+
+    def _under_prompt(self, tokens: np.ndarray, memory: bytes, settings: box.Settings) -> _Coded:
+        """A chunk under the memory that was fitted to it, with its corrections."""
+        tables = corrections.load_tables(corrections.regime(settings.site, 0))
+        (side,) = self._look([tokens], settings, self._prompts([memory], settings))
+        fixes = greedy.correct(
+            tokens, side.competition, side.odds, side.own, None, tables, self.classes, settings.margin
+        )
+        data = self.tokenizer.decode(tokens)
+        return _Coded(box.Chunk(len(tokens), memory, fixes.data, zlib.crc32(data)), tokens, data)
+
+    def _prompts(self, memories: list[bytes], settings: box.Settings) -> torch.Tensor:
+        """What stands before chunks with as many vectors each, float32 [chunks, n, hidden]. Raises FormatError."""
+        vectors = [prompt.unpack(memory, self.lm.hidden_size, settings.bits) for memory in memories]
+        return prompt.behind_prefix(self.lm, torch.from_numpy(np.stack(vectors)).to(self.lm.device))
+
+    def _look(
+        self, batch: list[np.ndarray], settings: box.Settings, prompts: torch.Tensor | None = None
+    ) -> Iterator["_Side"]:
         """The unsteered side of a few chunks: one full pass."""
         rows = np.zeros((len(batch), max(map(len, batch))), dtype=np.int64)
         for row, tokens in zip(rows, batch, strict=True):
             row[: len(tokens)] = tokens
-        hidden = self.lm.hidden(torch.from_numpy(rows))
+        hidden = self.lm.hidden(torch.from_numpy(rows), prompts)
         competitors = readout.COMPETITORS if settings.rate else 1
         for tokens, states in zip(batch, hidden, strict=True):
             logits = self.lm.logits(states[: len(tokens)])
@@ -183,7 +270,11 @@ class Codec:
             yield _Side(tokens, competition, odds, values[np.arange(len(tokens)), tokens])
 
     def _repair(
-        self, parts: list[_Coded | bytes], settings: box.Settings, batch: int, effort: int,
+        self,
+        parts: list[_Coded | bytes],
+        settings: box.Settings,
+        batch: int,
+        effort: int,
         progress: ProgressCallback | None,
     ) -> list[_Coded | bytes]:
         """Decode every chunk for real; correct again with a wider margin what differs, and store what still does."""
@@ -197,15 +288,17 @@ class Codec:
             failed = [part for part in coded if id(part) in wrong]
             fixed: dict[int, _Coded | bytes] = {id(part): part.data for part in failed}
             if margin is not None:
-                again = self._encode_chunks(
-                    [part.tokens for part in failed], replace(settings, margin=margin), effort, _Reporter(None, "", [])
-                )
+                wider = replace(settings, margin=margin)
+                if settings.site == "prompt":
+                    again = iter([self._under_prompt(part.tokens, part.chunk.memory, wider) for part in failed])
+                else:
+                    tokens = [part.tokens for part in failed]
+                    again = self._encode_chunks(tokens, wider, effort, _Reporter(None, "", []))
                 fixed = {id(part): new for part, new in zip(failed, again, strict=True)}
             parts = [fixed.get(id(part), part) for part in parts]
         return parts
 
-    def _pack_smaller(self, data: bytes, parts: list[_Coded | bytes], settings: box.Settings) -> bytes:
-        """The container, or the one that stores everything if that is smaller."""
+    def _pack(self, data: bytes, parts: list[_Coded | bytes], settings: box.Settings) -> bytes:
         final: list[box.Chunk | box.StoredSpan] = []
         for part in parts:
             if isinstance(part, _Coded):
@@ -214,17 +307,16 @@ class Codec:
                 final[-1] = box.StoredSpan(last.data + part)
             else:
                 final.append(box.StoredSpan(part))
-        blob = box.pack(box.describe(data, final, self.model, settings))
-        if any(isinstance(part, box.Chunk) for part in final):
-            stored = store(data)
-            return min(blob, stored, key=len)
-        return blob
+        return box.pack(box.describe(data, final, self.model, settings))
 
     # ---- decoding
 
     @torch.no_grad()
     def decode(
-        self, blob: bytes, batch: int = DEFAULT_BATCH, progress: ProgressCallback | None = None,
+        self,
+        blob: bytes,
+        batch: int = DEFAULT_BATCH,
+        progress: ProgressCallback | None = None,
         hook: greedy.LogitHook | None = None,
     ) -> bytes:
         """Decompress the bytes of a .memz file.
@@ -236,15 +328,19 @@ class Codec:
         written: Iterator[bytes] = iter(())
         if parsed.model is not None and parsed.settings is not None:
             self._check_model(parsed.model)
-            limit = self.lm.max_positions
-            if limit is not None and parsed.settings.chunk_tokens + len(self.lm.prefix) > limit:
-                raise FormatError(f"damaged header: chunks longer than the model's {limit} positions")
+            self._check_positions(parsed.settings.chunk_tokens + len(self.lm.prefix))
+            if parsed.settings.site == "prompt" and parsed.settings.dimensions != self.lm.hidden_size:
+                raise FormatError(f"damaged header: vectors of {parsed.settings.dimensions} dimensions")
             report = _Reporter(progress, "decode", [np.empty(chunk.tokens) for chunk in parsed.chunks])
             written = iter(self._decode_chunks(parsed.chunks, parsed.settings, batch, report, hook))
         return assemble(parsed, written)
 
     def _decode_chunks(
-        self, chunks: list[box.Chunk], settings: box.Settings, batch: int, report: "_Reporter",
+        self,
+        chunks: list[box.Chunk],
+        settings: box.Settings,
+        batch: int,
+        report: "_Reporter",
         hook: greedy.LogitHook | None = None,
     ) -> list[bytes]:
         if batch < 1:
@@ -252,16 +348,26 @@ class Codec:
         tables = corrections.load_tables(corrections.regime(settings.site, float(settings.rate)))
         steering = self.steering if settings.rate else None
         rows = max(1, min(batch, _CACHE_TOKENS // settings.chunk_tokens))
-        result: list[bytes] = []
-        for first in range(0, len(chunks), rows):
-            some = chunks[first : first + rows]
+        result = [b""] * len(chunks)
+        for numbers in _batches(chunks, settings, rows):
+            some = [chunks[i] for i in numbers]
             coded = [greedy.CodedChunk(c.tokens, _unpack_bits(c, settings), c.corrections) for c in some]
+            prompts = None
+            if settings.site == "prompt":
+                prompts = self._prompts([c.memory for c in some], settings)
+                self._check_positions(max(c.tokens for c in some) + prompts.shape[1])
             ids = greedy.decode(
-                coded, self.lm, steering, tables, self.classes, settings.rate, hook=hook, progress=report.tokens
+                coded, self.lm, steering, tables, self.classes, settings.rate, prompts, hook, report.tokens
             )
-            result += [self.tokenizer.decode(tokens) for tokens in ids]
+            for i, tokens in zip(numbers, ids, strict=True):
+                result[i] = self.tokenizer.decode(tokens)
             report.chunks(len(some))
         return result
+
+    def _check_positions(self, needed: int) -> None:
+        limit = self.lm.max_positions
+        if limit is not None and needed > limit:
+            raise FormatError(f"damaged header: chunks longer than the model's {limit} positions")
 
     def _check_model(self, needed: box.ModelId) -> None:
         if (needed.weights, needed.tokenizer) != (self.model.weights, self.model.tokenizer):
@@ -331,9 +437,7 @@ class _Side:
     odds: list[corrections.TokenOdds]
     own: np.ndarray
 
-    def for_search(
-        self, tables: corrections.Tables, classes: corrections.TokenClasses, margin: float
-    ) -> readout.Chunk:
+    def for_search(self, tables: corrections.Tables, classes: corrections.TokenClasses, margin: float) -> readout.Chunk:
         costs = readout.MissCosts.of(tables, classes, self.competition, self.tokens, self.odds, self.own, margin)
         return readout.Chunk(self.tokens, self.competition, costs)
 
@@ -366,6 +470,25 @@ class _Reporter:
 
 def _cut(tokens: np.ndarray, size: int) -> list[np.ndarray]:
     return [tokens[i : i + size] for i in range(0, len(tokens), size)]
+
+
+def _batches(chunks: list[box.Chunk], settings: box.Settings, rows: int) -> Iterator[list[int]]:
+    """Chunk numbers in batches of at most `rows`; at the prompt site, of chunks with as many vectors."""
+    sizes = [len(chunk.memory) if settings.site == "prompt" else 0 for chunk in chunks]
+    for size in sorted(set(sizes)):
+        numbers = [i for i in range(len(chunks)) if sizes[i] == size]
+        yield from (numbers[i : i + rows] for i in range(0, len(numbers), rows))
+
+
+def _check_pure(fitted: list[_Coded | bytes], final: list[_Coded | bytes], pure: bool) -> None:
+    """Raise EncodeError where `pure` and a chunk (as it was fitted) has corrections or is stored in the end."""
+    ends = [end for start, end in zip(fitted, final, strict=True) if isinstance(start, _Coded)]
+    failed = [str(n) for n, end in enumerate(ends) if not isinstance(end, _Coded) or end.chunk.corrections]
+    if pure and failed:
+        raise EncodeError(
+            f"{len(failed)} of {len(ends)} chunks need corrections (chunk {', '.join(failed)}): "
+            "give shorter chunks, more vectors or more steps"
+        )
 
 
 def _unpack_bits(chunk: box.Chunk, settings: box.Settings) -> np.ndarray:

@@ -20,6 +20,7 @@ def inspect(blob: bytes) -> dict[str, Any]:
                     "kind": "chunk",
                     "tokens": part.tokens,
                     "memory_bytes": len(part.memory),
+                    **_vectors(part, parsed.settings),
                     "correction_bytes": len(part.corrections),
                     "checksum": f"{part.checksum:08x}",
                 }
@@ -44,10 +45,18 @@ def inspect(blob: bytes) -> dict[str, Any]:
             "weights_hash": parsed.model.weights.hex(),
             "tokenizer_hash": parsed.model.tokenizer.hex(),
         }
+        prompt = {"bits": settings.bits, "dimensions": settings.dimensions}
         result["settings"] = {
             "site": settings.site,
-            "memory_rate": float(settings.rate),
+            **(prompt if settings.site == "prompt" else {"memory_rate": float(settings.rate)}),
             "chunk_tokens": settings.chunk_tokens,
             "margin": settings.margin,
         }
     return result
+
+
+def _vectors(chunk: box.Chunk, settings: box.Settings | None) -> dict[str, int]:
+    """The number of vectors, at the prompt site."""
+    if settings is None or settings.site != "prompt":
+        return {}
+    return {"vectors": box.vectors(chunk.memory, settings.dimensions, settings.bits)}

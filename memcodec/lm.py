@@ -64,6 +64,11 @@ class FrozenLM:
         """Unsteered logits: float32 [..., hidden] -> [..., vocabulary]."""
         return torch.nn.functional.linear(hidden, self.head, self._bias)
 
+    def logits_of(self, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Unsteered logits of some tokens only: float32 [n, hidden], int64 [n, k] -> float32 [n, k]."""
+        logits = torch.bmm(self.head[tokens], hidden[..., None])[..., 0]
+        return logits if self._bias is None else logits + self._bias[tokens]
+
     def prefix_embeddings(self, rows: int) -> torch.Tensor:
         """The embeddings of the prefix, float32 [rows, n, hidden]."""
         return self.embed(torch.tensor([self.prefix], device=self.device)).expand(rows, -1, -1)
@@ -100,8 +105,7 @@ class FrozenLM:
             else:
                 if len(written) < live:
                     live = len(written)
-                    for layer in cache.layers:
-                        layer.keys, layer.values = layer.keys[:live], layer.values[:live]
+                    cache.batch_select_indices(torch.arange(live, device=self.device))
                 inputs = self.embed(written.to(self.device))[:, None]
             output = self._body(inputs_embeds=inputs, past_key_values=cache, use_cache=True)
             return output.last_hidden_state[:, -1]

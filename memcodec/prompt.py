@@ -1,0 +1,382 @@
+"""The prompt site: memory embeddings in front of the first token (spec/PROMPT.md).
+
+The memory token of Sastre and Rosá (arXiv 2506.15001): one or more input embeddings, fitted by gradient descent through
+the frozen LM until greedy decoding from them writes the chunk. `pack` and `unpack` are the format's part; `fit` is the
+encoder's, and may change without notice.
+"""
+
+import json
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import safetensors.numpy
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from memcodec import container as box
+from memcodec.container import MAX_CHUNK_TOKENS, MAX_VECTORS, MEMORY_BITS
+from memcodec.errors import EncodeError, FormatError, ModelMismatchError
+from memcodec.lm import FrozenLM
+
+if TYPE_CHECKING:
+    from memcodec.codec import Codec
+
+
+# Half the distance of neighbouring levels, in standard deviations of the entries, that loses least on a normal
+# distribution (Max, 1960); an encoder's choice, since the scale is stored.
+_HALF_STEP = {1: 0.798, 2: 0.498, 3: 0.293, 4: 0.168, 8: 0.0155}
+_BETAS = (0.9, 0.9)  # as published work on memory tokens has them: the loss changes shape all the time
+_RIVALS = 16  # tokens whose logits the loss holds against the target's
+_HEAD_POSITIONS = 256  # positions whose logits exist at one time: 50 MB at a vocabulary of 49152
+_PASS_TOKENS = 1024  # positions in one pass with gradients: 1.7 GB on the default model
+_SURE = 2  # margins that a token must win by to count as written: one more than needed, for the passes' own noise
+
+
+# ---- the format
+
+
+def pack(vectors: torch.Tensor, bits: int) -> bytes:
+    """Quantize and pack vectors, float32 [n, hidden]."""
+    if bits == 16:
+        return vectors.detach().cpu().numpy().astype("<f2").tobytes()
+    levels, scales = (x.cpu().numpy() for x in _levels(vectors.detach(), bits))
+    shifts = np.arange(bits, dtype=np.uint8)
+    fields = levels.astype(np.uint8)[:, :, None] >> shifts & 1  # least significant bit first
+    packed = np.packbits(fields.reshape(len(levels), -1), axis=1, bitorder="little")
+    return np.concatenate([scales.astype("<f2").view(np.uint8), packed], axis=1).tobytes()
+
+
+def unpack(memory: bytes, hidden: int, bits: int) -> np.ndarray:
+    """The vectors of a packed memory as the LM sees them, float32 [n, hidden]. Raises FormatError."""
+    count = box.vectors(memory, hidden, bits)
+    rows = np.frombuffer(memory, dtype=np.uint8).reshape(count, -1)
+    if bits == 16:
+        entries = rows.copy().view("<f2").astype(np.float32)
+    else:
+        scales = rows[:, :2].copy().view("<f2").astype(np.float32)
+        fields = np.unpackbits(rows[:, 2:], axis=1, bitorder="little", count=hidden * bits)
+        levels = fields.reshape(count, hidden, bits) @ (1 << np.arange(bits))
+        entries = (2 * levels + 1 - 2**bits).astype(np.float32) * scales  # exact: 9 bits times 11 bits
+    if not np.isfinite(entries).all():
+        raise FormatError("damaged memory: an entry is not a number")
+    return entries
+
+
+def behind_prefix(lm: FrozenLM, vectors: torch.Tensor) -> torch.Tensor:
+    """What stands before the first token: the LM's prefix, then the vectors, float32 [rows, n, hidden].
+
+    LMs put what they need at position 0, whatever is there (an "attention sink"): a memory at that place could hardly
+    make the LM write any first token it wants.
+    """
+    return torch.cat([lm.prefix_embeddings(len(vectors)), vectors], dim=1)
+
+
+def _levels(vectors: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The level of each entry, 0 to 2**bits - 1, and the scale of each vector [..., 1], rounded to float16."""
+    scales = vectors.square().mean(dim=-1, keepdim=True).sqrt() * _HALF_STEP[bits]
+    scales = scales.clamp(6e-8, 65504).half().float()
+    top = 2**bits - 1
+    return ((vectors / scales + top) / 2).round().clamp(0, top), scales
+
+
+def _quantized(vectors: torch.Tensor, bits: int) -> torch.Tensor:
+    """What `unpack` makes of `pack`, with the gradient of the vectors themselves (straight-through)."""
+    if bits == 16:
+        rounded = vectors.half().float()
+    else:
+        levels, scales = _levels(vectors, bits)
+        rounded = (2 * levels + 1 - 2**bits) * scales
+    return vectors + (rounded - vectors).detach()
+
+
+# ---- fitting
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """How memories are fitted.
+
+    vectors: 1 to 64 a chunk, or None for the fewest of 1, 2, 4, ... that succeed; bits: a dimension (MEMORY_BITS);
+    steps: the most that a chunk gets, with each number of vectors; learning_rate: Adam's, in standard deviations of the
+    token embeddings; ahead: tokens that are pulled at beyond the longest prefix written so far (None: all at once);
+    slack: logits beyond the margin at which a token stops pulling; start: standard deviation of the first memory, in
+    those of the token embeddings; seed: of the first memory.
+    """
+
+    vectors: int | None = 1
+    bits: int = 16
+    steps: int = 1000
+    learning_rate: float = 2.0
+    ahead: int | None = 4
+    slack: float = 1.0
+    start: float = 1.0
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raise EncodeError for settings out of range."""
+        if self.vectors is not None and not 1 <= self.vectors <= MAX_VECTORS:
+            raise EncodeError(f"vectors {self.vectors}: give 1 to {MAX_VECTORS}, or auto")
+        if self.bits not in MEMORY_BITS:
+            raise EncodeError(f"bits {self.bits}: give one of {', '.join(map(str, MEMORY_BITS))}")
+        if self.steps < 1:
+            raise EncodeError(f"steps {self.steps}: give 1 or more")
+        if self.ahead is not None and self.ahead < 1:
+            raise EncodeError(f"ahead {self.ahead}: give 1 or more tokens")
+        if not (self.learning_rate > 0 and self.start > 0 and self.slack >= 0):
+            raise EncodeError("learning rate and start must be above 0, slack at least 0")
+
+
+@dataclass
+class Fit:
+    """The memory of one chunk: the best packed one so far, and how its fit went.
+
+    written: tokens that it is known to write, by more than the margin, given the true ones before; prefix: how many of
+    them come before the first that it does not; losses: nats per token that was pulled at; accuracies: share of the
+    chunk's tokens written, by step.
+    """
+
+    tokens: int
+    memory: bytes = b""
+    written: int = -1
+    prefix: int = 0
+    steps: int = 0
+    losses: list[float] = field(default_factory=list)
+    accuracies: list[float] = field(default_factory=list)
+
+    @property
+    def exact(self) -> bool:
+        """Whether greedy decoding writes the whole chunk."""
+        return self.prefix == self.tokens
+
+
+@dataclass(frozen=True)
+class FitStep:
+    """A report on one step: the number of vectors tried, how many chunks are still being fitted, and their means."""
+
+    vectors: int
+    step: int
+    chunks: int
+    loss: float
+    accuracy: float
+
+
+FitCallback = Callable[[FitStep], None]
+
+
+def fit(
+    lm: FrozenLM, chunks: list[np.ndarray], fitting: Fitting, margin: float, callback: FitCallback | None = None
+) -> list[Fit]:
+    """Fit the memories of chunks (int64 [tokens] each) side by side.
+
+    Where the steps end first, the memory is the one that wrote the most tokens. Raises EncodeError for settings out of
+    range, and for chunks too long for the model.
+    """
+    fitting.check()
+    longest = max(map(len, chunks), default=0)
+    if fitting.vectors is not None:
+        counts = [fitting.vectors]
+    else:  # more vectors than tokens would be no memory any more
+        counts = [n for n in (1, 2, 4, 8, 16, 32, 64) if n <= max(1, longest)]
+    if lm.max_positions is not None and longest + counts[-1] + len(lm.prefix) > lm.max_positions:
+        raise EncodeError(
+            f"chunks of {longest} tokens and {counts[-1]} vectors: the model has {lm.max_positions} positions"
+        )
+    best = [Fit(len(tokens)) for tokens in chunks]
+    for count in counts:
+        open_ = [i for i in range(len(chunks)) if not best[i].exact]
+        if not open_:
+            break
+        found = _fit_count(lm, [chunks[i] for i in open_], count, fitting, margin, callback)
+        for i, new in zip(open_, found, strict=True):
+            new.steps += best[i].steps
+            new.losses, new.accuracies = best[i].losses + new.losses, best[i].accuracies + new.accuracies
+            best[i] = new if new.written > best[i].written else _with_history(best[i], new)
+    return best
+
+
+def _with_history(kept: Fit, last: Fit) -> Fit:
+    kept.steps, kept.losses, kept.accuracies = last.steps, last.losses, last.accuracies
+    return kept
+
+
+@torch.enable_grad()
+def _fit_count(
+    lm: FrozenLM, chunks: list[np.ndarray], count: int, fitting: Fitting, margin: float, callback: FitCallback | None
+) -> list[Fit]:
+    """Fit `count` vectors to each chunk."""
+    unit = lm.embed.weight.std().item()
+    generator = torch.Generator().manual_seed(fitting.seed)  # on the CPU: the same start on every device
+    size = (len(chunks), count, lm.hidden_size)
+    memory = (torch.randn(size, generator=generator) * (fitting.start * unit)).to(lm.device)
+    moments = torch.zeros(2, *size, device=lm.device)
+    fits = [Fit(len(tokens)) for tokens in chunks]
+    longest = max(map(len, chunks))
+    live = list(range(len(chunks)))
+    for step in range(1, fitting.steps + 1):
+        ahead = fitting.ahead or longest
+        goals = [min(len(chunks[i]), fits[i].prefix + ahead) for i in live]
+        gradients = torch.empty_like(memory[live])
+        for rows in _passes(goals):
+            some = [live[r] for r in rows]
+            leaf = memory[some].requires_grad_()
+            shown = _quantized(leaf, fitting.bits)
+            targets = [chunks[i][: goals[r]] for i, r in zip(some, rows, strict=True)]
+            looks = _look(lm, shown, targets, margin, fitting.slack)
+            (gradients[rows],) = torch.autograd.grad(looks.pull, leaf)
+            for row, i in enumerate(some):
+                _note(fits[i], looks.written[row], looks.losses[row], leaf[row], fitting.bits)
+        for kind, beta in enumerate(_BETAS):
+            power = gradients if kind == 0 else gradients.square()
+            moments[kind, live] = beta * moments[kind, live] + (1 - beta) * power
+        mean, square = (moments[kind, live] / (1 - beta**step) for kind, beta in enumerate(_BETAS))
+        memory[live] -= fitting.learning_rate * unit * mean / (square.sqrt() + 1e-12)
+        if callback is not None:
+            loss = sum(fits[i].losses[-1] for i in live) / len(live)
+            accuracy = sum(fits[i].accuracies[-1] for i in live) / len(live)
+            callback(FitStep(count, step, len(live), loss, accuracy))
+        live = [i for i in live if not fits[i].exact]
+        if not live:
+            break
+    return fits
+
+
+@dataclass(frozen=True)
+class _Looks:
+    """One pass over a few chunks: what to descend, and by chunk which tokens are written and the mean loss."""
+
+    pull: torch.Tensor
+    written: list[np.ndarray]
+    losses: list[float]
+
+
+def _passes(goals: list[int]) -> list[list[int]]:
+    """Rows in groups of at most _PASS_TOKENS positions, padding included, or of one; the longest first."""
+    passes: list[list[int]] = []
+    for row in sorted(range(len(goals)), key=lambda r: -goals[r]):
+        if not passes or (len(passes[-1]) + 1) * goals[passes[-1][0]] > _PASS_TOKENS:
+            passes.append([])
+        passes[-1].append(row)
+    return passes
+
+
+def _look(lm: FrozenLM, prompts: torch.Tensor, chunks: list[np.ndarray], margin: float, slack: float) -> _Looks:
+    """The loss of chunks (int64 [tokens] each) under prompts, float32 [chunks, n, hidden].
+
+    Cross-entropy among the target and its strongest rivals, over the tokens that do not yet win by margin and slack.
+    """
+    lengths = [len(tokens) for tokens in chunks]
+    rows = np.zeros((len(chunks), max(lengths)), dtype=np.int64)
+    for row, tokens in zip(rows, chunks, strict=True):
+        row[: len(tokens)] = tokens
+    known = torch.from_numpy(np.arange(rows.shape[1]) < np.array(lengths)[:, None]).to(lm.device)
+    ids = torch.from_numpy(rows).to(lm.device)
+    # the CPU's fused attention takes twice as long backward on rows this short
+    with sdpa_kernel(SDPBackend.MATH) if lm.device.type == "cpu" else nullcontext():
+        states = lm.hidden(ids, behind_prefix(lm, prompts))[known]
+    targets = ids[known][:, None]
+    count = min(_RIVALS, lm.vocabulary)
+    with torch.no_grad():
+        rivals = torch.cat([lm.logits(some).topk(count, dim=1).indices for some in torch.split(states, _HEAD_POSITIONS)])
+    logits = lm.logits_of(states, torch.cat([targets, rivals], dim=1))
+    others = logits[:, 1:].masked_fill(rivals == targets, -torch.inf)
+    gaps = (logits[:, 0] - others.max(dim=1).values).detach()
+    losses = torch.logsumexp(torch.cat([logits[:, :1], others], dim=1), dim=1) - logits[:, 0]
+    losses = losses * (gaps < margin + slack)
+    return _Looks(
+        losses.sum(),
+        [part.cpu().numpy() for part in torch.split(gaps > _SURE * margin, lengths)],
+        [part.mean().item() for part in torch.split(losses.detach(), lengths)],
+    )
+
+
+def _note(fit: Fit, written: np.ndarray, loss: float, vectors: torch.Tensor, bits: int) -> None:
+    """Take a step into a fit's record; keep its memory if it is the best so far."""
+    count, prefix = int(written.sum()), int(written.cumprod().sum())
+    fit.steps += 1
+    fit.losses.append(loss)
+    fit.accuracies.append(count / fit.tokens)
+    if (count, prefix) > (fit.written, fit.prefix):
+        fit.memory, fit.written, fit.prefix = pack(vectors, bits), count, prefix
+
+
+# ---- the memory as a thing of its own
+
+
+@torch.no_grad()
+def write(lm: FrozenLM, vectors: np.ndarray, tokens: int) -> np.ndarray:
+    """What the LM writes by greedy decoding from vectors, float32 [n, hidden]: token ids, int64 [tokens]."""
+    step = lm.start(1, tokens, behind_prefix(lm, torch.from_numpy(vectors)[None].to(lm.device)))
+    written = np.zeros(tokens, dtype=np.int64)
+    for t in range(tokens):
+        states = step(None if t == 0 else torch.from_numpy(written[t - 1 : t]))
+        written[t] = int(lm.logits(states).argmax())
+    return written
+
+
+class MemoryEmbedding:
+    """A text as a few vectors in front of a frozen LM: the reversible sentence embedding, without a file around it.
+
+    vectors: what the LM sees, float32 [n, hidden]; fit: the packed memory, the steps taken, and the loss and accuracy
+    by step.
+    """
+
+    def __init__(self, codec: "Codec", fit: Fit, bits: int) -> None:
+        """codec: the one whose LM the memory was fitted under."""
+        self.fit = fit
+        self.bits = bits
+        self.vectors = unpack(fit.memory, codec.lm.hidden_size, bits)
+        self._codec = codec
+
+    @property
+    def exact(self) -> bool:
+        """Whether `reconstruct` gives the text back, by the fit's account."""
+        return self.fit.exact
+
+    def reconstruct(self) -> str:
+        """The text that greedy decoding writes from the memory: the original, where the fit is exact."""
+        ids = write(self._codec.lm, self.vectors, self.fit.tokens)
+        return self._codec.tokenizer.decode(ids).decode(errors="replace")
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file: `vectors`, float32 [n, hidden], `memory`, the same packed, and their history."""
+        fit = self.fit
+        made = {
+            "model": self._codec.model.name,
+            "weights": self._codec.model.weights.hex(),
+            "bits": self.bits,
+            "tokens": fit.tokens,
+            "written": fit.written,
+            "prefix": fit.prefix,
+            "steps": fit.steps,
+        }
+        tensors = {
+            "vectors": self.vectors,
+            "memory": np.frombuffer(fit.memory, dtype=np.uint8),
+            "losses": np.array(fit.losses, dtype=np.float32),
+            "accuracies": np.array(fit.accuracies, dtype=np.float32),
+        }
+        safetensors.numpy.save_file(tensors, path, {"memory": json.dumps(made)})
+
+    @classmethod
+    def load(cls, path: str | Path, codec: "Codec") -> "MemoryEmbedding":
+        """Read what `save` wrote, for a codec with the same weights. Raises FormatError, ModelMismatchError."""
+        try:
+            with safetensors.safe_open(path, "np") as file:
+                made = json.loads(file.metadata()["memory"])
+                memory, losses, accuracies = (file.get_tensor(name) for name in ("memory", "losses", "accuracies"))
+            tokens, written, prefix, steps, bits = (
+                int(made[name]) for name in ("tokens", "written", "prefix", "steps", "bits")
+            )
+            name, weights = str(made["model"]), str(made["weights"])
+        except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise FormatError(f"{path}: not a memory embedding ({error})") from error
+        if weights != codec.model.weights.hex():
+            raise ModelMismatchError(f"{path} needs model {name!r} (weights {weights}), not {codec.model.name!r}")
+        if bits not in MEMORY_BITS or memory.dtype != np.uint8 or not 1 <= tokens <= MAX_CHUNK_TOKENS:
+            raise FormatError(f"{path}: not a memory embedding (bits {bits}, tokens {tokens})")
+        history = losses.tolist(), accuracies.tolist()
+        return cls(codec, Fit(tokens, memory.tobytes(), written, prefix, steps, *history), bits)

@@ -1,0 +1,326 @@
+"""The prompt site: fitting, packing, files, portability, and memories as things of their own."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from memcodec import EncodeError, FormatError, ModelMismatchError, codec, container, inspect, prompt
+from memcodec.codec import Codec
+from memcodec.prompt import Fitting, MemoryEmbedding
+from tests.conftest import TEXT, save_tokenizer
+
+MARGIN = 1e-3
+SHORT = TEXT[4:60]
+FITTING = Fitting(vectors=2, bits=8, steps=300)
+
+
+def random_codec(model: torch.nn.Module, folder: Path) -> Codec:
+    """A model that was taught nothing: it can be made to write anything, if little of it."""
+    model.save_pretrained(folder)
+    save_tokenizer(folder)
+    return Codec.load(str(folder), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Codec:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=400, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=1024, initializer_range=0.2, tie_word_embeddings=True,
+    )  # fmt: skip
+    return random_codec(LlamaForCausalLM(config), tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Codec:
+    torch.manual_seed(1)
+    config = GPT2Config(
+        vocab_size=400, n_embd=64, n_layer=2, n_head=4, n_positions=256, initializer_range=0.2, bos_token_id=0,
+        eos_token_id=0,
+    )  # fmt: skip
+    return random_codec(GPT2LMHeadModel(config), tmp_path_factory.mktemp("gpt2"))
+
+
+@pytest.fixture(scope="module")
+def blob(tiny: Codec) -> bytes:
+    """A file of several chunks, with corrections, and with different numbers of vectors."""
+    with pytest.MonkeyPatch.context() as patch:  # whatever zstd would make of so short a text
+        patch.setattr(codec, "_store_losers", list)
+        patch.setattr(codec, "store", lambda data: bytes(1 << 16))
+        return tiny.encode(TEXT * 2, site="prompt", chunk_tokens=60, fitting=Fitting(None, 1, 3))
+
+
+def chunks_of(model: Codec, text: str, size: int) -> list[np.ndarray]:
+    tokens = model.tokenizer.encode(text)
+    return [tokens[i : i + size] for i in range(0, len(tokens), size)]
+
+
+# ---- packing
+
+
+@pytest.mark.parametrize("bits", container.MEMORY_BITS)
+def test_packed_vectors_are_what_the_fit_saw(bits: int) -> None:
+    vectors = torch.randn(3, 13, generator=torch.Generator().manual_seed(bits)) * 5
+    memory = prompt.pack(vectors, bits)
+    assert len(memory) == 3 * container.vector_bytes(13, bits)
+    unpacked = prompt.unpack(memory, 13, bits)
+    assert (unpacked == prompt._quantized(vectors, bits).numpy()).all()
+    worst = {1: 1.6, 2: 1.2, 3: 0.7, 4: 0.45, 8: 0.05, 16: 0.001}[bits]
+    assert np.sqrt(np.mean((unpacked - vectors.numpy()) ** 2)) < worst * 2.5
+
+
+def test_packing_is_as_specified() -> None:
+    scale = np.float16(0.75)
+    memory = scale.tobytes() + bytes([0b11_01_00_10, 0b01])  # levels 2, 0, 1, 3 and 1: least significant first
+    expected = np.array([[1, -3, -1, 3, -1]], dtype=np.float32) * 0.75
+    assert (prompt.unpack(memory, 5, 2) == expected).all()
+    half = np.array([1.5, -2, 0.1], dtype="<f2")
+    assert (prompt.unpack(half.tobytes(), 3, 16) == half.astype(np.float32)).all()
+
+
+@pytest.mark.parametrize("size", [0, 1, 9, 11, 65 * 10])
+def test_a_memory_of_another_length_is_refused(size: int) -> None:
+    assert len(prompt.unpack(bytes(64 * 10), 64, 1)) == 64
+    with pytest.raises(FormatError):
+        prompt.unpack(bytes(size), 64, 1)
+
+
+@pytest.mark.parametrize("bits", [1, 8, 16])
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_entries_that_are_no_numbers_are_refused(bits: int, bad: float) -> None:
+    memory = np.float16(bad).tobytes() + bytes(container.vector_bytes(8, bits) - 2)
+    with pytest.raises(FormatError, match="not a number"):
+        prompt.unpack(memory, 8, bits)
+
+
+def test_zero_and_huge_vectors_pack() -> None:
+    for value in (0.0, 1e30):
+        assert np.isfinite(prompt.unpack(prompt.pack(torch.full((1, 8), value), 4), 8, 4)).all()
+
+
+# ---- fitting
+
+
+def test_gradients_reach_the_memory_alone(llama: Codec) -> None:
+    prompt.fit(llama.lm, chunks_of(llama, SHORT, 8), replace(FITTING, steps=2), MARGIN)
+    assert all(weight.grad is None and not weight.requires_grad for weight in llama.lm.model.parameters())
+
+
+@pytest.mark.parametrize("bits", container.MEMORY_BITS)
+def test_every_width_fits_and_reconstructs(llama: Codec, bits: int) -> None:
+    embedding = llama.fit_memory("over the lazy dog", vectors=4, bits=bits, steps=500)
+    assert embedding.exact and embedding.reconstruct() == "over the lazy dog"
+    assert 1 <= embedding.fit.steps <= 500
+    assert len(embedding.fit.losses) == len(embedding.fit.accuracies) == embedding.fit.steps
+    assert embedding.fit.accuracies[-1] == 1
+
+
+def test_learned_positions_fit_and_reconstruct(gpt2: Codec) -> None:
+    embedding = gpt2.fit_memory("over the lazy dog", vectors=4, steps=500)
+    assert embedding.exact and embedding.reconstruct() == "over the lazy dog"
+
+
+def test_a_chunk_fits_alike_alone_and_in_a_batch(llama: Codec) -> None:
+    """Padding and leaving the batch change nothing: the first row starts from the same memory."""
+    chunks = [chunk[: 9 - i] for i, chunk in enumerate(chunks_of(llama, TEXT, 9)[:5])]
+    together = prompt.fit(llama.lm, chunks, FITTING, MARGIN)
+    (alone,) = prompt.fit(llama.lm, chunks[:1], FITTING, MARGIN)
+    assert alone.steps == together[0].steps
+    assert np.allclose(alone.losses, together[0].losses, rtol=0.02, atol=0.01)
+    assert len({fit.steps for fit in together}) > 1  # some did leave early
+
+
+def test_several_passes_do_what_one_does(llama: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    chunks = chunks_of(llama, TEXT, 7)[:6]
+    once = prompt.fit(llama.lm, chunks, replace(FITTING, steps=5), MARGIN)
+    monkeypatch.setattr(prompt, "_PASS_TOKENS", 20)
+    monkeypatch.setattr(prompt, "_HEAD_POSITIONS", 3)
+    split = prompt.fit(llama.lm, chunks, replace(FITTING, steps=5), MARGIN)
+    for a, b in zip(once, split, strict=True):
+        assert np.allclose(a.losses, b.losses, rtol=1e-3)
+
+
+def test_seeds_make_a_fit_repeatable(llama: Codec) -> None:
+    first, again, other = (llama.fit_memory(SHORT, bits=4, steps=10, seed=seed).fit for seed in (7, 7, 8))
+    assert (first.memory, first.losses) == (again.memory, again.losses)
+    assert first.memory != other.memory
+
+
+def test_the_target_grows_with_the_prefix(llama: Codec) -> None:
+    """Ahead of one, nothing is looked at but the prefix and the next token."""
+    (fit,) = prompt.fit(llama.lm, chunks_of(llama, TEXT, 40)[:1], Fitting(steps=40, ahead=1), MARGIN)
+    assert fit.written == fit.prefix or fit.prefix == 0
+    assert 40 * max(fit.accuracies) <= fit.prefix + 1
+
+
+def test_auto_takes_the_fewest_vectors(llama: Codec) -> None:
+    easy, hard = chunks_of(llama, "The quick", 2)[0], chunks_of(llama, TEXT, 24)[3]
+    auto = prompt.fit(llama.lm, [easy, hard], Fitting(None, 2, 150), MARGIN)
+    counts = [len(prompt.unpack(fit.memory, 64, 2)) for fit in auto]
+    assert auto[0].exact and counts[0] == 1 < counts[1]
+    assert auto[1].steps > 150
+
+
+def test_reports_on_every_step(llama: Codec) -> None:
+    seen: list[prompt.FitStep] = []
+    embedding = llama.fit_memory(SHORT, steps=6, callback=seen.append)
+    assert [report.step for report in seen] == list(range(1, embedding.fit.steps + 1))
+    assert [report.loss for report in seen] == embedding.fit.losses
+    assert {(report.vectors, report.chunks) for report in seen} == {(1, 1)}
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"vectors": 0}, {"vectors": 65}, {"bits": 5}, {"steps": 0}, {"ahead": 0}, {"learning_rate": 0.0}, {"slack": -1.0}],
+)
+def test_settings_out_of_range_are_refused(llama: Codec, setting: dict) -> None:
+    with pytest.raises(EncodeError):
+        llama.encode(SHORT, site="prompt", fitting=Fitting(**setting))
+
+
+def test_other_requests_that_cannot_be_met(llama: Codec, gpt2: Codec) -> None:
+    with pytest.raises(EncodeError, match="site"):
+        llama.encode(SHORT, site="middle")
+    with pytest.raises(EncodeError, match="site"):
+        llama.fit_memory(SHORT, site="readout")
+    with pytest.raises(EncodeError, match="tokens"):
+        llama.fit_memory("")
+    with pytest.raises(EncodeError, match="positions"):
+        gpt2.fit_memory(TEXT * 2)
+
+
+# ---- files
+
+
+def test_pure_file_round_trip(llama: Codec) -> None:
+    blob = llama.encode(SHORT, site="prompt", chunk_tokens=6, fitting=replace(FITTING, vectors=None), pure=True)
+    assert llama.decode(blob) == SHORT.encode()
+    parsed = container.unpack(blob)
+    assert parsed.chunks and not any(chunk.corrections for chunk in parsed.chunks)
+    facts = inspect(blob)
+    assert facts["settings"] | {"margin": 0} == {
+        "site": "prompt", "bits": 8, "dimensions": 64, "chunk_tokens": 6, "margin": 0,
+    }  # fmt: skip
+    assert all(span["memory_bytes"] == 66 * span["vectors"] for span in facts["spans"])
+
+
+def test_what_is_not_fitted_is_corrected(tiny: Codec, blob: bytes) -> None:
+    parsed = container.unpack(blob)
+    assert len(parsed.chunks) > 2 and any(chunk.corrections for chunk in parsed.chunks)
+    assert len({len(chunk.memory) for chunk in parsed.chunks}) > 1
+    assert tiny.decode(blob) == (TEXT * 2).encode()
+
+
+def test_learned_positions_round_trip(gpt2: Codec) -> None:
+    blob = gpt2.encode(SHORT, site="prompt", chunk_tokens=4, fitting=replace(FITTING, vectors=4), pure=True)
+    assert gpt2.decode(blob) == SHORT.encode()
+
+
+def test_pure_names_the_chunks_that_fail(tiny: Codec) -> None:
+    with pytest.raises(EncodeError, match=r"2 of 2 chunks need corrections \(chunk 0, 1\)"):
+        tiny.encode(TEXT[:200], site="prompt", chunk_tokens=40, fitting=Fitting(bits=1, steps=2), pure=True)
+
+
+def test_verification_keeps_the_memory_and_widens_the_margin(tiny: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    fitting = Fitting(bits=1, steps=10)
+    plain = container.unpack(tiny.encode(TEXT * 2, site="prompt", chunk_tokens=100, fitting=fitting, verify=False))
+    decode, calls = tiny._decode_chunks, []
+
+    def fail_once(chunks, *rest):
+        calls.append(len(chunks))
+        return [b"?" if len(calls) == 1 else data for data in decode(chunks, *rest)]
+
+    monkeypatch.setattr(tiny, "_decode_chunks", fail_once)
+    repaired = container.unpack(tiny.encode(TEXT * 2, site="prompt", chunk_tokens=100, fitting=fitting))
+    monkeypatch.undo()
+    assert [chunk.memory for chunk in repaired.chunks] == [chunk.memory for chunk in plain.chunks]
+    assert calls[0] == len(plain.chunks) > 0
+
+
+@pytest.mark.parametrize("batch", [1, 3, 64])
+def test_decodes_with_any_batch(tiny: Codec, blob: bytes, batch: int) -> None:
+    assert tiny.decode(blob, batch=batch) == (TEXT * 2).encode()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_decodes_with_any_thread_count(tiny: Codec, blob: bytes, threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert tiny.decode(blob) == (TEXT * 2).encode()
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_decodes_with_eager_attention(llama_folder: Path, blob: bytes) -> None:
+    assert Codec.load(str(llama_folder), device="cpu", attention="eager").decode(blob) == (TEXT * 2).encode()
+
+
+def test_decodes_under_noise_of_half_the_margin(tiny: Codec, blob: bytes) -> None:
+    generator = torch.Generator().manual_seed(1)
+
+    def noise(logits: torch.Tensor) -> torch.Tensor:
+        return logits + (torch.rand(logits.shape, generator=generator) - 0.5) * (0.98 * MARGIN)
+
+    assert tiny.decode(blob, hook=noise) == (TEXT * 2).encode()
+
+
+@pytest.mark.parametrize("change", [-1, 1, -10, 64 * 10])
+def test_hostile_memory_lengths_are_refused(tiny: Codec, blob: bytes, change: int) -> None:
+    parsed = container.unpack(blob)
+    first = parsed.chunks[0]
+    longer = first.memory + bytes(max(change, 0))
+    parts = [replace(first, memory=longer[: len(longer) + min(change, 0)]), *parsed.parts[1:]]
+    if change == -10:
+        parts[0] = replace(first, memory=b"")
+    with pytest.raises(FormatError, match="vectors"):
+        tiny.decode(container.pack(replace(parsed, parts=parts)))
+
+
+@pytest.mark.parametrize("change", [{"bits": 5}, {"bits": 0}, {"dimensions": 0}, {"dimensions": 128}, {"bits": 17}])
+def test_hostile_settings_are_refused(tiny: Codec, blob: bytes, change: dict) -> None:
+    parsed = container.unpack(blob)
+    assert parsed.settings is not None
+    with pytest.raises(FormatError):
+        tiny.decode(container.pack(replace(parsed, settings=replace(parsed.settings, **change))))
+
+
+def test_more_vectors_than_positions_are_refused(gpt2: Codec) -> None:
+    blob = gpt2.encode(TEXT[:40], site="prompt", chunk_tokens=230, fitting=Fitting(1, 1, 2), pure=False)
+    chunk = container.Chunk(230, prompt.pack(torch.zeros(40, 64), 1), b"", 0)
+    settings = container.Settings(MARGIN, 230, site="prompt", bits=1, dimensions=64)
+    hostile = container.pack(container.Container(1, bytes(32), [chunk], gpt2.model, settings))
+    assert gpt2.decode(blob) == TEXT[:40].encode()
+    with pytest.raises(FormatError, match="positions"):
+        gpt2.decode(hostile)
+
+
+# ---- embeddings
+
+
+def test_save_and_load(llama: Codec, tmp_path: Path) -> None:
+    made = llama.fit_memory("over the lazy dog", vectors=4, bits=3, steps=500)
+    made.save(tmp_path / "dog.safetensors")
+    loaded = MemoryEmbedding.load(tmp_path / "dog.safetensors", llama)
+    assert (loaded.vectors == made.vectors).all() and loaded.bits == 3
+    assert loaded.reconstruct() == made.reconstruct() == "over the lazy dog"
+    assert loaded.fit.steps == made.fit.steps and np.allclose(loaded.fit.losses, made.fit.losses)
+    assert (safetensors.numpy.load_file(tmp_path / "dog.safetensors")["vectors"] == made.vectors).all()
+
+
+def test_load_refuses_other_models_and_other_files(llama: Codec, gpt2: Codec, tmp_path: Path) -> None:
+    path = tmp_path / "memory.safetensors"
+    llama.fit_memory(SHORT, steps=1).save(path)
+    with pytest.raises(ModelMismatchError):
+        MemoryEmbedding.load(path, gpt2)
+    safetensors.numpy.save_file({"vectors": np.zeros((1, 64), np.float32)}, path)
+    with pytest.raises(FormatError):
+        MemoryEmbedding.load(path, llama)
+    path.write_bytes(b"nothing")
+    with pytest.raises(FormatError):
+        MemoryEmbedding.load(path, llama)
