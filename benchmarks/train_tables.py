@@ -4,7 +4,7 @@
 
 Texts of several kinds and languages, none of them used in the benchmarks. Each round encodes all chunks with the
 tables of the round before, counts the symbols that the encoder chose, and smooths each context towards its neighbours
-and the mean of all. Encoder and search read their costs from the same tables, so a round changes what the next one chooses.
+and the mean of all. Encoder and search take their costs from the same tables: a round changes what the next chooses.
 """
 
 import argparse

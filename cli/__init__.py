@@ -7,13 +7,13 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 import click
+
+import memcodec
 from memcodec_cli import files
 from memcodec_cli.bench import bench
 from memcodec_cli.compress import compress, decompress
 from memcodec_cli.inspect import inspect, verify
 from memcodec_cli.models import models
-
-import memcodec
 
 
 class Program(click.Group):

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import click
+
 from memcodec_cli import files, options
 from memcodec_cli.progress import Bars
 

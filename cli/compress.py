@@ -3,14 +3,11 @@
 import time
 
 import click
-from memcodec_cli import files, options
-from memcodec_cli.progress import Bars, close_line
 
 from memcodec import container
-
-# As in memcodec.codec, which cannot be imported without torch; a test compares them.
-MARGIN = 1e-3
-EFFORT = 4096
+from memcodec.defaults import DEFAULT_EFFORT, DEFAULT_MARGIN
+from memcodec_cli import files, options
+from memcodec_cli.progress import Bars, close_line
 
 
 def _eighths(ctx: click.Context, param: click.Parameter, value: float) -> float:
@@ -51,7 +48,7 @@ def _eighths(ctx: click.Context, param: click.Parameter, value: float) -> float:
 @click.option(
     "--margin",
     type=float,
-    default=MARGIN,
+    default=DEFAULT_MARGIN,
     show_default=True,
     metavar="X",
     help="Least gap in logits on which the decoder may rest a decision.",
@@ -59,7 +56,7 @@ def _eighths(ctx: click.Context, param: click.Parameter, value: float) -> float:
 @click.option(
     "--effort",
     type=click.IntRange(min=1),
-    default=EFFORT,
+    default=DEFAULT_EFFORT,
     show_default=True,
     metavar="N",
     help="States that the search for a memory tries per token: more is smaller and slower.",

@@ -5,11 +5,11 @@ import sys
 from typing import Any
 
 import click
-from memcodec_cli import files, options
-from memcodec_cli.progress import Bars
 
 import memcodec
 from memcodec import container
+from memcodec_cli import files, options
+from memcodec_cli.progress import Bars
 
 
 @click.command()

@@ -1,10 +1,10 @@
 """`memcodec models`: the built-in models and the cache."""
 
 import click
-from memcodec_cli import options
-from memcodec_cli.progress import Bars
 
 from memcodec import models as store
+from memcodec_cli import options
+from memcodec_cli.progress import Bars
 
 
 @click.group()

@@ -5,9 +5,8 @@ from typing import Any
 
 import click
 
+from memcodec.defaults import DEFAULT_BATCH
 from memcodec.models import BUILT_IN, DEFAULT_MODEL
-
-BATCH = 64  # as memcodec.codec.DEFAULT_BATCH, which cannot be imported without torch; a test compares them
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -47,7 +46,7 @@ running = _together(
     click.option(
         "--batch",
         type=click.IntRange(min=1),
-        default=BATCH,
+        default=DEFAULT_BATCH,
         show_default=True,
         metavar="N",
         help="Chunks decoded side by side; does not change the result.",

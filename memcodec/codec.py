@@ -13,15 +13,13 @@ import torch
 
 from memcodec import container as box
 from memcodec import corrections, document, greedy, prompt, readout
+from memcodec.defaults import DEFAULT_BATCH, DEFAULT_EFFORT, DEFAULT_MARGIN
 from memcodec.errors import ChecksumError, EncodeError, FormatError, ModelMismatchError, ModelNotFoundError
 from memcodec.lm import FrozenLM
 from memcodec.models import DEFAULT_MODEL, ByteProgress, ModelFolder, resolve, resolve_named, weights_hash
 from memcodec.progress import Progress, ProgressCallback
 from memcodec.tokens import ByteTokenizer
 
-DEFAULT_MARGIN = 1e-3  # 8 times the largest logit difference measured (docs/margin.md)
-DEFAULT_EFFORT = 4096  # states that the search tries per token
-DEFAULT_BATCH = 64  # chunks decoded side by side
 PREFIX = "..."  # what stands before every chunk: most begin in the middle of something
 RATE_STEPS = 8  # memory rates are multiples of 1/8 bit per token
 REPAIR_MARGIN = 16  # a chunk that does not verify is corrected again with so many times the margin

@@ -192,7 +192,7 @@ def unpack(blob: bytes) -> Container:
     except (KeyError, ValueError) as error:
         raise FormatError(f"damaged header: {error}") from error
     parts = _unpack_index(tensors, settings, size)
-    sizes = {_TENSORS[name]: len(tensor) for name, tensor in tensors.items()}
+    sizes = {what: len(tensors[name]) for name, what in _TENSORS.items() if name in tensors}
     return Container(size, sha256, parts, model, settings, {"header": header_size} | sizes)
 
 

@@ -280,7 +280,8 @@ def _look(lm: FrozenLM, prompts: torch.Tensor, chunks: list[np.ndarray], margin:
     targets = ids[known][:, None]
     count = min(_RIVALS, lm.vocabulary)
     with torch.no_grad():
-        rivals = torch.cat([lm.logits(some).topk(count, dim=1).indices for some in torch.split(states, _HEAD_POSITIONS)])
+        slices = torch.split(states, _HEAD_POSITIONS)
+        rivals = torch.cat([lm.logits(some).topk(count, dim=1).indices for some in slices])
     logits = lm.logits_of(states, torch.cat([targets, rivals], dim=1))
     others = logits[:, 1:].masked_fill(rivals == targets, -torch.inf)
     gaps = (logits[:, 0] - others.max(dim=1).values).detach()
@@ -308,12 +309,12 @@ def _note(fit: Fit, written: np.ndarray, loss: float, vectors: torch.Tensor, bit
 
 @torch.no_grad()
 def write(lm: FrozenLM, vectors: np.ndarray, tokens: int) -> np.ndarray:
-    """What the LM writes by greedy decoding from vectors, float32 [n, hidden]: token ids, int64 [tokens]."""
-    step = lm.start(1, tokens, behind_prefix(lm, torch.from_numpy(vectors)[None].to(lm.device)))
-    written = np.zeros(tokens, dtype=np.int64)
+    """What the LM writes by greedy decoding: float32 [rows, n, hidden] -> token ids, int64 [rows, tokens]."""
+    step = lm.start(len(vectors), tokens, behind_prefix(lm, torch.from_numpy(vectors).to(lm.device)))
+    written = np.zeros((len(vectors), tokens), dtype=np.int64)
     for t in range(tokens):
-        states = step(None if t == 0 else torch.from_numpy(written[t - 1 : t]))
-        written[t] = int(lm.logits(states).argmax())
+        states = step(None if t == 0 else torch.from_numpy(written[:, t - 1]))
+        written[:, t] = lm.logits(states).argmax(dim=1).cpu().numpy()
     return written
 
 
@@ -338,7 +339,7 @@ class MemoryEmbedding:
 
     def reconstruct(self) -> str:
         """The text that greedy decoding writes from the memory: the original, where the fit is exact."""
-        ids = write(self._codec.lm, self.vectors, self.fit.tokens)
+        (ids,) = write(self._codec.lm, self.vectors[None], self.fit.tokens)
         return self._codec.tokenizer.decode(ids).decode(errors="replace")
 
     def save(self, path: str | Path) -> None:

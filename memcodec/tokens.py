@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from memcodec.errors import ModelNotFoundError
+from memcodec.models import first_line, quiet
 
 
 def _byte_of_character() -> dict[str, int]:
@@ -39,8 +41,9 @@ class ByteTokenizer:
             else:
                 self._bytes[token_id] = bytes(byte_of[c] for c in token)
         self.missing_bytes = set(range(256)) - {value[0] for value in self._bytes.values() if len(value) == 1}
-        canonical = json.dumps(description, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-        self.digest = hashlib.sha256(canonical.encode()).digest()
+        # What a decoder needs of a tokenizer is the bytes of each id: merges and versions of the library may differ.
+        entries = (struct.pack("<II", token_id, len(value)) + value for token_id, value in sorted(self._bytes.items()))
+        self.digest = hashlib.sha256(b"".join(entries)).digest()
 
     @classmethod
     def load(cls, folder: Path) -> "ByteTokenizer":
@@ -48,9 +51,10 @@ class ByteTokenizer:
         from transformers import AutoTokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            with quiet():
+                tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # transformers raises many kinds, ImportError for absent converters among them
-            raise ModelNotFoundError(f"{folder}: its tokenizer does not load ({_first_line(error)})") from error
+            raise ModelNotFoundError(f"{folder}: its tokenizer does not load ({first_line(error)})") from error
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise ModelNotFoundError(f"{folder}: it has no fast tokenizer (tokenizer.json), which memcodec needs")
@@ -63,8 +67,3 @@ class ByteTokenizer:
     def decode(self, ids: np.ndarray) -> bytes:
         """The bytes of token ids; an id that the tokenizer does not know has none."""
         return b"".join(self._bytes.get(int(i), b"") for i in ids)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

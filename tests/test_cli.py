@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from memcodec_cli import main
-from memcodec_cli.progress import Bars
 
 import memcodec
 from memcodec import container, models
 from memcodec.codec import Codec, store
+from memcodec_cli import main
+from memcodec_cli.progress import Bars
 
 from .conftest import TEXT
 

@@ -10,7 +10,8 @@ import torch
 
 from memcodec.bench import measure, rivals
 from memcodec.bench.results import Store, code_hash, digest
-from memcodec.codec import DEFAULT_BATCH, DEFAULT_EFFORT, Codec
+from memcodec.codec import Codec
+from memcodec.defaults import DEFAULT_BATCH, DEFAULT_EFFORT
 from memcodec.errors import EncodeError
 from memcodec.prompt import Fitting
 

@@ -12,8 +12,9 @@ import torch
 from memcodec import container, corrections, document
 from memcodec.bench import peak
 from memcodec.bench.rivals import BenchError
-from memcodec.codec import DEFAULT_BATCH, Codec
+from memcodec.codec import Codec
 from memcodec.container import DEFAULT_CHUNK_TOKENS
+from memcodec.defaults import DEFAULT_BATCH
 from memcodec.inspection import inspect
 
 CONTEXT_TOKENS = 2048
