@@ -26,8 +26,8 @@ Published by others, **not measured here**, and not with the same model:
 
 | codec | text | published | model | source |
 | --- | --- | --- | --- | --- |
-| ts_zip | alice29, whole | 1.142 bits per byte | RWKV 169M | bellard.org/ts_zip |
-| llama-zip | book1, whole | 8.745x | Llama 3.1 8B, context of 8k tokens | its README |"""
+| ts_zip | alice29, whole | 1.142 bits per byte | RWKV 169M | its page, bellard.org/ts_zip |
+| llama-zip | book1, whole | 8.745x | Llama 3.1 8B, context of 8k tokens | its README, github.com/AlexBuz/llama-zip |"""
 
 
 def render(found: dict[str, Any]) -> str:
@@ -149,12 +149,15 @@ def _curve(found: dict[str, Any]) -> str:
     head = [
         "memory rate", "memory", "corrections", "both", "file, bytes", "efficiency", "tokens right without correction",
     ]  # fmt: skip
-    text = found["texts"][0]
+    text, curve = found["texts"][0], found["curve"]
+    stored = [f"{point['rate']:g}" for point in curve if point["tokens"] != curve[0]["tokens"]]
+    note = f"\n\nAt rate {', '.join(stored)} part of the text was stored instead, and is not in it." if stored else ""
     return (
         f"{text['name']}, {text['bytes']:,} bytes; bits per token. Efficiency: bits of corrections saved by the "
         "memory, by bits of the memory; above 1 it pays for itself. Tokens right: by greedy decoding under the "
         "memory, across the margin.\n\n"
-        + grid(head, [[f"{point['rate']:g}", *_worth(point)] for point in found["curve"]])
+        + grid(head, [[f"{point['rate']:g}", *_worth(point)] for point in curve])
+        + note
     )
 
 

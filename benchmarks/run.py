@@ -53,11 +53,23 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit("bench: interrupted; what was measured is kept")
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "report.json").write_text(json.dumps(found, indent=1, default=asdict) + "\n")
+    (options.out / "report.json").write_text(to_json(found))
     (options.out / "report.md").write_text(report.render(found))
     plots.draw(found, options.out)
     print(table.render(found["rows"]))
     say(f"{bench.store.measured} measured, {bench.store.reused} kept from before; wrote {options.out / 'report.md'}")
+
+
+def to_json(found: dict[str, Any]) -> str:
+    """JSON with a line for each entry of a list: small, and readable in a diff."""
+    parts = []
+    for name, value in found.items():
+        if isinstance(value, list):
+            lines = ",\n  ".join(json.dumps(entry, default=asdict) for entry in value)
+            parts.append(f" {json.dumps(name)}: [\n  {lines}\n ]")
+        else:
+            parts.append(f" {json.dumps(name)}: {json.dumps(value, default=asdict)}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 def measure(bench: Bench, texts: list[Text], sizes: list[int]) -> dict[str, Any]:

@@ -1,14 +1,16 @@
 """The benchmark counts honestly, keeps what it has measured, and believes no codec that does not restore its input."""
 
 import importlib
+import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from transformers import AutoModelForCausalLM
 
 import memcodec.codec
@@ -18,6 +20,7 @@ from memcodec.bench.comparison import BOUND, CONTEXT_BOUND, Bench, Row, Text, br
 from memcodec.bench.results import Store
 from memcodec.bench.rivals import BenchError
 from memcodec.codec import PREFIX, Codec
+from memcodec_cli import main
 
 STORY = ("She sells sea shells by the sea shore, the shells she sells are sea shells. " * 14).encode()
 
@@ -223,6 +226,7 @@ def test_report_has_every_codec_and_its_plots(
     tiny: Codec, full_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rivals, "measure_apart", measure_here)  # a process each would take half a minute
+    monkeypatch.setattr(full_run, "PROMPT_BYTES", 16)
     source = b"".join(path.read_bytes() for path in sorted(Path(memcodec.__file__).parent.glob("*.py")))
     names = "alice29", "second", "third"  # the first counts for the break-even
     texts = [Text.cut(name, STORY[:20] + source[20_000 * i :], 60) for i, name in enumerate(names)]
@@ -232,6 +236,7 @@ def test_report_has_every_codec_and_its_plots(
     usable = [name for name in rivals.RIVALS if rivals.usable(name)]
     for name in (*usable, BOUND, CONTEXT_BOUND, *(f"memcodec {rate}" for rate in (0, 1, 2, 4))):
         assert sum(f" {name} |" in line.replace("(", "").replace(")", "").replace("*", "") for line in rows) == 3, name
+    assert json.loads(full_run.to_json(found))["rows"][0] == asdict(found["rows"][0])
     full_run.plots.draw(found, tmp_path)
     for name in ("bytes", "rate-distortion", "positions"):
         assert f"({name}.png)" in report
@@ -246,3 +251,37 @@ def test_translations_are_read_from_po(full_run: Any) -> None:
         b'msgid ""\nmsgstr ""\n"Language: es\\n"\n\nmsgid "a"\nmsgstr ""\n"uno "\n"dos"\n\nmsgstr[1] "\xc3\xb1\\"\\n"\n'
     )
     assert full_run.corpora.translations(po).decode() == 'uno dos\n\u00f1"\n\n'
+
+
+def test_command_measures_the_users_files(llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEMCODEC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(rivals, "measure_apart", measure_here)
+    path = tmp_path / "mine.txt"
+    path.write_bytes(STORY)
+    command = [
+        "bench",
+        str(path),
+        "--model",
+        str(llama_folder),
+        "--memory-rate",
+        "0",
+        "--device",
+        "cpu",
+        "--bytes",
+        "100",
+    ]
+    shown = CliRunner().invoke(main, command)
+    assert shown.exit_code == 0, shown.output
+    assert f"{path}, 100 bytes" in shown.output
+    for name in ("gzip -9", "zstd -19", f"({BOUND})", f"({CONTEXT_BOUND})", "memcodec 0"):
+        assert f"\n{name} " in shown.output
+    assert "dictionary" not in shown.output, "there is no other text to train it on"
+    rows = json.loads(CliRunner().invoke(main, [*command, "--json"]).output)["rows"]
+    assert all(row["original_bytes"] == 100 and row["file_bytes"] > 0 for row in rows)
+
+
+def test_command_refuses_an_empty_file(tmp_path: Path) -> None:
+    (tmp_path / "empty").write_bytes(b"")
+    result = CliRunner().invoke(main, ["bench", str(tmp_path / "empty")])
+    assert result.exit_code == 1
+    assert "is empty" in result.output

@@ -113,7 +113,11 @@ class Bench:
     def rival(self, name: str, text: Text, others: Sequence[bytes] = ()) -> Iterator[Row]:
         """A classic compressor; nothing where it is not installed, or has no texts to train its dictionary on."""
         rival = rivals.RIVALS[name]
-        if not rivals.usable(name) or (rival.dictionary and not others):
+        if not rivals.usable(name):
+            self._say(f"{name}: left out, {rival.library} is not installed")
+            return
+        if rival.dictionary and not others:
+            self._say(f"{name}: left out, there is no other text to train it on")
             return
         key: dict[str, Any] = {"codec": name, "version": rival.version, "file": digest(text.data)}
         if rival.dictionary:
@@ -197,7 +201,7 @@ class Bench:
 
 
 def worth(rate: float, row: Row, without: Row) -> dict[str, Any]:
-    """What a memory brings against the same text `without` one; bits are per token.
+    """What a memory brings against the same text `without` one; bits are per token that the LM carries.
 
     efficiency: bits of corrections saved by the bits of the memory; None at rate 0.
     """
@@ -211,6 +215,7 @@ def worth(rate: float, row: Row, without: Row) -> dict[str, Any]:
         "total": 8 * (result["memory_bytes"] + result["correction_bytes"]) / tokens,
         "efficiency": saved / result["memory_bytes"] if result["memory_bytes"] else None,
         "hits": result["hits"] / tokens,
+        "tokens": result["tokens"],
         "file_bytes": result["file_bytes"],
     }
 

@@ -98,7 +98,7 @@ def bound(codec: Codec, data: bytes, chunk_tokens: int = DEFAULT_CHUNK_TOKENS) -
     return {
         "file_bytes": total + float(bits.sum()) / 8,
         "tokens": int(count.sum()),
-        "position_bits": bits.round(3).tolist(),
+        "position_bits": bits.round(2).tolist(),
         "position_count": count.tolist(),
     }
 
