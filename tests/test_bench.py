@@ -229,8 +229,8 @@ def test_report_has_every_codec_and_its_plots(
     monkeypatch.setattr(full_run, "PROMPT_BYTES", 16)
     source = b"".join(path.read_bytes() for path in sorted(Path(memcodec.__file__).parent.glob("*.py")))
     names = "alice29", "second", "third"  # the first counts for the break-even
-    texts = [Text.cut(name, STORY[:20] + source[20_000 * i :], 60) for i, name in enumerate(names)]
-    found = full_run.measure(Bench(tiny, Store(tmp_path / "store")), texts, [30, 60])
+    texts = [Text.cut(name, STORY[:20] + source[20_000 * i :], 40) for i, name in enumerate(names)]
+    found = full_run.measure(Bench(tiny, Store(tmp_path / "store")), texts, [20, 40])
     report = full_run.report.render(found)
     rows = [line for line in report.split("## By input size")[0].splitlines() if line.startswith("|")]
     usable = [name for name in rivals.RIVALS if rivals.usable(name)]
@@ -242,7 +242,7 @@ def test_report_has_every_codec_and_its_plots(
         assert f"({name}.png)" in report
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     store = Store(tmp_path / "store")
-    assert full_run.measure(Bench(tiny, store), texts, [30, 60]) == found
+    assert full_run.measure(Bench(tiny, store), texts, [20, 40]) == found
     assert store.measured == 0
 
 
