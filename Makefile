@@ -6,7 +6,7 @@ READY := .venv/.ready
 .PHONY: demo test check bench clean
 
 demo: $(READY)
-	PATH="$(CURDIR)/$(BIN):$$PATH" bash benchmarks/demo.sh
+	PATH="$(CURDIR)/$(BIN):$$PATH" python benchmarks/demo.py
 
 test: check
 	$(BIN)/python -m pytest

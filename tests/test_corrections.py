@@ -1,5 +1,7 @@
 """Corrections say the same to every decoder whose logits are within half the margin."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -101,3 +103,8 @@ def test_contexts_come_from_position_and_mean_level_only() -> None:
     assert corrections.contexts(3, sums, 8).tolist() == [2, 2, 2]
     late = corrections.contexts(100, sums, 8)
     assert late.tolist() == sorted(late.tolist()) and late.max() == corrections.CONTEXTS - 1
+
+
+def test_the_specification_has_the_same_tables() -> None:
+    root = Path(__file__).parent.parent
+    assert (root / "spec" / "tables.json").read_bytes() == (root / "memcodec" / "tables.json").read_bytes()

@@ -1,0 +1,42 @@
+"""Write the test vectors of the format: python spec/make_vectors.py. Only for a new format version: files must decode
+for ever, so committed vectors are not made again.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from memcodec.codec import Codec
+
+ENGLISH = """The lighthouse keeper had written the same sentence in his log for eleven years: nothing to report, sea calm
+enough. On the first night of the twelfth year he stopped, looked at the wet ink, and crossed it out. Somewhere beyond
+the reef a ship was ringing its bell, slowly, as if whoever pulled the rope had all the time in the world. He counted
+the strokes. There were seven, then a silence, then seven again. He lit the second lamp, which the regulations allowed
+only in fog, and went down the stairs two at a time. "If they ask," he told the dog, "we saw nothing." The dog, who had
+heard the bell long before he did, was already at the door.
+"""
+MIXED = (
+    "Él dijo: «mañana será otro día». Она ответила: «может быть». 彼は黙っていた。🙂\r\n\tx = {'a': [1, 2.5, None]}\n"
+)
+
+VECTORS: dict[str, tuple[bytes, dict[str, Any]]] = {
+    "empty": (b"", {}),
+    "stored": (bytes(range(256)), {}),
+    "rate-0": (ENGLISH.encode(), {"memory_rate": 0}),
+    "rate-1": (ENGLISH.encode(), {}),
+    "rate-half-chunks-50": (ENGLISH.encode(), {"memory_rate": 0.5, "chunk_tokens": 50}),
+    "rate-2-margin": (ENGLISH.encode(), {"memory_rate": 2, "margin": 5e-3}),
+    "mixed": (ENGLISH.encode() + b"\xff\xfe\x00" + (ENGLISH[:200] + MIXED).encode(), {}),
+}
+
+
+def main() -> None:
+    """Encode each vector with the built-in model."""
+    folder = Path(__file__).parent / "vectors"
+    codec = Codec.load(device="cpu")
+    for name, (data, settings) in VECTORS.items():
+        (folder / f"{name}.bin").write_bytes(data)
+        (folder / f"{name}.memz").write_bytes(codec.encode(data, **settings))
+
+
+if __name__ == "__main__":
+    main()
