@@ -7,8 +7,8 @@ from typing import Any
 
 from memcodec.codec import Codec
 
-ENGLISH = """The lighthouse keeper had written the same sentence in his log for eleven years: nothing to report, sea calm
-enough. On the first night of the twelfth year he stopped, looked at the wet ink, and crossed it out. Somewhere beyond
+ENGLISH = """The lighthouse keeper had written the same sentence in his log for ten years: nothing to report, sea calm
+enough. On the first night of the eleventh year he stopped, looked at the wet ink and crossed it out. Somewhere beyond
 the reef a ship was ringing its bell, slowly, as if whoever pulled the rope had all the time in the world. He counted
 the strokes. There were seven, then a silence, then seven again. He lit the second lamp, which the regulations allowed
 only in fog, and went down the stairs two at a time. "If they ask," he told the dog, "we saw nothing." The dog, who had
