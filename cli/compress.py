@@ -5,7 +5,7 @@ import time
 import click
 
 from memcodec import container
-from memcodec.defaults import DEFAULT_EFFORT, DEFAULT_MARGIN
+from memcodec.defaults import DEFAULT_BITS, DEFAULT_EFFORT, DEFAULT_MARGIN, DEFAULT_STEPS
 from memcodec_cli import files, options
 from memcodec_cli.progress import Bars, close_line
 
@@ -14,6 +14,14 @@ def _eighths(ctx: click.Context, param: click.Parameter, value: float) -> float:
     if not 0 <= value <= container.MAX_RATE or value * 8 % 1:
         raise click.BadParameter(f"give 0 to {container.MAX_RATE} in steps of 1/8")
     return value
+
+
+def _vectors(ctx: click.Context, param: click.Parameter, value: str) -> int | None:
+    if value == "auto":
+        return None
+    if not value.isdecimal() or not 1 <= int(value) <= container.MAX_VECTORS:
+        raise click.BadParameter(f"give 1 to {container.MAX_VECTORS}, or auto")
+    return int(value)
 
 
 @click.command()
@@ -31,10 +39,38 @@ def _eighths(ctx: click.Context, param: click.Parameter, value: float) -> float:
 )
 @click.option(
     "--site",
-    type=click.Choice(["readout"]),
+    type=click.Choice(["readout", "prompt"]),
     default="readout",
     show_default=True,
-    help="Where the memory enters the model.",
+    help="Where the memory enters the model: at its end, or as vectors before the first token (slow).",
+)
+@click.option(
+    "--vectors",
+    callback=_vectors,
+    default="1",
+    show_default=True,
+    metavar="N",
+    help=f"Prompt site: vectors a chunk, 1 to {container.MAX_VECTORS}, or auto for the fewest that succeed.",
+)
+@click.option(
+    "--bits",
+    type=click.Choice([str(bits) for bits in container.MEMORY_BITS]),
+    default=str(DEFAULT_BITS),
+    show_default=True,
+    help="Prompt site: bits per dimension of a vector; 16 is float16.",
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    default=DEFAULT_STEPS,
+    show_default=True,
+    metavar="N",
+    help="Prompt site: steps of gradient descent a chunk, at most.",
+)
+@click.option(
+    "--pure",
+    is_flag=True,
+    help="Prompt site: vectors alone, no corrections; fails where they do not suffice.  [default: corrections]",
 )
 @click.option(
     "--memory-rate",
@@ -66,8 +102,8 @@ def _eighths(ctx: click.Context, param: click.Parameter, value: float) -> float:
 @options.quiet
 def compress(
     input_name: str, output: str | None, to_stdout: bool, force: bool, model: str, chunk_tokens: int, site: str,
-    memory_rate: float, margin: float, effort: int, device: str, batch: int, threads: int | None, no_verify: bool,
-    quiet: bool,
+    vectors: int | None, bits: str, steps: int, pure: bool, memory_rate: float, margin: float,
+    effort: int, device: str, batch: int, threads: int | None, no_verify: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Compress the file INPUT; - is standard input."""
     target = files.Output.choose(input_name, output, to_stdout, force, input_name + files.EXTENSION)
@@ -76,12 +112,14 @@ def compress(
     with Bars(quiet) as bars:
         bars.doing("loading the model")
         from memcodec.codec import Codec
+        from memcodec.prompt import Fitting
 
         codec = Codec.load(model, device, threads, progress=bars.model)
         start = time.monotonic()
         blob = codec.encode(
             data, memory_rate=memory_rate, chunk_tokens=chunk_tokens, margin=margin, batch=batch, effort=effort,
-            verify=not no_verify, progress=bars.document(len(data), "fit"),
+            verify=not no_verify, progress=bars.document(len(data), "fit"), site=site, pure=pure,
+            fitting=Fitting(vectors=vectors, bits=int(bits), steps=steps),
         )  # fmt: skip
         seconds = time.monotonic() - start
     target.write(blob)

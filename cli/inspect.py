@@ -37,10 +37,15 @@ def _table(facts: dict[str, Any]) -> list[str]:
         lines += [f"{key.replace('_', ' '):16}{value}" for key, value in facts["settings"].items()]
     lines += ["", f"{'part':16}{'bytes':>10}"]
     lines += [f"{part:16}{size:>10,}" for part, size in facts["parts"].items()]
-    lines += ["", f"{'#':>6}  {'kind':8}{'tokens':>8}{'memory':>8}{'corrections':>13}{'stored':>12}  checksum"]
+    lines += [
+        "",
+        f"{'#':>6}  {'kind':8}{'tokens':>8}{'vectors':>9}{'memory':>8}{'corrections':>13}{'stored':>12}  checksum",
+    ]
     for number, span in enumerate(facts["spans"]):
-        cells = [span.get(key, "") for key in ("tokens", "memory_bytes", "correction_bytes", "bytes", "checksum")]
-        row = "{:>6}  {:8}{:>8}{:>8}{:>13}{:>12}  {}".format(number, span["kind"], *cells)
+        cells = [
+            span.get(key, "") for key in ("tokens", "vectors", "memory_bytes", "correction_bytes", "bytes", "checksum")
+        ]
+        row = "{:>6}  {:8}{:>8}{:>9}{:>8}{:>13}{:>12}  {}".format(number, span["kind"], *cells)
         lines.append(row.rstrip())
     return lines
 

@@ -13,7 +13,7 @@ import torch
 
 from memcodec import container as box
 from memcodec import corrections, document, greedy, prompt, readout
-from memcodec.defaults import DEFAULT_BATCH, DEFAULT_EFFORT, DEFAULT_MARGIN
+from memcodec.defaults import DEFAULT_BATCH, DEFAULT_BITS, DEFAULT_EFFORT, DEFAULT_MARGIN, DEFAULT_STEPS
 from memcodec.errors import ChecksumError, EncodeError, FormatError, ModelMismatchError, ModelNotFoundError
 from memcodec.lm import FrozenLM
 from memcodec.models import DEFAULT_MODEL, ByteProgress, ModelFolder, resolve, resolve_named, weights_hash
@@ -203,8 +203,8 @@ class Codec:
         text: str,
         site: str = "prompt",
         vectors: int | None = 1,
-        bits: int = 16,
-        steps: int = 1000,
+        bits: int = DEFAULT_BITS,
+        steps: int = DEFAULT_STEPS,
         callback: prompt.FitCallback | None = None,
         margin: float = DEFAULT_MARGIN,
         **more: Any,

@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from memcodec import container as box
 from memcodec.container import MAX_CHUNK_TOKENS, MAX_VECTORS, MEMORY_BITS
+from memcodec.defaults import DEFAULT_BITS, DEFAULT_STEPS
 from memcodec.errors import EncodeError, FormatError, ModelMismatchError
 from memcodec.lm import FrozenLM
 
@@ -108,8 +109,8 @@ class Fitting:
     """
 
     vectors: int | None = 1
-    bits: int = 16
-    steps: int = 1000
+    bits: int = DEFAULT_BITS
+    steps: int = DEFAULT_STEPS
     learning_rate: float = 2.0
     ahead: int | None = 4
     slack: float = 1.0

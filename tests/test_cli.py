@@ -21,6 +21,7 @@ from click.testing import CliRunner, Result
 import memcodec
 from memcodec import container, models
 from memcodec.codec import Codec, store
+from memcodec.prompt import Fitting
 from memcodec_cli import main
 from memcodec_cli.progress import Bars
 
@@ -114,19 +115,21 @@ def test_every_option_reaches_the_codec(run: Run, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(Codec, "load", load)
     options = "--model m --device cpu --chunk-tokens 50 --site readout --memory-rate 2.5 --margin 0.25 --effort 9 "
-    options += "--batch 3 --threads 2 --no-verify -q"
+    options += "--batch 3 --threads 2 --no-verify -q --vectors auto --bits 4 --steps 7 --pure"
     assert run("compress", "-", *options.split(), stdin=b"x").stdout_bytes == RESULT
     assert seen == {
         "data": b"x", "model": "m", "device": "cpu", "chunk_tokens": 50, "memory_rate": 2.5, "margin": 0.25,
-        "effort": 9, "batch": 3, "threads": 2, "verify": False, "progress": None,
+        "effort": 9, "batch": 3, "threads": 2, "verify": False, "progress": None, "site": "readout", "pure": True,
+        "fitting": Fitting(vectors=None, bits=4, steps=7),
     }  # fmt: skip
 
 
 def test_defaults_are_the_codecs() -> None:
     given = {p.name: p.default for p in main.commands["compress"].params}
     codec = {p.name: p.default for p in inspect.signature(Codec.encode).parameters.values()}
-    for name in ("memory_rate", "chunk_tokens", "margin", "batch", "effort"):
+    for name in ("memory_rate", "chunk_tokens", "margin", "batch", "effort", "site"):
         assert given[name] == codec[name]
+    assert Fitting() == Fitting(vectors=int(given["vectors"]), bits=int(given["bits"]), steps=given["steps"])
     assert given["no_verify"] is not codec["verify"]
     assert given["model"] == models.DEFAULT_MODEL
 

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
+from click.testing import CliRunner
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from memcodec import EncodeError, FormatError, ModelMismatchError, codec, container, inspect, prompt
 from memcodec.codec import Codec
 from memcodec.prompt import Fitting, MemoryEmbedding
+from memcodec_cli import main as cli
 from tests.conftest import TEXT, save_tokenizer
 
 MARGIN = 1e-3
@@ -27,13 +29,18 @@ def random_codec(model: torch.nn.Module, folder: Path) -> Codec:
 
 
 @pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Codec:
+def llama_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("llama")
+
+
+@pytest.fixture(scope="module")
+def llama(llama_path: Path) -> Codec:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=400, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=1024, initializer_range=0.2, tie_word_embeddings=True,
     )  # fmt: skip
-    return random_codec(LlamaForCausalLM(config), tmp_path_factory.mktemp("llama"))
+    return random_codec(LlamaForCausalLM(config), llama_path)
 
 
 @pytest.fixture(scope="module")
@@ -324,3 +331,24 @@ def test_load_refuses_other_models_and_other_files(llama: Codec, gpt2: Codec, tm
     path.write_bytes(b"nothing")
     with pytest.raises(FormatError):
         MemoryEmbedding.load(path, llama)
+
+
+# ---- the command
+
+
+def test_the_command_writes_and_reads_prompt_files(llama: Codec, llama_path: Path, tmp_path: Path) -> None:
+    document = tmp_path / "dog.txt"
+    document.write_text("over the lazy dog")
+    options = ["--site", "prompt", "--vectors", "auto", "--bits", "8", "--steps", "300", "--pure", "--quiet"]
+    made = CliRunner().invoke(cli, ["compress", str(document), "--model", str(llama_path), *options])
+    assert made.exit_code == 0, made.output
+    packed = tmp_path / "dog.txt.memz"
+    assert llama.decode(packed.read_bytes()) == b"over the lazy dog"
+    shown = CliRunner().invoke(cli, ["inspect", str(packed)]).output
+    assert "prompt" in shown and "vectors" in shown
+
+
+@pytest.mark.parametrize("vectors", ["0", "65", "many"])
+def test_the_command_refuses_other_numbers_of_vectors(vectors: str) -> None:
+    result = CliRunner().invoke(cli, ["compress", "x", "--site", "prompt", "--vectors", vectors])
+    assert result.exit_code == 2 and "1 to 64, or auto" in result.output
