@@ -396,9 +396,9 @@ class Codec:
     def token_bits(self, tokens: np.ndarray) -> np.ndarray:
         """-log2 p of each token of one chunk under the LM, float64 [tokens]."""
         ids = torch.from_numpy(tokens)[None]
-        logits = self.lm.logits(self.lm.hidden(ids))[0].double()
-        nats = -torch.log_softmax(logits, dim=1)[torch.arange(len(tokens)), ids[0].to(logits.device)]
-        return (nats / math.log(2)).cpu().numpy()
+        logits = self.lm.logits(self.lm.hidden(ids))[0].cpu().double()
+        nats = -torch.log_softmax(logits, dim=1)[torch.arange(len(tokens)), ids[0]]
+        return (nats / math.log(2)).numpy()
 
 
 def store(data: bytes) -> bytes:

@@ -57,7 +57,7 @@ class Steering:
         """head: the LM head's weight, float32 [vocabulary, hidden]; it stays on its device."""
         self._head = head
         self._hidden = head.shape[1]
-        spread = head.var(dim=0, correction=0).sum(dtype=torch.float64).item()  # mean |row - mean row|^2
+        spread = head.var(dim=0, correction=0).cpu().double().sum().item()  # mean |row - mean row|^2
         self._scale = np.float32(STRENGTH / np.sqrt(FEATURES * max(spread, 1e-30)))
         masks = words(_PARITY_STREAM, 0, FEATURES) & np.uint64((1 << WINDOW) - 1)
         halves = np.arange(1 << _HALF, dtype=np.uint64)[:, None]
