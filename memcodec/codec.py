@@ -228,7 +228,7 @@ class Codec:
     ) -> Iterator[_Coded]:
         for first in range(0, len(chunks), _FIT_ROWS):
             batch = chunks[first : first + _FIT_ROWS]
-            fits = prompt.fit(self.lm, batch, fitting, settings.margin)
+            fits = prompt.fit(self.lm, batch, fitting, settings.margin, lambda step: report.ahead(step.prefix))
             report(batch)
             for tokens, fit in zip(batch, fits, strict=True):
                 yield self._under_prompt(tokens, fit.memory, settings)
@@ -448,13 +448,20 @@ class _Reporter:
         self._stage = stage
         self._totals = sum(map(len, chunks)), len(chunks)
         self._done = [0, 0]
+        self._ahead = 0
 
     def __call__(self, chunks: list[np.ndarray]) -> None:
+        self._ahead = 0
         self._done[0] += sum(map(len, chunks))
         self.chunks(len(chunks))
 
     def tokens(self, count: int) -> None:
         self._done[0] += count
+        self._send()
+
+    def ahead(self, count: int) -> None:
+        """So many tokens of the chunks to be reported next are done; fewer than before are taken for a retry."""
+        self._ahead = max(self._ahead, count)
         self._send()
 
     def chunks(self, count: int) -> None:
@@ -463,7 +470,8 @@ class _Reporter:
 
     def _send(self) -> None:
         if self._callback is not None:
-            self._callback(Progress(self._stage, self._done[0], self._totals[0], self._done[1], self._totals[1]))
+            done, chunks = self._done
+            self._callback(Progress(self._stage, done + self._ahead, self._totals[0], chunks, self._totals[1]))
 
 
 def _cut(tokens: np.ndarray, size: int) -> list[np.ndarray]:

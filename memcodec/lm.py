@@ -1,10 +1,13 @@
 """The frozen LM: hidden states of known tokens in one pass, or one cached step at a time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from memcodec.errors import ModelNotFoundError
 from memcodec.models import first_line, quiet
@@ -84,6 +87,27 @@ class FrozenLM:
         embeddings = torch.cat([prompts, self.embed(tokens[:, :-1].to(self.device))], dim=1)
         states = self._body(inputs_embeds=embeddings, use_cache=False).last_hidden_state
         return states[:, prompts.shape[1] - 1 :]
+
+    @contextmanager
+    def checkpointed(self) -> Iterator[None]:
+        """Gradients, forward and backward pass within, keep each layer's input alone: less memory, a third more time.
+
+        Layers that do not know of this (transformers' `GradientCheckpointingLayer` does) go on as before.
+        """
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        layers: list[Any] = [
+            module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)
+        ]
+        for layer in layers:
+            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+            # of the layer alone, without what is in it: a model in training would drop out
+            layer.gradient_checkpointing = layer.training = True
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.gradient_checkpointing = layer.training = False
 
     def start(self, rows: int, tokens: int, prompts: torch.Tensor | None = None) -> Step:
         """Begin cached decoding of up to `tokens` tokens in `rows` rows.

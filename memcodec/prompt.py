@@ -6,9 +6,10 @@ encoder's, and may change without notice.
 """
 
 import json
-from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,11 +31,20 @@ if TYPE_CHECKING:
 # Half the distance of neighbouring levels, in standard deviations of the entries, that loses least on a normal
 # distribution (Max, 1960); an encoder's choice, since the scale is stored.
 _HALF_STEP = {1: 0.798, 2: 0.498, 3: 0.293, 4: 0.168, 8: 0.0155}
-_BETAS = (0.9, 0.9)  # as published work on memory tokens has them: the loss changes shape all the time
 _RIVALS = 16  # tokens whose logits the loss holds against the target's
 _HEAD_POSITIONS = 256  # positions whose logits exist at one time: 50 MB at a vocabulary of 49152
 _PASS_TOKENS = 1024  # positions in one pass with gradients: 1.7 GB on the default model
+_SHORT = 256  # positions of a row up to which attention weights may be kept for the backward pass
 _SURE = 2  # margins that a token must win by to count as written: one more than needed, for the passes' own noise
+
+# Factor of the learning rate, by the share of the steps that is gone.
+_SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda gone: 1.0,
+    "linear": lambda gone: 1 - 0.95 * gone,
+    "cosine": lambda gone: 0.05 + 0.95 * (1 + math.cos(math.pi * gone)) / 2,
+}
+OPTIMIZERS = ("adam", "sgd")
+SCHEDULES = tuple(_SCHEDULES)
 
 
 # ---- the format
@@ -99,20 +109,24 @@ def _quantized(vectors: torch.Tensor, bits: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Fitting:
-    """How memories are fitted.
+    """How memories are fitted; docs/memory_tokens.md compares the choices.
 
     vectors: 1 to 64 a chunk, or None for the fewest of 1, 2, 4, ... that succeed; bits: a dimension (MEMORY_BITS);
-    steps: the most that a chunk gets, with each number of vectors; learning_rate: Adam's, in standard deviations of the
-    token embeddings; ahead: tokens that are pulled at beyond the longest prefix written so far (None: all at once);
-    slack: logits beyond the margin at which a token stops pulling; start: standard deviation of the first memory, in
-    those of the token embeddings; seed: of the first memory.
+    steps: the most that a chunk gets, with each number of vectors. optimizer: "adam", whose learning_rate is in
+    standard deviations of the token embeddings, or plain "sgd", where it is the factor of the gradient; betas: Adam's;
+    schedule: of the learning rate over the steps: "constant", "linear" or "cosine". ahead: tokens that are pulled at
+    beyond the longest prefix written so far (None: all at once); slack: logits beyond the margin at which a token stops
+    pulling; start: standard deviation of the first memory, in those of the token embeddings; seed: of the first memory.
     """
 
     vectors: int | None = 1
     bits: int = DEFAULT_BITS
     steps: int = DEFAULT_STEPS
-    learning_rate: float = 2.0
-    ahead: int | None = 4
+    optimizer: str = "adam"
+    learning_rate: float = 16.0
+    betas: tuple[float, float] = (0.9, 0.9)  # as published work on memory tokens: the loss changes shape all the time
+    schedule: str = "constant"
+    ahead: int | None = 16
     slack: float = 1.0
     start: float = 1.0
     seed: int = 0
@@ -127,8 +141,20 @@ class Fitting:
             raise EncodeError(f"steps {self.steps}: give 1 or more")
         if self.ahead is not None and self.ahead < 1:
             raise EncodeError(f"ahead {self.ahead}: give 1 or more tokens")
+        for name, choices in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in choices:
+                raise EncodeError(f"{name} {getattr(self, name)!r}: give one of {', '.join(choices)}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise EncodeError(f"betas {self.betas}: give two from 0 to below 1")
         if not (self.learning_rate > 0 and self.start > 0 and self.slack >= 0):
             raise EncodeError("learning rate and start must be above 0, slack at least 0")
+
+    def prefers(self, new: tuple[int, int], old: tuple[int, int]) -> bool:
+        """Whether a memory is to be kept instead of another: (tokens written, those before the first miss) of each.
+
+        While the target grows, the tokens behind the first miss were hardly looked at.
+        """
+        return new > old if self.ahead is None else new[::-1] > old[::-1]
 
 
 @dataclass
@@ -156,13 +182,18 @@ class Fit:
 
 @dataclass(frozen=True)
 class FitStep:
-    """A report on one step: the number of vectors tried, how many chunks are still being fitted, and their means."""
+    """A report on one step.
+
+    vectors: the number tried; chunks: how many are still being fitted; loss, accuracy: their means; prefix: tokens
+    before the first miss, summed over all chunks.
+    """
 
     vectors: int
     step: int
     chunks: int
     loss: float
     accuracy: float
+    prefix: int
 
 
 FitCallback = Callable[[FitStep], None]
@@ -173,8 +204,8 @@ def fit(
 ) -> list[Fit]:
     """Fit the memories of chunks (int64 [tokens] each) side by side.
 
-    Where the steps end first, the memory is the one that wrote the most tokens. Raises EncodeError for settings out of
-    range, and for chunks too long for the model.
+    Where the steps end first, the memory is the one that wrote most: the longest prefix, or the most tokens where
+    `fitting` looks at all of them. Raises EncodeError for settings out of range, and for chunks too long for the model.
     """
     fitting.check()
     longest = max(map(len, chunks), default=0)
@@ -191,58 +222,72 @@ def fit(
         open_ = [i for i in range(len(chunks)) if not best[i].exact]
         if not open_:
             break
-        found = _fit_count(lm, [chunks[i] for i in open_], count, fitting, margin, callback)
+        settled = sum(fit.tokens for fit in best if fit.exact)
+        found = _fit_count(lm, [chunks[i] for i in open_], count, fitting, margin, settled, callback)
         for i, new in zip(open_, found, strict=True):
-            new.steps += best[i].steps
-            new.losses, new.accuracies = best[i].losses + new.losses, best[i].accuracies + new.accuracies
-            best[i] = new if new.written > best[i].written else _with_history(best[i], new)
+            old = best[i]
+            better = fitting.prefers((new.written, new.prefix), (old.written, old.prefix))
+            best[i] = replace(
+                new if better else old,
+                steps=old.steps + new.steps,
+                losses=old.losses + new.losses,
+                accuracies=old.accuracies + new.accuracies,
+            )
     return best
-
-
-def _with_history(kept: Fit, last: Fit) -> Fit:
-    kept.steps, kept.losses, kept.accuracies = last.steps, last.losses, last.accuracies
-    return kept
 
 
 @torch.enable_grad()
 def _fit_count(
-    lm: FrozenLM, chunks: list[np.ndarray], count: int, fitting: Fitting, margin: float, callback: FitCallback | None
+    lm: FrozenLM,
+    chunks: list[np.ndarray],
+    count: int,
+    fitting: Fitting,
+    margin: float,
+    settled: int,
+    callback: FitCallback | None,
 ) -> list[Fit]:
-    """Fit `count` vectors to each chunk."""
+    """Fit `count` vectors to each chunk. settled: tokens of other chunks, for the reports."""
     unit = lm.embed.weight.std().item()
     generator = torch.Generator().manual_seed(fitting.seed)  # on the CPU: the same start on every device
-    size = (len(chunks), count, lm.hidden_size)
-    memory = (torch.randn(size, generator=generator) * (fitting.start * unit)).to(lm.device)
-    moments = torch.zeros(2, *size, device=lm.device)
+    first = torch.randn(len(chunks), count, lm.hidden_size, generator=generator) * (fitting.start * unit)
+    memories = [torch.nn.Parameter(memory.to(lm.device)) for memory in first]
+    optimizer = _optimizer(memories, fitting, unit)
+    shape = _SCHEDULES[fitting.schedule]
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: shape(step / fitting.steps))
     fits = [Fit(len(tokens)) for tokens in chunks]
     longest = max(map(len, chunks))
     live = list(range(len(chunks)))
     for step in range(1, fitting.steps + 1):
         ahead = fitting.ahead or longest
         goals = [min(len(chunks[i]), fits[i].prefix + ahead) for i in live]
-        gradients = torch.empty_like(memory[live])
+        optimizer.zero_grad()  # a memory without a gradient stays as it is
         for rows in _passes(goals):
             some = [live[r] for r in rows]
-            leaf = memory[some].requires_grad_()
-            shown = _quantized(leaf, fitting.bits)
             targets = [chunks[i][: goals[r]] for i, r in zip(some, rows, strict=True)]
-            looks = _look(lm, shown, targets, margin, fitting.slack)
-            (gradients[rows],) = torch.autograd.grad(looks.pull, leaf)
-            for row, i in enumerate(some):
-                _note(fits[i], looks.written[row], looks.losses[row], leaf[row], fitting.bits)
-        for kind, beta in enumerate(_BETAS):
-            power = gradients if kind == 0 else gradients.square()
-            moments[kind, live] = beta * moments[kind, live] + (1 - beta) * power
-        mean, square = (moments[kind, live] / (1 - beta**step) for kind, beta in enumerate(_BETAS))
-        memory[live] -= fitting.learning_rate * unit * mean / (square.sqrt() + 1e-12)
+            with _room(lm, max(map(len, targets))):
+                shown = _quantized(torch.stack([memories[i] for i in some]), fitting.bits)
+                looks = _look(lm, shown, targets, margin, fitting.slack)
+                looks.pull.backward()  # type: ignore[no-untyped-call]
+            for i, written, loss in zip(some, looks.written, looks.losses, strict=True):
+                _note(fits[i], written, loss, memories[i], fitting)
+        optimizer.step()
+        schedule.step()
         if callback is not None:
             loss = sum(fits[i].losses[-1] for i in live) / len(live)
             accuracy = sum(fits[i].accuracies[-1] for i in live) / len(live)
-            callback(FitStep(count, step, len(live), loss, accuracy))
+            prefix = settled + sum(fit.prefix for fit in fits)
+            callback(FitStep(count, step, len(live), loss, accuracy, prefix))
         live = [i for i in live if not fits[i].exact]
         if not live:
             break
     return fits
+
+
+def _optimizer(memories: list[torch.nn.Parameter], fitting: Fitting, unit: float) -> torch.optim.Optimizer:
+    """unit: the standard deviation of the token embeddings."""
+    if fitting.optimizer == "sgd":
+        return torch.optim.SGD(memories, fitting.learning_rate)
+    return torch.optim.Adam(memories, fitting.learning_rate * unit, fitting.betas, eps=1e-12)
 
 
 @dataclass(frozen=True)
@@ -264,6 +309,18 @@ def _passes(goals: list[int]) -> list[list[int]]:
     return passes
 
 
+@contextmanager
+def _room(lm: FrozenLM, longest: int) -> Iterator[None]:
+    """A pass with gradients over rows of up to `longest` tokens, in the way that suits their length."""
+    with ExitStack() as ways:
+        if longest > _PASS_TOKENS:
+            ways.enter_context(lm.checkpointed())
+        if lm.device.type == "cpu" and longest <= _SHORT:
+            # the CPU's fused attention takes twice as long backward on rows this short
+            ways.enter_context(sdpa_kernel(SDPBackend.MATH))
+        yield
+
+
 def _look(lm: FrozenLM, prompts: torch.Tensor, chunks: list[np.ndarray], margin: float, slack: float) -> _Looks:
     """The loss of chunks (int64 [tokens] each) under prompts, float32 [chunks, n, hidden].
 
@@ -275,9 +332,7 @@ def _look(lm: FrozenLM, prompts: torch.Tensor, chunks: list[np.ndarray], margin:
         row[: len(tokens)] = tokens
     known = torch.from_numpy(np.arange(rows.shape[1]) < np.array(lengths)[:, None]).to(lm.device)
     ids = torch.from_numpy(rows).to(lm.device)
-    # the CPU's fused attention takes twice as long backward on rows this short
-    with sdpa_kernel(SDPBackend.MATH) if lm.device.type == "cpu" else nullcontext():
-        states = lm.hidden(ids, behind_prefix(lm, prompts))[known]
+    states = lm.hidden(ids, behind_prefix(lm, prompts))[known]
     targets = ids[known][:, None]
     count = min(_RIVALS, lm.vocabulary)
     with torch.no_grad():
@@ -295,14 +350,14 @@ def _look(lm: FrozenLM, prompts: torch.Tensor, chunks: list[np.ndarray], margin:
     )
 
 
-def _note(fit: Fit, written: np.ndarray, loss: float, vectors: torch.Tensor, bits: int) -> None:
+def _note(fit: Fit, written: np.ndarray, loss: float, vectors: torch.Tensor, fitting: Fitting) -> None:
     """Take a step into a fit's record; keep its memory if it is the best so far."""
     count, prefix = int(written.sum()), int(written.cumprod().sum())
     fit.steps += 1
     fit.losses.append(loss)
     fit.accuracies.append(count / fit.tokens)
-    if (count, prefix) > (fit.written, fit.prefix):
-        fit.memory, fit.written, fit.prefix = pack(vectors, bits), count, prefix
+    if fitting.prefers((count, prefix), (fit.written, fit.prefix)):
+        fit.memory, fit.written, fit.prefix = pack(vectors, fitting.bits), count, prefix
 
 
 # ---- the memory as a thing of its own

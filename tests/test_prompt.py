@@ -12,6 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from memcodec import EncodeError, FormatError, ModelMismatchError, codec, container, inspect, prompt
 from memcodec.codec import Codec
+from memcodec.progress import Progress
 from memcodec.prompt import Fitting, MemoryEmbedding
 from memcodec_cli import main as cli
 from tests.conftest import TEXT, save_tokenizer
@@ -152,6 +153,29 @@ def test_several_passes_do_what_one_does(llama: Codec, monkeypatch: pytest.Monke
         assert np.allclose(a.losses, b.losses, rtol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_long_chunks_are_fitted_alike_in_less_memory(name: str, request: pytest.FixtureRequest) -> None:
+    model: Codec = request.getfixturevalue(name)
+    chunks, fitting = chunks_of(model, TEXT, 30)[:2], replace(FITTING, steps=4, ahead=None)
+    kept: list[int] = []
+
+    def losses() -> list[float]:
+        kept.append(0)
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            return [loss for fit in prompt.fit(model.lm, chunks, fitting, MARGIN) for loss in fit.losses]
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        kept[-1] += tensor.numel()
+        return tensor
+
+    usual = losses()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prompt, "_PASS_TOKENS", 20)
+        assert np.allclose(losses(), usual, rtol=1e-3)
+    assert kept[1] < kept[0] / 2
+    assert not any(module.training for module in model.lm.model.modules())
+
+
 def test_seeds_make_a_fit_repeatable(llama: Codec) -> None:
     first, again, other = (llama.fit_memory(SHORT, bits=4, steps=10, seed=seed).fit for seed in (7, 7, 8))
     assert (first.memory, first.losses) == (again.memory, again.losses)
@@ -163,6 +187,38 @@ def test_the_target_grows_with_the_prefix(llama: Codec) -> None:
     (fit,) = prompt.fit(llama.lm, chunks_of(llama, TEXT, 40)[:1], Fitting(steps=40, ahead=1), MARGIN)
     assert fit.written == fit.prefix or fit.prefix == 0
     assert 40 * max(fit.accuracies) <= fit.prefix + 1
+
+
+def test_a_growing_target_never_shrinks(llama: Codec) -> None:
+    """A memory with more tokens but a shorter prefix must not pull the target back, or the fit stands still."""
+    seen: list[prompt.FitStep] = []
+    fits = prompt.fit(llama.lm, chunks_of(llama, TEXT, 24)[:4], Fitting(bits=4, steps=60), MARGIN, seen.append)
+    prefixes = [report.prefix for report in seen]
+    assert prefixes == sorted(prefixes) and 0 < prefixes[-1] == sum(fit.prefix for fit in fits)
+    assert not all(fit.exact for fit in fits)
+
+
+def test_where_all_is_pulled_at_the_memory_that_writes_most_is_kept(llama: Codec) -> None:
+    fitting = Fitting(steps=40, ahead=None)
+    (fit,) = prompt.fit(llama.lm, chunks_of(llama, TEXT, 30)[:1], fitting, MARGIN)
+    assert not fit.exact and fit.written == round(30 * max(fit.accuracies)) > fit.prefix
+    assert fitting.prefers((9, 2), (8, 5)) and not replace(fitting, ahead=3).prefers((9, 2), (8, 5))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"optimizer": "sgd", "learning_rate": 5.0},
+        {"schedule": "linear"},
+        {"schedule": "cosine"},
+        {"betas": (0.5, 0.99)},
+    ],
+    ids=str,
+)
+def test_optimizer_and_schedule_are_a_choice(llama: Codec, change: dict) -> None:
+    usual, other = (llama.fit_memory(SHORT, steps=30, **settings).fit for settings in ({}, change))
+    assert other.losses[0] == usual.losses[0] and other.losses[-1] != usual.losses[-1]
+    assert min(other.losses) < other.losses[0]
 
 
 def test_auto_takes_the_fewest_vectors(llama: Codec) -> None:
@@ -183,7 +239,18 @@ def test_reports_on_every_step(llama: Codec) -> None:
 
 @pytest.mark.parametrize(
     "setting",
-    [{"vectors": 0}, {"vectors": 65}, {"bits": 5}, {"steps": 0}, {"ahead": 0}, {"learning_rate": 0.0}, {"slack": -1.0}],
+    [
+        {"vectors": 0},
+        {"vectors": 65},
+        {"bits": 5},
+        {"steps": 0},
+        {"ahead": 0},
+        {"learning_rate": 0.0},
+        {"slack": -1.0},
+        {"optimizer": "lbfgs"},
+        {"schedule": "step"},
+        {"betas": (0.9, 1.0)},
+    ],
 )
 def test_settings_out_of_range_are_refused(llama: Codec, setting: dict) -> None:
     with pytest.raises(EncodeError):
@@ -214,6 +281,15 @@ def test_pure_file_round_trip(llama: Codec) -> None:
         "site": "prompt", "bits": 8, "dimensions": 64, "chunk_tokens": 6, "margin": 0,
     }  # fmt: skip
     assert all(span["memory_bytes"] == 66 * span["vectors"] for span in facts["spans"])
+
+
+def test_progress_moves_while_chunks_are_fitted(llama: Codec) -> None:
+    seen: list[Progress] = []
+    llama.encode(SHORT, site="prompt", chunk_tokens=6, fitting=FITTING, progress=seen.append)
+    fitting = [report for report in seen if report.stage == "fit"]
+    done = [report.tokens_done for report in fitting]
+    assert done == sorted(done) and done[-1] == fitting[-1].tokens_total
+    assert any(0 < report.tokens_done < report.tokens_total and not report.chunks_done for report in fitting)
 
 
 def test_what_is_not_fitted_is_corrected(tiny: Codec, blob: bytes) -> None:
