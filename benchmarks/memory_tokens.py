@@ -1,21 +1,28 @@
 """The experiment of the memory token paper (arXiv 2506.15001) for any model: one memory a text, decoded greedily.
 
-    python benchmarks/memory_tokens.py en:alice29.txt en:lcet10.txt es:quijote.txt --lengths 30,60,120,240
+    python benchmarks/memory_tokens.py
+    python benchmarks/memory_tokens.py en:alice.txt es:quijote.txt --lengths 30,60,120,240 --model FOLDER
+    python benchmarks/memory_tokens.py --compare
 
 Pieces of the given lengths in tokens are cut from random places of the files, which mostly is the middle of a
-sentence; a language before the colon groups the results. All pieces of one length are fitted side by side, then
-decoded by the cached greedy loop from the stored (quantized) memory alone. Writes results.json, table.md and, with
-matplotlib, accuracy.png to --out. Runs on a GPU where there is one; on two CPU cores keep to one or two lengths and
-about ten texts (`--lengths 16 --texts 10 --steps 300`: five minutes).
+sentence; a language before the colon groups the results. Without files: four English books and a Spanish program's
+messages, from the package index (corpora.py). All pieces of one length are fitted side by side, then decoded by the
+cached greedy loop from the stored (quantized) memory alone. Writes results.json, table.md and, with matplotlib,
+accuracy.png to --out, where the results of other lengths and widths with the same settings are kept. Runs on a GPU
+where there is one. The defaults are the small setting for two CPU cores.
+
+`--compare` fits the texts of the first length once for each of a few settings (COMPARED) and writes comparison.json and
+comparison.md instead.
 """
 
 import argparse
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import corpora
 import numpy as np
 import torch
 
@@ -24,71 +31,136 @@ from memcodec.codec import DEFAULT_MARGIN, Codec
 from memcodec.models import DEFAULT_MODEL
 
 _COLUMNS = {
-    "language": "language",
-    "length": "tokens",
-    "vectors": "vectors",
-    "bits": "bits",
     "texts": "texts",
-    "exact": "texts exact",
+    "exact": "exact",
     "teacher_forced": "tokens, teacher-forced",
     "greedy": "tokens, greedy",
     "prefix": "horizon",
+    "vectors": "vectors",
+    "memory_bytes": "memory, bytes",
+    "lm_bits": "bound, bytes",
     "steps": "steps",
     "seconds": "s a text",
 }
 
+# Settings that change one thing each, against the defaults of prompt.Fitting.
+COMPARED: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "learning rate 1": {"learning_rate": 1.0},
+    "learning rate 4": {"learning_rate": 4.0},
+    "learning rate 64": {"learning_rate": 64.0},
+    "start at 16 times the scale": {"start": 16.0},
+    "betas 0.9, 0.99": {"betas": (0.9, 0.99)},
+    "cosine schedule": {"schedule": "cosine"},
+    "plain SGD, rate 5": {"optimizer": "sgd", "learning_rate": 5.0},
+    "4 tokens ahead": {"ahead": 4},
+    "all tokens at once": {"ahead": None},
+    "slack 0": {"slack": 0.0},
+    "slack 4": {"slack": 4.0},
+}
+
 
 def main() -> None:
-    """Run the experiment."""
+    """Run the experiment, or the comparison of settings."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+", metavar="[LANGUAGE:]FILE")
+    parser.add_argument("files", nargs="*", metavar="[LANGUAGE:]FILE")
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--lengths", default="30,60,120,240", help="tokens, by commas")
+    parser.add_argument("--lengths", default="16,32", help="tokens, by commas")
     parser.add_argument("--texts", type=int, default=10, help="texts of each length and language")
     parser.add_argument("--vectors", default="1", help="1 to 64, or auto")
     parser.add_argument("--bits", default="16", help="bits per dimension, by commas: of 1, 2, 3, 4, 8, 16")
-    parser.add_argument("--steps", type=int, default=prompt.Fitting.steps)
-    parser.add_argument("--learning-rate", type=float, default=prompt.Fitting.learning_rate)
-    parser.add_argument("--ahead", type=int, default=prompt.Fitting.ahead, help="0: the whole text at once")
-    parser.add_argument("--slack", type=float, default=prompt.Fitting.slack)
-    parser.add_argument("--start", type=float, default=prompt.Fitting.start)
     parser.add_argument("--seed", type=int, default=0, help="of the places and of the fits")
-    parser.add_argument("--out", type=Path, default=Path("memory_tokens"))
+    parser.add_argument("--compare", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "memory_tokens")
+    for name, value in asdict(prompt.Fitting()).items():
+        if name not in ("vectors", "bits", "seed"):
+            many = {"nargs": len(value), "type": float} if isinstance(value, tuple) else {"type": type(value)}
+            parser.add_argument("--" + name.replace("_", "-"), default=value, help="see prompt.Fitting", **many)
     args = parser.parse_args()
+    base = prompt.Fitting(
+        vectors=None if args.vectors == "auto" else int(args.vectors), steps=args.steps, optimizer=args.optimizer,
+        learning_rate=args.learning_rate, betas=tuple(args.betas), schedule=args.schedule, ahead=args.ahead or None,
+        slack=args.slack, start=args.start, seed=args.seed,
+    )  # fmt: skip
     codec = Codec.load(args.model, args.device, args.threads)
-    rows: list[dict[str, Any]] = []
     args.out.mkdir(parents=True, exist_ok=True)
-    for length in map(int, args.lengths.split(",")):
-        texts = cut(codec, args.files, length, args.texts, args.seed)
-        for bits in map(int, args.bits.split(",")):
-            fitting = prompt.Fitting(
-                vectors=None if args.vectors == "auto" else int(args.vectors), bits=bits, steps=args.steps,
-                learning_rate=args.learning_rate, ahead=args.ahead or None, slack=args.slack, start=args.start,
-                seed=args.seed,
-            )  # fmt: skip
-            rows += fit_texts(codec, texts, fitting)
-            facts = {"model": codec.model.name, "device": str(codec.lm.device), "fitting": asdict(fitting)}
-            (args.out / "results.json").write_text(json.dumps(facts | {"texts": rows}, indent=1))
-            summary = table(rows)
-            (args.out / "table.md").write_text(summary)
-    print(summary)
+    documents = read(codec, args.files)
+    lengths, widths = ([int(number) for number in listed.split(",")] for listed in (args.lengths, args.bits))
+    if args.compare:
+        texts = cut(documents, lengths[0], args.texts, args.seed)
+        compare(codec, texts, replace(base, bits=widths[0]), args.out)
+        return
+    rows = earlier(args.out / "results.json", codec, base)
+    for length in lengths:
+        texts = cut(documents, length, args.texts, args.seed)
+        for bits in widths:
+            rows = [row for row in rows if (row["length"], row["bits"]) != (length, bits)]
+            rows = sorted(rows + fit_texts(codec, texts, replace(base, bits=bits)), key=lambda row: row["length"])
+            save(args.out / "results.json", codec, base, rows)
+            (args.out / "table.md").write_text(table(rows, ("language", "length", "bits")))
+    print(table(rows, ("language", "length", "bits")))
     plot(rows, codec.model.name, args.out / "accuracy.png")
 
 
-def cut(codec: Codec, files: list[str], length: int, count: int, seed: int) -> list[tuple[str, np.ndarray]]:
-    """`count` pieces of `length` tokens a language, from random places of its files in turn: (language, ids)."""
-    generator = np.random.default_rng(seed)
-    by_language: dict[str, list[np.ndarray]] = {}
+def compare(codec: Codec, texts: list[tuple[str, np.ndarray]], base: prompt.Fitting, folder: Path) -> None:
+    """Fit the same texts once with each of the COMPARED settings."""
+    rows: list[dict[str, Any]] = []
+    for name, changes in COMPARED.items():
+        rows += [row | {"setting": name} for row in fit_texts(codec, texts, replace(base, **changes))]
+        save(folder / "comparison.json", codec, base, rows)
+        (folder / "comparison.md").write_text(table(rows, ("setting",)))
+    print(table(rows, ("setting",)))
+
+
+def save(path: Path, codec: Codec, base: prompt.Fitting, rows: list[dict[str, Any]]) -> None:
+    """Write what was measured, with what."""
+    path.write_text(json.dumps(about(codec, base) | {"texts": rows}, indent=1, ensure_ascii=False) + "\n")
+
+
+def about(codec: Codec, base: prompt.Fitting) -> dict[str, Any]:
+    """What must agree for results to stand side by side."""
+    fitting = json.loads(json.dumps(asdict(replace(base, bits=16))))  # as it is read back: lists for tuples
+    return {"model": codec.model.name, "device": device_name(codec), "fitting": fitting}
+
+
+def earlier(path: Path, codec: Codec, base: prompt.Fitting) -> list[dict[str, Any]]:
+    """The rows of an earlier run with the same settings, for one table of lengths that were measured in turn."""
+    if not path.exists():
+        return []
+    found = json.loads(path.read_text())
+    rows: list[dict[str, Any]] = found.pop("texts")
+    return rows if found == about(codec, base) else []
+
+
+def device_name(codec: Codec) -> str:
+    """What the LM runs on."""
+    return torch.cuda.get_device_name() if codec.lm.device.type == "cuda" else str(codec.lm.device)
+
+
+def read(codec: Codec, files: list[str]) -> dict[str, list[np.ndarray]]:
+    """The token ids of the files, int64 [tokens] each, by language; of the built-in texts where there are none."""
+    documents: dict[str, list[np.ndarray]] = {}
     for name in files:
         language, colon, path = name.rpartition(":")
         text = Path(path).read_text(errors="replace")
-        by_language.setdefault(language if colon else "-", []).append(codec.tokenizer.encode(text))
+        documents.setdefault(language if colon else "-", []).append(codec.tokenizer.encode(text))
+    if not files:
+        for corpus in corpora.CORPORA:
+            if corpus.english or corpus.name == "django-es":
+                text = corpora.contents(corpus).decode()
+                documents.setdefault("en" if corpus.english else "es", []).append(codec.tokenizer.encode(text))
+    return documents
+
+
+def cut(documents: dict[str, list[np.ndarray]], length: int, count: int, seed: int) -> list[tuple[str, np.ndarray]]:
+    """`count` pieces of `length` tokens a language, from random places of its files in turn: (language, ids)."""
+    generator = np.random.default_rng(seed)
     pieces = []
-    for language, documents in by_language.items():
+    for language, files in documents.items():
         for number in range(count):
-            ids = documents[number % len(documents)]
+            ids = files[number % len(files)]
             start = int(generator.integers(0, len(ids) - length + 1))
             pieces.append((language, ids[start : start + length]))
     return pieces
@@ -113,6 +185,8 @@ def fit_texts(codec: Codec, texts: list[tuple[str, np.ndarray]], fitting: prompt
         vectors = prompt.unpack(fit.memory, codec.lm.hidden_size, fitting.bits)
         (written,) = prompt.write(codec.lm, vectors[None], len(ids))
         right = written == ids
+        before = prompt.behind_prefix(codec.lm, torch.from_numpy(vectors)[None].to(codec.lm.device))
+        forced = codec.lm.logits(codec.lm.hidden(torch.from_numpy(ids)[None], before))[0].argmax(dim=1).cpu().numpy()
         rows.append(
             {
                 "language": language,
@@ -122,7 +196,7 @@ def fit_texts(codec: Codec, texts: list[tuple[str, np.ndarray]], fitting: prompt
                 "memory_bytes": len(fit.memory),
                 "lm_bits": float(codec.token_bits(ids).sum()),
                 "exact": bool(right.all()),
-                "teacher_forced": fit.written / len(ids),
+                "teacher_forced": float((forced == ids).mean()),
                 "greedy": float(right.mean()),
                 "prefix": int(right.cumprod().sum()),
                 "steps": fit.steps,
@@ -133,21 +207,17 @@ def fit_texts(codec: Codec, texts: list[tuple[str, np.ndarray]], fitting: prompt
     return rows
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Means by language, length and bits, as Markdown."""
-    lines = ["| " + " | ".join(_COLUMNS.values()) + " |", "| " + " | ".join("---" for _ in _COLUMNS) + " |"]
-    for key in sorted({(row["language"], row["length"], row["bits"]) for row in rows}):
-        group = [row for row in rows if (row["language"], row["length"], row["bits"]) == key]
-        mean = {
-            name: float(np.mean([row[name] for row in group]))
-            for name in _COLUMNS
-            if name in group[0] and name != "language"
-        }
-        cells = [
-            key[0], f"{key[1]}", f"{mean['vectors']:.3g}", f"{key[2]}", f"{len(group)}",
-            f"{sum(row['exact'] for row in group)}", f"{mean['teacher_forced']:.1%}", f"{mean['greedy']:.1%}",
-            f"{mean['prefix']:.1f}", f"{mean['steps']:.0f}", f"{mean['seconds']:.1f}",
-        ]  # fmt: skip
+def table(rows: list[dict[str, Any]], by: tuple[str, ...]) -> str:
+    """Means of the rows that agree in the columns `by`, as Markdown."""
+    columns = {name: name for name in by} | {name: title for name, title in _COLUMNS.items() if name not in by}
+    lines = ["| " + " | ".join(columns.values()) + " |", "| " + " | ".join("---" for _ in columns) + " |"]
+    for key in dict.fromkeys(tuple(row[name] for name in by) for row in rows):
+        group = [row for row in rows if tuple(row[name] for name in by) == key]
+        mean = {name: float(np.mean([row[name] for row in group])) for name in _COLUMNS if name != "texts"}
+        cells = [*map(str, key), f"{len(group)}", f"{sum(row['exact'] for row in group)}"]
+        cells += [f"{mean['teacher_forced']:.1%}", f"{mean['greedy']:.1%}", f"{mean['prefix']:.1f}"]
+        cells += [f"{mean['vectors']:.3g}", f"{mean['memory_bytes']:.0f}", f"{mean['lm_bits'] / 8:.0f}"]
+        cells += [f"{mean['steps']:.0f}", f"{mean['seconds']:.1f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -164,18 +234,10 @@ def plot(rows: list[dict[str, Any]], model: str, path: Path) -> None:
         return
     figure, axes = plt.subplots(figsize=(7, 4.5))
     for number, (language, bits) in enumerate(sorted({(row["language"], row["bits"]) for row in rows})):
-        lengths = sorted({row["length"] for row in rows if (row["language"], row["bits"]) == (language, bits)})
+        group = [row for row in rows if (row["language"], row["bits"]) == (language, bits)]
+        lengths = sorted({row["length"] for row in group})
         for measure, style in (("teacher_forced", "--"), ("greedy", "-")):
-            means = [
-                np.mean(
-                    [
-                        row[measure]
-                        for row in rows
-                        if (row["language"], row["bits"], row["length"]) == (language, bits, n)
-                    ]
-                )
-                for n in lengths
-            ]
+            means = [np.mean([row[measure] for row in group if row["length"] == length]) for length in lengths]
             label = f"{language}, {bits} bits, {measure.replace('_', ' ')}"
             axes.plot(lengths, means, style, marker="o", color=f"C{number}", label=label)
     axes.set(

@@ -1,11 +1,13 @@
-"""Write the test vectors of the format: python spec/make_vectors.py. Only for a new format version: files must decode
-for ever, so committed vectors are not made again.
+"""Write the test vectors of the format that are not there yet: python spec/make_vectors.py.
+
+Files must decode for ever, so committed vectors are never made again.
 """
 
 from pathlib import Path
 from typing import Any
 
 from memcodec.codec import Codec
+from memcodec.prompt import Fitting
 
 ENGLISH = """The lighthouse keeper had written the same sentence in his log for ten years: nothing to report, sea calm
 enough. On the first night of the eleventh year he stopped, looked at the wet ink and crossed it out. Somewhere beyond
@@ -26,14 +28,21 @@ VECTORS: dict[str, tuple[bytes, dict[str, Any]]] = {
     "rate-half-chunks-50": (ENGLISH.encode(), {"memory_rate": 0.5, "chunk_tokens": 50}),
     "rate-2-margin": (ENGLISH.encode(), {"memory_rate": 2, "margin": 5e-3}),
     "mixed": (ENGLISH.encode() + b"\xff\xfe\x00" + (ENGLISH[:200] + MIXED).encode(), {}),
+    "prompt-pure": (
+        ENGLISH[:140].encode(),
+        {"site": "prompt", "chunk_tokens": 12, "fitting": Fitting(vectors=None, bits=4, steps=60), "pure": True},
+    ),
+    "prompt-corrected": (ENGLISH.encode(), {"site": "prompt", "fitting": Fitting(bits=1, steps=60)}),
 }
 
 
 def main() -> None:
-    """Encode each vector with the built-in model."""
+    """Encode each missing vector with the built-in model."""
     folder = Path(__file__).parent / "vectors"
     codec = Codec.load(device="cpu")
     for name, (data, settings) in VECTORS.items():
+        if (folder / f"{name}.memz").exists():
+            continue
         (folder / f"{name}.bin").write_bytes(data)
         (folder / f"{name}.memz").write_bytes(codec.encode(data, **settings))
 

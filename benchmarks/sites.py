@@ -1,0 +1,90 @@
+"""The two sites on the same passages: whole files, seconds, and whether they come back.
+
+    python benchmarks/sites.py
+
+Passages are cut from random places of the built-in texts (or of the files given) and compressed with the default
+settings, then by the prompt site alone (`pure`, no corrections) at several widths, and with corrections allowed. Every
+file is decompressed and compared. Writes sites.json and sites.md to --out.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import memory_tokens
+import torch
+
+from memcodec.codec import Codec
+from memcodec.container import unpack
+from memcodec.document import zstd_size
+from memcodec.errors import EncodeError
+from memcodec.models import DEFAULT_MODEL
+from memcodec.prompt import Fitting
+
+_COLUMNS = ("passage", "codec", "bytes", "of them memory", "encode s", "decode s", "exact")
+
+
+def main() -> None:
+    """Run the comparison."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="*", metavar="[LANGUAGE:]FILE")
+    parser.add_argument("--model", default=DEFAULT_MODEL)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--tokens", type=int, default=256, help="of a passage")
+    parser.add_argument("--chunk-tokens", type=int, default=32, help="at the prompt site")
+    parser.add_argument("--bits", default="16,8,4", help="by commas")
+    parser.add_argument("--passages", type=int, default=1, help="of each language")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "memory_tokens")
+    args = parser.parse_args()
+    codec = Codec.load(args.model, args.device, args.threads)
+    args.out.mkdir(parents=True, exist_ok=True)
+    pieces = memory_tokens.cut(memory_tokens.read(codec, args.files), args.tokens, args.passages, seed=1)
+    rows: list[dict[str, Any]] = []
+    for language, ids in pieces:
+        data = codec.tokenizer.decode(ids)
+        rows.append({"passage": f"{language}, {len(data)} bytes", "codec": "zstd -19", "bytes": zstd_size(data)})
+        ways: dict[str, dict[str, Any]] = {"readout (default)": {}}
+        for bits in map(int, args.bits.split(",")):
+            fitting = {"site": "prompt", "chunk_tokens": args.chunk_tokens, "fitting": Fitting(bits=bits)}
+            ways[f"prompt, {bits} bits, pure"] = fitting | {"pure": True}
+        ways[f"prompt, {bits} bits, corrections allowed"] = fitting
+        for name, settings in ways.items():
+            rows.append({"passage": rows[-1]["passage"], "codec": name} | measure(codec, data, settings))
+            print(rows[-1], flush=True)
+            about = {"model": codec.model.name, "device": memory_tokens.device_name(codec), "rows": rows}
+            (args.out / "sites.json").write_text(json.dumps(about, indent=1))
+            (args.out / "sites.md").write_text(table(rows))
+
+
+def measure(codec: Codec, data: bytes, settings: dict[str, Any]) -> dict[str, Any]:
+    """Compress, decompress and compare; where the pure form fails, say how far it came."""
+    began = time.monotonic()
+    try:
+        blob = codec.encode(data, verify=False, **settings)
+    except EncodeError as error:
+        return {"encode s": time.monotonic() - began, "exact": str(error).split(" (")[0]}
+    encoded = time.monotonic()
+    exact = codec.decode(blob) == data
+    decoded = time.monotonic()
+    memory = sum(len(chunk.memory) for chunk in unpack(blob).chunks)
+    times = {"encode s": encoded - began, "decode s": decoded - encoded}
+    return {"bytes": len(blob), "of them memory": memory, "exact": "yes" if exact else "NO"} | times
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as Markdown; what does not apply is left empty."""
+
+    def cell(value: Any) -> str:
+        return f"{value:.1f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
+
+    lines = ["| " + " | ".join(_COLUMNS) + " |", "| " + " | ".join("---" for _ in _COLUMNS) + " |"]
+    lines += ["| " + " | ".join(cell(row.get(name, "")) for name in _COLUMNS) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    main()
