@@ -27,7 +27,9 @@ import numpy as np
 import torch
 
 from memcodec import prompt
-from memcodec.codec import DEFAULT_MARGIN, Codec
+from memcodec.codec import Codec
+from memcodec.defaults import DEFAULT_MARGIN
+from memcodec.embedding import write
 from memcodec.models import DEFAULT_MODEL
 
 _COLUMNS = {
@@ -73,11 +75,14 @@ def main() -> None:
     parser.add_argument("--bits", default="16", help="bits per dimension, by commas: of 1, 2, 3, 4, 8, 16")
     parser.add_argument("--seed", type=int, default=0, help="of the places and of the fits")
     parser.add_argument("--compare", action="store_true")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "memory_tokens")
+    parser.add_argument(
+        "--out", metavar="FOLDER", type=Path, default=Path(__file__).parent / "results" / "memory_tokens"
+    )
     for name, value in asdict(prompt.Fitting()).items():
         if name not in ("vectors", "bits", "seed"):
             many = {"nargs": len(value), "type": float} if isinstance(value, tuple) else {"type": type(value)}
-            parser.add_argument("--" + name.replace("_", "-"), default=value, help="see prompt.Fitting", **many)
+            about = "0: all tokens at once" if name == "ahead" else "see prompt.Fitting"
+            parser.add_argument("--" + name.replace("_", "-"), default=value, help=about, **many)
     args = parser.parse_args()
     base = prompt.Fitting(
         vectors=None if args.vectors == "auto" else int(args.vectors), steps=args.steps, optimizer=args.optimizer,
@@ -87,36 +92,40 @@ def main() -> None:
     codec = Codec.load(args.model, args.device, args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     documents = read(codec, args.files)
+    names = [Path(name).name for name in args.files]
+    told = about(codec, base) | {"files": names, "texts_each": args.texts}
     lengths, widths = ([int(number) for number in listed.split(",")] for listed in (args.lengths, args.bits))
     if args.compare:
         texts = cut(documents, lengths[0], args.texts, args.seed)
-        compare(codec, texts, replace(base, bits=widths[0]), args.out)
+        compare(codec, texts, replace(base, bits=widths[0]), told, args.out)
         return
-    rows = earlier(args.out / "results.json", codec, base)
+    rows = earlier(args.out / "results.json", told)
     for length in lengths:
         texts = cut(documents, length, args.texts, args.seed)
         for bits in widths:
             rows = [row for row in rows if (row["length"], row["bits"]) != (length, bits)]
             rows = sorted(rows + fit_texts(codec, texts, replace(base, bits=bits)), key=lambda row: row["length"])
-            save(args.out / "results.json", codec, base, rows)
+            save(args.out / "results.json", told, rows)
             (args.out / "table.md").write_text(table(rows, ("language", "length", "bits")))
     print(table(rows, ("language", "length", "bits")))
     plot(rows, codec.model.name, args.out / "accuracy.png")
 
 
-def compare(codec: Codec, texts: list[tuple[str, np.ndarray]], base: prompt.Fitting, folder: Path) -> None:
+def compare(
+    codec: Codec, texts: list[tuple[str, np.ndarray]], base: prompt.Fitting, told: dict[str, Any], folder: Path
+) -> None:
     """Fit the same texts once with each of the COMPARED settings."""
     rows: list[dict[str, Any]] = []
     for name, changes in COMPARED.items():
         rows += [row | {"setting": name} for row in fit_texts(codec, texts, replace(base, **changes))]
-        save(folder / "comparison.json", codec, base, rows)
+        save(folder / "comparison.json", told, rows)
         (folder / "comparison.md").write_text(table(rows, ("setting",)))
     print(table(rows, ("setting",)))
 
 
-def save(path: Path, codec: Codec, base: prompt.Fitting, rows: list[dict[str, Any]]) -> None:
+def save(path: Path, told: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     """Write what was measured, with what."""
-    path.write_text(json.dumps(about(codec, base) | {"texts": rows}, indent=1, ensure_ascii=False) + "\n")
+    path.write_text(json.dumps(told | {"texts": rows}, indent=1, ensure_ascii=False) + "\n")
 
 
 def about(codec: Codec, base: prompt.Fitting) -> dict[str, Any]:
@@ -125,13 +134,15 @@ def about(codec: Codec, base: prompt.Fitting) -> dict[str, Any]:
     return {"model": codec.model.name, "device": device_name(codec), "fitting": fitting}
 
 
-def earlier(path: Path, codec: Codec, base: prompt.Fitting) -> list[dict[str, Any]]:
+def earlier(path: Path, told: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows of an earlier run with the same settings, for one table of lengths that were measured in turn."""
     if not path.exists():
         return []
     found = json.loads(path.read_text())
     rows: list[dict[str, Any]] = found.pop("texts")
-    return rows if found == about(codec, base) else []
+    if found != told:
+        raise SystemExit(f"{path} has results of other settings: give another --out")
+    return rows
 
 
 def device_name(codec: Codec) -> str:
@@ -161,6 +172,8 @@ def cut(documents: dict[str, list[np.ndarray]], length: int, count: int, seed: i
     for language, files in documents.items():
         for number in range(count):
             ids = files[number % len(files)]
+            if len(ids) < length:
+                raise SystemExit(f"a text of {language} has {len(ids)} tokens only: give shorter --lengths")
             start = int(generator.integers(0, len(ids) - length + 1))
             pieces.append((language, ids[start : start + length]))
     return pieces
@@ -182,8 +195,8 @@ def fit_texts(codec: Codec, texts: list[tuple[str, np.ndarray]], fitting: prompt
     seconds = (time.monotonic() - began) / len(texts)
     rows = []
     for (language, ids), fit in zip(texts, fits, strict=True):
-        vectors = prompt.unpack(fit.memory, codec.lm.hidden_size, fitting.bits)
-        (written,) = prompt.write(codec.lm, vectors[None], len(ids))
+        vectors = prompt.unpack(fit.memory, codec.lm.embedding_size, fitting.bits)
+        (written,) = write(codec.lm, vectors[None], len(ids))
         right = written == ids
         before = prompt.behind_prefix(codec.lm, torch.from_numpy(vectors)[None].to(codec.lm.device))
         forced = codec.lm.logits(codec.lm.hidden(torch.from_numpy(ids)[None], before))[0].argmax(dim=1).cpu().numpy()

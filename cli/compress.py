@@ -3,6 +3,7 @@
 import time
 
 import click
+from click.core import ParameterSource
 
 from memcodec import container
 from memcodec.defaults import DEFAULT_BITS, DEFAULT_EFFORT, DEFAULT_MARGIN, DEFAULT_STEPS
@@ -22,6 +23,18 @@ def _vectors(ctx: click.Context, param: click.Parameter, value: str) -> int | No
     if not value.isdecimal() or not 1 <= int(value) <= container.MAX_VECTORS:
         raise click.BadParameter(f"give 1 to {container.MAX_VECTORS}, or auto")
     return int(value)
+
+
+_ONLY = {"readout": ("memory_rate", "effort"), "prompt": ("vectors", "bits", "steps", "seed", "pure")}
+
+
+def _check_site(site: str) -> None:
+    """Refuse options that were given and mean nothing at this site."""
+    given = click.get_current_context().get_parameter_source
+    for other, names in _ONLY.items():
+        for name in names:
+            if other != site and given(name) is ParameterSource.COMMANDLINE:
+                raise click.UsageError(f"--{name.replace('_', '-')} is for --site {other} only")
 
 
 @click.command()
@@ -68,9 +81,17 @@ def _vectors(ctx: click.Context, param: click.Parameter, value: str) -> int | No
     help="Prompt site: steps of gradient descent a chunk, at most.",
 )
 @click.option(
+    "--seed",
+    type=int,
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Prompt site: of the noise that a fit starts from.",
+)
+@click.option(
     "--pure",
     is_flag=True,
-    help="Prompt site: vectors alone, no corrections; fails where they do not suffice.  [default: corrections]",
+    help="Prompt site: vectors alone, whatever their size; fails where they do not suffice.  [default: corrections]",
 )
 @click.option(
     "--memory-rate",
@@ -79,7 +100,7 @@ def _vectors(ctx: click.Context, param: click.Parameter, value: str) -> int | No
     default=float(container.DEFAULT_RATE),
     show_default=True,
     metavar="R",
-    help=f"Memory in bits per token, 0 (none) to {container.MAX_RATE} in steps of 1/8.",
+    help=f"Readout site: memory in bits per token, 0 (none) to {container.MAX_RATE} in steps of 1/8.",
 )
 @click.option(
     "--margin",
@@ -95,17 +116,18 @@ def _vectors(ctx: click.Context, param: click.Parameter, value: str) -> int | No
     default=DEFAULT_EFFORT,
     show_default=True,
     metavar="N",
-    help="States that the search for a memory tries per token: more is smaller and slower.",
+    help="Readout site: states that the search for a memory tries per token: more is smaller and slower.",
 )
 @options.running
 @click.option("--no-verify", is_flag=True, help="Do not decode the result before it is written.  [default: verify]")
 @options.quiet
 def compress(
     input_name: str, output: str | None, to_stdout: bool, force: bool, model: str, chunk_tokens: int, site: str,
-    vectors: int | None, bits: str, steps: int, pure: bool, memory_rate: float, margin: float,
+    vectors: int | None, bits: str, steps: int, seed: int, pure: bool, memory_rate: float, margin: float,
     effort: int, device: str, batch: int, threads: int | None, no_verify: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Compress the file INPUT; - is standard input."""
+    _check_site(site)
     target = files.Output.choose(input_name, output, to_stdout, force, input_name + files.EXTENSION)
     target.check(binary=True)
     data = files.read(input_name)
@@ -114,12 +136,14 @@ def compress(
         from memcodec.codec import Codec
         from memcodec.prompt import Fitting
 
+        fitting = Fitting(vectors=vectors, bits=int(bits), steps=steps, seed=seed) if site == "prompt" else None
+
         codec = Codec.load(model, device, threads, progress=bars.model)
         start = time.monotonic()
         blob = codec.encode(
             data, memory_rate=memory_rate, chunk_tokens=chunk_tokens, margin=margin, batch=batch, effort=effort,
             verify=not no_verify, progress=bars.document(len(data), "fit"), site=site, pure=pure,
-            fitting=Fitting(vectors=vectors, bits=int(bits), steps=steps),
+            fitting=fitting,
         )  # fmt: skip
         seconds = time.monotonic() - start
     target.write(blob)

@@ -1,5 +1,6 @@
 """memcodec: lossless text compression with memory embeddings under a frozen language model."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from memcodec.errors import (
@@ -14,6 +15,8 @@ from memcodec.inspection import inspect
 
 if TYPE_CHECKING:
     from memcodec.codec import Codec
+    from memcodec.embedding import MemoryEmbedding
+    from memcodec.prompt import Fitting
 
 __version__ = "0.1.0"
 
@@ -21,8 +24,10 @@ __all__ = [
     "ChecksumError",
     "Codec",
     "EncodeError",
+    "Fitting",
     "FormatError",
     "MemcodecError",
+    "MemoryEmbedding",
     "ModelMismatchError",
     "ModelNotFoundError",
     "decode",
@@ -53,9 +58,11 @@ def decode(blob: bytes, model: str | None = None, device: str = "auto", **settin
     return assemble(container.unpack(blob), iter(())) if codec is None else codec.decode(blob, **settings)
 
 
-def __getattr__(name: str) -> Any:
-    if name == "Codec":  # on first use, because it brings torch: `inspect` and `--help` answer at once without
-        from memcodec.codec import Codec
+# On first use, because they bring torch: `inspect` and `--help` answer at once without.
+_LATER = {"Codec": "memcodec.codec", "Fitting": "memcodec.prompt", "MemoryEmbedding": "memcodec.embedding"}
 
-        return Codec
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(importlib.import_module(_LATER[name]), name)
     raise AttributeError(f"module 'memcodec' has no attribute {name!r}")

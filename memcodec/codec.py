@@ -14,6 +14,7 @@ import torch
 from memcodec import container as box
 from memcodec import corrections, document, greedy, prompt, readout
 from memcodec.defaults import DEFAULT_BATCH, DEFAULT_BITS, DEFAULT_EFFORT, DEFAULT_MARGIN, DEFAULT_STEPS
+from memcodec.embedding import MemoryEmbedding
 from memcodec.errors import ChecksumError, EncodeError, FormatError, ModelMismatchError, ModelNotFoundError
 from memcodec.lm import FrozenLM
 from memcodec.models import DEFAULT_MODEL, ByteProgress, ModelFolder, resolve, resolve_named, weights_hash
@@ -125,12 +126,17 @@ class Codec:
         if isinstance(data, str):
             data = data.encode()
         settings = self._settings(memory_rate, chunk_tokens, margin, effort, site)
+        if site != "prompt" and (pure or fitting is not None):
+            raise EncodeError("pure, fitting: only for the site prompt")
         if site == "prompt":
             fitting = fitting or prompt.Fitting()
-            settings = replace(settings, rate=Fraction(0), bits=fitting.bits, dimensions=self.lm.hidden_size)
+            fitting.check()
+            settings = replace(settings, rate=Fraction(0), bits=fitting.bits, dimensions=self.lm.embedding_size)
         spans = document.split(data, self.tokenizer)
         pieces = [_cut(span.tokens, chunk_tokens) if isinstance(span, document.Text) else span.data for span in spans]
         chunks = [tokens for piece in pieces if isinstance(piece, list) for tokens in piece]
+        if fitting is not None and not pure:
+            _check_worth(fitting, settings, len(chunks), len(store(data)))
         report = _Reporter(progress, "fit", chunks)
         if fitting is not None and site == "prompt":
             coded = self._encode_prompts(chunks, settings, fitting, report)
@@ -156,8 +162,7 @@ class Codec:
             raise EncodeError(f"memory rate {memory_rate:g}: give 0 to {box.MAX_RATE} bits per token in steps of 1/8")
         if not 1 <= chunk_tokens <= box.MAX_CHUNK_TOKENS:
             raise EncodeError(f"chunk tokens {chunk_tokens}: give 1 to {box.MAX_CHUNK_TOKENS}")
-        if not 1e-9 <= margin < 100:
-            raise EncodeError(f"margin {margin:g}: give 1e-9 to 100 logits")
+        _check_margin(margin)
         if effort < 1:
             raise EncodeError(f"effort {effort}: give 1 or more states per token")
         if site not in ("readout", "prompt"):
@@ -208,7 +213,7 @@ class Codec:
         callback: prompt.FitCallback | None = None,
         margin: float = DEFAULT_MARGIN,
         **more: Any,
-    ) -> prompt.MemoryEmbedding:
+    ) -> MemoryEmbedding:
         """Fit one memory to one text: a reversible sentence embedding, without a file around it.
 
         vectors: None for the fewest of 1, 2, 4, ... that succeed; callback: called after every step; more: as in
@@ -216,12 +221,13 @@ class Codec:
         """
         if site != "prompt":
             raise EncodeError(f"site {site!r}: only memories of the prompt site stand for themselves")
+        _check_margin(margin)
         tokens = self.tokenizer.encode(text)
         if not 1 <= len(tokens) <= box.MAX_CHUNK_TOKENS or self.tokenizer.decode(tokens) != text.encode():
             raise EncodeError(f"a text of {len(tokens)} tokens: give 1 to {box.MAX_CHUNK_TOKENS} that restore it")
         fitting = prompt.Fitting(vectors=vectors, bits=bits, steps=steps, **more)
         (fit,) = prompt.fit(self.lm, [tokens], fitting, margin, callback)
-        return prompt.MemoryEmbedding(self, fit, bits)
+        return MemoryEmbedding(self, fit, bits, zlib.crc32(text.encode()))
 
     def _encode_prompts(
         self, chunks: list[np.ndarray], settings: box.Settings, fitting: prompt.Fitting, report: "_Reporter"
@@ -245,7 +251,7 @@ class Codec:
 
     def _prompts(self, memories: list[bytes], settings: box.Settings) -> torch.Tensor:
         """What stands before chunks with as many vectors each, float32 [chunks, n, hidden]. Raises FormatError."""
-        vectors = [prompt.unpack(memory, self.lm.hidden_size, settings.bits) for memory in memories]
+        vectors = [prompt.unpack(memory, self.lm.embedding_size, settings.bits) for memory in memories]
         return prompt.behind_prefix(self.lm, torch.from_numpy(np.stack(vectors)).to(self.lm.device))
 
     def _look(
@@ -327,7 +333,7 @@ class Codec:
         if parsed.model is not None and parsed.settings is not None:
             self._check_model(parsed.model)
             self._check_positions(parsed.settings.chunk_tokens + len(self.lm.prefix))
-            if parsed.settings.site == "prompt" and parsed.settings.dimensions != self.lm.hidden_size:
+            if parsed.settings.site == "prompt" and parsed.settings.dimensions != self.lm.embedding_size:
                 raise FormatError(f"damaged header: vectors of {parsed.settings.dimensions} dimensions")
             report = _Reporter(progress, "decode", [np.empty(chunk.tokens) for chunk in parsed.chunks])
             written = iter(self._decode_chunks(parsed.chunks, parsed.settings, batch, report, hook))
@@ -345,9 +351,8 @@ class Codec:
             raise EncodeError(f"batch {batch}: give 1 or more chunks")
         tables = corrections.load_tables(corrections.regime(settings.site, float(settings.rate)))
         steering = self.steering if settings.rate else None
-        rows = max(1, min(batch, _CACHE_TOKENS // settings.chunk_tokens))
         result = [b""] * len(chunks)
-        for numbers in _batches(chunks, settings, rows):
+        for numbers in _batches(chunks, settings, batch):
             some = [chunks[i] for i in numbers]
             coded = [greedy.CodedChunk(c.tokens, _unpack_bits(c, settings), c.corrections) for c in some]
             prompts = None
@@ -479,11 +484,28 @@ def _cut(tokens: np.ndarray, size: int) -> list[np.ndarray]:
 
 
 def _batches(chunks: list[box.Chunk], settings: box.Settings, rows: int) -> Iterator[list[int]]:
-    """Chunk numbers in batches of at most `rows`; at the prompt site, of chunks with as many vectors."""
-    sizes = [len(chunk.memory) if settings.site == "prompt" else 0 for chunk in chunks]
-    for size in sorted(set(sizes)):
-        numbers = [i for i in range(len(chunks)) if sizes[i] == size]
-        yield from (numbers[i : i + rows] for i in range(0, len(numbers), rows))
+    """Chunk numbers in batches of at most `rows`, that the cache holds; prompts in one batch have as many vectors."""
+    prompts = settings.site == "prompt"
+    counts = [box.vectors(c.memory, settings.dimensions, settings.bits) if prompts else 0 for c in chunks]
+    for count in sorted(set(counts)):
+        numbers = [i for i in range(len(chunks)) if counts[i] == count]
+        size = max(1, min(rows, _CACHE_TOKENS // (settings.chunk_tokens + count)))
+        yield from (numbers[i : i + size] for i in range(0, len(numbers), size))
+
+
+def _check_margin(margin: float) -> None:
+    if not 1e-9 <= margin < 100:
+        raise EncodeError(f"margin {margin:g}: give 1e-9 to 100 logits")
+
+
+def _check_worth(fitting: prompt.Fitting, settings: box.Settings, chunks: int, stored: int) -> None:
+    """Raise EncodeError where vectors alone are larger than the file that stores all: a fit would be for nothing."""
+    size = (fitting.vectors or 1) * box.vector_bytes(settings.dimensions, settings.bits)
+    if chunks and chunks * size >= stored:
+        raise EncodeError(
+            f"{chunks} chunks with {size:,} bytes of vectors each: more than zstd needs ({stored:,} bytes); give pure "
+            "for vectors whatever the size, fewer bits, or longer chunks"
+        )
 
 
 def _check_pure(fitted: list[_Coded | bytes], final: list[_Coded | bytes], pure: bool) -> None:
@@ -491,8 +513,9 @@ def _check_pure(fitted: list[_Coded | bytes], final: list[_Coded | bytes], pure:
     ends = [end for start, end in zip(fitted, final, strict=True) if isinstance(start, _Coded)]
     failed = [str(n) for n, end in enumerate(ends) if not isinstance(end, _Coded) or end.chunk.corrections]
     if pure and failed:
+        more = ", ..." if len(failed) > 10 else ""
         raise EncodeError(
-            f"{len(failed)} of {len(ends)} chunks need corrections (chunk {', '.join(failed)}): "
+            f"{len(failed)} of {len(ends)} chunks need corrections (chunk {', '.join(failed[:10])}{more}): "
             "give shorter chunks, more vectors or more steps"
         )
 

@@ -70,7 +70,7 @@ class CodedChunk:
     """One chunk as the container carries it."""
 
     tokens: int
-    memory: np.ndarray  # {0, 1} [bits]; at the prompt site, the quantized vectors' fields
+    memory: np.ndarray  # {0, 1} [bits]; empty at the prompt site, where it is in the prompts
     corrections: bytes
 
 

@@ -30,6 +30,7 @@ class FrozenLM:
         self.device = self.head.device
         self.hidden_size: int = self.head.shape[1]
         self.embed = model.get_input_embeddings()
+        self.embedding_size: int = self.embed.embedding_dim
         self.prefix = prefix
         positions = getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", None)
         self.max_positions: int | None = positions
@@ -88,26 +89,29 @@ class FrozenLM:
         states = self._body(inputs_embeds=embeddings, use_cache=False).last_hidden_state
         return states[:, prompts.shape[1] - 1 :]
 
+    @torch.no_grad()
+    def embedding_scale(self) -> float:
+        """The root mean square of the entries of the token embeddings, as the LM reads them."""
+        ids = torch.arange(self.embed.num_embeddings, device=self.device)
+        squares = [self.embed(some).square().mean(dim=1) for some in torch.split(ids, 8192)]
+        return float(torch.cat(squares).mean().sqrt())
+
     @contextmanager
     def checkpointed(self) -> Iterator[None]:
-        """Gradients, forward and backward pass within, keep each layer's input alone: less memory, a third more time.
+        """Passes with gradients, forward and backward, that keep each layer's input alone and do its work twice.
 
-        Layers that do not know of this (transformers' `GradientCheckpointingLayer` does) go on as before.
+        Layers that are not transformers' `GradientCheckpointingLayer` go on as before.
         """
         from transformers.modeling_layers import GradientCheckpointingLayer
 
-        layers: list[Any] = [
-            module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)
-        ]
-        for layer in layers:
-            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
-            # of the layer alone, without what is in it: a model in training would drop out
-            layer.gradient_checkpointing = layer.training = True
+        layers: list[Any] = [part for part in self.model.modules() if isinstance(part, GradientCheckpointingLayer)]
+        for layer in layers:  # transformers' own switch works in training only, which would drop out
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
         try:
             yield
         finally:
             for layer in layers:
-                layer.gradient_checkpointing = layer.training = False
+                del layer.forward  # the class's is there again
 
     def start(self, rows: int, tokens: int, prompts: torch.Tensor | None = None) -> Step:
         """Begin cached decoding of up to `tokens` tokens in `rows` rows.

@@ -5,36 +5,28 @@ the frozen LM until greedy decoding from them writes the chunk. `pack` and `unpa
 encoder's, and may change without notice.
 """
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-import safetensors.numpy
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from memcodec import container as box
-from memcodec.container import MAX_CHUNK_TOKENS, MAX_VECTORS, MEMORY_BITS
+from memcodec.container import MAX_VECTORS, MEMORY_BITS
 from memcodec.defaults import DEFAULT_BITS, DEFAULT_STEPS
-from memcodec.errors import EncodeError, FormatError, ModelMismatchError
+from memcodec.errors import EncodeError, FormatError
 from memcodec.lm import FrozenLM
-
-if TYPE_CHECKING:
-    from memcodec.codec import Codec
-
 
 # Half the distance of neighbouring levels, in standard deviations of the entries, that loses least on a normal
 # distribution (Max, 1960); an encoder's choice, since the scale is stored.
 _HALF_STEP = {1: 0.798, 2: 0.498, 3: 0.293, 4: 0.168, 8: 0.0155}
 _RIVALS = 16  # tokens whose logits the loss holds against the target's
 _HEAD_POSITIONS = 256  # positions whose logits exist at one time: 50 MB at a vocabulary of 49152
-_PASS_TOKENS = 1024  # positions in one pass with gradients: 1.7 GB on the default model
-_SHORT = 256  # positions of a row up to which attention weights may be kept for the backward pass
+_PASS_POSITIONS = 1024  # in one pass with gradients, padding included: 1.7 GB on the default model
+_SHORT = 256  # positions of a row up to which the CPU keeps attention weights for the backward pass
 _SURE = 2  # margins that a token must win by to count as written: one more than needed, for the passes' own noise
 
 # Factor of the learning rate, by the share of the steps that is gone.
@@ -44,6 +36,7 @@ _SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda gone: 0.05 + 0.95 * (1 + math.cos(math.pi * gone)) / 2,
 }
 OPTIMIZERS = ("adam", "sgd")
+AUTO = (1, 2, 4, 8, 16, 32, 64)  # numbers of vectors that are tried in turn
 SCHEDULES = tuple(_SCHEDULES)
 
 
@@ -51,7 +44,7 @@ SCHEDULES = tuple(_SCHEDULES)
 
 
 def pack(vectors: torch.Tensor, bits: int) -> bytes:
-    """Quantize and pack vectors, float32 [n, hidden]."""
+    """Quantize and pack vectors, float32 [n, dimensions]."""
     if bits == 16:
         return vectors.detach().cpu().numpy().astype("<f2").tobytes()
     levels, scales = (x.cpu().numpy() for x in _levels(vectors.detach(), bits))
@@ -61,16 +54,16 @@ def pack(vectors: torch.Tensor, bits: int) -> bytes:
     return np.concatenate([scales.astype("<f2").view(np.uint8), packed], axis=1).tobytes()
 
 
-def unpack(memory: bytes, hidden: int, bits: int) -> np.ndarray:
-    """The vectors of a packed memory as the LM sees them, float32 [n, hidden]. Raises FormatError."""
-    count = box.vectors(memory, hidden, bits)
+def unpack(memory: bytes, dimensions: int, bits: int) -> np.ndarray:
+    """The vectors of a packed memory as the LM sees them, float32 [n, dimensions]. Raises FormatError."""
+    count = box.vectors(memory, dimensions, bits)
     rows = np.frombuffer(memory, dtype=np.uint8).reshape(count, -1)
     if bits == 16:
         entries = rows.copy().view("<f2").astype(np.float32)
     else:
         scales = rows[:, :2].copy().view("<f2").astype(np.float32)
-        fields = np.unpackbits(rows[:, 2:], axis=1, bitorder="little", count=hidden * bits)
-        levels = fields.reshape(count, hidden, bits) @ (1 << np.arange(bits))
+        fields = np.unpackbits(rows[:, 2:], axis=1, bitorder="little", count=dimensions * bits)
+        levels = fields.reshape(count, dimensions, bits) @ (1 << np.arange(bits))
         entries = (2 * levels + 1 - 2**bits).astype(np.float32) * scales  # exact: 9 bits times 11 bits
     if not np.isfinite(entries).all():
         raise FormatError("damaged memory: an entry is not a number")
@@ -78,7 +71,7 @@ def unpack(memory: bytes, hidden: int, bits: int) -> np.ndarray:
 
 
 def behind_prefix(lm: FrozenLM, vectors: torch.Tensor) -> torch.Tensor:
-    """What stands before the first token: the LM's prefix, then the vectors, float32 [rows, n, hidden].
+    """What stands before the first token: the LM's prefix, then the vectors, float32 [rows, n, dimensions].
 
     LMs put what they need at position 0, whatever is there (an "attention sink"): a memory at that place could hardly
     make the LM write any first token it wants.
@@ -111,12 +104,12 @@ def _quantized(vectors: torch.Tensor, bits: int) -> torch.Tensor:
 class Fitting:
     """How memories are fitted; docs/memory_tokens.md compares the choices.
 
-    vectors: 1 to 64 a chunk, or None for the fewest of 1, 2, 4, ... that succeed; bits: a dimension (MEMORY_BITS);
-    steps: the most that a chunk gets, with each number of vectors. optimizer: "adam", whose learning_rate is in
-    standard deviations of the token embeddings, or plain "sgd", where it is the factor of the gradient; betas: Adam's;
-    schedule: of the learning rate over the steps: "constant", "linear" or "cosine". ahead: tokens that are pulled at
-    beyond the longest prefix written so far (None: all at once); slack: logits beyond the margin at which a token stops
-    pulling; start: standard deviation of the first memory, in those of the token embeddings; seed: of the first memory.
+    vectors: 1 to 64 a chunk, or None for the fewest of AUTO that succeed; bits: a dimension (MEMORY_BITS); steps: the
+    most that a chunk gets, with each number of vectors. optimizer: "adam", whose learning_rate is in scales (root mean
+    squares) of the token embeddings, or plain "sgd", where it is the factor of the gradient; betas: Adam's; schedule:
+    of the learning rate over the steps, "constant", "linear" or "cosine". ahead: tokens that are pulled at beyond the
+    longest prefix written so far (None: all at once); slack: by how many logits more than it takes a token must win to
+    stop pulling; start: scale of the first memory, in that of the token embeddings; seed: of the first memory.
     """
 
     vectors: int | None = 1
@@ -144,10 +137,10 @@ class Fitting:
         for name, choices in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
             if getattr(self, name) not in choices:
                 raise EncodeError(f"{name} {getattr(self, name)!r}: give one of {', '.join(choices)}")
-        if not all(0 <= beta < 1 for beta in self.betas):
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise EncodeError(f"betas {self.betas}: give two from 0 to below 1")
-        if not (self.learning_rate > 0 and self.start > 0 and self.slack >= 0):
-            raise EncodeError("learning rate and start must be above 0, slack at least 0")
+        if not (0 < self.learning_rate < 1e4 and 0 < self.start < 1e4 and 0 <= self.slack < 1e4):
+            raise EncodeError("learning rate, start, slack: give numbers above 0 (slack: or 0) and below 10,000")
 
     def prefers(self, new: tuple[int, int], old: tuple[int, int]) -> bool:
         """Whether a memory is to be kept instead of another: (tokens written, those before the first miss) of each.
@@ -161,9 +154,9 @@ class Fitting:
 class Fit:
     """The memory of one chunk: the best packed one so far, and how its fit went.
 
-    written: tokens that it is known to write, by more than the margin, given the true ones before; prefix: how many of
-    them come before the first that it does not; losses: nats per token that was pulled at; accuracies: share of the
-    chunk's tokens written, by step.
+    written: tokens that it is known to write, by two margins, given the true ones before; prefix: how many of them come
+    before the first that it does not. By step, losses: nats per token of the target so far, those that no longer pull
+    counted as 0; accuracies: share of the chunk's tokens that are written, those beyond the target counted as wrong.
     """
 
     tokens: int
@@ -208,18 +201,18 @@ def fit(
     `fitting` looks at all of them. Raises EncodeError for settings out of range, and for chunks too long for the model.
     """
     fitting.check()
+    room = math.inf if lm.max_positions is None else lm.max_positions - len(lm.prefix)
+    counts = AUTO if fitting.vectors is None else (fitting.vectors,)
     longest = max(map(len, chunks), default=0)
-    if fitting.vectors is not None:
-        counts = [fitting.vectors]
-    else:  # more vectors than tokens would be no memory any more
-        counts = [n for n in (1, 2, 4, 8, 16, 32, 64) if n <= max(1, longest)]
-    if lm.max_positions is not None and longest + counts[-1] + len(lm.prefix) > lm.max_positions:
+    if longest + counts[0] > room:
         raise EncodeError(
-            f"chunks of {longest} tokens and {counts[-1]} vectors: the model has {lm.max_positions} positions"
+            f"chunks of {longest} tokens and {counts[0]} vectors: the model has {lm.max_positions} positions"
         )
     best = [Fit(len(tokens)) for tokens in chunks]
     for count in counts:
-        open_ = [i for i in range(len(chunks)) if not best[i].exact]
+        open_ = [i for i, tokens in enumerate(chunks) if not best[i].exact and len(tokens) + count <= room]
+        if count > counts[0]:  # more vectors than tokens would be no memory any more
+            open_ = [i for i in open_ if count <= len(chunks[i])]
         if not open_:
             break
         settled = sum(fit.tokens for fit in best if fit.exact)
@@ -247,9 +240,9 @@ def _fit_count(
     callback: FitCallback | None,
 ) -> list[Fit]:
     """Fit `count` vectors to each chunk. settled: tokens of other chunks, for the reports."""
-    unit = lm.embed.weight.std().item()
+    unit = lm.embedding_scale()
     generator = torch.Generator().manual_seed(fitting.seed)  # on the CPU: the same start on every device
-    first = torch.randn(len(chunks), count, lm.hidden_size, generator=generator) * (fitting.start * unit)
+    first = torch.randn(len(chunks), count, lm.embedding_size, generator=generator) * (fitting.start * unit)
     memories = [torch.nn.Parameter(memory.to(lm.device)) for memory in first]
     optimizer = _optimizer(memories, fitting, unit)
     shape = _SCHEDULES[fitting.schedule]
@@ -261,10 +254,11 @@ def _fit_count(
         ahead = fitting.ahead or longest
         goals = [min(len(chunks[i]), fits[i].prefix + ahead) for i in live]
         optimizer.zero_grad()  # a memory without a gradient stays as it is
-        for rows in _passes(goals):
+        lengths = [len(lm.prefix) + count + goal for goal in goals]
+        for rows in _passes(lengths):
             some = [live[r] for r in rows]
             targets = [chunks[i][: goals[r]] for i, r in zip(some, rows, strict=True)]
-            with _room(lm, max(map(len, targets))):
+            with _room(lm, max(lengths[r] for r in rows)):
                 shown = _quantized(torch.stack([memories[i] for i in some]), fitting.bits)
                 looks = _look(lm, shown, targets, margin, fitting.slack)
                 looks.pull.backward()  # type: ignore[no-untyped-call]
@@ -284,7 +278,7 @@ def _fit_count(
 
 
 def _optimizer(memories: list[torch.nn.Parameter], fitting: Fitting, unit: float) -> torch.optim.Optimizer:
-    """unit: the standard deviation of the token embeddings."""
+    """unit: the scale of the token embeddings."""
     if fitting.optimizer == "sgd":
         return torch.optim.SGD(memories, fitting.learning_rate)
     return torch.optim.Adam(memories, fitting.learning_rate * unit, fitting.betas, eps=1e-12)
@@ -299,11 +293,11 @@ class _Looks:
     losses: list[float]
 
 
-def _passes(goals: list[int]) -> list[list[int]]:
-    """Rows in groups of at most _PASS_TOKENS positions, padding included, or of one; the longest first."""
+def _passes(lengths: list[int]) -> list[list[int]]:
+    """Rows in groups of at most _PASS_POSITIONS, padding included, or of one; the longest first."""
     passes: list[list[int]] = []
-    for row in sorted(range(len(goals)), key=lambda r: -goals[r]):
-        if not passes or (len(passes[-1]) + 1) * goals[passes[-1][0]] > _PASS_TOKENS:
+    for row in sorted(range(len(lengths)), key=lambda r: -lengths[r]):
+        if not passes or (len(passes[-1]) + 1) * lengths[passes[-1][0]] > _PASS_POSITIONS:
             passes.append([])
         passes[-1].append(row)
     return passes
@@ -311,20 +305,20 @@ def _passes(goals: list[int]) -> list[list[int]]:
 
 @contextmanager
 def _room(lm: FrozenLM, longest: int) -> Iterator[None]:
-    """A pass with gradients over rows of up to `longest` tokens, in the way that suits their length."""
+    """A pass with gradients over rows of up to `longest` positions, in the way that suits their length."""
     with ExitStack() as ways:
-        if longest > _PASS_TOKENS:
+        if longest > _PASS_POSITIONS:
             ways.enter_context(lm.checkpointed())
-        if lm.device.type == "cpu" and longest <= _SHORT:
-            # the CPU's fused attention takes twice as long backward on rows this short
+        if lm.device.type != "cpu" or longest <= _SHORT:
+            # fused attention is not repeatable on GPUs, and takes twice as long on CPUs for rows this short
             ways.enter_context(sdpa_kernel(SDPBackend.MATH))
         yield
 
 
 def _look(lm: FrozenLM, prompts: torch.Tensor, chunks: list[np.ndarray], margin: float, slack: float) -> _Looks:
-    """The loss of chunks (int64 [tokens] each) under prompts, float32 [chunks, n, hidden].
+    """The loss of chunks (int64 [tokens] each) under prompts, float32 [chunks, n, dimensions].
 
-    Cross-entropy among the target and its strongest rivals, over the tokens that do not yet win by margin and slack.
+    Cross-entropy among the target and its strongest rivals, over the tokens that do not yet win by more than the slack.
     """
     lengths = [len(tokens) for tokens in chunks]
     rows = np.zeros((len(chunks), max(lengths)), dtype=np.int64)
@@ -342,12 +336,10 @@ def _look(lm: FrozenLM, prompts: torch.Tensor, chunks: list[np.ndarray], margin:
     others = logits[:, 1:].masked_fill(rivals == targets, -torch.inf)
     gaps = (logits[:, 0] - others.max(dim=1).values).detach()
     losses = torch.logsumexp(torch.cat([logits[:, :1], others], dim=1), dim=1) - logits[:, 0]
-    losses = losses * (gaps < margin + slack)
-    return _Looks(
-        losses.sum(),
-        [part.cpu().numpy() for part in torch.split(gaps > _SURE * margin, lengths)],
-        [part.mean().item() for part in torch.split(losses.detach(), lengths)],
-    )
+    losses = losses * (gaps < _SURE * margin + slack)
+    written = torch.split((gaps > _SURE * margin).cpu(), lengths)
+    means = [part.mean().item() for part in torch.split(losses.detach().cpu(), lengths)]
+    return _Looks(losses.sum(), [part.numpy() for part in written], means)
 
 
 def _note(fit: Fit, written: np.ndarray, loss: float, vectors: torch.Tensor, fitting: Fitting) -> None:
@@ -358,82 +350,3 @@ def _note(fit: Fit, written: np.ndarray, loss: float, vectors: torch.Tensor, fit
     fit.accuracies.append(count / fit.tokens)
     if fitting.prefers((count, prefix), (fit.written, fit.prefix)):
         fit.memory, fit.written, fit.prefix = pack(vectors, fitting.bits), count, prefix
-
-
-# ---- the memory as a thing of its own
-
-
-@torch.no_grad()
-def write(lm: FrozenLM, vectors: np.ndarray, tokens: int) -> np.ndarray:
-    """What the LM writes by greedy decoding: float32 [rows, n, hidden] -> token ids, int64 [rows, tokens]."""
-    step = lm.start(len(vectors), tokens, behind_prefix(lm, torch.from_numpy(vectors).to(lm.device)))
-    written = np.zeros((len(vectors), tokens), dtype=np.int64)
-    for t in range(tokens):
-        states = step(None if t == 0 else torch.from_numpy(written[:, t - 1]))
-        written[:, t] = lm.logits(states).argmax(dim=1).cpu().numpy()
-    return written
-
-
-class MemoryEmbedding:
-    """A text as a few vectors in front of a frozen LM: the reversible sentence embedding, without a file around it.
-
-    vectors: what the LM sees, float32 [n, hidden]; fit: the packed memory, the steps taken, and the loss and accuracy
-    by step.
-    """
-
-    def __init__(self, codec: "Codec", fit: Fit, bits: int) -> None:
-        """codec: the one whose LM the memory was fitted under."""
-        self.fit = fit
-        self.bits = bits
-        self.vectors = unpack(fit.memory, codec.lm.hidden_size, bits)
-        self._codec = codec
-
-    @property
-    def exact(self) -> bool:
-        """Whether `reconstruct` gives the text back, by the fit's account."""
-        return self.fit.exact
-
-    def reconstruct(self) -> str:
-        """The text that greedy decoding writes from the memory: the original, where the fit is exact."""
-        (ids,) = write(self._codec.lm, self.vectors[None], self.fit.tokens)
-        return self._codec.tokenizer.decode(ids).decode(errors="replace")
-
-    def save(self, path: str | Path) -> None:
-        """Write a safetensors file: `vectors`, float32 [n, hidden], `memory`, the same packed, and their history."""
-        fit = self.fit
-        made = {
-            "model": self._codec.model.name,
-            "weights": self._codec.model.weights.hex(),
-            "bits": self.bits,
-            "tokens": fit.tokens,
-            "written": fit.written,
-            "prefix": fit.prefix,
-            "steps": fit.steps,
-        }
-        tensors = {
-            "vectors": self.vectors,
-            "memory": np.frombuffer(fit.memory, dtype=np.uint8),
-            "losses": np.array(fit.losses, dtype=np.float32),
-            "accuracies": np.array(fit.accuracies, dtype=np.float32),
-        }
-        safetensors.numpy.save_file(tensors, path, {"memory": json.dumps(made)})
-
-    @classmethod
-    def load(cls, path: str | Path, codec: "Codec") -> "MemoryEmbedding":
-        """Read what `save` wrote, for a codec with the same weights. Raises FormatError, ModelMismatchError."""
-        try:
-            with safetensors.safe_open(path, "np") as file:
-                made = json.loads(file.metadata()["memory"])
-                memory, losses, accuracies = (file.get_tensor(name) for name in ("memory", "losses", "accuracies"))
-            tokens, written, prefix, steps, bits = (
-                int(made[name]) for name in ("tokens", "written", "prefix", "steps", "bits")
-            )
-            name, weights = str(made["model"]), str(made["weights"])
-        except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise FormatError(f"{path}: not a memory embedding ({error})") from error
-        if weights != codec.model.weights.hex():
-            raise ModelMismatchError(f"{path} needs model {name!r} (weights {weights}), not {codec.model.name!r}")
-        if bits not in MEMORY_BITS or memory.dtype != np.uint8 or not 1 <= tokens <= MAX_CHUNK_TOKENS:
-            raise FormatError(f"{path}: not a memory embedding (bits {bits}, tokens {tokens})")
-        history = losses.tolist(), accuracies.tolist()
-        return cls(codec, Fit(tokens, memory.tobytes(), written, prefix, steps, *history), bits)

@@ -30,9 +30,9 @@ VECTORS: dict[str, tuple[bytes, dict[str, Any]]] = {
     "mixed": (ENGLISH.encode() + b"\xff\xfe\x00" + (ENGLISH[:200] + MIXED).encode(), {}),
     "prompt-pure": (
         ENGLISH[:140].encode(),
-        {"site": "prompt", "chunk_tokens": 12, "fitting": Fitting(vectors=None, bits=4, steps=60), "pure": True},
+        {"site": "prompt", "chunk_tokens": 12, "fitting": Fitting(vectors=None, bits=4, steps=300), "pure": True},
     ),
-    "prompt-corrected": (ENGLISH.encode(), {"site": "prompt", "fitting": Fitting(bits=1, steps=60)}),
+    "prompt-corrected": (ENGLISH.encode(), {"site": "prompt", "fitting": Fitting(bits=1, steps=100)}),
 }
 
 
@@ -43,8 +43,9 @@ def main() -> None:
     for name, (data, settings) in VECTORS.items():
         if (folder / f"{name}.memz").exists():
             continue
+        blob = codec.encode(data, **settings)
         (folder / f"{name}.bin").write_bytes(data)
-        (folder / f"{name}.memz").write_bytes(codec.encode(data, **settings))
+        (folder / f"{name}.memz").write_bytes(blob)
 
 
 if __name__ == "__main__":

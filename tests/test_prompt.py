@@ -1,5 +1,6 @@
 """The prompt site: fitting, packing, files, portability, and memories as things of their own."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,12 +9,20 @@ import pytest
 import safetensors.numpy
 import torch
 from click.testing import CliRunner
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
-from memcodec import EncodeError, FormatError, ModelMismatchError, codec, container, inspect, prompt
+from memcodec import ChecksumError, EncodeError, FormatError, ModelMismatchError, codec, container, inspect, prompt
 from memcodec.codec import Codec
+from memcodec.embedding import MemoryEmbedding
 from memcodec.progress import Progress
-from memcodec.prompt import Fitting, MemoryEmbedding
+from memcodec.prompt import Fitting
 from memcodec_cli import main as cli
 from tests.conftest import TEXT, save_tokenizer
 
@@ -52,6 +61,17 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Codec:
         eos_token_id=0,
     )  # fmt: skip
     return random_codec(GPT2LMHeadModel(config), tmp_path_factory.mktemp("gpt2"))
+
+
+@pytest.fixture(scope="module")
+def opt(tmp_path_factory: pytest.TempPathFactory) -> Codec:
+    """Embeddings narrower than the hidden states, and layers that drop out in training."""
+    torch.manual_seed(2)
+    config = OPTConfig(
+        vocab_size=400, hidden_size=64, word_embed_proj_dim=32, ffn_dim=128, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=256, dropout=0.5, init_std=0.2, do_layer_norm_before=False,
+    )  # fmt: skip
+    return random_codec(OPTForCausalLM(config), tmp_path_factory.mktemp("opt"))
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +153,12 @@ def test_learned_positions_fit_and_reconstruct(gpt2: Codec) -> None:
     assert embedding.exact and embedding.reconstruct() == "over the lazy dog"
 
 
+def test_embeddings_of_another_width_fit_and_reconstruct(opt: Codec) -> None:
+    embedding = opt.fit_memory("over the lazy dog", vectors=8, steps=500)
+    assert embedding.vectors.shape == (8, 32)
+    assert embedding.exact and embedding.reconstruct() == "over the lazy dog"
+
+
 def test_a_chunk_fits_alike_alone_and_in_a_batch(llama: Codec) -> None:
     """Padding and leaving the batch change nothing: the first row starts from the same memory."""
     chunks = [chunk[: 9 - i] for i, chunk in enumerate(chunks_of(llama, TEXT, 9)[:5])]
@@ -146,14 +172,14 @@ def test_a_chunk_fits_alike_alone_and_in_a_batch(llama: Codec) -> None:
 def test_several_passes_do_what_one_does(llama: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     chunks = chunks_of(llama, TEXT, 7)[:6]
     once = prompt.fit(llama.lm, chunks, replace(FITTING, steps=5), MARGIN)
-    monkeypatch.setattr(prompt, "_PASS_TOKENS", 20)
+    monkeypatch.setattr(prompt, "_PASS_POSITIONS", 20)
     monkeypatch.setattr(prompt, "_HEAD_POSITIONS", 3)
     split = prompt.fit(llama.lm, chunks, replace(FITTING, steps=5), MARGIN)
     for a, b in zip(once, split, strict=True):
         assert np.allclose(a.losses, b.losses, rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt"])
 def test_long_chunks_are_fitted_alike_in_less_memory(name: str, request: pytest.FixtureRequest) -> None:
     model: Codec = request.getfixturevalue(name)
     chunks, fitting = chunks_of(model, TEXT, 30)[:2], replace(FITTING, steps=4, ahead=None)
@@ -170,10 +196,30 @@ def test_long_chunks_are_fitted_alike_in_less_memory(name: str, request: pytest.
 
     usual = losses()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prompt, "_PASS_TOKENS", 20)
+        patch.setattr(prompt, "_PASS_POSITIONS", 20)
         assert np.allclose(losses(), usual, rtol=1e-3)
     assert kept[1] < kept[0] / 2
-    assert not any(module.training for module in model.lm.model.modules())
+    assert not any("forward" in vars(module) for module in model.lm.model.modules())
+
+
+def test_passes_are_bounded_with_vectors_and_padding(llama: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes: list[tuple[int, int]] = []
+    body = llama.lm._body
+
+    def spy(inputs_embeds: torch.Tensor, **rest: object) -> object:
+        shapes.append(tuple(inputs_embeds.shape[:2]))
+        return body(inputs_embeds=inputs_embeds, **rest)
+
+    monkeypatch.setattr(llama.lm, "_body", spy)
+    monkeypatch.setattr(prompt, "_PASS_POSITIONS", 100)
+    prompt.fit(llama.lm, chunks_of(llama, TEXT, 9)[:6], replace(FITTING, vectors=20, steps=1), MARGIN)
+    assert sum(rows for rows, _ in shapes) == 6 and len(shapes) > 1
+    assert all(rows * positions <= 100 for rows, positions in shapes)
+
+
+def test_a_margin_above_the_slack_can_be_reached(llama: Codec) -> None:
+    memory = llama.fit_memory("over the lazy dog", vectors=4, steps=500, margin=2.0, slack=0.0)
+    assert memory.exact
 
 
 def test_seeds_make_a_fit_repeatable(llama: Codec) -> None:
@@ -229,6 +275,21 @@ def test_auto_takes_the_fewest_vectors(llama: Codec) -> None:
     assert auto[1].steps > 150
 
 
+def test_auto_near_the_end_of_the_positions_tries_what_there_is_room_for(gpt2: Codec) -> None:
+    room = 256 - len(gpt2.lm.prefix)
+    (chunk,) = chunks_of(gpt2, TEXT * 5, room - 2)[:1]
+    (fit,) = prompt.fit(gpt2.lm, [chunk], Fitting(None, 8, 2), MARGIN)
+    assert fit.steps == 4  # with one vector and with two
+    with pytest.raises(EncodeError, match="positions"):
+        prompt.fit(gpt2.lm, chunks_of(gpt2, TEXT * 5, room)[:1], Fitting(None, 8, 2), MARGIN)
+
+
+def test_auto_gives_no_chunk_more_vectors_than_tokens(llama: Codec) -> None:
+    long, short = chunks_of(llama, TEXT, 20)[0], chunks_of(llama, TEXT, 3)[0]
+    fits = prompt.fit(llama.lm, [long, short], Fitting(None, 1, 1), MARGIN)
+    assert [fit.steps for fit in fits] == [5, 2]  # 1, 2, 4, 8, 16 vectors; 1 and 2
+
+
 def test_reports_on_every_step(llama: Codec) -> None:
     seen: list[prompt.FitStep] = []
     embedding = llama.fit_memory(SHORT, steps=6, callback=seen.append)
@@ -254,7 +315,7 @@ def test_reports_on_every_step(llama: Codec) -> None:
 )
 def test_settings_out_of_range_are_refused(llama: Codec, setting: dict) -> None:
     with pytest.raises(EncodeError):
-        llama.encode(SHORT, site="prompt", fitting=Fitting(**setting))
+        llama.encode(SHORT, site="prompt", fitting=Fitting(**setting), pure=True)
 
 
 def test_other_requests_that_cannot_be_met(llama: Codec, gpt2: Codec) -> None:
@@ -262,6 +323,12 @@ def test_other_requests_that_cannot_be_met(llama: Codec, gpt2: Codec) -> None:
         llama.encode(SHORT, site="middle")
     with pytest.raises(EncodeError, match="site"):
         llama.fit_memory(SHORT, site="readout")
+    with pytest.raises(EncodeError, match="only for the site prompt"):
+        llama.encode(SHORT, pure=True)
+    with pytest.raises(EncodeError, match="only for the site prompt"):
+        llama.encode(SHORT, fitting=FITTING)
+    with pytest.raises(EncodeError, match="margin"):
+        llama.fit_memory(SHORT, margin=-1)
     with pytest.raises(EncodeError, match="tokens"):
         llama.fit_memory("")
     with pytest.raises(EncodeError, match="positions"):
@@ -283,9 +350,16 @@ def test_pure_file_round_trip(llama: Codec) -> None:
     assert all(span["memory_bytes"] == 66 * span["vectors"] for span in facts["spans"])
 
 
+def test_vectors_that_cannot_pay_are_refused_before_the_fit(llama: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompt, "fit", None)
+    with pytest.raises(EncodeError, match="give pure"):
+        llama.encode(TEXT, site="prompt", chunk_tokens=6, fitting=Fitting(bits=16))
+    assert llama.decode(llama.encode(b"\xff" * 100, site="prompt")) == b"\xff" * 100  # nothing to fit
+
+
 def test_progress_moves_while_chunks_are_fitted(llama: Codec) -> None:
     seen: list[Progress] = []
-    llama.encode(SHORT, site="prompt", chunk_tokens=6, fitting=FITTING, progress=seen.append)
+    llama.encode(SHORT, site="prompt", chunk_tokens=6, fitting=FITTING, pure=True, progress=seen.append)
     fitting = [report for report in seen if report.stage == "fit"]
     done = [report.tokens_done for report in fitting]
     assert done == sorted(done) and done[-1] == fitting[-1].tokens_total
@@ -318,11 +392,20 @@ def test_verification_keeps_the_memory_and_widens_the_margin(tiny: Codec, monkey
         calls.append(len(chunks))
         return [b"?" if len(calls) == 1 else data for data in decode(chunks, *rest)]
 
+    margins: list[float] = []
+    under = tiny._under_prompt
+
+    def spy(tokens, memory, settings):
+        margins.append(settings.margin)
+        return under(tokens, memory, settings)
+
     monkeypatch.setattr(tiny, "_decode_chunks", fail_once)
+    monkeypatch.setattr(tiny, "_under_prompt", spy)
     repaired = container.unpack(tiny.encode(TEXT * 2, site="prompt", chunk_tokens=100, fitting=fitting))
     monkeypatch.undo()
     assert [chunk.memory for chunk in repaired.chunks] == [chunk.memory for chunk in plain.chunks]
     assert calls[0] == len(plain.chunks) > 0
+    assert set(margins) == {MARGIN, MARGIN * codec.REPAIR_MARGIN}
 
 
 @pytest.mark.parametrize("batch", [1, 3, 64])
@@ -404,9 +487,53 @@ def test_load_refuses_other_models_and_other_files(llama: Codec, gpt2: Codec, tm
     safetensors.numpy.save_file({"vectors": np.zeros((1, 64), np.float32)}, path)
     with pytest.raises(FormatError):
         MemoryEmbedding.load(path, llama)
-    path.write_bytes(b"nothing")
-    with pytest.raises(FormatError):
+    for blob in (b"", b"nothing", b"\x02" + bytes(7) + b"{}", bytes([255] * 40)):
+        path.write_bytes(blob)
+        with pytest.raises(FormatError):
+            MemoryEmbedding.load(path, llama)
+    with pytest.raises(OSError):
+        MemoryEmbedding.load(tmp_path, llama)
+    with pytest.raises(OSError):
+        llama.fit_memory(SHORT, steps=1).save(tmp_path / "no" / "folder")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tokens": 0}, {"tokens": 10**9}, {"tokens": 1024}, {"tokens": float("inf")}, {"prefix": -1}, {"steps": -1},
+        {"prefix": 10**6}, {"written": 10**30}, {"bits": 5}, {"bits": None}, {"weights": "\n\x1b"}, {"weights": 3},
+        {"tokenizer": "00" * 10000},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_load_refuses_hostile_headers_in_one_line(llama: Codec, tmp_path: Path, change: dict) -> None:
+    path = tmp_path / "memory.safetensors"
+    llama.fit_memory(SHORT, steps=1).save(path)
+    with safetensors.safe_open(path, "np") as file:
+        about = json.loads(file.metadata()["memory"])
+    tensors = safetensors.numpy.load_file(path)
+    safetensors.numpy.save_file(tensors, path, {"memory": json.dumps(about | change)})
+    with pytest.raises((FormatError, ModelMismatchError)) as caught:
         MemoryEmbedding.load(path, llama)
+    assert len(str(caught.value).splitlines()) == 1 and len(str(caught.value)) < 300 + len(str(path))
+
+
+@pytest.mark.parametrize("bad", [np.zeros((1, 1)), np.zeros(0, np.uint8), np.zeros(7, np.uint8)], ids=str)
+def test_load_refuses_hostile_memories(llama: Codec, tmp_path: Path, bad: np.ndarray) -> None:
+    path = tmp_path / "memory.safetensors"
+    llama.fit_memory(SHORT, steps=1).save(path)
+    with safetensors.safe_open(path, "np") as file:
+        about = file.metadata()
+    safetensors.numpy.save_file(safetensors.numpy.load_file(path) | {"memory": bad}, path, about)
+    with pytest.raises(FormatError, match=str(path)):
+        MemoryEmbedding.load(path, llama)
+
+
+def test_a_reconstruction_is_checked(llama: Codec) -> None:
+    made = llama.fit_memory("over the lazy dog", vectors=4, bits=8, steps=500)
+    made.vectors = made.vectors + np.float32(1)
+    with pytest.raises(ChecksumError):
+        made.reconstruct()
 
 
 # ---- the command
@@ -421,10 +548,23 @@ def test_the_command_writes_and_reads_prompt_files(llama: Codec, llama_path: Pat
     packed = tmp_path / "dog.txt.memz"
     assert llama.decode(packed.read_bytes()) == b"over the lazy dog"
     shown = CliRunner().invoke(cli, ["inspect", str(packed)]).output
-    assert "prompt" in shown and "vectors" in shown
+    (site,) = (line.split() for line in shown.splitlines() if line.startswith("site"))
+    assert site == ["site", "prompt"]
+    assert container.unpack(packed.read_bytes()).settings.bits == 8 and "bits" in shown
 
 
 @pytest.mark.parametrize("vectors", ["0", "65", "many"])
 def test_the_command_refuses_other_numbers_of_vectors(vectors: str) -> None:
     result = CliRunner().invoke(cli, ["compress", "x", "--site", "prompt", "--vectors", vectors])
     assert result.exit_code == 2 and "1 to 64, or auto" in result.output
+
+
+@pytest.mark.parametrize(
+    ("given", "site"),
+    [(["--pure"], "prompt"), (["--bits", "8"], "prompt"), (["--site", "prompt", "--effort", "9"], "readout")],
+)
+def test_the_command_refuses_options_of_the_other_site(tmp_path: Path, given: list[str], site: str) -> None:
+    (tmp_path / "x").write_text("x")
+    result = CliRunner().invoke(cli, ["compress", str(tmp_path / "x"), *given])
+    assert result.exit_code == 2 and f"is for --site {site} only" in result.output
+    assert not (tmp_path / "x.memz").exists()

@@ -1,0 +1,119 @@
+"""The memory as a thing of its own: a text as a few vectors, with no file format around it."""
+
+import json
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import safetensors.numpy
+import torch
+
+from memcodec import prompt
+from memcodec.container import MAX_CHUNK_TOKENS, MEMORY_BITS
+from memcodec.errors import ChecksumError, FormatError, ModelMismatchError
+from memcodec.lm import FrozenLM
+
+if TYPE_CHECKING:
+    from memcodec.codec import Codec
+
+_NUMBERS = ("bits", "tokens", "written", "prefix", "steps", "checksum")
+
+
+@torch.no_grad()
+def write(lm: FrozenLM, vectors: np.ndarray, tokens: int) -> np.ndarray:
+    """What the LM writes by greedy decoding: float32 [rows, n, dimensions] -> token ids, int64 [rows, tokens]."""
+    step = lm.start(len(vectors), tokens, prompt.behind_prefix(lm, torch.from_numpy(vectors).to(lm.device)))
+    written = np.zeros((len(vectors), tokens), dtype=np.int64)
+    for t in range(tokens):
+        states = step(None if t == 0 else torch.from_numpy(written[:, t - 1]))
+        written[:, t] = lm.logits(states).argmax(dim=1).cpu().numpy()
+    return written
+
+
+class MemoryEmbedding:
+    """A text as a few vectors in front of a frozen LM: the reversible sentence embedding, without a file around it.
+
+    vectors: what the LM sees, float32 [n, dimensions]; fit: the packed memory, the steps taken, and the loss and
+    accuracy by step; checksum: the CRC-32 of the text, as UTF-8.
+    """
+
+    def __init__(self, codec: "Codec", fit: prompt.Fit, bits: int, checksum: int) -> None:
+        """codec: the one whose LM the memory was fitted under. Raises FormatError."""
+        self.fit = fit
+        self.bits = bits
+        self.checksum = checksum
+        self.vectors = prompt.unpack(fit.memory, codec.lm.embedding_size, bits)
+        self._codec = codec
+        room = codec.lm.max_positions
+        needed = len(codec.lm.prefix) + len(self.vectors) + fit.tokens
+        if room is not None and needed > room:
+            raise FormatError(f"a memory of {fit.tokens} tokens: the model has {room} positions")
+
+    @property
+    def exact(self) -> bool:
+        """Whether `reconstruct` gives the text back."""
+        return self.fit.exact
+
+    def reconstruct(self) -> str:
+        """The text that greedy decoding writes from the memory: the original, where the fit is exact.
+
+        Raises ChecksumError where it should be and is not.
+        """
+        (ids,) = write(self._codec.lm, self.vectors[None], self.fit.tokens)
+        data = self._codec.tokenizer.decode(ids)
+        if self.exact and zlib.crc32(data) != self.checksum:
+            raise ChecksumError("the text does not match its checksum: damaged file, or a model that differs")
+        return data.decode(errors="replace")
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file: `vectors`, `memory` (the same, packed), and the history of the fit.
+
+        Raises OSError.
+        """
+        fit = self.fit
+        numbers = (self.bits, fit.tokens, fit.written, fit.prefix, fit.steps, self.checksum)
+        model = self._codec.model
+        about = dict(zip(_NUMBERS, numbers, strict=True)) | {
+            "model": model.name,
+            "weights": model.weights.hex(),
+            "tokenizer": model.tokenizer.hex(),
+        }
+        tensors = {
+            "vectors": self.vectors,
+            "memory": np.frombuffer(fit.memory, dtype=np.uint8),
+            "losses": np.array(fit.losses, dtype=np.float32),
+            "accuracies": np.array(fit.accuracies, dtype=np.float32),
+        }
+        Path(path).write_bytes(safetensors.numpy.save(tensors, {"memory": json.dumps(about)}))
+
+    @classmethod
+    def load(cls, path: str | Path, codec: "Codec") -> "MemoryEmbedding":
+        """Read what `save` wrote, for a codec with the same model. Raises FormatError, ModelMismatchError, OSError."""
+        blob = Path(path).read_bytes()
+        try:
+            tensors = safetensors.numpy.load(blob)
+            header = json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")])
+            about = json.loads(header["__metadata__"]["memory"])
+            bits, tokens, written, prefix, steps, checksum = (int(about[name]) for name in _NUMBERS)
+            memory, losses, accuracies = (tensors[name] for name in ("memory", "losses", "accuracies"))
+            needed = {name: bytes.fromhex(about[name]) for name in ("weights", "tokenizer")}
+        except (safetensors.SafetensorError, LookupError, TypeError, ValueError, ArithmeticError, RecursionError) as e:
+            raise FormatError(f"{path}: not a memory embedding ({type(e).__name__})") from e
+        for what, digest in needed.items():
+            here = getattr(codec.model, what)
+            if digest != here:
+                raise ModelMismatchError(
+                    f"{path}: fitted under another model ({what} {digest[:8].hex()}); "
+                    f"{codec.model.name!r} has {here.hex()}"
+                )
+        curves = losses.dtype == accuracies.dtype == np.float32 and losses.shape == accuracies.shape == (steps,)
+        counts = 0 <= prefix <= written <= tokens and 1 <= tokens <= MAX_CHUNK_TOKENS
+        if not (curves and counts and bits in MEMORY_BITS and memory.dtype == np.uint8 and memory.ndim == 1):
+            raise FormatError(f"{path}: damaged memory embedding")
+        history = losses.tolist(), accuracies.tolist()
+        fit = prompt.Fit(tokens, memory.tobytes(), written, prefix, steps, *history)
+        try:
+            return cls(codec, fit, bits, checksum)
+        except FormatError as error:
+            raise FormatError(f"{path}: {error}") from error
