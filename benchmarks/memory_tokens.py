@@ -81,8 +81,8 @@ def main() -> None:
     for name, value in asdict(prompt.Fitting()).items():
         if name not in ("vectors", "bits", "seed"):
             many = {"nargs": len(value), "type": float} if isinstance(value, tuple) else {"type": type(value)}
-            about = "0: all tokens at once" if name == "ahead" else "see prompt.Fitting"
-            parser.add_argument("--" + name.replace("_", "-"), default=value, help=about, **many)
+            hint = "0: all tokens at once" if name == "ahead" else "see prompt.Fitting"
+            parser.add_argument("--" + name.replace("_", "-"), default=value, help=hint, **many)
     args = parser.parse_args()
     base = prompt.Fitting(
         vectors=None if args.vectors == "auto" else int(args.vectors), steps=args.steps, optimizer=args.optimizer,

@@ -25,7 +25,7 @@ from memcodec.errors import MemcodecError
 from memcodec.models import BUILT_IN, DEFAULT_MODEL
 
 DEFAULT_BYTES = 4096  # of the English texts; half as much of the others: a quarter of an hour on 2 CPU cores
-PROMPT_BYTES = 128
+PROMPT_BYTES = 512
 SIZE_NAMES = tuple(name for name, rival in rivals.RIVALS.items() if not rival.dictionary)
 
 

@@ -71,6 +71,28 @@ def gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def random_codec(model: torch.nn.Module, folder: Path) -> Codec:
+    """A model that was taught nothing: it can be made to write anything, if little of it."""
+    model.save_pretrained(folder)
+    save_tokenizer(folder)
+    return Codec.load(str(folder), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def random_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("llama")
+
+
+@pytest.fixture(scope="session")
+def llama(random_path: Path) -> Codec:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=400, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=1024, initializer_range=0.2, tie_word_embeddings=True,
+    )  # fmt: skip
+    return random_codec(LlamaForCausalLM(config), random_path)
+
+
 @pytest.fixture(scope="session")
 def tiny(llama_folder: Path) -> Codec:
     """A codec on the tiny Llama."""

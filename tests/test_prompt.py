@@ -12,8 +12,6 @@ from click.testing import CliRunner
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
     OPTConfig,
     OPTForCausalLM,
 )
@@ -24,33 +22,11 @@ from memcodec.embedding import MemoryEmbedding
 from memcodec.progress import Progress
 from memcodec.prompt import Fitting
 from memcodec_cli import main as cli
-from tests.conftest import TEXT, save_tokenizer
+from tests.conftest import TEXT, random_codec
 
 MARGIN = 1e-3
 SHORT = TEXT[4:60]
 FITTING = Fitting(vectors=2, bits=8, steps=300)
-
-
-def random_codec(model: torch.nn.Module, folder: Path) -> Codec:
-    """A model that was taught nothing: it can be made to write anything, if little of it."""
-    model.save_pretrained(folder)
-    save_tokenizer(folder)
-    return Codec.load(str(folder), device="cpu")
-
-
-@pytest.fixture(scope="module")
-def llama_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("llama")
-
-
-@pytest.fixture(scope="module")
-def llama(llama_path: Path) -> Codec:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=400, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=1024, initializer_range=0.2, tie_word_embeddings=True,
-    )  # fmt: skip
-    return random_codec(LlamaForCausalLM(config), llama_path)
 
 
 @pytest.fixture(scope="module")
@@ -539,11 +515,11 @@ def test_a_reconstruction_is_checked(llama: Codec) -> None:
 # ---- the command
 
 
-def test_the_command_writes_and_reads_prompt_files(llama: Codec, llama_path: Path, tmp_path: Path) -> None:
+def test_the_command_writes_and_reads_prompt_files(llama: Codec, random_path: Path, tmp_path: Path) -> None:
     document = tmp_path / "dog.txt"
     document.write_text("over the lazy dog")
     options = ["--site", "prompt", "--vectors", "auto", "--bits", "8", "--steps", "300", "--pure", "--quiet"]
-    made = CliRunner().invoke(cli, ["compress", str(document), "--model", str(llama_path), *options])
+    made = CliRunner().invoke(cli, ["compress", str(document), "--model", str(random_path), *options])
     assert made.exit_code == 0, made.output
     packed = tmp_path / "dog.txt.memz"
     assert llama.decode(packed.read_bytes()) == b"over the lazy dog"

@@ -22,7 +22,7 @@ SIZES = (1024, 4096, 16384, 65536)
 BOUND = "bound"
 CONTEXT_BOUND = "bound, context of 2048"
 PROMPT = "memcodec, prompt site"
-PROMPT_TOKENS = 16  # a chunk: what one memory token of the default model holds for sure
+PROMPT_TOKENS = 48  # a chunk: one memory token of the default model holds more (docs/memory_tokens.md)
 PROMPT_STEPS = 400
 LIMITS = (BOUND, CONTEXT_BOUND)  # ideal sizes: nothing is written, nothing can be decoded
 
