@@ -93,7 +93,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     documents = read(codec, args.files)
     names = [Path(name).name for name in args.files]
-    told = about(codec, base) | {"files": names, "texts_each": args.texts}
+    told = about(codec, base) | {"files": names}
     lengths, widths = ([int(number) for number in listed.split(",")] for listed in (args.lengths, args.bits))
     if args.compare:
         texts = cut(documents, lengths[0], args.texts, args.seed)
@@ -236,7 +236,7 @@ def table(rows: list[dict[str, Any]], by: tuple[str, ...]) -> str:
 
 
 def plot(rows: list[dict[str, Any]], model: str, path: Path) -> None:
-    """Accuracy against length, one line a language and width; without matplotlib, nothing."""
+    """Accuracy and steps against length, a line a language and width; without matplotlib, nothing."""
     try:
         import matplotlib
 
@@ -245,21 +245,27 @@ def plot(rows: list[dict[str, Any]], model: str, path: Path) -> None:
     except ImportError:
         print("no plot: install matplotlib (pip install memcodec[bench])")
         return
-    figure, axes = plt.subplots(figsize=(7, 4.5))
+    figure, (right, long) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for number, (language, bits) in enumerate(sorted({(row["language"], row["bits"]) for row in rows})):
         group = [row for row in rows if (row["language"], row["bits"]) == (language, bits)]
         lengths = sorted({row["length"] for row in group})
-        for measure, style in (("teacher_forced", "--"), ("greedy", "-")):
-            means = [np.mean([row[measure] for row in group if row["length"] == length]) for length in lengths]
-            label = f"{language}, {bits} bits, {measure.replace('_', ' ')}"
-            axes.plot(lengths, means, style, marker="o", color=f"C{number}", label=label)
-    axes.set(
-        xlabel="tokens of the text", ylabel="share of tokens right", ylim=(0, 1.02), title=f"One memory a text: {model}"
-    )
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
+
+        def means(measure: str, group: list[Any] = group, lengths: list[int] = lengths) -> list[float]:
+            return [float(np.mean([row[measure] for row in group if row["length"] == length])) for length in lengths]
+
+        style = {"color": f"C{number}", "marker": "os^dv"[number % 5], "label": f"{language}, {bits} bits"}
+        right.plot(lengths, means("greedy"), "-", **style)
+        right.plot(lengths, means("teacher_forced"), ":", color=f"C{number}")
+        long.plot(lengths, means("steps"), "-", **style)
+    right.set(ylabel="share of tokens right (dotted: teacher-forced)", ylim=(0, 1.04))
+    long.set(ylabel="steps", ylim=(0, None))
+    for axes in (right, long):
+        axes.set_xlabel("tokens of the text")
+        axes.spines[["top", "right"]].set_visible(False)
+    long.legend(frameon=False, fontsize=8)
+    figure.suptitle(f"One memory a text: {model}")
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(figure)
 
 
 if __name__ == "__main__":

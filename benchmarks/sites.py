@@ -53,8 +53,7 @@ def main() -> None:
             fitting = Fitting(bits=bits, steps=args.steps)
             pure = {"site": "prompt", "chunk_tokens": args.chunk_tokens, "fitting": fitting, "pure": True}
             ways[f"prompt, {bits} bits, pure"] = pure
-        every = Fitting(bits=1, steps=args.steps, ahead=None)  # all tokens at once: every one that is right saves bits
-        ways["prompt, 1 bit, corrections"] = {"site": "prompt", "fitting": every}
+        ways["prompt, 1 bit, corrections"] = {"site": "prompt", "fitting": Fitting(bits=1, steps=args.steps)}
         for name, settings in ways.items():
             rows.append({"passage": rows[-1]["passage"], "codec": name} | measure(codec, data, settings))
             print(rows[-1], flush=True)

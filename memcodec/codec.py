@@ -503,8 +503,8 @@ def _check_worth(fitting: prompt.Fitting, settings: box.Settings, chunks: int, s
     size = (fitting.vectors or 1) * box.vector_bytes(settings.dimensions, settings.bits)
     if chunks and chunks * size >= stored:
         raise EncodeError(
-            f"{chunks} chunks with {size:,} bytes of vectors each: more than zstd needs ({stored:,} bytes); give pure "
-            "for vectors whatever the size, fewer bits, or longer chunks"
+            f"{chunks} chunks with {size:,} bytes of vectors each: stored, the file has {stored:,} bytes; use --pure "
+            "for vectors whatever their size, fewer --bits, or longer chunks"
         )
 
 

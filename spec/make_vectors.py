@@ -20,6 +20,15 @@ MIXED = (
     "Él dijo: «mañana será otro día». Она ответила: «может быть». 彼は黙っていた。🙂\r\n\tx = {'a': [1, 2.5, None]}\n"
 )
 
+# Known by heart: even beside a memory of noise, corrections are smaller than what zstd makes of it.
+DECLARATION = """We hold these truths to be self-evident, that all men are created equal, that they are endowed by their
+Creator with certain unalienable Rights, that among these are Life, Liberty and the pursuit of Happiness. That to secure
+these rights, Governments are instituted among Men, deriving their just powers from the consent of the governed, That
+whenever any Form of Government becomes destructive of these ends, it is the Right of the People to alter or to abolish
+it, and to institute new Government, laying its foundation on such principles and organizing its powers in such form, as
+to them shall seem most likely to effect their Safety and Happiness.
+"""
+
 VECTORS: dict[str, tuple[bytes, dict[str, Any]]] = {
     "empty": (b"", {}),
     "stored": (bytes(range(256)), {}),
@@ -32,7 +41,7 @@ VECTORS: dict[str, tuple[bytes, dict[str, Any]]] = {
         ENGLISH[:140].encode(),
         {"site": "prompt", "chunk_tokens": 12, "fitting": Fitting(vectors=None, bits=4, steps=300), "pure": True},
     ),
-    "prompt-corrected": (ENGLISH.encode(), {"site": "prompt", "fitting": Fitting(bits=1, steps=100)}),
+    "prompt-corrected": (DECLARATION.encode(), {"site": "prompt", "fitting": Fitting(bits=1, steps=1)}),
 }
 
 

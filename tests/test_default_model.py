@@ -94,5 +94,10 @@ def test_vectors_decode(default_codec: Codec) -> None:
     folder = Path(__file__).parent.parent / "spec" / "vectors"
     names = sorted(path.stem for path in folder.glob("*.memz"))
     assert len(names) >= 9
+    kinds = set()
     for name in names:
-        assert default_codec.decode((folder / f"{name}.memz").read_bytes()) == (folder / f"{name}.bin").read_bytes()
+        blob = (folder / f"{name}.memz").read_bytes()
+        facts = memcodec.inspect(blob)
+        kinds.add((facts["settings"]["site"] if facts["settings"] else None, facts["parts"].get("corrections", 0) > 0))
+        assert default_codec.decode(blob) == (folder / f"{name}.bin").read_bytes()
+    assert kinds == {(None, False), ("readout", True), ("prompt", False), ("prompt", True)}

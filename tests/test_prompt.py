@@ -328,7 +328,7 @@ def test_pure_file_round_trip(llama: Codec) -> None:
 
 def test_vectors_that_cannot_pay_are_refused_before_the_fit(llama: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prompt, "fit", None)
-    with pytest.raises(EncodeError, match="give pure"):
+    with pytest.raises(EncodeError, match="use --pure"):
         llama.encode(TEXT, site="prompt", chunk_tokens=6, fitting=Fitting(bits=16))
     assert llama.decode(llama.encode(b"\xff" * 100, site="prompt")) == b"\xff" * 100  # nothing to fit
 
