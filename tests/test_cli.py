@@ -21,6 +21,7 @@ from click.testing import CliRunner, Result
 import memcodec
 from memcodec import container, models
 from memcodec.codec import Codec, store
+from memcodec.defaults import DEFAULT_EFFORT
 from memcodec.prompt import Fitting
 from memcodec_cli import main
 from memcodec_cli.progress import Bars
@@ -101,7 +102,23 @@ def test_documents_that_are_no_text(run: Run, llama_folder: Path, data: bytes) -
     assert run("decompress", "-", stdin=blob).stdout_bytes == data
 
 
-def test_every_option_reaches_the_codec(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (
+            "--site readout --memory-rate 2.5 --effort 9",
+            {"site": "readout", "memory_rate": 2.5, "effort": 9, "pure": False, "fitting": None},
+        ),
+        (
+            "--site prompt --vectors auto --bits 4 --steps 7 --seed 3 --pure",
+            {"site": "prompt", "pure": True, "fitting": Fitting(vectors=None, bits=4, steps=7, seed=3)},
+        ),
+    ],
+    ids=["readout", "prompt"],
+)
+def test_every_option_reaches_the_codec(
+    run: Run, monkeypatch: pytest.MonkeyPatch, options: str, expected: dict[str, object]
+) -> None:
     seen: dict[str, object] = {}
 
     class Spy:
@@ -114,14 +131,13 @@ def test_every_option_reaches_the_codec(run: Run, monkeypatch: pytest.MonkeyPatc
         return Spy()
 
     monkeypatch.setattr(Codec, "load", load)
-    options = "--model m --device cpu --chunk-tokens 50 --site readout --memory-rate 2.5 --margin 0.25 --effort 9 "
-    options += "--batch 3 --threads 2 --no-verify -q --vectors auto --bits 4 --steps 7 --pure"
+    options += " --model m --device cpu --chunk-tokens 50 --margin 0.25 --batch 3 --threads 2 --no-verify -q"
     assert run("compress", "-", *options.split(), stdin=b"x").stdout_bytes == RESULT
-    assert seen == {
-        "data": b"x", "model": "m", "device": "cpu", "chunk_tokens": 50, "memory_rate": 2.5, "margin": 0.25,
-        "effort": 9, "batch": 3, "threads": 2, "verify": False, "progress": None, "site": "readout", "pure": True,
-        "fitting": Fitting(vectors=None, bits=4, steps=7),
+    common = {
+        "data": b"x", "model": "m", "device": "cpu", "chunk_tokens": 50, "margin": 0.25, "batch": 3, "threads": 2,
+        "verify": False, "progress": None, "memory_rate": 1.0, "effort": DEFAULT_EFFORT,
     }  # fmt: skip
+    assert seen == common | expected
 
 
 def test_defaults_are_the_codecs() -> None:
@@ -129,7 +145,8 @@ def test_defaults_are_the_codecs() -> None:
     codec = {p.name: p.default for p in inspect.signature(Codec.encode).parameters.values()}
     for name in ("memory_rate", "chunk_tokens", "margin", "batch", "effort", "site"):
         assert given[name] == codec[name]
-    assert Fitting() == Fitting(vectors=int(given["vectors"]), bits=int(given["bits"]), steps=given["steps"])
+    fitting = {name: int(given[name]) for name in ("vectors", "bits", "steps", "seed")}
+    assert Fitting() == Fitting(**fitting)
     assert given["no_verify"] is not codec["verify"]
     assert given["model"] == models.DEFAULT_MODEL
 
