@@ -64,20 +64,13 @@ COMPARED: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     """Run the experiment, or the comparison of settings."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="*", metavar="[LANGUAGE:]FILE")
-    parser.add_argument("--model", default=DEFAULT_MODEL)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int)
+    parser = arguments(__doc__ or "")
     parser.add_argument("--lengths", default="16,32", help="tokens, by commas")
     parser.add_argument("--texts", type=int, default=10, help="texts of each length and language")
     parser.add_argument("--vectors", default="1", help="1 to 64, or auto")
     parser.add_argument("--bits", default="16", help="bits per dimension, by commas: of 1, 2, 3, 4, 8, 16")
     parser.add_argument("--seed", type=int, default=0, help="of the places and of the fits")
     parser.add_argument("--compare", action="store_true")
-    parser.add_argument(
-        "--out", metavar="FOLDER", type=Path, default=Path(__file__).parent / "results" / "memory_tokens"
-    )
     for name, value in asdict(prompt.Fitting()).items():
         if name not in ("vectors", "bits", "seed"):
             many = {"nargs": len(value), "type": float} if isinstance(value, tuple) else {"type": type(value)}
@@ -109,6 +102,17 @@ def main() -> None:
             (args.out / "table.md").write_text(table(rows, ("language", "length", "bits")))
     print(table(rows, ("language", "length", "bits")))
     plot(rows, codec.model.name, args.out / "accuracy.png")
+
+
+def arguments(about: str) -> argparse.ArgumentParser:
+    """The options that both scripts about the prompt site have."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="*", metavar="[LANGUAGE:]FILE")
+    parser.add_argument("--model", default=DEFAULT_MODEL)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "memory_tokens")
+    return parser
 
 
 def compare(

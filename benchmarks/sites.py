@@ -8,10 +8,8 @@ the default length with one bit a dimension and corrections. Times are without t
 file is decompressed and compared here. Writes sites.json and sites.md to --out.
 """
 
-import argparse
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 import memory_tokens
@@ -21,7 +19,6 @@ from memcodec.codec import Codec
 from memcodec.container import Chunk, StoredSpan, unpack
 from memcodec.document import zstd_size
 from memcodec.errors import EncodeError
-from memcodec.models import DEFAULT_MODEL
 from memcodec.prompt import Fitting
 
 _COLUMNS = ("passage", "codec", "bytes", "memory", "corrections", "stored raw", "encode s", "decode s", "exact")
@@ -29,17 +26,12 @@ _COLUMNS = ("passage", "codec", "bytes", "memory", "corrections", "stored raw", 
 
 def main() -> None:
     """Run the comparison."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="*", metavar="[LANGUAGE:]FILE")
-    parser.add_argument("--model", default=DEFAULT_MODEL)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int)
+    parser = memory_tokens.arguments(__doc__ or "")
     parser.add_argument("--tokens", type=int, default=256, help="of a passage")
     parser.add_argument("--chunk-tokens", type=int, default=64, help="at the prompt site")
     parser.add_argument("--bits", default="16,4", help="by commas")
     parser.add_argument("--steps", type=int, default=400, help="of a fit, at most")
     parser.add_argument("--passages", type=int, default=1, help="of each language")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "memory_tokens")
     args = parser.parse_args()
     codec = Codec.load(args.model, args.device, args.threads)
     args.out.mkdir(parents=True, exist_ok=True)

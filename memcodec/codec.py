@@ -135,10 +135,11 @@ class Codec:
         spans = document.split(data, self.tokenizer)
         pieces = [_cut(span.tokens, chunk_tokens) if isinstance(span, document.Text) else span.data for span in spans]
         chunks = [tokens for piece in pieces if isinstance(piece, list) for tokens in piece]
-        if fitting is not None and not pure:
-            _check_worth(fitting, settings, len(chunks), len(store(data)))
+        stored = None if pure else store(data)
+        if fitting is not None and stored is not None:
+            _check_worth(fitting, settings, len(chunks), len(stored))
         report = _Reporter(progress, "fit", chunks)
-        if fitting is not None and site == "prompt":
+        if fitting is not None:
             coded = self._encode_prompts(chunks, settings, fitting, report)
         else:
             coded = self._encode_chunks(chunks, settings, effort, report)
@@ -155,7 +156,7 @@ class Codec:
             parts = self._repair(parts, settings, batch, effort, progress)
             _check_pure(fitted, parts, pure)
         blob = self._pack(data, parts, settings)
-        return blob if pure else min(blob, store(data), key=len)
+        return blob if stored is None else min(blob, stored, key=len)
 
     def _settings(self, memory_rate: float, chunk_tokens: int, margin: float, effort: int, site: str) -> box.Settings:
         if not 0 <= memory_rate <= box.MAX_RATE or memory_rate * RATE_STEPS % 1:
