@@ -5,6 +5,7 @@ is unpickled and no code of a model is run: only safetensors weights and archite
 """
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -15,7 +16,7 @@ import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -213,17 +214,18 @@ def _convert(gguf: Path, folder: Path, progress: ByteProgress | None) -> None:
 
     if progress is not None:
         progress("dequantizing (half a minute)", 0, 0)
-    with quiet():
+    # transformers' bars for this go to standard error whether or not it is a terminal
+    with quiet(), redirect_stderr(io.StringIO()):
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    # Only then does transformers save it: the weights are plain float32 by now.
-    model.hf_quantizer = None
-    model.is_quantized = False
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.config._name_or_path = ""
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+        # Only then does transformers save it: the weights are plain float32 by now.
+        model.hf_quantizer = None
+        model.is_quantized = False
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        model.config._name_or_path = ""
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     (folder / _MARKER).write_text(json.dumps({"weights": hash_weights(model).hex()}))
 
 

@@ -10,10 +10,12 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
@@ -126,6 +128,28 @@ def test_other_weights_are_refused(cache: Path, start: Start) -> None:
     _, errors = start(weights="bb").communicate(timeout=60)
     assert "its weights came out as aa, not bb" in errors
     assert models.cached("fake") is None
+
+
+def test_conversion_is_silent(
+    llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A bar that transformers draws itself must not reach a pipe."""
+
+    def loads(kind: Any) -> Any:
+        load = kind.from_pretrained
+
+        def noisy(folder: Path, gguf_file: str, **rest: Any) -> Any:
+            print(f"Converting {gguf_file}", file=sys.stderr)
+            return load(folder, **rest)
+
+        return noisy
+
+    for name in ("AutoTokenizer", "AutoModelForCausalLM"):
+        kind = getattr(transformers, name)
+        monkeypatch.setattr(kind, "from_pretrained", loads(kind))
+    models._convert(llama_folder / "model.gguf", tmp_path / "made", None)
+    assert (tmp_path / "made" / "model.safetensors").is_file() and (tmp_path / "made" / "memcodec.json").is_file()
+    assert capfd.readouterr().err == ""
 
 
 def test_a_model_that_does_not_convert(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
