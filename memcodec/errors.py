@@ -23,3 +23,7 @@ class ModelNotFoundError(MemcodecError):
 
 class EncodeError(MemcodecError):
     """The input cannot be encoded with these settings."""
+
+
+class MachineError(MemcodecError):
+    """This machine does not compute what the exact LM is defined to be."""

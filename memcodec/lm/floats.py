@@ -1,8 +1,16 @@
-"""The frozen LM: hidden states of known tokens in one pass, or one cached step at a time."""
+"""The frozen LM in floating point: for fits by gradient descent and for memories that stand for themselves.
 
+Hidden states of known tokens in one pass, or one cached step at a time, of any Hugging Face causal LM. No file rests on
+what is computed here.
+"""
+
+import hashlib
+import io
+import json
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from contextlib import contextmanager, redirect_stderr
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +18,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from memcodec.errors import ModelNotFoundError
-from memcodec.models import first_line, quiet
+from memcodec.models import first_line, float_source
 
 Step = Callable[[torch.Tensor | None], torch.Tensor]
 
@@ -41,28 +49,37 @@ class FrozenLM:
         return self.head.shape[0]
 
     @classmethod
-    def load(cls, folder: Path | str, prefix: list[int], device: str = "cpu", attention: str = "sdpa") -> "FrozenLM":
-        """Load a model folder in float32. attention: "sdpa" or "eager" (the margin covers the difference).
+    def load(cls, folder: Path, prefix: list[int], device: str = "cpu", attention: str = "sdpa") -> "FrozenLM":
+        """Load a model folder in float32. attention: "sdpa" or "eager".
 
-        Only safetensors weights are read, and all that the architecture asks for must be there: what transformers
-        would make up at random, no decoder could. Raises ModelNotFoundError.
+        Only safetensors and GGUF weights are read, and all that the architecture asks for must be there. Raises
+        ModelNotFoundError.
         """
-        from transformers import AutoModelForCausalLM
-
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
         try:
             with quiet():
-                loaded: Any = AutoModelForCausalLM.from_pretrained(
-                    folder, dtype=torch.float32, attn_implementation=attention, local_files_only=True,
-                    trust_remote_code=False, use_safetensors=True, output_loading_info=True,
-                )  # fmt: skip
+                model, missing = (_from_gguf if (folder / "model.gguf").is_file() else _from_folder)(folder, attention)
         except Exception as error:  # transformers raises many kinds for broken files and for other architectures
             raise ModelNotFoundError(f"{folder}: it does not load as a causal LM ({first_line(error)})") from error
-        model, report = loaded
-        if missing := sorted(report["missing_keys"]):
+        if missing:
             raise ModelNotFoundError(f"{folder}: its weights lack {missing[0]} ({len(missing)} in all)")
         return cls(model.to(device), prefix)
+
+    @cached_property
+    def identity(self) -> bytes:
+        """SHA-256 over the names, dtypes, shapes and bytes of the model's tensors, in the order of their names."""
+        digest = hashlib.sha256()
+        seen: set[tuple[int, tuple[int, ...]]] = set()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            key = (tensor.data_ptr(), tuple(tensor.shape))
+            if key in seen and tensor.numel():
+                continue  # tied to one that came before
+            seen.add(key)
+            array = tensor.detach().cpu().contiguous().numpy()
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(memoryview(array).cast("B") if array.size else b"")
+        return digest.digest()
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Unsteered logits: float32 [..., hidden] -> [..., vocabulary]."""
@@ -139,3 +156,49 @@ class FrozenLM:
             return output.last_hidden_state[:, -1]
 
         return step
+
+
+def _from_folder(folder: Path, attention: str) -> tuple[Any, list[str]]:
+    """A model, and the names of tensors that it lacks: transformers would make those up at random."""
+    from transformers import AutoModelForCausalLM
+
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation=attention, local_files_only=True, trust_remote_code=False,
+        use_safetensors=True, output_loading_info=True,
+    )  # fmt: skip
+    model, report = loaded
+    return model, sorted(report["missing_keys"])
+
+
+def _from_gguf(folder: Path, attention: str) -> tuple[Any, list[str]]:
+    """The same for a built-in model: its GGUF file, dequantized."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    kind: Any = AutoModelForCausalLM
+    config: Any = AutoConfig.for_model(**json.loads((folder / "config.json").read_text()))
+    model: Any = kind.from_config(config, attn_implementation=attention, dtype=torch.float32)
+    source = float_source(folder)
+    state = {name: torch.from_numpy(source.read(name)) for name in source.names()}
+    missing, _ = model.load_state_dict(state, strict=False)
+    model.tie_weights()
+    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    return model, sorted(set(missing) - tied)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars, advice and warnings from transformers, which draws bars whether or not there is a terminal."""
+    import transformers
+
+    logging: Any = transformers.utils.logging
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

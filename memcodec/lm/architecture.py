@@ -1,0 +1,209 @@
+"""What an LM computes, as data: read from a model's config.json, and part of what identifies the LM."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from memcodec.errors import ModelNotFoundError
+
+MAX_POSITIONS = 8192  # that an exact LM has tables for, whatever the model was trained on
+GATES = ("silu", "gelu", "gelu_tanh")
+
+Config = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotary positions (RoFormer, arXiv 2104.09864): theta, and the scaling that Llama 3.1 and others put on it.
+
+    scaling: "default", "linear" (factor) or "llama3" (all four numbers).
+    """
+
+    theta: float
+    scaling: str = "default"
+    factor: float = 1.0
+    low: float = 1.0
+    high: float = 4.0
+    trained: int = 8192  # positions before the scaling
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A decoder-only transformer. Sizes are counts of entries; `positions` how many the LM can tell apart.
+
+    key_heads: heads of keys and values, each shared by heads / key_heads query heads; inner: width of the MLP, which
+    is `gated` (gate(g) * u) or not; layer_norm: LayerNorm with shifts instead of RMSNorm; head_norm: RMSNorm of each
+    head's queries and keys; rotary: None for learned positions.
+    """
+
+    vocabulary: int
+    hidden: int
+    layers: int
+    heads: int
+    key_heads: int
+    head_size: int
+    inner: int
+    positions: int
+    epsilon: float
+    gate: str
+    gated: bool = True
+    layer_norm: bool = False
+    head_norm: bool = False
+    tied: bool = False
+    rotary: Rotary | None = None
+
+    def to_json(self) -> str:
+        """One line that is the same wherever the same LM is described."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Architecture":
+        """The inverse of `to_json`. Raises ValueError, TypeError or LookupError."""
+        fields = json.loads(text)
+        rotary = fields.pop("rotary")
+        return cls(**fields, rotary=None if rotary is None else Rotary(**rotary))
+
+
+def read(folder: Path) -> tuple[str, Architecture]:
+    """The family and the architecture of a model folder. Raises ModelNotFoundError."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("it is not an object")
+    except (OSError, ValueError) as error:
+        raise ModelNotFoundError(f"{folder}: its config.json does not read ({error})") from error
+    return describe(config, folder.name)
+
+
+def describe(config: Config, name: str) -> tuple[str, Architecture]:
+    """The family and the architecture of a config.json. Raises ModelNotFoundError where it is none of FAMILIES."""
+    family = str(config.get("model_type"))
+    if family not in FAMILIES:
+        raise ModelNotFoundError(
+            f"{name}: the architecture {family[:40]!r} is not supported; memcodec has {', '.join(FAMILIES)}"
+        )
+    try:
+        found = FAMILIES[family](config)
+        _check(found)
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise ModelNotFoundError(f"{name}: its config.json is not supported: {reason}") from error
+    return family, found
+
+
+def _check(a: Architecture) -> None:
+    sizes = (a.vocabulary, a.hidden, a.layers, a.heads, a.key_heads, a.head_size, a.inner, a.positions)
+    if min(sizes) < 1 or max(sizes) > 1 << 24 or a.layers > 1024:
+        raise ValueError("a size is out of range")
+    if a.heads % a.key_heads or a.hidden % 2 or a.head_size % 2 or a.inner % 2 or (a.heads * a.head_size) % 2:
+        raise ValueError("sizes of layers and heads must be even, and heads divide evenly")
+    if a.head_size > 512 or max(a.hidden, a.heads * a.head_size) > 1 << 15 or a.inner > 1 << 17:
+        raise ValueError("a size is beyond what sums of 32 bits hold")
+    if not 0 < a.epsilon < 1:
+        raise ValueError("epsilon is out of range")
+
+
+def _gate(name: str) -> str:
+    known = {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
+    if name not in known:
+        raise ValueError(f"the activation {name!r}")
+    return known[name]
+
+
+def _rotary(config: Config, theta: float) -> Rotary:
+    """From the fields of transformers 4 (rope_theta, rope_scaling) or 5 (rope_parameters)."""
+    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    theta = float(given.get("rope_theta") or config.get("rope_theta") or theta)
+    kind = given.get("rope_type") or given.get("type") or "default"
+    if config.get("partial_rotary_factor", given.get("partial_rotary_factor", 1)) not in (None, 1, 1.0):
+        raise ValueError("rotary positions on a part of each head")
+    if kind == "default":
+        return Rotary(theta)
+    if kind == "linear":
+        return Rotary(theta, "linear", float(given["factor"]))
+    if kind == "llama3":
+        numbers = float(given["factor"]), float(given["low_freq_factor"]), float(given["high_freq_factor"])
+        return Rotary(theta, "llama3", *numbers, int(given["original_max_position_embeddings"]))
+    raise ValueError(f"rotary positions scaled by {kind!r}")
+
+
+def _llama(config: Config, **more: Any) -> Architecture:
+    """Llama and what differs from it in names and extras only."""
+    heads = int(config["num_attention_heads"])
+    positions = min(int(config.get("max_position_embeddings", 2048)), MAX_POSITIONS)
+    if config.get("sliding_window") and config.get("use_sliding_window", True):
+        positions = min(positions, int(config["sliding_window"]))  # so far attention is the same with and without
+    if config.get("pretraining_tp", 1) not in (None, 1):
+        raise ValueError("tensor-parallel pretraining")
+    return Architecture(
+        vocabulary=int(config["vocab_size"]),
+        hidden=int(config["hidden_size"]),
+        layers=int(config["num_hidden_layers"]),
+        heads=heads,
+        key_heads=int(config.get("num_key_value_heads") or heads),
+        head_size=int(config.get("head_dim") or int(config["hidden_size"]) // heads),
+        inner=int(config["intermediate_size"]),
+        positions=positions,
+        epsilon=float(config.get("rms_norm_eps", 1e-6)),
+        gate=_gate(config.get("hidden_act", "silu")),
+        tied=bool(config.get("tie_word_embeddings", False)),
+        rotary=_rotary(config, 10_000.0),
+        **more,
+    )
+
+
+def _qwen2(config: Config) -> Architecture:
+    return _llama({"use_sliding_window": False} | config)
+
+
+def _qwen3(config: Config) -> Architecture:
+    return _llama({"use_sliding_window": False, "head_dim": 128} | config, head_norm=True)
+
+
+def _gpt2(config: Config) -> Architecture:
+    if not config.get("scale_attn_weights", True) or config.get("scale_attn_by_inverse_layer_idx", False):
+        raise ValueError("attention scaled otherwise than by the size of a head")
+    hidden, heads = int(config["n_embd"]), int(config["n_head"])
+    return Architecture(
+        vocabulary=int(config["vocab_size"]),
+        hidden=hidden,
+        layers=int(config["n_layer"]),
+        heads=heads,
+        key_heads=heads,
+        head_size=hidden // heads,
+        inner=int(config.get("n_inner") or 4 * hidden),
+        positions=min(int(config.get("n_positions", 1024)), MAX_POSITIONS),
+        epsilon=float(config.get("layer_norm_epsilon", 1e-5)),
+        gate=_gate(config.get("activation_function", "gelu_new")),
+        gated=False,
+        layer_norm=True,
+        tied=bool(config.get("tie_word_embeddings", True)),
+    )
+
+
+FAMILIES: dict[str, Callable[[Config], Architecture]] = {
+    "llama": _llama,
+    "mistral": _llama,
+    "qwen2": _qwen2,
+    "qwen3": _qwen3,
+    "gpt2": _gpt2,
+}
+
+
+def frequencies(rotary: Rotary, head_size: int, power: Callable[[float, float], float]) -> list[float]:
+    """Radians a position of each pair of entries, head_size / 2 of them; `power`: base and exponent to their power."""
+    result = []
+    for i in range(head_size // 2):
+        frequency = 1.0 / power(rotary.theta, 2 * i / head_size)
+        if rotary.scaling == "linear":
+            frequency /= rotary.factor
+        elif rotary.scaling == "llama3":
+            turns = rotary.trained * frequency / (2 * math.pi)  # within the positions of the training
+            blend = (turns - rotary.low) / (rotary.high - rotary.low)
+            blend = min(max(blend, 0.0), 1.0)
+            frequency = (1 - blend) * frequency / rotary.factor + blend * frequency
+        result.append(frequency)
+    return result

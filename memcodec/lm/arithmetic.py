@@ -1,0 +1,171 @@
+"""The numbers that the exact LM is made of: constants, tables and rounding rules (spec/EXACT.md is the definition).
+
+Tables are computed here with nothing but single IEEE float64 additions, multiplications and divisions, which are the
+same on every machine, and no function of a C library; then they are rounded to a coarse grid, so that any other careful
+way gives them too. Their hash is in the specification, and is checked wherever they are loaded.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+
+from memcodec.lm.architecture import Architecture, frequencies
+
+UNIT = 1024  # logits, entropies and costs are integers in 1/1024 bit
+HIGHEST = 32767  # of any activation: it fits int16
+HALVES = 127 * 256 + 127  # of an activation that is cut into two signed bytes, 256 * high + low
+WEIGHT = 127  # of any weight, key or value: they fit int8
+QUERY = 1023  # of a query; with a key, head_size products stay below 2**24
+TINY = 2.0**-100  # below it, the largest entry of a vector counts as so much: nothing here is ever subnormal
+FAR = 2.0**30  # logits are cut at so many units
+ONE = 30  # bits of the 1 in the table of powers
+ATTENTION_BITS = 20  # bits of the 1 in attention weights
+MASS = 1 << 16  # attention weights add up to about so much at most
+GATE_STEPS = 512  # of a gate's argument: entries of its table a unit
+GATE_REACH = 20  # its table goes from minus to plus so much
+
+LOG2E = 1.4426950408889634
+LN2 = 0.6931471805599453
+LOGIT_SCALE = np.float32(UNIT * LOG2E)  # nats to units
+
+TABLES_SHA256 = "0fa3b279de25054af9c2cc25d1dd193e447abc7802d30141d7d66eba1d971f9b"
+
+
+def highest_input(size: int) -> int:
+    """The largest integer that an activation of `size` entries may have before a product, in any product.
+
+    Sums of products with weights stay within int32, and either half within a signed byte.
+    """
+    return min(HALVES, (2**31 - 1) // (WEIGHT * size))
+
+
+def highest_query(head_size: int) -> int:
+    """The largest integer in a query: a sum of head_size products with a key stays below 2**24."""
+    return min(QUERY, (2**24 - 1) // (WEIGHT * head_size))
+
+
+def attention_scale(head_size: int) -> np.float32:
+    """What a product of a query and a key is multiplied by to be in units (float32)."""
+    return np.float32(UNIT * LOG2E / math.sqrt(head_size))
+
+
+# ---- functions, by series of IEEE operations
+
+
+def exp(x: np.ndarray) -> np.ndarray:
+    """e to the x, float64, to about 1e-15 of itself; |x| up to 700."""
+    halvings = np.rint(x * LOG2E)
+    rest = x - halvings * 0.693147180369123816490 - halvings * 1.90821492927058770002e-10  # ln 2 in two parts
+    total = term = np.ones_like(rest)
+    for i in range(1, 18):
+        term = term * rest / i
+        total = total + term
+    return np.ldexp(total, halvings.astype(np.int64))
+
+
+def log(x: np.ndarray) -> np.ndarray:
+    """The natural logarithm, float64, of normal positive numbers."""
+    fraction, exponent = np.frexp(x)  # exact
+    small = fraction < 0.7071067811865476
+    fraction = np.where(small, fraction * 2, fraction)
+    exponent = exponent - small
+    ratio = (fraction - 1) / (fraction + 1)
+    square, term = ratio * ratio, ratio
+    total = ratio
+    for i in range(3, 40, 2):
+        term = term * square
+        total = total + term / i
+    return 2 * total + exponent * LN2
+
+
+def power(base: float, exponent: float) -> float:
+    """base to the exponent, for a positive base."""
+    return float(exp(exponent * log(np.array([base])))[0])
+
+
+def cosine_sine(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cosine and sine, float64, of 0 to 1e5 radians, to about 1e-11."""
+    quarter = np.rint(x * 0.6366197723675814)
+    rest = x - quarter * 1.5707963267341256 - quarter * 6.077100506506192e-11
+    square = rest * rest
+    cosine, sine = np.ones_like(rest), rest
+    term_c, term_s = cosine, sine
+    for i in range(1, 12):
+        term_c = -term_c * square / ((2 * i - 1) * (2 * i))
+        term_s = -term_s * square / ((2 * i) * (2 * i + 1))
+        cosine, sine = cosine + term_c, sine + term_s
+    turn = quarter.astype(np.int64) % 4
+    return (
+        np.select([turn == 0, turn == 1, turn == 2], [cosine, -sine, -cosine], sine),
+        np.select([turn == 0, turn == 1, turn == 2], [sine, cosine, -sine], -cosine),
+    )
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    """1 / (1 + e^-x), float64."""
+    return 1 / (1 + exp(-x))
+
+
+def normal_below(x: np.ndarray) -> np.ndarray:
+    """The standard normal distribution function, float64, to about 1e-9."""
+    near = np.clip(x, -7.0, 7.0)
+    term = total = near
+    for i in range(3, 220, 2):
+        term = term * near * near / i
+        total = total + term
+    return 0.5 + total * exp(-near * near / 2) * 0.3989422804014327
+
+
+# ---- tables
+
+
+def _on_grid(x: np.ndarray, bits: int) -> np.ndarray:
+    return (np.rint(x * 2.0**bits) / 2.0**bits).astype(np.float32)
+
+
+@cache
+def powers() -> np.ndarray:
+    """2**-(i/1024) in units of 2**-30, int32 [1024]."""
+    return np.rint(exp(np.arange(UNIT) * (-LN2 / UNIT)) * 2.0**ONE).astype(np.int32)
+
+
+@cache
+def logarithms() -> np.ndarray:
+    """log2(1 + i/1024) in units, int32 [1024]."""
+    return np.rint(log(1 + np.arange(UNIT) / UNIT) * (LOG2E * UNIT)).astype(np.int32)
+
+
+def _gelu_tanh(x: np.ndarray) -> np.ndarray:
+    return sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+
+
+@cache
+def gate(name: str) -> np.ndarray:
+    """What an entry x is multiplied by, at x = (i - 10240) / 512, on a grid of 2**-20; float32 [20481]."""
+    shape: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        "silu": sigmoid,
+        "gelu": normal_below,
+        "gelu_tanh": _gelu_tanh,
+    }
+    reach = GATE_REACH * GATE_STEPS
+    return _on_grid(shape[name](np.arange(-reach, reach + 1) / GATE_STEPS), 20)
+
+
+def rotation(architecture: Architecture) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and sines by position, on a grid of 2**-16, float32 [positions, head_size / 2]; empty without rotary."""
+    if architecture.rotary is None:
+        empty = np.empty((0, architecture.head_size // 2), dtype=np.float32)
+        return empty, empty
+    steps = np.array(frequencies(architecture.rotary, architecture.head_size, power))
+    cosine, sine = cosine_sine(np.arange(architecture.positions)[:, None] * steps)
+    return _on_grid(cosine, 16), _on_grid(sine, 16)
+
+
+@cache
+def tables_hash() -> str:
+    """SHA-256 over the tables that are the same for all models, in hexadecimal."""
+    tables = [powers(), logarithms(), gate("silu"), gate("gelu"), gate("gelu_tanh")]
+    return hashlib.sha256(b"".join(table.tobytes() for table in tables)).hexdigest()

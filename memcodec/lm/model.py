@@ -1,0 +1,304 @@
+"""The exact LM as the codec sees it: passes over new positions of some sequences, and their logits."""
+
+import ctypes
+import os
+import sys
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Protocol
+
+import numpy as np
+
+from memcodec.errors import ModelNotFoundError
+from memcodec.lm import arithmetic, cpu, selftest
+from memcodec.lm.architecture import Architecture
+from memcodec.lm.compiled import Team
+from memcodec.lm.product import COLUMNS, TILE_ROWS, multiply_matrices, panels
+from memcodec.lm.weights import ExactWeights
+from memcodec.memory.readout import Steering
+
+Rows = slice | np.ndarray
+compute: Any = cpu  # kernels, which have no types
+PAGE = 2 * COLUMNS  # positions in a cache are a multiple of it
+
+
+@dataclass(frozen=True)
+class Piece:
+    """New positions of one sequence: int64 [positions], token ids; -1 - i is vectors[i], float32 [n, hidden]."""
+
+    slot: int
+    tokens: np.ndarray
+    vectors: np.ndarray | None = None
+
+
+class Sequences(Protocol):
+    """Some sequences on their way through an LM: what is cached of each, and the logits of the last pass."""
+
+    def forward(self, pieces: list[Piece]) -> None:
+        """One pass; the pieces' slots differ and rise."""
+
+    def logits(self, rows: Rows) -> np.ndarray:
+        """Logits of some rows of the last pass, int32 [rows, columns >= vocabulary] in units.
+
+        What is returned is written over by the next call.
+        """
+
+
+class ExactLM:
+    """A frozen LM whose logits are the same integers on every machine.
+
+    identity: SHA-256 of all that is computed with; positions: that it can tell apart; prefix: int64, the token ids
+    before every chunk.
+    """
+
+    def __init__(
+        self, weights: ExactWeights, device: str = "auto", threads: int | None = None, kernels: str = "auto"
+    ) -> None:
+        """device: "auto", "cpu", "cuda" or "mps"; threads: on the CPU, by default one a core that this process may use.
+
+        kernels: "numba" (CPU only), "torch", or "auto". Raises ModelNotFoundError and MachineError.
+        """
+        self.architecture: Architecture = weights.architecture
+        self.prefix = np.array(weights.prefix, dtype=np.int64)
+        self.identity = weights.identity()
+        self.positions = weights.architecture.positions
+        self.vocabulary = weights.architecture.vocabulary
+        self.team = Team(threads or cores())
+        head = "embedding" if weights.architecture.tied else "head"
+        tensors = weights.tensors
+        self.steering = Steering.of(tensors[head], tensors[head + ".scale"], float(tensors["spread"][0]))
+        self.device = find_device(device)
+        self._device_lm: Any = None  # a DeviceLM, where torch computes
+        if kernels not in ("auto", "numba", "torch"):
+            raise ModelNotFoundError(f"kernels {kernels!r}: give auto, numba or torch")
+        if self.device != "cpu" or kernels == "torch":
+            from memcodec.lm.device import DeviceLM
+
+            slowly = _slowly_on_device(self.device)
+            self._device_lm = DeviceLM(weights, self.device, slowly)
+        else:
+            self.sizes = _sizes(weights.architecture, _slowly_on_cpu())
+            self.weights = _pack(weights)
+
+    def sequences(self, slots: int, positions: int, rows: int) -> Sequences:
+        """Room for so many sequences of so many positions, and so many rows in one pass at most."""
+        if self._device_lm is not None:
+            return self._device_lm.sequences(slots, positions)
+        return CpuSequences(self, slots, positions, rows)
+
+
+class CpuSequences:
+    """`Sequences` on the CPU."""
+
+    def __init__(self, lm: ExactLM, slots: int, positions: int, rows: int) -> None:
+        a = lm.architecture
+        positions = -(-positions // PAGE) * PAGE
+        width = -(-a.head_size // COLUMNS) * COLUMNS
+        heads = (a.layers, slots, a.key_heads)
+        self._lm = lm
+        self._lengths = np.zeros(slots, dtype=np.int64)
+        keys = np.zeros((*heads, positions * a.head_size), dtype=np.int8)
+        values = np.zeros((*heads, positions * width), dtype=np.int8)
+        scales = [np.zeros((*heads, positions), dtype=np.float32) for _ in range(2)]
+        self._cache = cpu.Cache(keys, keys.reshape(-1), scales[0], values, values.reshape(-1), scales[1])
+        w = lm.weights
+        mixed = a.heads * a.head_size
+        widest = max(w.qkv_scale.shape[1], -(-a.inner // COLUMNS) * COLUMNS, a.hidden, mixed)
+        workers = lm.team.workers
+        tall = max(TILE_ROWS, a.heads // a.key_heads)
+        inputs = np.empty((rows, max(a.hidden, mixed, a.inner)), dtype=np.int16)
+        self._room = cpu.Room(
+            np.empty((rows, a.hidden), dtype=np.float32),
+            inputs,
+            inputs.reshape(-1),
+            np.empty(rows, dtype=np.float32),
+            np.empty((rows, widest), dtype=np.float32),
+            np.empty((rows, mixed), dtype=np.int16),
+            np.empty((rows, a.heads), dtype=np.float32),
+            _rooms(workers, tall * COLUMNS, np.int32),
+            _rooms(workers, COLUMNS, np.float32),
+            _rooms(workers, COLUMNS, np.int32),
+            _rooms(workers, tall * a.head_size, np.int16),
+            _rooms(workers, tall, np.float32),
+            _rooms(workers, tall * positions, np.int32),
+            _rooms(workers, positions, np.float32),
+            _rooms(workers, tall * positions, np.int16),
+            np.zeros(1, dtype=np.int64),
+        )
+        self._logits = np.empty((0, len(w.head_scale)), dtype=np.int32)
+
+    def forward(self, pieces: list[Piece]) -> None:
+        """One pass."""
+        lm, room = self._lm, self._room
+        slots = np.array([piece.slot for piece in pieces], dtype=np.int64)
+        counts = np.array([len(piece.tokens) for piece in pieces], dtype=np.int64)
+        starts = self._lengths[slots]
+        tokens, vectors = [], [np.empty((0, lm.architecture.hidden), dtype=np.float32)]
+        seen = 0
+        for piece in pieces:
+            if piece.vectors is None:
+                tokens.append(piece.tokens)
+            else:
+                tokens.append(np.where(piece.tokens < 0, piece.tokens - seen, piece.tokens))
+                vectors.append(piece.vectors)
+                seen += len(piece.vectors)
+        flat, given = np.concatenate(tokens), np.concatenate(vectors)
+        row_slot = np.repeat(slots, counts)
+        row_position = np.concatenate([np.arange(start, start + n) for start, n in zip(starts, counts, strict=True)])
+        rows = (flat, given, row_slot, row_position, slots, starts, counts)
+        room.barrier[0] = 0
+
+        def work(worker: int, workers: int) -> None:
+            compute.forward(lm.sizes, lm.weights, self._cache, room, *rows, worker, workers)
+
+        lm.team.run(work)
+        self._lengths[slots] += counts
+
+    def logits(self, rows: Rows) -> np.ndarray:
+        """Logits of some rows of the last pass."""
+        lm, room, w = self._lm, self._room, self._lm.weights
+        inputs, scale = room.inputs[rows], room.input_scale[rows]
+        if len(self._logits) < len(inputs):
+            self._logits = np.empty((len(inputs), len(w.head_scale)), dtype=np.int32)
+        out, flat = self._logits[: len(inputs)], inputs.reshape(-1)
+
+        def work(worker: int, workers: int) -> None:
+            compute.logits_of(lm.sizes, w.head, w.head_scale, w.head_bias, flat, inputs.shape[1], len(inputs), scale,
+                          room.tile, out, worker, workers)  # fmt: skip
+
+        lm.team.run(work)
+        return out
+
+
+def logits_of(lm: ExactLM, tokens: np.ndarray) -> np.ndarray:
+    """Logits that follow each of some tokens, which nothing precedes, int32 [tokens, vocabulary]."""
+    sequences = lm.sequences(1, len(tokens), len(tokens))
+    sequences.forward([Piece(0, tokens)])
+    return sequences.logits(slice(None, len(tokens)))[:, : lm.vocabulary].copy()
+
+
+# ---- what is at hand
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def find_device(name: str) -> str:
+    """The device that a name means here; torch is asked only where there may be another than the CPU."""
+    if name == "cpu" or (name == "auto" and not _has_cuda_driver()):
+        return "cpu"
+    from memcodec.lm.device import check_device
+
+    return check_device(name)
+
+
+def _has_cuda_driver() -> bool:
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+@cache
+def _slowly_on_cpu() -> bool:
+    """Whether the CPU's kernels must multiply one by one. Raises MachineError."""
+
+    def make(slowly: bool) -> tuple[selftest.Product, selftest.Logits]:
+        def logits(weights: ExactWeights, tokens: np.ndarray) -> np.ndarray:
+            lm = ExactLM.__new__(ExactLM)
+            lm.architecture, lm.vocabulary = weights.architecture, weights.architecture.vocabulary
+            lm.team, lm._device_lm = Team(1), None
+            lm.sizes, lm.weights = _sizes(weights.architecture, slowly), _pack(weights)
+            return logits_of(lm, tokens)
+
+        return (lambda left, right: multiply_matrices(left, right, slowly)), logits
+
+    return selftest.choose(make, "the CPU")
+
+
+@cache
+def _slowly_on_device(device: str) -> bool:
+    """Whether torch's integer products on a device must be made of float32's. Raises MachineError."""
+    from memcodec.lm.device import DeviceLM, product_of
+
+    def make(slowly: bool) -> tuple[selftest.Product, selftest.Logits]:
+        def logits(weights: ExactWeights, tokens: np.ndarray) -> np.ndarray:
+            sequences = DeviceLM(weights, device, slowly).sequences(1, len(tokens))
+            sequences.forward([Piece(0, tokens)])
+            return sequences.logits(slice(None))
+
+        return (lambda left, right: product_of(left, right, device, slowly)), logits
+
+    return selftest.choose(make, f"{device}, with torch")
+
+
+def _sizes(a: Architecture, slowly: bool) -> cpu.Sizes:
+    limits = [np.float32(arithmetic.highest_input(n)) for n in (a.hidden, a.heads * a.head_size, a.inner)]
+    return compute.Sizes(
+        a.hidden, a.layers, a.heads, a.key_heads, a.head_size, a.inner, a.vocabulary, int(a.gated), int(a.layer_norm),
+        int(a.head_norm), int(a.rotary is not None), int(slowly), float(a.epsilon),
+        arithmetic.attention_scale(a.head_size), *limits, np.float32(arithmetic.highest_query(a.head_size)),
+    )  # fmt: skip
+
+
+def _rooms(workers: int, size: int, dtype: type) -> np.ndarray:
+    """Room for each worker, [workers, size or more], far enough from the next one's that no cache line is shared."""
+    return np.empty((workers, size + 256 // np.dtype(dtype).itemsize), dtype=dtype)
+
+
+def _padded(values: np.ndarray) -> np.ndarray:
+    """With zeros behind, to whole panels, along the last axis."""
+    missing = -values.shape[-1] % COLUMNS
+    return np.ascontiguousarray(np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, missing)]))
+
+
+def _side_by_side(values: np.ndarray, inner: int) -> np.ndarray:
+    """Rows of the gate, then of what it gates, [layers, 2 * inner, ...], as 16 of each in turn, padded."""
+    half = COLUMNS // 2
+    blocks = -(-inner // half)
+    result = np.zeros((len(values), blocks, 2, half, *values.shape[2:]), dtype=values.dtype)
+    for which in range(2):
+        some = values[:, which * inner : (which + 1) * inner]
+        for block in range(blocks):
+            piece = some[:, block * half : (block + 1) * half]
+            result[:, block, which, : piece.shape[1]] = piece
+    return result.reshape(len(values), blocks * COLUMNS, *values.shape[2:])
+
+
+def _pack(exact: ExactWeights) -> cpu.Weights:
+    """The weights as the kernels want them."""
+    a, tensors = exact.architecture, exact.tensors
+
+    def row(name: str, size: int, fill: float, count: int | None = a.layers) -> np.ndarray:
+        shape = (size,) if count is None else (count, size)
+        return tensors.get(name, np.full(shape, fill, dtype=np.float32))
+
+    def linear(name: str, columns: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        matrix, scale = tensors[name], tensors[name + ".scale"]
+        bias = row(name + ".bias", columns, 0)
+        if name == "up" and a.gated:
+            matrix, scale, bias = (_side_by_side(x, a.inner) for x in (matrix, scale, bias))
+        packed = np.stack([panels(layer).reshape(-1) for layer in matrix])
+        return packed, _padded(scale), _padded(bias)
+
+    heads = (a.heads + 2 * a.key_heads) * a.head_size
+    head = "embedding" if a.tied else "head"
+    flat = np.zeros((1, a.head_size // 2), dtype=np.float32)
+    return cpu.Weights(
+        tensors["embedding"], tensors["embedding.scale"],
+        tensors.get("position", np.empty((0, a.hidden), dtype=np.float32)),
+        row("attention.gain", a.hidden, 1), row("attention.shift", a.hidden, 0),
+        row("mlp.gain", a.hidden, 1), row("mlp.shift", a.hidden, 0),
+        row("query.gain", a.head_size, 1), row("key.gain", a.head_size, 1),
+        *linear("qkv", heads), *linear("mix", a.hidden),
+        *linear("up", (1 + a.gated) * a.inner), *linear("down", a.hidden),
+        row("gain", a.hidden, 1, None), row("shift", a.hidden, 0, None),
+        panels(tensors[head]).reshape(-1), _padded(tensors[head + ".scale"]),
+        _padded(row("head.bias", a.vocabulary, 0, None)),
+        tensors.get("cosine", flat), tensors.get("sine", flat), arithmetic.gate(a.gate), arithmetic.powers(),
+    )  # fmt: skip

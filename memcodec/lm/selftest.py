@@ -1,0 +1,127 @@
+"""What an implementation of the exact LM must pass before anything is encoded or decoded with it.
+
+Integer products at their extremes (8-bit products saturate silently on CPUs without VNNI), and known answers: hashes
+of the logits of two tiny LMs, made of seeded integers, that have every part that an architecture can have, and entries
+that are all but zero. It takes milliseconds. The hashes are in the specification (spec/EXACT.md, "Known answers").
+"""
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from memcodec.errors import MachineError
+from memcodec.lm import arithmetic
+from memcodec.lm.architecture import Architecture, Rotary
+from memcodec.lm.weights import ExactWeights, Tensors, spread
+from memcodec.memory.seeded import words
+
+_GATED = Architecture(
+    vocabulary=71, hidden=48, layers=2, heads=6, key_heads=2, head_size=10, inner=70, positions=80, epsilon=1e-5,
+    gate="silu", head_norm=True, rotary=Rotary(10_000.0, "llama3", 8.0, 1.0, 4.0, 32),
+)  # fmt: skip
+_PLAIN = Architecture(
+    vocabulary=71, hidden=34, layers=2, heads=1, key_heads=1, head_size=34, inner=38, positions=80, epsilon=1e-5,
+    gate="gelu_tanh", gated=False, layer_norm=True, tied=True,
+)  # fmt: skip
+KNOWN_ANSWERS = {
+    "gated": "304e144eb57749959733c42f6f3fb5c02a853d1bc41553152301fba45b867bc3",
+    "plain": "d2d8235365c32249302cdcd196d7f4fbf8cf554092bbef1fe2784b68c89604a1",
+}
+TOKENS = np.arange(75) * 29 % 71  # more than two panels of positions
+
+# An implementation: of `multiply` alone, int [rows, inner] times int8 [columns, inner], and of logits of tokens.
+Product = Callable[[np.ndarray, np.ndarray], np.ndarray]
+Logits = Callable[[ExactWeights, np.ndarray], np.ndarray]
+
+
+def tiny(name: str) -> ExactWeights:
+    """One of the two LMs, "gated" or "plain", of seeded integers."""
+    a = _GATED if name == "gated" else _PLAIN
+    stream = 16 if name == "gated" else 17
+    at = 0
+
+    def draw(*shape: int) -> np.ndarray:
+        """Numbers from 0 to 2**16 - 1, int64."""
+        nonlocal at
+        count = int(np.prod(shape))
+        drawn = words(stream, at, count)
+        at += count
+        return (drawn >> np.uint64(48)).astype(np.int64).reshape(shape)
+
+    def near_one(*shape: int) -> np.ndarray:
+        return ((draw(*shape) + 32768) / 65536).astype(np.float32)
+
+    tensors: Tensors = {}
+
+    def matrix(part: str, rows: int, inner: int, layers: int | None = a.layers) -> None:
+        shape = (rows,) if layers is None else (layers, rows)
+        tensors[part] = (draw(*shape, inner) % 255 - 127).astype(np.int8)
+        tensors[part + ".scale"] = near_one(*shape) * np.float32(2.0**-9)
+
+    heads = (a.heads + 2 * a.key_heads) * a.head_size
+    matrix("embedding", a.vocabulary, a.hidden, None)
+    tensors["embedding.scale"][5] = 2.0**-135  # less than a normal number can be
+    tensors["embedding"][7] = 0
+    for part, rows, inner in (("qkv", heads, a.hidden), ("mix", a.hidden, a.heads * a.head_size),
+                              ("up", (1 + a.gated) * a.inner, a.hidden), ("down", a.hidden, a.inner)):  # fmt: skip
+        matrix(part, rows, inner)
+        tensors[part + ".bias"] = near_one(a.layers, rows) - np.float32(1)
+    for part in ("attention", "mlp"):
+        tensors[part + ".gain"] = near_one(a.layers, a.hidden)
+    tensors["gain"] = near_one(a.hidden)
+    if a.head_norm:
+        tensors["query.gain"], tensors["key.gain"] = near_one(a.layers, a.head_size), near_one(a.layers, a.head_size)
+    if a.layer_norm:
+        tensors["attention.shift"], tensors["mlp.shift"] = (near_one(a.layers, a.hidden) for _ in range(2))
+        tensors["shift"] = near_one(a.hidden)
+    if a.rotary is None:
+        tensors["position"] = near_one(a.positions, a.hidden)
+    else:
+        tensors["cosine"], tensors["sine"] = arithmetic.rotation(a)
+    if not a.tied:
+        matrix("head", a.vocabulary, a.hidden, None)
+    head = "embedding" if a.tied else "head"
+    tensors["spread"] = np.array([spread(tensors[head], tensors[head + ".scale"])])
+    return ExactWeights(a, tensors, (3,), b"")
+
+
+def answer(logits: np.ndarray) -> str:
+    """The hash of logits, int [positions, vocabulary], as the specification has it."""
+    return hashlib.sha256(np.ascontiguousarray(logits, dtype="<i4").tobytes()).hexdigest()
+
+
+def extremes() -> tuple[np.ndarray, np.ndarray]:
+    """Activations, int64 [rows, inner], and weights, int8 [columns, inner], whose sums are as large as they can be."""
+    inner = 1032
+    highest = arithmetic.highest_input(inner)
+    drawn = words(18, 0, 2 * inner)
+    left = (drawn[:inner] % np.uint64(2 * highest + 1)).astype(np.int64) - highest
+    weights = (drawn[inner:] % np.uint64(255)).astype(np.int64) - 127
+    rows = [np.full(inner, highest), np.full(inner, -highest), np.where(np.arange(inner) % 2, highest, -highest), left]
+    columns = [np.full(inner, 127), np.full(inner, -127), np.where(np.arange(inner) % 2, 127, -127), weights]
+    return np.array(rows * 5), np.array(columns * 16, dtype=np.int8)
+
+
+def passes(product: Product, logits: Logits) -> bool:
+    """Whether an implementation is exact, as far as this test sees."""
+    left, right = extremes()
+    if arithmetic.tables_hash() != arithmetic.TABLES_SHA256:
+        return False
+    if not np.array_equal(product(left, right), left @ right.astype(np.int64).T):
+        return False
+    return all(answer(logits(tiny(name), TOKENS)) == known for name, known in KNOWN_ANSWERS.items())
+
+
+def choose(make: Callable[[bool], tuple[Product, Logits]], what: str) -> bool:
+    """Whether the slower products must be used here. Raises MachineError where neither way is exact."""
+    for slowly in (False, True):
+        try:
+            if passes(*make(slowly)):
+                return slowly
+        except (RuntimeError, ArithmeticError) as error:  # what an instruction that is not there may come to
+            reason: Any = error
+        else:
+            reason = "wrong sums or known answers"
+    raise MachineError(f"this machine does not compute exactly on {what} ({reason}): nothing was encoded or decoded")

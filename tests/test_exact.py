@@ -1,0 +1,458 @@
+"""The exact LM: the same bits whatever computes them, and close to what the model says in floating point."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from memcodec import models
+from memcodec.codec import Codec
+from memcodec.errors import MachineError, ModelNotFoundError
+from memcodec.lm import architecture, arithmetic, compiled, device, model, product, selftest
+from memcodec.lm.model import ExactLM, Piece, logits_of
+from memcodec.lm.weights import ExactWeights
+
+from .conftest import TEXT, TINY
+from .reference import Reference
+
+FolderOf = Callable[[str], Path]
+
+
+@pytest.fixture(params=TINY)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def weights(kind: str, tiny_folders: FolderOf) -> ExactWeights:
+    return models.load_exact(models.ModelFolder(kind, tiny_folders(kind)))[0]
+
+
+def rows_of(seed: int, counts: list[int]) -> list[np.ndarray]:
+    random = np.random.default_rng(seed)
+    return [random.integers(0, 400, count) for count in counts]
+
+
+def full_pass(lm: ExactLM, rows: list[np.ndarray]) -> list[np.ndarray]:
+    """Logits after every token, all rows in one pass, int32 [tokens, vocabulary] each."""
+    counts = [len(row) for row in rows]
+    sequences = lm.sequences(len(rows), max(counts), sum(counts))
+    sequences.forward([Piece(slot, row) for slot, row in enumerate(rows)])
+    ends = np.cumsum(counts)
+    return [
+        sequences.logits(slice(end - count, end))[:, : lm.vocabulary].copy()
+        for end, count in zip(ends, counts, strict=True)
+    ]
+
+
+def cached_steps(lm: ExactLM, rows: list[np.ndarray]) -> list[np.ndarray]:
+    """The same, a token of each row at a time; rows end from the last on."""
+    found: list[list[np.ndarray]] = [[] for _ in rows]
+    sequences = lm.sequences(len(rows), len(rows[0]), len(rows))
+    for t in range(len(rows[0])):
+        live = [slot for slot, row in enumerate(rows) if len(row) > t]
+        sequences.forward([Piece(slot, rows[slot][t : t + 1]) for slot in live])
+        logits = sequences.logits(slice(None, len(live)))
+        for i, slot in enumerate(live):
+            found[slot].append(logits[i, : lm.vocabulary].copy())
+    return [np.stack(some) for some in found]
+
+
+def same(first: list[np.ndarray], second: list[np.ndarray]) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+# ---- one definition
+
+
+def test_every_architecture_is_what_plain_integers_say(weights: ExactWeights) -> None:
+    (tokens,) = rows_of(0, [70])
+    expected = Reference(weights)(tokens.tolist())
+    for lm in (ExactLM(weights, "cpu", threads=2), ExactLM(weights, "cpu", kernels="torch")):
+        assert np.array_equal(logits_of(lm, tokens), expected)
+
+
+def test_vectors_are_what_plain_integers_say(weights: ExactWeights) -> None:
+    vectors = np.random.default_rng(5).standard_normal((3, 64)).astype(np.float32) * 3
+    tokens = np.array([7, -1, -2, -3, 9, 10])
+    rows = np.stack(
+        [
+            vectors[-1 - i]
+            if i < 0
+            else weights.tensors["embedding"][i].astype(np.float32) * weights.tensors["embedding.scale"][i]
+            for i in tokens
+        ]
+    )
+    expected = Reference(weights)([], rows)
+    for kernels in ("numba", "torch"):
+        sequences = ExactLM(weights, "cpu", kernels=kernels).sequences(2, 6, 10)
+        sequences.forward([Piece(0, np.array([5, -1]), vectors[:1]), Piece(1, tokens, vectors)])
+        assert np.array_equal(sequences.logits(np.arange(2, 8))[:, :400], expected)
+
+
+def test_full_and_cached_passes_batches_and_threads(weights: ExactWeights) -> None:
+    rows = rows_of(1, [80, 75, 75, 33, 1])
+    expected = full_pass(ExactLM(weights, "cpu", threads=1), rows)
+    for lm in (
+        ExactLM(weights, "cpu", threads=1),
+        ExactLM(weights, "cpu", threads=2),
+        ExactLM(weights, "cpu", threads=5),
+    ):
+        assert same(cached_steps(lm, rows), expected)
+        assert same(full_pass(lm, rows), expected)
+        assert same([full_pass(lm, [row])[0] for row in rows], expected)
+    assert same(cached_steps(ExactLM(weights, "cpu", kernels="torch"), rows), expected)
+
+
+def test_a_batch_of_64(llama_folder: Path) -> None:
+    lm = ExactLM(models.load_exact(models.ModelFolder("x", llama_folder))[0], "cpu")
+    rows = rows_of(2, [40] * 60 + [39] * 4)
+    expected = full_pass(lm, rows)
+    assert same(cached_steps(lm, rows), expected)
+    assert same([logits_of(lm, row) for row in rows[::13]], expected[::13])
+
+
+def test_slower_products_give_the_same(weights: ExactWeights, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tokens,) = rows_of(3, [30])
+    expected = logits_of(ExactLM(weights, "cpu"), tokens)
+    monkeypatch.setattr(model, "_slowly_on_cpu", lambda: True)
+    monkeypatch.setattr(model, "_slowly_on_device", lambda _: True)
+    for kernels in ("numba", "torch"):
+        assert np.array_equal(logits_of(ExactLM(weights, "cpu", kernels=kernels), tokens), expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_gives_the_same(weights: ExactWeights) -> None:
+    rows = rows_of(4, [80, 75, 33])
+    expected = full_pass(ExactLM(weights, "cpu"), rows)
+    lm = ExactLM(weights, "cuda")
+    assert same(full_pass(lm, rows), expected) and same(cached_steps(lm, rows), expected)
+
+
+def test_logits_are_near_those_of_transformers(kind: str, weights: ExactWeights, tiny_folders: FolderOf) -> None:
+    """Within 0.1 nats everywhere and 0.02 in the root mean square, of logits that spread by several nats."""
+    lm = AutoModelForCausalLM.from_pretrained(tiny_folders(kind), dtype=torch.float32)
+    tokens = Codec.load(str(tiny_folders(kind)), device="cpu").tokenizer.encode(TEXT)[:150]
+    with torch.no_grad():
+        expected = lm(torch.from_numpy(tokens)[None]).logits[0].numpy()
+    found = logits_of(ExactLM(weights, "cpu"), tokens) * (np.log(2) / arithmetic.UNIT)
+    assert expected.std() > 1
+    assert np.abs(found - expected).max() < 0.1
+    assert np.sqrt(np.mean((found - expected) ** 2)) < 0.02
+
+
+# ---- other processors, as far as one can be made to look like them
+
+HASHES = """
+import hashlib, sys
+import numpy as np
+from memcodec import models
+from memcodec.lm.model import ExactLM, logits_of
+weights, _ = models.load_exact(models.resolve(sys.argv[1]))
+for kernels in ("numba", "torch"):
+    logits = logits_of(ExactLM(weights, "cpu", kernels=kernels), np.arange(1, 70) * 37 % 400)
+    print(hashlib.sha256(logits.tobytes()).hexdigest())
+"""
+ENVIRONMENTS = {
+    "SSE 4.1": {"ONEDNN_MAX_CPU_ISA": "SSE41", "ATEN_CPU_CAPABILITY": "default", "NUMBA_CPU_NAME": "x86-64-v2"},
+    "AVX2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "NUMBA_CPU_NAME": "x86-64-v3"},
+    "AVX-512 without VNNI": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE", "NUMBA_CPU_NAME": "skylake-avx512"},
+}
+
+
+def hashes(folder: Path, changes: dict[str, str]) -> list[str]:
+    named = {"NUMBA_CPU_FEATURES": ""} if "NUMBA_CPU_NAME" in changes else {}
+    done = subprocess.run(
+        [sys.executable, "-c", HASHES, folder], env=os.environ | changes | named, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="names of x86 processors")
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_instruction_sets_give_the_same(name: str, tiny_folders: FolderOf) -> None:
+    """A sample; benchmarks/exactness.py has the whole."""
+    folder = tiny_folders("llama3")
+    assert len(set(hashes(folder, ENVIRONMENTS[name]) + hashes(folder, {}))) == 1
+
+
+# ---- self-tests
+
+
+def test_known_answers_are_those_of_plain_integers() -> None:
+    for name, known in selftest.KNOWN_ANSWERS.items():
+        logits = Reference(selftest.tiny(name))(selftest.TOKENS.tolist())
+        assert selftest.answer(logits) == known
+        assert len(np.unique(logits)) > 1000
+
+
+def test_products_at_their_extremes() -> None:
+    left, right = selftest.extremes()
+    truth = left @ right.astype(np.int64).T
+    assert np.abs(truth).max() > 0.99 * 2**31
+    for slowly in (False, True):
+        assert np.array_equal(product.multiply_matrices(left, right, slowly), truth)
+    assert np.array_equal(device.product_of(left, right, "cpu", True), truth)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 7, 12, 31])
+@pytest.mark.parametrize(("inner", "columns"), [(2, 1), (6, 33), (34, 32), (130, 100)])
+def test_products_of_every_shape(rows: int, inner: int, columns: int) -> None:
+    random = np.random.default_rng(rows * inner)
+    highest = arithmetic.highest_input(inner)
+    left = random.integers(-highest, highest + 1, (rows, inner))
+    right = random.integers(-127, 128, (columns, inner)).astype(np.int8)
+    truth = left @ right.astype(np.int64).T
+    for slowly in (False, True):
+        assert np.array_equal(product.multiply_matrices(left, right, slowly), truth)
+        assert np.array_equal(device.product_of(left, right, "cpu", slowly), truth)
+
+
+def test_a_saturating_product_is_not_used() -> None:
+    def make(slowly: bool) -> tuple[selftest.Product, selftest.Logits]:
+        def product_of(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+            exact = left @ right.astype(np.int64).T
+            return exact if slowly else exact.clip(-(2**30), 2**30)
+
+        return product_of, lambda weights, tokens: Reference(weights)(tokens.tolist())
+
+    assert selftest.choose(make, "a test") is True
+
+
+def test_a_wrong_answer_stops_everything() -> None:
+    def make(slowly: bool) -> tuple[selftest.Product, selftest.Logits]:
+        return (
+            lambda left, right: left @ right.astype(np.int64).T,
+            lambda weights, tokens: np.zeros((len(tokens), 71), dtype=np.int32),
+        )
+
+    with pytest.raises(MachineError, match=r"does not compute exactly on a test .*nothing was encoded"):
+        selftest.choose(make, "a test")
+
+
+def test_an_instruction_that_is_not_there_is_no_crash() -> None:
+    def make(slowly: bool) -> tuple[selftest.Product, selftest.Logits]:
+        def product_of(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+            raise RuntimeError("_int_mm is not implemented here")
+
+        return product_of, lambda weights, tokens: tokens
+
+    with pytest.raises(MachineError, match="_int_mm is not implemented"):
+        selftest.choose(make, "a test")
+
+
+def test_a_machine_that_is_not_exact_writes_nothing(
+    tmp_path: Path, llama_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from click.testing import CliRunner
+
+    from memcodec_cli import main
+
+    model._slowly_on_cpu.cache_clear()
+    monkeypatch.setitem(selftest.KNOWN_ANSWERS, "gated", "00")
+    (tmp_path / "a").write_text(TEXT)
+    done = CliRunner().invoke(main, ["compress", str(tmp_path / "a"), "--model", str(llama_folder), "--device", "cpu"])
+    model._slowly_on_cpu.cache_clear()
+    assert done.exit_code == 1 and "does not compute exactly" in done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+# ---- tables
+
+
+def test_tables_are_those_of_the_specification() -> None:
+    assert arithmetic.tables_hash() == arithmetic.TABLES_SHA256
+    assert arithmetic.powers()[[0, 512, 1023]].tolist() == [2**30, round(2**29.5), round(2 ** (29 + 1 / 1024))]
+    assert arithmetic.logarithms()[[0, 1023]].tolist() == [0, round(1024 * np.log2(1 + 1023 / 1024))]
+
+
+def test_functions_agree_with_the_c_library() -> None:
+    x = np.linspace(-20, 20, 4001)
+    assert np.allclose(arithmetic.exp(x), np.exp(x), rtol=1e-14)
+    positive = np.geomspace(1e-6, 1e6, 4001)
+    assert np.allclose(arithmetic.log(positive), np.log(positive), rtol=1e-14, atol=1e-15)
+    angles = np.linspace(0, 9000, 40_001)
+    for ours, theirs in zip(arithmetic.cosine_sine(angles), (np.cos(angles), np.sin(angles)), strict=True):
+        assert np.abs(ours - theirs).max() < 1e-11
+    normal = torch.special.ndtr(torch.from_numpy(x)).numpy()
+    assert np.abs(arithmetic.normal_below(x) - normal).max() < 1e-9
+
+
+def test_tables_are_far_from_where_rounding_turns() -> None:
+    """So that a table made by any careful library is the same."""
+
+    def nearest(values: np.ndarray, bits: int) -> float:
+        scaled = values * 2.0**bits
+        return float(np.abs(scaled - np.floor(scaled) - 0.5).min())
+
+    steps = np.arange(1024) / 1024
+    assert nearest(np.exp2(-steps), 30) > 1e-5
+    assert nearest(np.log2(1 + steps), 10) > 1e-5
+    x = np.arange(-10240, 10241) / 512
+    assert nearest(1 / (1 + np.exp(-x)), 20) > 1e-7
+
+
+def test_rotations_turn_as_those_of_transformers(tiny_folders: FolderOf) -> None:
+    for kind in ("llama", "llama3"):
+        lm = AutoModelForCausalLM.from_pretrained(tiny_folders(kind), dtype=torch.float32)
+        cosine, sine = lm.model.rotary_emb(torch.zeros(1, 1), torch.arange(1024)[None])
+        _, described = architecture.read(tiny_folders(kind))
+        for ours, theirs in zip(arithmetic.rotation(described), (cosine, sine), strict=True):
+            half = theirs[0, :, : theirs.shape[2] // 2].numpy()
+            assert np.abs(ours - half).max() < 2**-17 + 1e-4
+
+
+# ---- architectures
+
+
+def test_other_architectures_are_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba", "vocab_size": 400}))
+    with pytest.raises(
+        ModelNotFoundError, match=r"'mamba' is not supported; memcodec has llama, mistral, qwen2, qwen3, gpt2"
+    ):
+        architecture.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_act": "relu"}, "activation 'relu'"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "scaled by 'yarn'"),
+        ({"partial_rotary_factor": 0.5}, "a part of each head"),
+        ({"hidden_size": None}, "config.json is not supported"),
+        ({"num_attention_heads": 3}, "sizes of layers and heads"),
+        ({"intermediate_size": 1 << 20}, "beyond what sums of 32 bits hold"),
+        ({"vocab_size": -1}, "out of range"),
+        ({"rms_norm_eps": "nan"}, "epsilon"),
+    ],
+)  # fmt: skip
+def test_options_that_are_not_there_are_refused(tiny_folders: FolderOf, change: dict, message: str) -> None:
+    config = json.loads((tiny_folders("llama") / "config.json").read_text())
+    if "rope_scaling" in change:
+        config.pop("rope_parameters")
+    with pytest.raises(ModelNotFoundError, match=message) as caught:
+        architecture.describe(config | change, "x")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_sliding_window_bounds_the_positions(tiny_folders: FolderOf) -> None:
+    assert architecture.read(tiny_folders("mistral"))[1].positions == 900
+    config = json.loads((tiny_folders("mistral") / "config.json").read_text())
+    assert architecture.describe(config | {"sliding_window": None}, "x")[1].positions == 1024
+    assert architecture.describe(config | {"model_type": "qwen2"}, "x")[1].positions == 1024
+
+
+def test_descriptions_come_back(kind: str, tiny_folders: FolderOf) -> None:
+    _, described = architecture.read(tiny_folders(kind))
+    assert architecture.Architecture.from_json(described.to_json()) == described
+
+
+def test_identity_is_of_all_that_is_computed_with(weights: ExactWeights) -> None:
+    identity = weights.identity()
+    for name, tensor in weights.tensors.items():
+        if tensor.size:
+            changed = tensor.copy()
+            changed.reshape(-1).view(np.uint8)[-1] ^= 1
+            assert replace(weights, tensors=weights.tensors | {name: changed}).identity() != identity
+    assert replace(weights, prefix=(1, 2)).identity() != identity
+    assert replace(weights, tokenizer=b"other").identity() != identity
+    other = replace(weights.architecture, epsilon=2e-5)
+    assert replace(weights, architecture=other).identity() != identity
+
+
+# ---- threads and processes
+
+
+def test_a_team_runs_every_worker_and_tells_errors() -> None:
+    team = compiled.Team(3)
+    seen: list[tuple[int, int]] = []
+    team.run(lambda worker, workers: seen.append((worker, workers)))
+    assert sorted(seen) == [(0, 3), (1, 3), (2, 3)]
+
+    def fail(worker: int, workers: int) -> None:
+        raise KeyError("from a worker")
+
+    with pytest.raises(KeyError, match="from a worker"):
+        team.run(fail)
+    team.run(lambda worker, workers: seen.append((worker, workers)))
+    assert len(seen) == 6
+
+
+def test_a_team_outlives_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    team = compiled.Team(2)
+    team.run(lambda worker, workers: None)
+    wait, done = team._changed.wait, []
+
+    def interrupt(timeout: float | None = None) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(team, "_finish", lambda: interrupt())
+    with pytest.raises(KeyboardInterrupt):
+        team.run(lambda worker, workers: done.append(worker))
+    monkeypatch.undo()
+    assert wait is not None
+    for _ in range(20):
+        team.run(lambda worker, workers: done.append(worker))
+    assert sorted(done)[:20] == [0] * 20 and len(done) >= 40
+
+
+CONCURRENT = """
+import sys, threading, hashlib
+import numpy as np
+from memcodec import models
+from memcodec.lm.model import ExactLM, logits_of
+lm = ExactLM(models.load_exact(models.resolve(sys.argv[1]))[0], "cpu", threads=2)
+tokens = np.arange(1, 70) * 37 % 400
+expected = hashlib.sha256(logits_of(lm, tokens).tobytes()).hexdigest()
+found = []
+def work():
+    for _ in range(10):
+        found.append(hashlib.sha256(logits_of(lm, tokens).tobytes()).hexdigest())
+threads = [threading.Thread(target=work) for _ in range(4)]
+[t.start() for t in threads], [t.join() for t in threads]
+print(set(found) == {expected}, len(found))
+"""
+
+
+def test_several_threads_of_one_process(llama_folder: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", CONCURRENT, llama_folder], capture_output=True, text=True, timeout=300)
+    assert (done.stdout, done.stderr) == ("True 40\n", "")
+
+
+FORKED = """
+import os, sys
+from memcodec.codec import Codec
+codec = Codec.load(sys.argv[1], device="cpu", threads=2)
+text = open(sys.argv[2], "rb").read()
+blob = codec.encode(text)
+child = os.fork()
+if not child:
+    os._exit(0 if codec.encode(text) == blob and codec.decode(blob) == text else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), codec.decode(blob) == text)
+"""
+
+
+def test_a_forked_child_encodes_and_decodes(llama_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text(TEXT * 3)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKED, llama_folder, tmp_path / "text"], capture_output=True, text=True,
+        timeout=300,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("0 True\n", "")
+
+
+def test_kernels_are_kept_for_the_next_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert compiled.are_kept()
+    compiled.kernels_folder.cache_clear()
+    monkeypatch.setenv("MEMCODEC_CACHE", str(tmp_path))
+    assert compiled.kernels_folder().parent.parent == tmp_path and not compiled.are_kept()
+    compiled.kernels_folder.cache_clear()
