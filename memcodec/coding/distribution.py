@@ -1,0 +1,174 @@
+"""What the exact LM says of the next token, as integer frequencies (spec/FORMAT.md, "Distribution").
+
+The frequency of a token that is d units of logit below the best is 2**(28 - d / 1024), rounded down, and 1 more: no
+token is impossible. A `Look` keeps of each position what encoding and the search need, in some 3 KB instead of all
+logits.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from memcodec.lm import arithmetic
+from memcodec.lm.compiled import Team, apart, bits_of, kernel, part
+
+COMPETITORS = 32  # the best tokens, which a memory steers; one more is known, as their rival
+BLOCK = 256  # tokens whose frequencies are summed
+CELL = 32  # tokens whose largest logit is known
+FREQUENCY_BITS = 28  # of the best token's frequency
+MOST_LIFT = 12  # bits by which steering changes a frequency at most
+
+_FAR = np.int32((FREQUENCY_BITS + 1) << 10)  # so many units below the best, a frequency is 1
+_SHIFT = np.int32(arithmetic.ONE - FREQUENCY_BITS)
+_LIFT = np.int64(MOST_LIFT)
+_LOWEST = np.int32(-(2**31))
+
+
+@part
+def frequency(below, powers):
+    """The frequency of a token so many units below the best, int64; negative where steering put it above."""
+    units = min(below, _FAR)
+    shift = np.int64(_SHIFT) + _LIFT + np.int64(units >> np.int32(10))
+    return (np.int64(powers[units & np.int32(1023)]) << _LIFT >> shift) + np.int64(1)
+
+
+@part
+def log2_units(value, logarithms):
+    """log2 of a positive integer, in units: of its float32, exponent and the first ten bits of the fraction."""
+    bits = bits_of(np.float32(value))
+    return ((bits >> np.int32(23)) - np.int32(127)) * np.int32(1024) + logarithms[
+        (bits >> np.int32(13)) & np.int32(1023)
+    ]
+
+
+@part
+def look_at_row(logits, vocabulary, powers, logarithms, cells, ids, below, blocks):
+    """One position: gives the best logit, the sum of all frequencies, and the entropy in units.
+
+    logits: int32 [vocabulary or more]. Fills cells, int32 [vocabulary / CELL]; ids and below (units), int32
+    [COMPETITORS + 1], the best tokens, of equals the one with the lower id first, -1 where there are fewer; blocks,
+    int64 [vocabulary / BLOCK], sums of frequencies.
+    """
+    apart()
+    best = _LOWEST
+    for cell in range(len(cells)):
+        first = np.uint64(cell * CELL)
+        top = _LOWEST
+        for i in range(first, min(first + np.uint64(CELL), np.uint64(vocabulary))):
+            top = max(top, logits[i])
+        cells[cell] = top
+        best = max(best, top)
+    _best_tokens(logits, vocabulary, cells, ids, below)
+    for k in range(len(ids)):
+        below[k] = best - below[k]
+    total, moment = np.int64(0), np.int64(0)
+    for block in range(len(blocks)):
+        first = np.uint64(block * BLOCK)
+        mass, weighted = np.int64(0), np.int64(0)
+        for i in range(first, min(first + np.uint64(BLOCK), np.uint64(vocabulary))):
+            units = min(best - logits[i], _FAR)
+            one = powers[np.uint64(units & np.int32(1023))] >> (_SHIFT + (units >> np.int32(10)))
+            mass += one
+            weighted += np.int64(one) * np.int64(units)
+        mass += np.int64(min(BLOCK, vocabulary - block * BLOCK))
+        blocks[block] = mass
+        total += mass
+        moment += weighted
+    entropy = log2_units(total, logarithms) - np.int32(FREQUENCY_BITS * 1024) + np.int32(moment // total)
+    return best, total, max(entropy, np.int32(0))
+
+
+@part
+def _best_tokens(logits, vocabulary, cells, ids, values):
+    """The best tokens and their logits, in order. A token that is among them is in a cell whose best is."""
+    count = len(ids)
+    for k in range(count):
+        ids[k], values[k] = np.int32(-1), _LOWEST
+    if len(cells) > count:
+        for cell in range(len(cells)):
+            if cells[cell] > values[count - 1]:
+                _insert(ids, values, np.int32(cell), cells[cell])
+    threshold = values[count - 1]
+    for k in range(count):
+        ids[k], values[k] = np.int32(-1), _LOWEST
+    for cell in range(len(cells)):
+        if cells[cell] >= threshold:
+            for i in range(cell * CELL, min((cell + 1) * CELL, vocabulary)):
+                if logits[i] > values[count - 1] or ids[count - 1] < 0:
+                    _insert(ids, values, np.int32(i), logits[i])
+
+
+@part
+def _insert(ids, values, new, value):
+    """Into a list that falls, behind its equals; the last one drops out."""
+    k = len(ids) - 1
+    while k > 0 and (ids[k - 1] < 0 or values[k - 1] < value):
+        ids[k], values[k] = ids[k - 1], values[k - 1]
+        k -= 1
+    ids[k], values[k] = new, value
+
+
+@dataclass(frozen=True)
+class Look:
+    """Positions as the encoder needs them.
+
+    ids, below: the best tokens and by how many units they are below the best, int32 [positions, COMPETITORS + 1];
+    total: sums of frequencies, int64 [positions]; entropy: units, int32 [positions]; blocks: int64 [positions, blocks];
+    near: units below the best of the tokens in the true token's block, int32 [positions, BLOCK].
+    """
+
+    tokens: np.ndarray
+    ids: np.ndarray
+    below: np.ndarray
+    total: np.ndarray
+    entropy: np.ndarray
+    blocks: np.ndarray
+    near: np.ndarray
+
+    @classmethod
+    def empty(cls, tokens: np.ndarray, vocabulary: int) -> "Look":
+        """Room for the positions that predict `tokens`, int64 [positions]."""
+        n = len(tokens)
+        return cls(
+            tokens,
+            np.empty((n, COMPETITORS + 1), dtype=np.int32),
+            np.empty((n, COMPETITORS + 1), dtype=np.int32),
+            np.empty(n, dtype=np.int64),
+            np.empty(n, dtype=np.int32),
+            np.empty((n, -(-vocabulary // BLOCK)), dtype=np.int64),
+            np.empty((n, BLOCK), dtype=np.int32),
+        )
+
+    def fill(self, first: int, logits: np.ndarray, vocabulary: int, team: Team) -> None:
+        """Take in the positions from `first` on: logits int32 [rows, vocabulary or more]."""
+        rows = slice(first, first + len(logits))
+        parts = [x[rows] for x in (self.tokens, self.ids, self.below, self.total, self.entropy, self.blocks, self.near)]
+        cells = np.empty((team.workers, -(-vocabulary // CELL)), dtype=np.int32)
+        tables = arithmetic.powers(), arithmetic.logarithms()
+        team.run(lambda worker, workers: _look(logits, vocabulary, *tables, *parts, cells, worker, workers))
+
+    def bits(self) -> float:
+        """Bits of the tokens under these frequencies: what an ideal coder with them would need."""
+        rows = np.arange(len(self.tokens))
+        found = frequencies(self.near[rows, self.tokens % BLOCK])
+        return float((np.log2(self.total.astype(float)) - np.log2(found.astype(float))).sum())
+
+
+@kernel
+def _look(
+    logits, vocabulary, powers, logarithms, tokens, ids, below, total, entropy, blocks, near, cells, worker, workers
+):
+    for m in range(worker, len(logits), workers):
+        row = logits[m]
+        best, total[m], entropy[m] = look_at_row(
+            row, vocabulary, powers, logarithms, cells[worker], ids[m], below[m], blocks[m]
+        )
+        first = tokens[m] // BLOCK * BLOCK
+        for i in range(min(BLOCK, vocabulary - first)):
+            near[m, i] = best - row[first + i]
+
+
+def frequencies(below: np.ndarray) -> np.ndarray:
+    """Frequencies of tokens so many units below the best, unsteered: int32 [...] -> int64 [...]."""
+    units = np.minimum(below, _FAR)
+    return (arithmetic.powers()[units & 1023].astype(np.int64) >> (_SHIFT + (units >> 10))) + 1

@@ -1,0 +1,113 @@
+"""A binary range coder (spec/FORMAT.md, "Range coder"), for kernels: its state is a row of int64.
+
+The carry-propagating coder of Martin (1979) as LZMA made it popular, with probabilities of 16 bits. The stream ends
+with the fewest bytes that still name the final interval (past the end, the decoder reads zeros): a chunk of some 110
+bytes pays a third of a byte for the coder. `constriction`'s coders end on a 32-bit word, and take their tables as
+floats.
+"""
+
+import numpy as np
+
+from memcodec.lm.compiled import part
+
+PROBABILITY_BITS = 16
+
+# The encoder's state: low, range, the byte held back, how many are held back, bytes written.
+LOW, RANGE, HELD, PENDING, WRITTEN = 0, 1, 2, 3, 4
+ENCODER_STATE = 5
+
+# The decoder's: code, range, and where it reads in the bytes, which end at END.
+CODE, POSITION, END = 0, 2, 3
+DECODER_STATE = 4
+
+_TOP = 1 << 24
+_MASK = 0xFFFFFFFF
+
+
+@part
+def start_encoder(state):
+    """state: int64 [ENCODER_STATE]."""
+    state[LOW], state[RANGE], state[HELD], state[PENDING], state[WRITTEN] = 0, _MASK, 0, 1, 0
+
+
+@part
+def _shift(state, out):
+    low = state[LOW]
+    if low < 0xFF000000 or low > _MASK:
+        carry = low >> 32
+        held = state[HELD] + carry
+        for i in range(state[PENDING]):
+            out[state[WRITTEN] + i] = np.uint8(held & 0xFF)
+            held = 0xFF + carry
+        state[WRITTEN] += state[PENDING]
+        state[PENDING] = 0
+        state[HELD] = (low >> 24) & 0xFF
+    state[PENDING] += 1
+    state[LOW] = (low << 8) & _MASK
+
+
+@part
+def encode_bit(state, out, bit, zero):
+    """Write a bit that is 0 with probability zero / 2**16, from 1 to 2**16 - 1."""
+    bound = (state[RANGE] >> PROBABILITY_BITS) * zero
+    if bit:
+        state[LOW] += bound
+        state[RANGE] -= bound
+    else:
+        state[RANGE] = bound
+    while state[RANGE] < _TOP:
+        state[RANGE] <<= 8
+        _shift(state, out)
+
+
+@part
+def finish_encoder(state, out):
+    """End with the fewest bytes that decode to what was written, given that zeros follow; gives their number.
+
+    out[0] is the empty first byte that was held back: what is written are the bytes after it.
+    """
+    high = state[LOW] + state[RANGE] - 1
+    drop = 32
+    while (high >> drop) << drop < state[LOW]:
+        drop -= 8
+    state[LOW] = (high >> drop) << drop
+    for _ in range(5):
+        _shift(state, out)
+    count = state[WRITTEN]
+    while count > 1 and out[count - 1] == 0:
+        count -= 1
+    return count - 1
+
+
+@part
+def start_decoder(state, data, start, end):
+    """state: int64 [DECODER_STATE]; the bytes are data[start:end]."""
+    state[CODE], state[RANGE], state[POSITION], state[END] = 0, _MASK, start, end
+    for _ in range(4):
+        _next(state, data)
+
+
+@part
+def _next(state, data):
+    byte = np.int64(0)
+    if state[POSITION] < state[END]:
+        byte = np.int64(data[state[POSITION]])
+        state[POSITION] += 1
+    state[CODE] = ((state[CODE] << 8) | byte) & _MASK
+
+
+@part
+def decode_bit(state, data, zero):
+    """The bit that `encode_bit` wrote; any bytes give some bits."""
+    bound = (state[RANGE] >> PROBABILITY_BITS) * zero
+    bit = np.int64(0)
+    if state[CODE] < bound:
+        state[RANGE] = bound
+    else:
+        state[CODE] -= bound
+        state[RANGE] -= bound
+        bit = np.int64(1)
+    while state[RANGE] < _TOP:
+        state[RANGE] <<= 8
+        _next(state, data)
+    return bit

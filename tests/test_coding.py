@@ -1,0 +1,234 @@
+"""From logits to bytes and back: nothing lost, and hardly a bit more than the information there is."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from memcodec.coding import corrections, rangecoder
+from memcodec.coding.distribution import BLOCK, COMPETITORS, Look, frequencies, frequency, log2_units
+from memcodec.lm import arithmetic
+from memcodec.lm.compiled import Team, kernel
+from memcodec.memory import readout
+from memcodec.memory.readout import Steering
+from memcodec.memory.settings import Readout
+
+TEAM = Team(2)
+
+# ---- the range coder
+
+
+@kernel
+def encode_bits(bits, zeros, out):  # type: ignore[no-untyped-def]
+    state = np.empty(rangecoder.ENCODER_STATE, dtype=np.int64)
+    rangecoder.start_encoder(state)
+    for i in range(len(bits)):
+        rangecoder.encode_bit(state, out, bits[i], zeros[i])
+    return rangecoder.finish_encoder(state, out)
+
+
+@kernel
+def decode_bits(data, start, end, zeros, bits):  # type: ignore[no-untyped-def]
+    state = np.empty(rangecoder.DECODER_STATE, dtype=np.int64)
+    rangecoder.start_decoder(state, data, start, end)
+    for i in range(len(zeros)):
+        bits[i] = rangecoder.decode_bit(state, data, zeros[i])
+
+
+def encoded(bits: np.ndarray, zeros: np.ndarray) -> bytes:
+    out = np.zeros(16 + 3 * len(bits), dtype=np.uint8)
+    length = encode_bits(bits, zeros, out)
+    return out[1 : 1 + length].tobytes()
+
+
+def decoded(data: bytes, zeros: np.ndarray) -> np.ndarray:
+    bits = np.empty(len(zeros), dtype=np.int64)
+    around = np.frombuffer(b"\x5a" + data + b"\xa5", dtype=np.uint8)
+    decode_bits(around, 1, 1 + len(data), zeros, bits)
+    return bits
+
+
+flags = st.lists(st.tuples(st.integers(0, 1), st.sampled_from([1, 64, 9000, 32768, 65535 - 64, 65535])), max_size=300)
+
+
+@given(flags)
+def test_bits_come_back_at_the_cost_of_their_information(flags: list[tuple[int, int]]) -> None:
+    bits, zeros = (np.array(column, dtype=np.int64) for column in zip(*flags, strict=True)) if flags else ([], [])
+    bits, zeros = np.array(bits, dtype=np.int64), np.array(zeros, dtype=np.int64)
+    data = encoded(bits, zeros)
+    assert np.array_equal(decoded(data, zeros), bits)
+    information = -np.log2(np.where(bits == 0, zeros, 65536 - zeros) / 65536).sum()
+    assert len(data) <= information / 8 * 1.001 + 1
+
+
+def test_carries_run_through() -> None:
+    """Many almost sure ones push the low end against a byte boundary, again and again."""
+    random = np.random.default_rng(1)
+    for _ in range(200):
+        bits = (random.random(400) < 0.999).astype(np.int64)
+        zeros = np.where(random.random(400) < 0.5, 1, 65535)
+        assert np.array_equal(decoded(encoded(bits, zeros), zeros), bits)
+
+
+def test_zeros_alone_take_no_bytes() -> None:
+    for zero in (1, 300, 65535):
+        assert encoded(np.zeros(100, dtype=np.int64), np.full(100, zero)) == b""
+        assert not decoded(b"", np.full(100, zero)).any()
+
+
+def test_streams_end_within_a_third_of_a_byte() -> None:
+    random = np.random.default_rng(2)
+    waste = []
+    for _ in range(2000):
+        zeros = random.integers(6000, 60_000, 40)
+        bits = (random.random(40) * 65536 >= zeros).astype(np.int64)
+        information = -np.log2(np.where(bits == 0, zeros, 65536 - zeros) / 65536).sum()
+        waste.append(len(encoded(bits, zeros)) - information / 8)
+    assert 0 < np.mean(waste) < 0.36 and max(waste) < 1.01
+
+
+@given(st.binary(max_size=40))
+def test_any_bytes_decode_to_bits(data: bytes) -> None:
+    assert set(decoded(data, np.full(200, 12_000))) <= {0, 1}
+
+
+# ---- frequencies
+
+
+@kernel
+def frequencies_of(below, out):  # type: ignore[no-untyped-def]
+    for i in range(len(below)):
+        out[i] = frequency(below[i], POWERS)
+
+
+@kernel
+def logarithms_of(values, out):  # type: ignore[no-untyped-def]
+    for i in range(len(values)):
+        out[i] = log2_units(values[i], LOGARITHMS)
+
+
+POWERS, LOGARITHMS = arithmetic.powers(), arithmetic.logarithms()
+
+
+def test_frequencies_are_powers_of_two_and_never_zero() -> None:
+    below = np.arange(-12 * 1024, 40 * 1024, 7, dtype=np.int32)
+    found = np.empty(len(below), dtype=np.int64)
+    frequencies_of(below, found)
+    assert np.abs(found - 2.0 ** (28 - below / 1024)).max() <= 2.0**10 + 2  # of 2**40: the table's rounding
+    assert np.array_equal(found[below >= 0], frequencies(below[below >= 0]))
+    assert found.min() == 1 and np.all(np.diff(found) <= 0)
+
+
+def test_logarithms_are_in_units() -> None:
+    values = np.array([1, 2, 3, 1000, 2**20, 2**20 + 2**9, 2**46], dtype=np.int64)
+    found = np.empty(len(values), dtype=np.int32)
+    logarithms_of(values, found)
+    assert np.abs(found - 1024 * np.log2(values)).max() <= 2
+
+
+def spread_logits(seed: int, rows: int, vocabulary: int, nats: float = 2.5) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    return np.rint(random.standard_normal((rows, vocabulary)) * nats * 1477).astype(np.int32)
+
+
+def look_at(logits: np.ndarray, tokens: np.ndarray) -> Look:
+    look = Look.empty(tokens, logits.shape[1])
+    padded = np.concatenate([logits, np.full((len(logits), 40), 2**30, dtype=np.int32)], axis=1)  # never to be read
+    look.fill(0, padded, logits.shape[1], TEAM)
+    return look
+
+
+@pytest.mark.parametrize("vocabulary", [2, 20, 33, 400, 1057, 5000])
+def test_a_look_knows_the_best_tokens_and_the_sums(vocabulary: int) -> None:
+    logits = spread_logits(vocabulary, 20, vocabulary)
+    logits[3] = 5  # all alike: the lower ids are the better ones
+    tokens = np.random.default_rng(0).integers(0, vocabulary, 20)
+    look = look_at(logits, tokens)
+    for t in range(20):
+        order = np.lexsort((np.arange(vocabulary), -logits[t]))[: COMPETITORS + 1]
+        below = logits[t].max() - logits[t]
+        assert look.ids[t, : len(order)].tolist() == order.tolist()
+        assert (look.ids[t, len(order) :] == -1).all()
+        assert look.below[t, : len(order)].tolist() == below[order].tolist()
+        masses = frequencies(below)
+        assert look.total[t] == masses.sum()
+        blocks = [masses[i : i + BLOCK].sum() for i in range(0, vocabulary, BLOCK)]
+        assert look.blocks[t].tolist() == blocks
+        assert look.near[t, tokens[t] % BLOCK] == below[tokens[t]]
+        shares = masses / masses.sum()
+        assert abs(look.entropy[t] + 1024 * (shares * np.log2(shares)).sum()) < 12
+
+
+# ---- corrections
+
+
+def steering_of(vocabulary: int, hidden: int = 16) -> Steering:
+    random = np.random.default_rng(9)
+    head = random.integers(-127, 128, (vocabulary, hidden)).astype(np.int8)
+    scale = (random.random(vocabulary) * 0.01 + 0.01).astype(np.float32)
+    rows = head * scale[:, None]
+    return Steering.of(head, scale, float(((rows - rows.mean(0)) ** 2).sum(1).mean()))
+
+
+def round_trip(logits: np.ndarray, tokens: np.ndarray, memory: bytes, share: int) -> corrections.Corrected:
+    """Encode one chunk and decode it beside another, a token at a time."""
+    steering = steering_of(logits.shape[1])
+    other = np.roll(tokens, 3)
+    made = corrections.encode([look_at(logits, tokens), look_at(logits, other)], [memory, b""], steering, share, TEAM)
+    decoder = corrections.Decoder([memory, b""], [made[0].data, made[1].data], steering, share, TEAM)
+    for t in range(len(tokens)):
+        assert decoder.step(t, np.stack([logits[t], logits[t]])).tolist() == [tokens[t], other[t]]
+    return made[0]
+
+
+@pytest.mark.parametrize("vocabulary", [1, 2, 3, 33, 34, 256, 257, 400, 5000])
+@pytest.mark.parametrize("share", [0, 102, 512])
+def test_every_token_comes_back(vocabulary: int, share: int) -> None:
+    """Tokens of all ranks, likely and next to impossible, under memories of noise."""
+    logits = spread_logits(vocabulary, 60, vocabulary, nats=6)
+    logits[7:9, 0] += 10**6  # one token is all but certain
+    random = np.random.default_rng(vocabulary)
+    tokens = random.integers(0, vocabulary, 60)
+    tokens[::3] = logits[::3].argmax(axis=1)
+    round_trip(logits, tokens, random.bytes(30), share)
+
+
+def test_corrections_cost_what_the_tokens_probabilities_say() -> None:
+    logits = spread_logits(1, 300, 2000)
+    shares = np.exp(logits * (math.log(2) / 1024))
+    shares /= shares.sum(axis=1, keepdims=True)
+    random = np.random.default_rng(3)
+    tokens = np.array([random.choice(2000, p=row) for row in shares])
+    ideal = -np.log2(shares[np.arange(300), tokens]).sum() / 8
+    made = round_trip(logits, tokens, b"", 0)
+    assert ideal < len(made.data) < ideal * 1.002 + 1
+    assert made.hits == (logits.argmax(axis=1) == tokens).sum()
+    look = look_at(logits, tokens)
+    assert look.bits() / 8 == pytest.approx(ideal, rel=1e-3)
+
+
+def test_what_the_memory_writes_alone_takes_no_bytes() -> None:
+    logits = spread_logits(2, 50, 500)
+    assert round_trip(logits, logits.argmax(axis=1), b"", 0).data == b""
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.binary(max_size=60), st.binary(max_size=20))
+def test_any_bytes_decode_to_tokens_of_the_vocabulary(data: bytes, memory: bytes) -> None:
+    logits = spread_logits(5, 50, 37)
+    decoder = corrections.Decoder([memory], [data], steering_of(37), 300, TEAM)
+    assert all(0 <= decoder.step(t, logits[t : t + 1])[0] < 37 for t in range(50))
+
+
+def test_results_do_not_depend_on_threads() -> None:
+    logits = spread_logits(6, 80, 3000)
+    tokens = np.random.default_rng(6).integers(0, 3000, 80)
+    looks = [look_at(np.roll(logits, i, axis=0), tokens) for i in range(5)]
+    steering, found = steering_of(3000), []
+    for workers in (1, 2, 3):
+        team = Team(workers)
+        memories = readout.search(looks, steering, Readout(0.2, 64), team)
+        found.append((memories, [made.data for made in corrections.encode(looks, memories, steering, 205, team)]))
+    assert found[0] == found[1] == found[2]
