@@ -1,115 +1,160 @@
-"""The readout memory: windows, seeded steering, and a search that pays."""
-
-from fractions import Fraction
+"""The readout memory: seeded steering, bits at the pace of the LM's entropy, and a search that pays."""
 
 import numpy as np
-import torch
+import pytest
 
-from memcodec import greedy, readout
-from memcodec.corrections import TokenClasses, load_tables, token_odds
+from memcodec.coding import corrections
+from memcodec.coding.distribution import Look
+from memcodec.errors import EncodeError, FormatError
+from memcodec.lm.compiled import Team, kernel
+from memcodec.memory import readout
+from memcodec.memory.seeded import word, words
+from memcodec.memory.settings import Readout
 
-MARGIN = 1e-3
+from .test_coding import spread_logits, steering_of
 
-
-def test_windows_hold_the_newest_entries_in_the_low_bits() -> None:
-    assert readout.windows(np.array([1, 0, 1, 1]), 4, Fraction(1)).tolist() == [1, 0b10, 0b101, 0b1011]
-    assert readout.windows(np.array([1, 0, 1, 1]), 2, Fraction(2)).tolist() == [0b10, 0b1011]
-    assert readout.windows(np.array([1, 0]), 4, Fraction(1, 2)).tolist() == [0, 1, 1, 0b10]
-    long = readout.windows(np.ones(40, dtype=np.uint8), 40, Fraction(1))
-    assert long[-1] == (1 << readout.WINDOW) - 1
-
-
-def test_features_are_parities_of_window_entries() -> None:
-    steering = readout.Steering(torch.randn(50, 16))
-    window = np.array([0, 0b1011, 0b1000])
-    features = steering.features(window)
-    assert features.shape == (3, readout.FEATURES)
-    assert (features[0] == 1).all()
-    single = steering.features(np.array([1 << i for i in range(readout.WINDOW)]))
-    assert np.array_equal(features[1], single[0] * single[1] * single[3])  # parity of a sum is the product of parities
-    assert 0.25 < (single == -1).mean() < 0.75
+MASK = (1 << 64) - 1
+TEAM = Team(2)
 
 
-def test_steering_moves_logits_by_its_strength() -> None:
-    torch.manual_seed(0)
-    head = torch.randn(500, 64) * 0.3 + 1.0  # the mean row moves all logits alike and must not count
-    steering = readout.Steering(head)
-    windows = np.random.default_rng(0).integers(0, 1 << readout.WINDOW, 400)
-    moves = steering.moves(torch.arange(500).expand(400, -1), windows, 3)
-    assert abs(np.std(moves - moves.mean(axis=1, keepdims=True)) - readout.STRENGTH) < 0.15
+def splitmix(stream: int, index: int) -> int:
+    """The generator again, in plain Python integers."""
+    z = ((stream << 40) + index + 1) * 0x9E3779B97F4A7C15 & MASK
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & MASK
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB & MASK
+    return z ^ (z >> 31)
 
 
-def competition_of(logits: list[float]) -> readout.Competition:
-    return readout.Competition.of(torch.tensor([logits]), readout.COMPETITORS, MARGIN)
+# ---- seeded constants
 
 
-def test_tokens_at_the_edge_are_possible_but_not_certain() -> None:
-    clear = competition_of([float(-i) for i in range(40)])
-    assert clear.possible[0].tolist() == [True] * 16 + [False] * 4 == clear.certain[0].tolist()
-    logits = [float(-i) for i in range(40)]
-    logits[16] = logits[15] - MARGIN / 2
-    edge = competition_of(logits)
-    assert edge.possible[0].tolist() == [True] * 17 + [False] * 3
-    assert edge.certain[0].tolist() == [True] * 15 + [False] * 5
-    crowd = competition_of([0.0] * 40)
-    assert not crowd.certain.any()
+def test_words_are_splitmix64() -> None:
+    assert int(words(0, 0, 1)[0]) == 0xE220A8397B1DCDAF  # the generator's first output for seed 0, as published
+    assert words(2, 7, 5).tolist() == [splitmix(2, i) for i in range(7, 12)]
 
 
-def test_a_winner_needs_the_margin() -> None:
-    competition = competition_of([5.0, 5.0 - MARGIN / 2] + [float(-i) for i in range(38)])
-    still = np.zeros(20, dtype=np.float32)
-    assert competition.winner(0, still, MARGIN) == -1
-    moved = still.copy()
-    moved[1] = 1.0
-    assert competition.winner(0, moved, MARGIN) == 1
+@kernel
+def some_words(stream, out):  # type: ignore[no-untyped-def]
+    for i in range(len(out)):
+        out[i] = word(stream, 1000 + i)
 
 
-def random_chunk(seed: int, tokens: int, classes: TokenClasses, head: torch.Tensor) -> tuple:
-    """A chunk whose tokens are drawn from its own random logits, as the LM's texts are."""
-    generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(tokens, head.shape[1], generator=generator) @ head.T
-    drawn = torch.multinomial(torch.softmax(logits, dim=1), 1, generator=generator)[:, 0].numpy()
-    rows = logits.numpy()
-    odds = [token_odds(classes, row, int(token), MARGIN) for row, token in zip(rows, drawn, strict=True)]
-    competition = readout.Competition.of(logits, readout.COMPETITORS, MARGIN)
-    return drawn, competition, odds, rows[np.arange(tokens), drawn]
+def test_words_in_kernels_are_the_same() -> None:
+    out = np.empty(50, dtype=np.uint64)
+    some_words(2, out)
+    assert np.array_equal(out, words(2, 1000, 50))
 
 
-def test_search_finds_memories_that_write_more_tokens_with_fewer_corrections() -> None:
-    torch.manual_seed(3)
-    head = torch.randn(300, 32) * 0.4
-    classes, tables, steering, rate = TokenClasses(300), load_tables("1"), readout.Steering(head), Fraction(1)
-    sides = [random_chunk(seed, 100 - 30 * seed, classes, head) for seed in range(3)]
-    chunks = [
-        readout.Chunk(
-            tokens, competition, readout.MissCosts.of(tables, classes, competition, tokens, odds, own, MARGIN)
-        )
-        for tokens, competition, odds, own in sides
-    ]
+# ---- steering
 
-    def corrected(memories: list[np.ndarray]) -> tuple[int, int]:
-        results = [
-            greedy.correct(
-                tokens,
-                competition,
-                odds,
-                own,
-                steering.all_moves(competition.ids, memory, rate),
-                tables,
-                classes,
-                MARGIN,
-            )
-            for (tokens, competition, odds, own), memory in zip(sides, memories, strict=True)
-        ]
-        return sum(len(r.data) for r in results), sum(r.hits for r in results)
 
-    fits = {
-        effort: readout.fit(chunks, steering, tables, rate, MARGIN, effort, torch.device("cpu"))
-        for effort in (16, 1024)
-    }
-    assert [len(memory) for memory in fits[1024]] == [100, 70, 40]
+@kernel
+def features(windows, parities, out):  # type: ignore[no-untyped-def]
+    for i in range(len(windows)):
+        out[i] = readout.features_of(windows[i], parities)
+
+
+def features_of(windows: list[int]) -> list[int]:
+    out = np.empty(len(windows), dtype=np.uint64)
+    features(np.array(windows, dtype=np.int64), readout.parity_tables(), out)
+    return [int(value) for value in out]
+
+
+def test_features_are_parities_of_the_window() -> None:
+    masks = [splitmix(1, j) for j in range(readout.FEATURES)]
+    windows = [0, 1, 0b1011, 0xABCDEF, (1 << readout.WINDOW) - 1]
+    for window, found in zip(windows, features_of(windows), strict=True):
+        assert found == sum((window & mask).bit_count() % 2 << j for j, mask in enumerate(masks))
+
+
+@kernel
+def moves_of(position, bits, tilt, unit, head, scale, ids, moves, vector):  # type: ignore[no-untyped-def]
+    readout.steer(position, np.uint64(bits), tilt, unit, head, scale, ids, moves, vector)
+
+
+def test_moves_are_a_seeded_projection_onto_the_head() -> None:
+    steering = steering_of(50)
+    ids = np.array([3, 7, 49, -1], dtype=np.int32)
+    position, bits, tilt, hidden = 5, 0x0123456789ABCDEF, 800.0, 16
+    moves, vector = np.empty(4, dtype=np.int32), np.empty(hidden, dtype=np.int32)
+    moves_of(position, bits, tilt, steering.unit, steering.head, steering.scale, ids, moves, vector)
+    signs = np.array(
+        [[1 - 2 * (splitmix(2, position * hidden + i) >> j & 1) for j in range(64)] for i in range(hidden)]
+    )
+    parities = np.array([1 - 2 * (bits >> j & 1) for j in range(64)])
+    for k, token in enumerate(ids[:3]):
+        total = int(steering.head[token].astype(int) @ signs @ parities)
+        expected = np.rint(np.float64(total) * (np.float64(steering.scale[token]) * steering.unit) * tilt)
+        assert moves[k] == expected
+    assert moves[3] == 0
+
+
+def test_moves_have_the_tilts_spread() -> None:
+    steering, random = steering_of(400, 64), np.random.default_rng(0)
+    ids, found = np.arange(32, dtype=np.int32), []
+    for position in range(200):
+        moves, vector = np.empty(32, dtype=np.int32), np.empty(64, dtype=np.int32)
+        bits = int(random.integers(0, 1 << 62))
+        moves_of(position, bits, 1000.0, steering.unit, steering.head, steering.scale, ids, moves, vector)
+        found.append(moves.copy())
+    assert np.std(found) == pytest.approx(1000, rel=0.15)
+
+
+def test_the_pace_follows_the_entropy() -> None:
+    quiet, loud = np.full(200, 1024, dtype=np.int32), np.full(200, 4096, dtype=np.int32)
+    share = readout.share_steps(Readout(0.25))
+    assert readout.memory_bytes(quiet, share) == 190 // 4 // 8  # a bit of four, and none for the last ten tokens
+    assert readout.memory_bytes(loud, share) == 190 // 8
+    assert readout.memory_bytes(np.full(200, 20_000, dtype=np.int32), share) == 190 * 6 // 4 // 8  # six bits count
+    assert readout.memory_bytes(loud[:9], share) == 0
+
+
+def test_settings_and_headers_out_of_range_are_refused() -> None:
+    for settings in (Readout(-0.1), Readout(0.6), Readout(float("nan")), Readout(0.1, 0), Readout(0.1, 1 << 21)):
+        with pytest.raises(EncodeError, match=": give"):
+            settings.check()
+    for fields in ((), (1, 2), (513,)):
+        with pytest.raises(FormatError, match="memory share"):
+            readout.ReadoutSite.in_header(fields)
+
+
+# ---- the search
+
+
+def sampled(seed: int, tokens: int, vocabulary: int = 600) -> Look:
+    """A chunk whose tokens are drawn from its own logits, as texts are from an LM."""
+    logits = spread_logits(seed, tokens, vocabulary)
+    shares = np.exp(logits * (np.log(2) / 1024))
+    shares /= shares.sum(axis=1, keepdims=True)
+    random = np.random.default_rng(seed)
+    look = Look.empty(np.array([random.choice(vocabulary, p=row) for row in shares]), vocabulary)
+    look.fill(0, logits, vocabulary, TEAM)
+    return look
+
+
+def test_search_finds_memories_that_pay() -> None:
+    looks = [sampled(seed, 150 - 40 * seed) for seed in range(3)]
+    steering, share = steering_of(600, 64), 205
+
+    def corrected(memories: list[bytes]) -> tuple[int, int]:
+        made = corrections.encode(looks, memories, steering, share, TEAM)
+        return sum(len(m.data) for m in made), sum(m.hits for m in made)
+
+    none = sum(len(m.data) for m in corrections.encode(looks, [b""] * 3, steering, 0, TEAM))
+    found = {effort: readout.search(looks, steering, Readout(0.2, effort), TEAM) for effort in (16, 4096)}
+    size = sum(map(len, found[16]))
+    assert [len(memory) for memory in found[16]] == [readout.memory_bytes(look.entropy, share) for look in looks]
     random = np.random.default_rng(0)
-    blind = corrected([random.integers(0, 2, len(memory)) for memory in fits[1024]])
-    some, more = corrected(fits[16]), corrected(fits[1024])
-    assert more[0] < some[0] < blind[0]
-    assert more[1] > blind[1]
+    blind = corrected([random.bytes(len(memory)) for memory in found[16]])
+    some, more = corrected(found[16]), corrected(found[4096])
+    assert more[0] < some[0] < blind[0] and more[1] > blind[1]
+    assert none - more[0] > 0.6 * size, "more than half of the memory is saved in corrections"
+
+
+def test_search_is_as_wide_as_told_and_works_without_anything_to_do() -> None:
+    look, steering = sampled(7, 40), steering_of(600, 64)
+    for effort in (1, 2, 17, 100):
+        assert len(readout.search([look], steering, Readout(0.3, effort), TEAM)[0]) > 0
+    assert readout.search([look], steering, Readout(0.0), TEAM) == [b""]
+    assert readout.search([], steering, Readout(), TEAM) == []
+    assert readout.search([sampled(8, 5)], steering, Readout(), TEAM) == [b""]

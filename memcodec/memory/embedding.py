@@ -9,10 +9,11 @@ import numpy as np
 import safetensors.numpy
 import torch
 
-from memcodec import prompt
-from memcodec.container import MAX_CHUNK_TOKENS, MEMORY_BITS
-from memcodec.errors import ChecksumError, FormatError, ModelMismatchError
-from memcodec.lm import FrozenLM
+from memcodec.container import MAX_CHUNK_TOKENS
+from memcodec.errors import ChecksumError, EncodeError, FormatError, ModelMismatchError
+from memcodec.lm.floats import FrozenLM
+from memcodec.memory import fitting, prompt
+from memcodec.memory.settings import MEMORY_BITS, Prompt
 
 if TYPE_CHECKING:
     from memcodec.codec import Codec
@@ -23,7 +24,7 @@ _NUMBERS = ("bits", "tokens", "written", "prefix", "steps", "checksum")
 @torch.no_grad()
 def write(lm: FrozenLM, vectors: np.ndarray, tokens: int) -> np.ndarray:
     """What the LM writes by greedy decoding: float32 [rows, n, dimensions] -> token ids, int64 [rows, tokens]."""
-    step = lm.start(len(vectors), tokens, prompt.behind_prefix(lm, torch.from_numpy(vectors).to(lm.device)))
+    step = lm.start(len(vectors), tokens, fitting.behind_prefix(lm, torch.from_numpy(vectors).to(lm.device)))
     written = np.zeros((len(vectors), tokens), dtype=np.int64)
     for t in range(tokens):
         states = step(None if t == 0 else torch.from_numpy(written[:, t - 1]))
@@ -38,17 +39,28 @@ class MemoryEmbedding:
     accuracy by step; checksum: the CRC-32 of the text, as UTF-8.
     """
 
-    def __init__(self, codec: "Codec", fit: prompt.Fit, bits: int, checksum: int) -> None:
+    def __init__(self, codec: "Codec", fit: fitting.Fit, bits: int, checksum: int) -> None:
         """codec: the one whose LM the memory was fitted under. Raises FormatError."""
         self.fit = fit
         self.bits = bits
         self.checksum = checksum
-        self.vectors = prompt.unpack(fit.memory, codec.lm.embedding_size, bits)
+        self.vectors = prompt.unpack(fit.memory, codec.floats.embedding_size, bits)
         self._codec = codec
-        room = codec.lm.max_positions
-        needed = len(codec.lm.prefix) + len(self.vectors) + fit.tokens
+        room = codec.floats.max_positions
+        needed = len(codec.floats.prefix) + len(self.vectors) + fit.tokens
         if room is not None and needed > room:
             raise FormatError(f"a memory of {fit.tokens} tokens: the model has {room} positions")
+
+    @classmethod
+    def fit_to(
+        cls, codec: "Codec", text: str, settings: Prompt, callback: fitting.FitCallback | None = None
+    ) -> "MemoryEmbedding":
+        """Fit a memory to a text (`Codec.fit_memory`). Raises EncodeError."""
+        tokens = codec.tokenizer.encode(text)
+        if not 1 <= len(tokens) <= MAX_CHUNK_TOKENS or codec.tokenizer.decode(tokens) != text.encode():
+            raise EncodeError(f"a text of {len(tokens)} tokens: give 1 to {MAX_CHUNK_TOKENS} that restore it")
+        (fit,) = fitting.fit(codec.floats, [tokens], settings, callback)
+        return cls(codec, fit, settings.bits, zlib.crc32(text.encode()))
 
     @property
     def exact(self) -> bool:
@@ -60,7 +72,7 @@ class MemoryEmbedding:
 
         Raises ChecksumError where it should be and is not.
         """
-        (ids,) = write(self._codec.lm, self.vectors[None], self.fit.tokens)
+        (ids,) = write(self._codec.floats, self.vectors[None], self.fit.tokens)
         data = self._codec.tokenizer.decode(ids)
         if self.exact and zlib.crc32(data) != self.checksum:
             raise ChecksumError("the text does not match its checksum: damaged file, or a model that differs")
@@ -73,11 +85,10 @@ class MemoryEmbedding:
         """
         fit = self.fit
         numbers = (self.bits, fit.tokens, fit.written, fit.prefix, fit.steps, self.checksum)
-        model = self._codec.model
         about = dict(zip(_NUMBERS, numbers, strict=True)) | {
-            "model": model.name,
-            "weights": model.weights.hex(),
-            "tokenizer": model.tokenizer.hex(),
+            "model": self._codec.name,
+            "weights": self._codec.floats.identity.hex(),
+            "tokenizer": self._codec.tokenizer.digest.hex(),
         }
         tensors = {
             "vectors": self.vectors,
@@ -100,19 +111,19 @@ class MemoryEmbedding:
             needed = {name: bytes.fromhex(about[name]) for name in ("weights", "tokenizer")}
         except (safetensors.SafetensorError, LookupError, TypeError, ValueError, ArithmeticError, RecursionError) as e:
             raise FormatError(f"{path}: not a memory embedding ({type(e).__name__})") from e
+        here = {"weights": codec.floats.identity, "tokenizer": codec.tokenizer.digest}
         for what, digest in needed.items():
-            here = getattr(codec.model, what)
-            if digest != here:
+            if digest != here[what]:
                 raise ModelMismatchError(
                     f"{path}: fitted under another model ({what} {digest[:8].hex()}); "
-                    f"{codec.model.name!r} has {here.hex()}"
+                    f"{codec.name!r} has {here[what][:8].hex()}"
                 )
         curves = losses.dtype == accuracies.dtype == np.float32 and losses.shape == accuracies.shape == (steps,)
         counts = 0 <= prefix <= written <= tokens and 1 <= tokens <= MAX_CHUNK_TOKENS
         if not (curves and counts and bits in MEMORY_BITS and memory.dtype == np.uint8 and memory.ndim == 1):
             raise FormatError(f"{path}: damaged memory embedding")
         history = losses.tolist(), accuracies.tolist()
-        fit = prompt.Fit(tokens, memory.tobytes(), written, prefix, steps, *history)
+        fit = fitting.Fit(tokens, memory.tobytes(), written, prefix, steps, *history)
         try:
             return cls(codec, fit, bits, checksum)
         except FormatError as error:

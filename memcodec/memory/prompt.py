@@ -1,53 +1,63 @@
-"""The prompt site: memory embeddings in front of the first token (spec/PROMPT.md).
+"""The prompt site: memory embeddings in front of the first token (spec/FORMAT.md, "Prompt memory").
 
-The memory token of Sastre and Rosá (arXiv 2506.15001): one or more input embeddings, fitted by gradient descent through
-the frozen LM until greedy decoding from them writes the chunk. `pack` and `unpack` are the format's part; `fit` is the
-encoder's, and may change without notice.
+The memory token of Sastre and Rosá (arXiv 2506.15001): one or more input embeddings from which greedy decoding writes
+the chunk. How they are packed, and what a decoder does with them; `fitting` finds them.
 """
 
-import math
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from memcodec import container as box
-from memcodec.container import MAX_VECTORS, MEMORY_BITS
-from memcodec.defaults import DEFAULT_BITS, DEFAULT_STEPS
-from memcodec.errors import EncodeError, FormatError
-from memcodec.lm import FrozenLM
-
-# Half the distance of neighbouring levels, in standard deviations of the entries, that loses least on a normal
-# distribution (Max, 1960); an encoder's choice, since the scale is stored.
-_HALF_STEP = {1: 0.798, 2: 0.498, 3: 0.293, 4: 0.168, 8: 0.0155}
-_RIVALS = 16  # tokens whose logits the loss holds against the target's
-_HEAD_POSITIONS = 256  # positions whose logits exist at one time: 50 MB at a vocabulary of 49152
-_PASS_POSITIONS = 1024  # in one pass with gradients, padding included: 1.7 GB on the default model
-_SHORT = 256  # positions of a row up to which the CPU keeps attention weights for the backward pass
-_SURE = 2  # margins that a token must win by to count as written: one more than needed, for the passes' own noise
-
-# Factor of the learning rate, by the share of the steps that is gone.
-_SCHEDULES: dict[str, Callable[[float], float]] = {
-    "constant": lambda gone: 1.0,
-    "linear": lambda gone: 1 - 0.95 * gone,
-    "cosine": lambda gone: 0.05 + 0.95 * (1 + math.cos(math.pi * gone)) / 2,
-}
-OPTIMIZERS = ("adam", "sgd")
-AUTO = (1, 2, 4, 8, 16, 32, 64)  # numbers of vectors that are tried in turn
-SCHEDULES = tuple(_SCHEDULES)
+from memcodec.coding.distribution import Look
+from memcodec.errors import FormatError
+from memcodec.memory import LookAt, Report
+from memcodec.memory.settings import MAX_VECTORS, MEMORY_BITS, Prompt
 
 
-# ---- the format
+class PromptSite:
+    """Memories as input embeddings before the first token."""
+
+    name = "prompt"
+    share = 0  # nothing is steered
+
+    def __init__(self, bits: int, dimensions: int, settings: Prompt | None = None, lm: Callable[[], Any] | None = None):
+        """settings, lm: for fits, which are made in floating point."""
+        self.fields: tuple[int, ...] = (bits, dimensions)
+        self._settings = settings
+        self._lm = lm
+
+    @classmethod
+    def in_header(cls, fields: tuple[int, ...], hidden: int) -> "PromptSite":
+        """The site of a file, for a decoder. Raises FormatError."""
+        if len(fields) != 2 or fields[0] not in MEMORY_BITS:
+            raise FormatError("damaged index: bits per dimension that cannot be")
+        if fields[1] != hidden:
+            raise FormatError(f"damaged index: vectors of {fields[1]} dimensions")
+        return cls(*fields)
+
+    def vectors(self, memory: bytes) -> np.ndarray | None:
+        """What the LM reads between the prefix and the first token, float32 [n, dimensions]. Raises FormatError."""
+        bits, dimensions = self.fields
+        return unpack(memory, dimensions, bits)
+
+    def fit(self, chunks: list[np.ndarray], look: LookAt, report: Report) -> tuple[list[bytes], list[Look]]:
+        """Fit memories in floating point, and look at the chunks under them, exactly."""
+        from memcodec.memory import fitting
+
+        assert self._settings is not None and self._lm is not None
+        fits = fitting.fit(self._lm(), chunks, self._settings, lambda step: report(step.prefix))
+        memories = [found.memory for found in fits]
+        return memories, look(chunks, [self.vectors(memory) for memory in memories])
 
 
-def pack(vectors: torch.Tensor, bits: int) -> bytes:
-    """Quantize and pack vectors, float32 [n, dimensions]."""
-    if bits == 16:
-        return vectors.detach().cpu().numpy().astype("<f2").tobytes()
-    levels, scales = (x.cpu().numpy() for x in _levels(vectors.detach(), bits))
+def pack_halves(vectors: np.ndarray) -> bytes:
+    """Vectors of 16 bits a dimension, float [n, dimensions]."""
+    return vectors.astype("<f2").tobytes()
+
+
+def pack(levels: np.ndarray, scales: np.ndarray, bits: int) -> bytes:
+    """Vectors of 1 to 8 bits a dimension: levels 0 to 2**bits - 1, [n, dimensions], and scales, [n, 1]."""
     shifts = np.arange(bits, dtype=np.uint8)
     fields = levels.astype(np.uint8)[:, :, None] >> shifts & 1  # least significant bit first
     packed = np.packbits(fields.reshape(len(levels), -1), axis=1, bitorder="little")
@@ -56,7 +66,7 @@ def pack(vectors: torch.Tensor, bits: int) -> bytes:
 
 def unpack(memory: bytes, dimensions: int, bits: int) -> np.ndarray:
     """The vectors of a packed memory as the LM sees them, float32 [n, dimensions]. Raises FormatError."""
-    count = box.vectors(memory, dimensions, bits)
+    count = vector_count(memory, dimensions, bits)
     rows = np.frombuffer(memory, dtype=np.uint8).reshape(count, -1)
     if bits == 16:
         entries = rows.copy().view("<f2").astype(np.float32)
@@ -70,283 +80,15 @@ def unpack(memory: bytes, dimensions: int, bits: int) -> np.ndarray:
     return entries
 
 
-def behind_prefix(lm: FrozenLM, vectors: torch.Tensor) -> torch.Tensor:
-    """What stands before the first token: the LM's prefix, then the vectors, float32 [rows, n, dimensions].
-
-    LMs put what they need at position 0, whatever is there (an "attention sink"): a memory at that place could hardly
-    make the LM write any first token it wants.
-    """
-    return torch.cat([lm.prefix_embeddings(len(vectors)), vectors], dim=1)
+def vector_bytes(dimensions: int, bits: int) -> int:
+    """Bytes of one packed vector: float16 entries, or a float16 scale and the levels."""
+    return 2 * dimensions if bits == 16 else 2 + (dimensions * bits + 7) // 8
 
 
-def _levels(vectors: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The level of each entry, 0 to 2**bits - 1, and the scale of each vector [..., 1], rounded to float16."""
-    scales = vectors.square().mean(dim=-1, keepdim=True).sqrt() * _HALF_STEP[bits]
-    scales = scales.clamp(6e-8, 65504).half().float()
-    top = 2**bits - 1
-    return ((vectors / scales + top) / 2).round().clamp(0, top), scales
-
-
-def _quantized(vectors: torch.Tensor, bits: int) -> torch.Tensor:
-    """What `unpack` makes of `pack`, with the gradient of the vectors themselves (straight-through)."""
-    if bits == 16:
-        rounded = vectors.half().float()
-    else:
-        levels, scales = _levels(vectors, bits)
-        rounded = (2 * levels + 1 - 2**bits) * scales
-    return vectors + (rounded - vectors).detach()
-
-
-# ---- fitting
-
-
-@dataclass(frozen=True)
-class Fitting:
-    """How memories are fitted; docs/memory_tokens.md compares the choices.
-
-    vectors: 1 to 64 a chunk, or None for the fewest of AUTO that succeed; bits: a dimension (MEMORY_BITS); steps: the
-    most that a chunk gets, with each number of vectors. optimizer: "adam", whose learning_rate is in scales (root mean
-    squares) of the token embeddings, or plain "sgd", where it is the factor of the gradient; betas: Adam's; schedule:
-    of the learning rate over the steps, "constant", "linear" or "cosine". ahead: tokens that are pulled at beyond the
-    longest prefix written so far (None: all at once); slack: by how many logits more than it takes a token must win to
-    stop pulling; start: scale of the first memory, in that of the token embeddings; seed: of the first memory.
-    """
-
-    vectors: int | None = 1
-    bits: int = DEFAULT_BITS
-    steps: int = DEFAULT_STEPS
-    optimizer: str = "adam"
-    learning_rate: float = 16.0
-    betas: tuple[float, float] = (0.9, 0.9)  # as published work on memory tokens: the loss changes shape all the time
-    schedule: str = "constant"
-    ahead: int | None = 16
-    slack: float = 1.0
-    start: float = 1.0
-    seed: int = 0
-
-    def check(self) -> None:
-        """Raise EncodeError for settings out of range."""
-        if self.vectors is not None and not 1 <= self.vectors <= MAX_VECTORS:
-            raise EncodeError(f"vectors {self.vectors}: give 1 to {MAX_VECTORS}, or auto")
-        if self.bits not in MEMORY_BITS:
-            raise EncodeError(f"bits {self.bits}: give one of {', '.join(map(str, MEMORY_BITS))}")
-        if self.steps < 1:
-            raise EncodeError(f"steps {self.steps}: give 1 or more")
-        if self.ahead is not None and self.ahead < 1:
-            raise EncodeError(f"ahead {self.ahead}: give 1 or more tokens")
-        for name, choices in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
-            if getattr(self, name) not in choices:
-                raise EncodeError(f"{name} {getattr(self, name)!r}: give one of {', '.join(choices)}")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise EncodeError(f"betas {self.betas}: give two from 0 to below 1")
-        if not (0 < self.learning_rate < 1e4 and 0 < self.start < 1e4 and 0 <= self.slack < 1e4):
-            raise EncodeError("learning rate, start, slack: give numbers above 0 (slack: or 0) and below 10,000")
-
-    def prefers(self, new: tuple[int, int], old: tuple[int, int]) -> bool:
-        """Whether a memory is to be kept instead of another: (tokens written, those before the first miss) of each.
-
-        While the target grows, the tokens behind the first miss were hardly looked at.
-        """
-        return new > old if self.ahead is None else new[::-1] > old[::-1]
-
-
-@dataclass
-class Fit:
-    """The memory of one chunk: the best packed one so far, and how its fit went.
-
-    written: tokens that it is known to write, by two margins, given the true ones before; prefix: how many of them come
-    before the first that it does not. By step, losses: nats per token of the target so far, those that no longer pull
-    counted as 0; accuracies: share of the chunk's tokens that are written, those beyond the target counted as wrong.
-    """
-
-    tokens: int
-    memory: bytes = b""
-    written: int = -1
-    prefix: int = 0
-    steps: int = 0
-    losses: list[float] = field(default_factory=list)
-    accuracies: list[float] = field(default_factory=list)
-
-    @property
-    def exact(self) -> bool:
-        """Whether greedy decoding writes the whole chunk."""
-        return self.prefix == self.tokens
-
-
-@dataclass(frozen=True)
-class FitStep:
-    """A report on one step.
-
-    vectors: the number tried; chunks: how many are still being fitted; loss, accuracy: their means; prefix: tokens
-    before the first miss, summed over all chunks.
-    """
-
-    vectors: int
-    step: int
-    chunks: int
-    loss: float
-    accuracy: float
-    prefix: int
-
-
-FitCallback = Callable[[FitStep], None]
-
-
-def fit(
-    lm: FrozenLM, chunks: list[np.ndarray], fitting: Fitting, margin: float, callback: FitCallback | None = None
-) -> list[Fit]:
-    """Fit the memories of chunks (int64 [tokens] each) side by side.
-
-    Where the steps end first, the memory is the one that wrote most: the longest prefix, or the most tokens where
-    `fitting` looks at all of them. Raises EncodeError for settings out of range, and for chunks too long for the model.
-    """
-    fitting.check()
-    room = math.inf if lm.max_positions is None else lm.max_positions - len(lm.prefix)
-    counts = AUTO if fitting.vectors is None else (fitting.vectors,)
-    longest = max(map(len, chunks), default=0)
-    if longest + counts[0] > room:
-        raise EncodeError(
-            f"chunks of {longest} tokens and {counts[0]} vectors: the model has {lm.max_positions} positions"
-        )
-    best = [Fit(len(tokens)) for tokens in chunks]
-    for count in counts:
-        open_ = [i for i, tokens in enumerate(chunks) if not best[i].exact and len(tokens) + count <= room]
-        if count > counts[0]:  # more vectors than tokens would be no memory any more
-            open_ = [i for i in open_ if count <= len(chunks[i])]
-        if not open_:
-            break
-        settled = sum(fit.tokens for fit in best if fit.exact)
-        found = _fit_count(lm, [chunks[i] for i in open_], count, fitting, margin, settled, callback)
-        for i, new in zip(open_, found, strict=True):
-            old = best[i]
-            better = fitting.prefers((new.written, new.prefix), (old.written, old.prefix))
-            best[i] = replace(
-                new if better else old,
-                steps=old.steps + new.steps,
-                losses=old.losses + new.losses,
-                accuracies=old.accuracies + new.accuracies,
-            )
-    return best
-
-
-@torch.enable_grad()
-def _fit_count(
-    lm: FrozenLM,
-    chunks: list[np.ndarray],
-    count: int,
-    fitting: Fitting,
-    margin: float,
-    settled: int,
-    callback: FitCallback | None,
-) -> list[Fit]:
-    """Fit `count` vectors to each chunk. settled: tokens of other chunks, for the reports."""
-    unit = lm.embedding_scale()
-    generator = torch.Generator().manual_seed(fitting.seed)  # on the CPU: the same start on every device
-    first = torch.randn(len(chunks), count, lm.embedding_size, generator=generator) * (fitting.start * unit)
-    memories = [torch.nn.Parameter(memory.to(lm.device)) for memory in first]
-    optimizer = _optimizer(memories, fitting, unit)
-    shape = _SCHEDULES[fitting.schedule]
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: shape(step / fitting.steps))
-    fits = [Fit(len(tokens)) for tokens in chunks]
-    longest = max(map(len, chunks))
-    live = list(range(len(chunks)))
-    for step in range(1, fitting.steps + 1):
-        ahead = fitting.ahead or longest
-        goals = [min(len(chunks[i]), fits[i].prefix + ahead) for i in live]
-        optimizer.zero_grad()  # a memory without a gradient stays as it is
-        lengths = [len(lm.prefix) + count + goal for goal in goals]
-        for rows in _passes(lengths):
-            some = [live[r] for r in rows]
-            targets = [chunks[i][: goals[r]] for i, r in zip(some, rows, strict=True)]
-            with _room(lm, max(lengths[r] for r in rows)):
-                shown = _quantized(torch.stack([memories[i] for i in some]), fitting.bits)
-                looks = _look(lm, shown, targets, margin, fitting.slack)
-                looks.pull.backward()  # type: ignore[no-untyped-call]
-            for i, written, loss in zip(some, looks.written, looks.losses, strict=True):
-                _note(fits[i], written, loss, memories[i], fitting)
-        optimizer.step()
-        schedule.step()
-        if callback is not None:
-            loss = sum(fits[i].losses[-1] for i in live) / len(live)
-            accuracy = sum(fits[i].accuracies[-1] for i in live) / len(live)
-            prefix = settled + sum(fit.prefix for fit in fits)
-            callback(FitStep(count, step, len(live), loss, accuracy, prefix))
-        live = [i for i in live if not fits[i].exact]
-        if not live:
-            break
-    return fits
-
-
-def _optimizer(memories: list[torch.nn.Parameter], fitting: Fitting, unit: float) -> torch.optim.Optimizer:
-    """unit: the scale of the token embeddings."""
-    if fitting.optimizer == "sgd":
-        return torch.optim.SGD(memories, fitting.learning_rate)
-    return torch.optim.Adam(memories, fitting.learning_rate * unit, fitting.betas, eps=1e-12)
-
-
-@dataclass(frozen=True)
-class _Looks:
-    """One pass over a few chunks: what to descend, and by chunk which tokens are written and the mean loss."""
-
-    pull: torch.Tensor
-    written: list[np.ndarray]
-    losses: list[float]
-
-
-def _passes(lengths: list[int]) -> list[list[int]]:
-    """Rows in groups of at most _PASS_POSITIONS, padding included, or of one; the longest first."""
-    passes: list[list[int]] = []
-    for row in sorted(range(len(lengths)), key=lambda r: -lengths[r]):
-        if not passes or (len(passes[-1]) + 1) * lengths[passes[-1][0]] > _PASS_POSITIONS:
-            passes.append([])
-        passes[-1].append(row)
-    return passes
-
-
-@contextmanager
-def _room(lm: FrozenLM, longest: int) -> Iterator[None]:
-    """A pass with gradients over rows of up to `longest` positions, in the way that suits their length."""
-    with ExitStack() as ways:
-        if longest > _PASS_POSITIONS:
-            ways.enter_context(lm.checkpointed())
-        if lm.device.type != "cpu" or longest <= _SHORT:
-            # fused attention is not repeatable on GPUs, and takes twice as long on CPUs for rows this short
-            ways.enter_context(sdpa_kernel(SDPBackend.MATH))
-        yield
-
-
-def _look(lm: FrozenLM, prompts: torch.Tensor, chunks: list[np.ndarray], margin: float, slack: float) -> _Looks:
-    """The loss of chunks (int64 [tokens] each) under prompts, float32 [chunks, n, dimensions].
-
-    Cross-entropy among the target and its strongest rivals, over the tokens that do not yet win by more than the slack.
-    """
-    lengths = [len(tokens) for tokens in chunks]
-    rows = np.zeros((len(chunks), max(lengths)), dtype=np.int64)
-    for row, tokens in zip(rows, chunks, strict=True):
-        row[: len(tokens)] = tokens
-    known = torch.from_numpy(np.arange(rows.shape[1]) < np.array(lengths)[:, None]).to(lm.device)
-    ids = torch.from_numpy(rows).to(lm.device)
-    states = lm.hidden(ids, behind_prefix(lm, prompts))[known]
-    targets = ids[known][:, None]
-    count = min(_RIVALS, lm.vocabulary)
-    with torch.no_grad():
-        slices = torch.split(states, _HEAD_POSITIONS)
-        rivals = torch.cat([lm.logits(some).topk(count, dim=1).indices for some in slices])
-    logits = lm.logits_of(states, torch.cat([targets, rivals], dim=1))
-    others = logits[:, 1:].masked_fill(rivals == targets, -torch.inf)
-    gaps = (logits[:, 0] - others.max(dim=1).values).detach()
-    losses = torch.logsumexp(torch.cat([logits[:, :1], others], dim=1), dim=1) - logits[:, 0]
-    losses = losses * (gaps < _SURE * margin + slack)
-    written = torch.split((gaps > _SURE * margin).cpu(), lengths)
-    means = [part.mean().item() for part in torch.split(losses.detach().cpu(), lengths)]
-    return _Looks(losses.sum(), [part.numpy() for part in written], means)
-
-
-def _note(fit: Fit, written: np.ndarray, loss: float, vectors: torch.Tensor, fitting: Fitting) -> None:
-    """Take a step into a fit's record; keep its memory if it is the best so far."""
-    count, prefix = int(written.sum()), int(written.cumprod().sum())
-    fit.steps += 1
-    fit.losses.append(loss)
-    fit.accuracies.append(count / fit.tokens)
-    if fitting.prefers((count, prefix), (fit.written, fit.prefix)):
-        fit.memory, fit.written, fit.prefix = pack(vectors, fitting.bits), count, prefix
+def vector_count(memory: bytes, dimensions: int, bits: int) -> int:
+    """How many vectors a memory has. Raises FormatError where it is not 1 to 64 whole ones."""
+    size = vector_bytes(dimensions, bits)
+    count, rest = divmod(len(memory), size)
+    if rest or not 1 <= count <= MAX_VECTORS:
+        raise FormatError(f"damaged memory: {len(memory)} bytes are not 1 to {MAX_VECTORS} vectors of {size} bytes")
+    return count
