@@ -15,6 +15,7 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	MYPYPATH=benchmarks $(BIN)/mypy benchmarks/*.py spec/*.py
 
 bench: $(READY)
 	$(BIN)/python benchmarks/run.py
@@ -26,4 +27,5 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools wheel
 	$(BIN)/python -m pip install --quiet --no-build-isolation --constraint constraints.txt --editable ".[test,bench]"
+	mkdir -p .venv/typed && ln -sfn ../../cli .venv/typed/memcodec_cli  # cli/ under its installed name, for mypy
 	touch $@

@@ -1,82 +1,58 @@
-"""The container: a safetensors file of four byte tensors and short metadata (spec/FORMAT.md, "Container").
+"""The container: a safetensors file of two byte tensors (spec/FORMAT.md, "Container").
 
-Knows bytes and lengths, nothing of models. `pack` and `unpack` are inverses; `unpack` trusts nothing it reads.
+`memories` are the chunks' memories; `document` has the index, the stored spans and the corrections. Knows bytes and
+lengths, nothing of models. `pack` and `unpack` are inverses; `unpack` trusts nothing that it reads, and copies little.
 """
 
-import base64
 import hashlib
 import json
-import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 
-import safetensors
 import zstandard
 
 from memcodec.errors import ChecksumError, FormatError
 
-VERSION = 1
-MAX_CHUNK_TOKENS = 4096
+VERSION = 2
 MAX_HEADER = 1 << 16
-MAX_RATE = 8
+MAX_CHUNK_TOKENS = 4096
 DEFAULT_CHUNK_TOKENS = 200
-DEFAULT_RATE = Fraction(1)
-MAX_VECTORS = 64
-MAX_DIMENSIONS = 1 << 16
-MEMORY_BITS = (1, 2, 3, 4, 8, 16)  # bits per dimension at the prompt site; 16 is float16
-WEIGHTS_HASH_BYTES = 6
-TOKENIZER_HASH_BYTES = 4
+HASH_BYTES = 16  # of the document's SHA-256
+IDENTITY_BYTES = 8  # of the LM's
+MAX_FIELDS = 8  # numbers that a site may have in the header
+START = 512  # bytes that tell whether a file is one of ours
 
-# Metadata keys: one letter each, because a file has 320 bytes for all but its chunks. Lower case: a reader must know
-# the key, or refuse the file. Upper case: it may ignore it.
-_KEYS = {
-    "v": "format version",
-    "n": "original size in bytes",
-    "h": "SHA-256 of the original, base64url",
-    "m": "model id",
-    "w": "weights hash and tokenizer hash, base64url",
-    "g": "margin, in logits",
-    "c": "chunk tokens; 200 if absent",
-    "r": "memory rate in bits per token, a fraction; 1 if absent",
-    "s": "site; readout if absent",
-    "b": "prompt site: bits per dimension",
-    "d": "prompt site: dimensions of a vector",
-}
-_TENSORS = {"i": "index", "m": "memories", "c": "corrections", "s": "stored spans"}
+_ZSTD_LEVEL, _ZSTD_FAST_LEVEL = 19, 12
+_ZSTD_LARGE = 1 << 24  # bytes from which on the best level would take a quarter of a minute
+_ZSTD_WINDOW = 27  # bits, at most, of what a reader must hold
+_RAW, _ZSTD = 0, 1  # methods of stored spans
 
 
 @dataclass(frozen=True)
 class ModelId:
-    """Which LM a file needs: its name, and hashes of its weights (6 bytes) and tokenizer (4 bytes)."""
+    """Which LM a file needs: its name, and the first bytes of its identity."""
 
     name: str
-    weights: bytes
-    tokenizer: bytes
+    identity: bytes
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the decoder must know of the encoder's choices.
+    """What a decoder must know of the encoder's choices: the site, and its own numbers."""
 
-    `rate` is for the readout site; `bits` (per dimension) and `dimensions` of a vector are for the prompt site.
-    """
-
-    margin: float
+    site: str
+    fields: tuple[int, ...]
     chunk_tokens: int = DEFAULT_CHUNK_TOKENS
-    rate: Fraction = DEFAULT_RATE
-    site: str = "readout"
-    bits: int = 0
-    dimensions: int = 0
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """One chunk: its token count, packed memory, corrections, and the CRC-32 of its bytes."""
+    """One chunk: tokens and bytes of the document, packed memory, corrections, and 16 bits of its bytes' CRC-32."""
 
     tokens: int
+    size: int
     memory: bytes
     corrections: bytes
     checksum: int
@@ -84,18 +60,39 @@ class Chunk:
 
 @dataclass(frozen=True)
 class StoredSpan:
-    """Bytes kept as they are."""
+    """Bytes of the document that no LM carries: raw, or as one zstd frame. Each can be read by itself."""
 
-    data: bytes
+    size: int
+    method: int
+    packed: bytes | memoryview
+    checksum: int
+
+    @classmethod
+    def of(cls, data: bytes) -> "StoredSpan":
+        """Store some bytes, as small as zstd makes them."""
+        method, packed = compress(data)
+        return cls(len(data), method, packed, zlib.crc32(data))
+
+    def read(self) -> bytes:
+        """The bytes. Raises FormatError or ChecksumError; memory follows what is really there."""
+        data = bytes(self.packed) if self.method == _RAW else _expand(self.packed, self.size)
+        if len(data) != self.size:
+            raise FormatError("damaged stored span: not the length that the index says")
+        if zlib.crc32(data) != self.checksum:
+            raise ChecksumError("damaged file: a stored span does not match its checksum")
+        return data
+
+
+Part = Chunk | StoredSpan
 
 
 @dataclass(frozen=True)
 class Container:
-    """A whole file, unpacked. `parts` are chunks and stored spans in the order of the document."""
+    """A whole file, unpacked. parts: chunks and stored spans in the order of the document; sizes: bytes by part."""
 
     size: int
     sha256: bytes
-    parts: list[Chunk | StoredSpan]
+    parts: list[Part]
     model: ModelId | None = None
     settings: Settings | None = None
     sizes: dict[str, int] = field(default_factory=dict, compare=False)
@@ -106,247 +103,294 @@ class Container:
         return [part for part in self.parts if isinstance(part, Chunk)]
 
 
-def memory_bytes(tokens: int, settings: Settings) -> int:
-    """Bytes of the packed memory of a readout chunk of so many tokens."""
-    return (int(tokens * settings.rate) + 7) // 8
+def document_hash(data: bytes) -> bytes:
+    """What a file keeps of the SHA-256 of its document."""
+    return hashlib.sha256(data).digest()[:HASH_BYTES]
 
 
-def vector_bytes(dimensions: int, bits: int) -> int:
-    """Bytes of one packed vector of the prompt site: float16 entries, or a float16 scale and the levels."""
-    return 2 * dimensions if bits == 16 else 2 + (dimensions * bits + 7) // 8
+def chunk_checksum(data: bytes) -> int:
+    """What a file keeps of a chunk's CRC-32: the lower 16 bits."""
+    return zlib.crc32(data) & 0xFFFF
 
 
-def vectors(memory: bytes, dimensions: int, bits: int) -> int:
-    """How many vectors a memory of the prompt site has. Raises FormatError where it is not 1 to 64 whole ones."""
-    size = vector_bytes(dimensions, bits)
-    count, rest = divmod(len(memory), size)
-    if rest or not 1 <= count <= MAX_VECTORS:
-        raise FormatError(f"damaged memory: {len(memory)} bytes are not 1 to {MAX_VECTORS} vectors of {size} bytes")
-    return count
+def compress(data: bytes) -> tuple[int, bytes]:
+    """Method and bytes of a stored span: zstd -19 (-12 from 16 MiB on), or raw where that is no smaller."""
+    large = len(data) >= _ZSTD_LARGE
+    if len(data) >= 1 << 18:  # a quick look, far back too: -19 would look for seconds at what has nothing to find
+        quick = zstandard.ZstdCompressionParameters.from_level(1, window_log=_ZSTD_WINDOW, enable_ldm=True)
+        if len(zstandard.ZstdCompressor(compression_params=quick).compress(data)) > 0.995 * len(data):
+            return _RAW, data
+    level, threads = (_ZSTD_FAST_LEVEL, -1) if large else (_ZSTD_LEVEL, 0)
+    frame = zstandard.ZstdCompressor(level=level, threads=threads, write_content_size=False).compress(data)
+    return (_ZSTD, frame) if len(frame) < len(data) else (_RAW, data)
 
 
-def describe(data: bytes, parts: list[Chunk | StoredSpan], model: ModelId, settings: Settings) -> Container:
-    """The container of a document; the model is left out where no chunk needs it."""
-    needed = any(isinstance(part, Chunk) for part in parts)
-    digest = hashlib.sha256(data).digest()
-    return Container(len(data), digest, parts, model if needed else None, settings if needed else None)
-
-
-def pack(container: Container) -> bytes:
-    """Write a container."""
-    metadata = {"v": str(VERSION), "n": str(container.size), "h": _b64(container.sha256)}
-    if container.model is not None and container.settings is not None:
-        model, settings = container.model, container.settings
-        metadata |= {"m": model.name, "w": _b64(model.weights + model.tokenizer)}
-        metadata["g"] = _short(settings.margin)
-        if settings.chunk_tokens != DEFAULT_CHUNK_TOKENS:
-            metadata["c"] = str(settings.chunk_tokens)
-        if settings.site == "prompt":
-            metadata |= {"s": settings.site, "b": str(settings.bits), "d": str(settings.dimensions)}
-        elif settings.rate != DEFAULT_RATE:
-            metadata["r"] = str(settings.rate)
-    stored = b"".join(part.data for part in container.parts if isinstance(part, StoredSpan))
-    tensors = {
-        "m": b"".join(chunk.memory for chunk in container.chunks),
-        "c": b"".join(chunk.corrections for chunk in container.chunks),
-        "s": _pack_stored(stored),
-        "i": _pack_index(container) + bytes(4),
-    }
-    header: dict[str, object] = {"__metadata__": metadata}
-    offset = 0
-    for name, tensor in tensors.items():
-        if tensor:
-            header[name] = {"dtype": "U8", "shape": [len(tensor)], "data_offsets": [offset, offset + len(tensor)]}
-            offset += len(tensor)
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    blob = struct.pack("<Q", len(text)) + text + b"".join(tensors.values())
-    return blob[:-4] + struct.pack("<I", zlib.crc32(blob[:-4]))  # the index ends with the checksum of all before it
-
-
-def unpack(blob: bytes) -> Container:
-    """Read a container, checking every length, and every checksum that needs no model.
-
-    Raises FormatError (not a memcodec file, truncated, newer) or ChecksumError (damaged).
-    """
-    metadata, tensors, header_size = _read_safetensors(blob)
-    version = metadata.get("v", "")
-    if version != str(VERSION):
-        raise FormatError(f"format version {version[:20]!r} is not known to this memcodec: install a newer one")
-    unknown = [key for key in metadata if key not in _KEYS and not key[:1].isupper()]
-    if unknown:
-        raise FormatError(f"unknown required field {unknown[0][:40]!r}: install a newer memcodec")
-    if unknown := [name for name in tensors if name not in _TENSORS]:
-        raise FormatError(f"unknown tensor {unknown[0][:40]!r}: install a newer memcodec")
-    if "i" not in tensors or len(tensors["i"]) < 4 or not blob.endswith(tensors["i"]):
-        raise FormatError("not a memcodec file: it has no index")
-    if zlib.crc32(blob[:-4]) != struct.unpack("<I", blob[-4:])[0]:
-        raise ChecksumError("damaged file: its checksum does not match")
-    try:
-        size = _integer(metadata["n"], 0, 1 << 62)
-        sha256 = _unb64(metadata["h"], 32)
-        model = settings = None
-        if "m" in metadata:
-            hashes = _unb64(metadata["w"], WEIGHTS_HASH_BYTES + TOKENIZER_HASH_BYTES)
-            model = ModelId(metadata["m"], hashes[:WEIGHTS_HASH_BYTES], hashes[WEIGHTS_HASH_BYTES:])
-            settings = _settings(metadata)
-    except (KeyError, ValueError) as error:
-        raise FormatError(f"damaged header: {error}") from error
-    parts = _unpack_index(tensors, settings, size)
-    sizes = {what: len(tensors[name]) for name, what in _TENSORS.items() if name in tensors}
-    return Container(size, sha256, parts, model, settings, {"header": header_size} | sizes)
-
-
-def _read_safetensors(blob: bytes) -> tuple[dict[str, str], dict[str, bytes], int]:
-    if len(blob) < 8:
-        raise FormatError("not a memcodec file: shorter than a header")
-    (length,) = struct.unpack("<Q", blob[:8])
-    if blob[8:9] != b"{" or length > MAX_HEADER:
-        raise FormatError("not a memcodec file")
-    if len(blob) < 8 + length:
-        raise FormatError("truncated file: the header is cut")
-    try:
-        header = json.loads(blob[8 : 8 + length])
-        metadata = header.get("__metadata__")
-        end = max(
-            (int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"), default=0
-        )
-    except (ValueError, AttributeError, KeyError, TypeError, IndexError, RecursionError) as error:
-        raise FormatError("not a memcodec file: its header does not read") from error
-    if len(blob) < 8 + length + end:
-        raise FormatError(f"truncated file: {len(blob)} of {8 + length + end} bytes")
-    try:
-        tensors = {name: bytes(entry["data"]) for name, entry in safetensors.deserialize(blob)}
-    except Exception as error:  # SafetensorError, and what the binding raises for odd dtypes
-        raise FormatError("not a memcodec file: not valid safetensors") from error
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise FormatError("not a memcodec file: it has no metadata")
-    return metadata, tensors, 8 + length
-
-
-def _settings(metadata: dict[str, str]) -> Settings:
-    margin = float(metadata["g"])
-    if not 0 < margin < 100:
-        raise ValueError("margin out of range")
-    chunk_tokens = _integer(metadata.get("c", str(DEFAULT_CHUNK_TOKENS)), 1, MAX_CHUNK_TOKENS)
-    if not re.fullmatch(r"\d{1,3}(/\d{1,3})?", metadata.get("r", "1")):
-        raise ValueError("memory rate out of range")
-    try:
-        rate = Fraction(metadata.get("r", "1"))
-    except ZeroDivisionError as error:
-        raise ValueError("memory rate out of range") from error
-    if not 0 <= rate <= MAX_RATE:
-        raise ValueError("memory rate out of range")
-    site = metadata.get("s", "readout")
-    if site not in ("readout", "prompt"):
-        raise ValueError(f"unknown site {site[:20]!r}")
-    if site == "readout":
-        return Settings(margin, chunk_tokens, rate)
-    bits = _integer(metadata["b"], 1, 16)
-    if bits not in MEMORY_BITS:
-        raise ValueError("bits per dimension out of range")
-    dimensions = _integer(metadata["d"], 1, MAX_DIMENSIONS)
-    return Settings(margin, chunk_tokens, Fraction(0), site, bits, dimensions)
-
-
-def _pack_index(container: Container) -> bytes:
-    """Runs of tokens and the stored bytes after them, then an entry a chunk and a checksum a stored span, in order."""
-    runs: list[list[int]] = []
-    entries = bytearray()
-    for part in container.parts:
-        if isinstance(part, Chunk):
-            if not runs or runs[-1][1]:
-                runs.append([0, 0])
-            runs[-1][0] += part.tokens
-            entries += _varint(len(part.corrections))
-            if container.settings is not None and container.settings.site == "prompt":
-                entries += _varint(len(part.memory))
-            entries += struct.pack("<I", part.checksum)
-        else:
-            if not runs:
-                runs.append([0, 0])
-            runs[-1][1] += len(part.data)
-            entries += struct.pack("<I", zlib.crc32(part.data))
-    heads = (_varint(2 * a + 1) + _varint(b) if b else _varint(2 * a) for a, b in runs)
-    return _varint(len(runs)) + b"".join(heads) + bytes(entries)
-
-
-def _unpack_index(tensors: dict[str, bytes], settings: Settings | None, size: int) -> list[Chunk | StoredSpan]:
-    index = _Reader(tensors["i"][:-4], "index")
-    memories = _Reader(tensors.get("m", b""), "memories")
-    corrections = _Reader(tensors.get("c", b""), "corrections")
-    runs = [(head >> 1, index.varint() if head & 1 else 0) for head in index.varints(index.varint())]
-    stored = _Reader(_unpack_stored(tensors.get("s", b""), sum(b for _, b in runs), size), "stored spans")
-    parts: list[Chunk | StoredSpan] = []
-    for tokens, stored_bytes in runs:
-        while tokens:
-            if settings is None:
-                raise FormatError("damaged header: chunks without a model")
-            count = min(tokens, settings.chunk_tokens)
-            length = index.varint()
-            memory_length = index.varint() if settings.site == "prompt" else memory_bytes(count, settings)
-            checksum = index.u32()
-            chunk = Chunk(count, memories.take(memory_length), corrections.take(length), checksum)
-            if settings.site == "prompt":
-                vectors(chunk.memory, settings.dimensions, settings.bits)
-            parts.append(chunk)
-            tokens -= count
-        if stored_bytes:
-            data = stored.take(stored_bytes)
-            if index.u32() != zlib.crc32(data):
-                raise ChecksumError("damaged file: a stored span does not match its checksum")
-            parts.append(StoredSpan(data))
-    for reader in (index, memories, corrections, stored):
-        reader.end()
-    return parts
-
-
-def _pack_stored(data: bytes) -> bytes:
-    """Method 1 is a zstd frame, method 0 raw bytes; nothing for nothing."""
-    if not data:
-        return b""
-    frame = zstandard.ZstdCompressor(level=19).compress(data)
-    return b"\1" + frame if len(frame) < len(data) else b"\0" + data
-
-
-def _unpack_stored(tensor: bytes, expected: int, limit: int) -> bytes:
-    if expected > limit:
-        raise FormatError("damaged index: more stored bytes than the file has")
-    if not tensor:
-        return b""
-    if tensor[0] == 0:
-        return tensor[1:]
-    if tensor[0] != 1:
-        raise FormatError(f"unknown method {tensor[0]} of stored spans: install a newer memcodec")
+def _expand(frame: bytes | memoryview, expected: int) -> bytes:
     pieces, total = [], 0
     try:
-        reader = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(tensor[1:])
-        while piece := reader.read(1 << 20):  # in pieces, so that memory follows what is really there
+        reader = zstandard.ZstdDecompressor(max_window_size=1 << _ZSTD_WINDOW).stream_reader(frame)
+        while piece := reader.read(min(1 << 20, expected + 1 - total)):  # never more than one byte too many
             pieces.append(piece)
             total += len(piece)
             if total > expected:
                 break
     except zstandard.ZstdError as error:
-        raise FormatError("damaged stored spans: zstd does not read them") from error
-    if total != expected:
-        raise FormatError("damaged stored spans: not the length that the index says")
+        raise FormatError("damaged stored span: zstd does not read it") from error
     return b"".join(pieces)
 
 
-class _Reader:
+# ---- writing
+
+
+def describe(data: bytes, parts: list[Part], model: ModelId | None, settings: Settings | None) -> Container:
+    """The container of a document; the model is left out where no chunk needs it."""
+    if not any(isinstance(part, Chunk) for part in parts):
+        model = settings = None
+    return Container(len(data), document_hash(data), parts, model, settings)
+
+
+def store(data: bytes) -> Container:
+    """A container that stores everything and needs no model."""
+    return describe(data, [StoredSpan.of(data)] if data else [], None, None)
+
+
+def pack(container: Container) -> bytes:
+    """Write a container."""
+    memories = b"".join(chunk.memory for chunk in container.chunks)
+    stored = [part for part in container.parts if isinstance(part, StoredSpan)]
+    pieces = [_pack_index(container), *(span.packed for span in stored)]
+    pieces += [chunk.corrections for chunk in container.chunks]
+    length = sum(map(len, pieces)) + 4
+    metadata = {"memcodec": str(VERSION)} | ({"model": container.model.name} if container.model else {})
+    header: dict[str, object] = {"__metadata__": metadata}
+    if memories:
+        header["memories"] = _entry(0, len(memories))
+    header["document"] = _entry(len(memories), len(memories) + length)
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    pieces = [struct.pack("<Q", len(text)), text, memories, *pieces]
+    checksum = 0
+    for piece in pieces:
+        checksum = zlib.crc32(piece, checksum)
+    return b"".join([*pieces, struct.pack("<I", checksum)])
+
+
+def _entry(start: int, end: int) -> dict[str, object]:
+    return {"dtype": "U8", "shape": [end - start], "data_offsets": [start, end]}
+
+
+def _pack_index(container: Container) -> bytes:
+    runs, stored = [0], []
+    for part in container.parts:
+        if isinstance(part, Chunk):
+            runs[-1] += 1
+        else:
+            stored.append(part)
+            runs.append(0)
+    if not runs[-1]:
+        runs.pop()
+    out = bytearray(container.sha256)
+    for number in (container.size, len(runs), len(stored), *runs):
+        out += varint(number)
+    for span in stored:
+        out += varint(span.size) + varint(len(span.packed)) + bytes([span.method]) + struct.pack("<I", span.checksum)
+    if container.model is not None and container.settings is not None:
+        settings, chunks = container.settings, container.chunks
+        out += container.model.identity
+        out += varint(SITES.index(settings.site)) + varint(settings.chunk_tokens) + varint(len(settings.fields))
+        for number in (*settings.fields, _NO_CONTEXT):
+            out += varint(number)
+        for column in (
+            [chunk.tokens for chunk in chunks],
+            [chunk.size for chunk in chunks],
+            [len(chunk.corrections) for chunk in chunks],
+            [len(chunk.memory) for chunk in chunks],
+        ):
+            out += pack_column(column)
+        out += b"".join(struct.pack("<H", chunk.checksum) for chunk in chunks)
+    return bytes(out)
+
+
+SITES = ("readout", "prompt")  # by their numbers in the index
+_NO_CONTEXT = 0  # chunks that share no context; others are for a later version
+
+
+def pack_column(values: Sequence[int]) -> bytes:
+    """Numbers that are of one size: the least, the bits of what they have above it, and that, packed."""
+    least = min(values)
+    width = (max(values) - least).bit_length()
+    out = varint(least) + bytes([width])
+    for start in range(0, len(values), _GROUP):
+        group = values[start : start + _GROUP]
+        packed = sum((value - least) << (i * width) for i, value in enumerate(group))
+        out += packed.to_bytes((len(group) * width + 7) // 8, "little")
+    return out
+
+
+_GROUP = 64  # numbers of a column that are packed together: whole bytes, whatever the width
+
+
+# ---- reading
+
+
+def check_start(start: bytes) -> None:
+    """Refuse what no memcodec file begins like, from its first START bytes. Raises FormatError."""
+    if len(start) < 8:
+        raise FormatError("not a memcodec file: shorter than a header")
+    (length,) = struct.unpack("<Q", start[:8])
+    if start[8:9] != b"{" or length > MAX_HEADER:
+        raise FormatError("not a memcodec file")
+    if len(start) >= 8 + min(length, START - 8):
+        head = start[8 : 8 + length]
+        if b'"memcodec"' in head:
+            return
+        if b'"v":"1"' in head and b'"i":{' in head:
+            raise FormatError("format version 1 is not read: it was never released; encode the original again")
+        raise FormatError("not a memcodec file: a safetensors file of something else")
+
+
+def unpack(blob: bytes | memoryview) -> Container:
+    """Read a container, checking every length, and every checksum that needs no model.
+
+    Raises FormatError (not a memcodec file, truncated, newer) or ChecksumError (damaged).
+    """
+    view = memoryview(blob)
+    check_start(bytes(view[:START]))
+    metadata, memories, document, header_size = _read_header(view)
+    version = metadata.get("memcodec", "")
+    if version != str(VERSION):
+        raise FormatError(f"format version {version[:20]!r} is not known to this memcodec: install a newer one")
+    if len(document) < 4:
+        raise FormatError("damaged file: it has no index")
+    if zlib.crc32(view[:-4]) != struct.unpack("<I", view[-4:])[0]:
+        raise ChecksumError("damaged file: its checksum does not match")
+    reader = Reader(document[:-4], "document")
+    size, sha256, parts, model, settings = _read_index(reader, Reader(memories, "memories"), metadata.get("model"))
+    stored = sum(len(part.packed) for part in parts if isinstance(part, StoredSpan))
+    corrections = sum(len(part.corrections) for part in parts if isinstance(part, Chunk))
+    sizes = {
+        "header": header_size,
+        "index": len(document) - stored - corrections,
+        "memories": len(memories),
+        "corrections": corrections,
+        "stored": stored,
+    }
+    return Container(size, sha256, parts, model, settings, {name: n for name, n in sizes.items() if n})
+
+
+def _read_header(view: memoryview) -> tuple[dict[str, str], memoryview, memoryview, int]:
+    """Metadata, the two tensors, and the bytes before them."""
+    (length,) = struct.unpack("<Q", view[:8])
+    if len(view) < 8 + length:
+        raise FormatError("truncated file: the header is cut")
+    try:
+        header = json.loads(bytes(view[8 : 8 + length]))
+        metadata = header.pop("__metadata__")
+        entries = {name: (entry["dtype"], entry["shape"], entry["data_offsets"]) for name, entry in header.items()}
+        ends = [offsets[1] for _, _, offsets in entries.values()]
+        if not all(type(end) is int for end in ends):
+            raise TypeError
+    except (ValueError, AttributeError, KeyError, TypeError, IndexError, RecursionError) as error:
+        raise FormatError("not a memcodec file: its header does not read") from error
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise FormatError("not a memcodec file: it has no metadata")
+    base, end = 8 + length, max(ends, default=0)
+    if len(view) < base + end:
+        raise FormatError(f"truncated file: {len(view)} of {base + end} bytes")
+    if unknown := [name for name in entries if name not in ("memories", "document")]:
+        raise FormatError(f"unknown tensor {unknown[0][:40]!r}: install a newer memcodec")
+    tensors, at = {}, 0
+    for name in ("memories", "document"):
+        start = at
+        if name in entries:
+            dtype, shape, offsets = entries[name]
+            if dtype != "U8" or offsets[0] != at or shape != [offsets[1] - at] or offsets[1] < at:
+                raise FormatError(f"damaged header: the tensor {name} is not where it must be")
+            at = offsets[1]
+        tensors[name] = view[base + start : base + at]
+    if "document" not in entries or base + at != len(view):
+        raise FormatError("damaged header: it does not cover the file")
+    return metadata, tensors["memories"], tensors["document"], base
+
+
+def _read_index(
+    reader: "Reader", memories: "Reader", model_name: str | None
+) -> tuple[int, bytes, list[Part], ModelId | None, Settings | None]:
+    sha256 = bytes(reader.take(HASH_BYTES))
+    size, run_count, stored_count = (reader.varint() for _ in range(3))
+    if run_count - stored_count not in (0, 1) or run_count > len(reader):
+        raise FormatError("damaged index: runs and stored spans do not go together")
+    runs = [reader.varint() for _ in range(run_count)]
+    spans = []
+    for _ in range(stored_count):
+        numbers = reader.varint(), reader.varint(), reader.take(1)[0], reader.u32()
+        if numbers[2] not in (_RAW, _ZSTD):
+            raise FormatError(f"unknown method {numbers[2]} of a stored span: install a newer memcodec")
+        spans.append(numbers)
+    count = sum(runs)
+    model = settings = None
+    chunks: list[Chunk] = []
+    columns: list[list[int]] = []
+    checksums: list[int] = []
+    if count:
+        if 2 * count > len(reader):  # their checksums alone
+            raise FormatError("damaged index: more chunks than the file has room for")
+        if model_name is None:
+            raise FormatError("damaged header: chunks without a model")
+        model = ModelId(model_name, bytes(reader.take(IDENTITY_BYTES)))
+        settings = _read_settings(reader)
+        columns = [reader.column(count) for _ in range(4)]
+        checksums = list(struct.unpack(f"<{count}H", reader.take(2 * count)))
+    stored = [StoredSpan(n, method, reader.take(packed), checksum) for n, packed, method, checksum in spans]
+    for tokens, length, correction_bytes, memory_bytes, checksum in zip(*columns, checksums, strict=True):
+        if settings is None or not 1 <= tokens <= settings.chunk_tokens:
+            raise FormatError("damaged index: a chunk of a length that cannot be")
+        memory, corrections = bytes(memories.take(memory_bytes)), bytes(reader.take(correction_bytes))
+        chunks.append(Chunk(tokens, length, memory, corrections, checksum))
+    if sum(span.size for span in stored) + sum(chunk.size for chunk in chunks) != size:
+        raise FormatError("damaged index: lengths do not add up to the document's")
+    for rest in (reader, memories):
+        rest.end()
+    parts: list[Part] = []
+    following, spans_left = iter(chunks), iter(stored)
+    for run in runs:
+        parts += [next(following) for _ in range(run)]
+        parts += [span for span in [next(spans_left, None)] if span is not None]
+    return size, sha256, parts, model, settings
+
+
+def _read_settings(reader: "Reader") -> Settings:
+    site, chunk_tokens, count = reader.varint(), reader.varint(), reader.varint()
+    if site >= len(SITES) or count > MAX_FIELDS:
+        raise FormatError("unknown site: install a newer memcodec")
+    if not 1 <= chunk_tokens <= MAX_CHUNK_TOKENS:
+        raise FormatError("damaged index: chunk tokens out of range")
+    fields = tuple(reader.varint() for _ in range(count))
+    if reader.varint() != _NO_CONTEXT:
+        raise FormatError("chunks that share context: install a newer memcodec")
+    return Settings(SITES[site], fields, chunk_tokens)
+
+
+class Reader:
     """Takes bytes off a tensor and never past its end."""
 
-    def __init__(self, data: bytes, name: str) -> None:
-        self._data = data
+    def __init__(self, data: bytes | memoryview, name: str) -> None:
+        self._data = memoryview(data)
         self._position = 0
         self._name = name
 
-    def take(self, count: int) -> bytes:
-        if count > len(self._data) - self._position:
-            raise FormatError(f"damaged file: {self._name} end too early")
+    def __len__(self) -> int:
+        """Bytes that are left."""
+        return len(self._data) - self._position
+
+    def take(self, count: int) -> memoryview:
+        """So many bytes. Raises FormatError where there are fewer."""
+        if count > len(self):
+            raise FormatError(f"damaged file: {self._name} ends too early")
         self._position += count
         return self._data[self._position - count : self._position]
 
     def u32(self) -> int:
+        """Four bytes, little-endian."""
         return int(struct.unpack("<I", self.take(4))[0])
 
     def varint(self) -> int:
@@ -357,48 +401,36 @@ class _Reader:
             value |= (byte & 0x7F) << shift
             shift += 7
             if byte < 0x80:
-                return value
-            if shift > 55:
+                break
+            if shift > 62:
                 raise FormatError(f"damaged file: a number in {self._name} is too long")
+        if value >> 62:
+            raise FormatError(f"damaged file: a number in {self._name} is too long")
+        return value
 
-    def varints(self, count: int) -> Iterator[int]:
-        """So many numbers, one at a time: a count that is not true ends with the bytes."""
-        for _ in range(count):
-            yield self.varint()
+    def column(self, count: int) -> list[int]:
+        """What `pack_column` wrote: so many numbers."""
+        least, width = self.varint(), self.take(1)[0]
+        if width > 62:
+            raise FormatError(f"damaged file: numbers in {self._name} are too long")
+        mask, result = (1 << width) - 1, []
+        for start in range(0, count, _GROUP):
+            n = min(_GROUP, count - start)
+            packed = int.from_bytes(self.take((n * width + 7) // 8), "little")
+            result += [least + (packed >> (i * width) & mask) for i in range(n)]
+        return result
 
     def end(self) -> None:
-        if self._position != len(self._data):
-            raise FormatError(f"damaged file: {self._name} are longer than the index says")
+        """Raise FormatError where something is left."""
+        if len(self):
+            raise FormatError(f"damaged file: {self._name} is longer than the index says")
 
 
-def _varint(value: int) -> bytes:
+def varint(value: int) -> bytes:
+    """LEB128: 7 bits a byte, the lowest first."""
     out = bytearray()
     while value >= 0x80:
         out.append(value & 0x7F | 0x80)
         value >>= 7
     out.append(value)
     return bytes(out)
-
-
-def _integer(text: str, low: int, high: int) -> int:
-    if not re.fullmatch(r"\d{1,19}", text) or not low <= int(text) <= high:
-        raise ValueError(f"number {text[:20]!r} out of range")
-    return int(text)
-
-
-def _short(number: float) -> str:
-    """The shortest text that reads back as the number: 1e-3 rather than 0.001."""
-    mantissa, _, exponent = f"{number:e}".partition("e")
-    compact = f"{float(mantissa):g}e{int(exponent)}"
-    return min((text for text in (repr(number), compact) if float(text) == number), key=len)
-
-
-def _b64(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
-
-
-def _unb64(text: str, length: int) -> bytes:
-    data = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-    if len(data) != length:
-        raise ValueError("a hash of the wrong length")
-    return data

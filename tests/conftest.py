@@ -1,18 +1,76 @@
-"""A tiny LM for most tests, made here; the built-in model for a few."""
+"""Tiny LMs for most tests, made here; the built-in model for a few."""
 
+import atexit
+import os
+import shutil
+import tempfile
 from pathlib import Path
 
-import pytest
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from memcodec.models import cache_folder
 
-from memcodec.codec import Codec
+# A cache of the tests' own, which shares with the user's only what takes long to make. Before anything is compiled.
+_REAL = cache_folder()
+_OURS = Path(tempfile.mkdtemp(prefix="memcodec-tests-"))
+for _name in ("models", "kernels", "corpora"):
+    (_REAL / _name).mkdir(parents=True, exist_ok=True)
+    (_OURS / _name).symlink_to(_REAL / _name)
+os.environ["MEMCODEC_CACHE"] = str(_OURS)
+atexit.register(shutil.rmtree, _OURS, ignore_errors=True)
+
+from collections.abc import Callable  # noqa: E402
+from typing import Any  # noqa: E402
+
+import hypothesis  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
+from transformers import (  # noqa: E402
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from memcodec.codec import Codec  # noqa: E402
+
+hypothesis.settings.register_profile("memcodec", deadline=None)  # the first call of a kernel compiles it
+hypothesis.settings.load_profile("memcodec")
 
 TEXT = """The quick brown fox jumps over the lazy dog. She sells sea shells by the sea shore, and the shells she sells
 are sea shells for sure. How much wood would a woodchuck chuck if a woodchuck could chuck wood? Él pingüino corrió
 rápido; 春眠不觉晓，处处闻啼鸟. Быстрая лисица прыгает через ленивую собаку. 1234567890 == {"key": [1, 2, 3]}
 """
+
+_SIZES: dict[str, Any] = {
+    "vocab_size": 400, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 1024,
+}  # fmt: skip
+_LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 10_000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}  # fmt: skip
+
+# One of each family, and each option of an architecture in at least one of them.
+TINY: dict[str, Callable[[], torch.nn.Module]] = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**_SIZES, tie_word_embeddings=True)),
+    "llama3": lambda: LlamaForCausalLM(
+        LlamaConfig(
+            **_SIZES, rope_parameters=_LLAMA3, attention_bias=True, mlp_bias=True, tie_word_embeddings=False,
+            head_dim=32,
+        )
+    ),
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**_SIZES, sliding_window=900)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**_SIZES, tie_word_embeddings=False)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**_SIZES, head_dim=24)),
+    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=400, n_embd=64, n_layer=2, n_head=4, n_positions=256)),
+}  # fmt: skip
 
 
 def save_tokenizer(folder: Path, vocabulary: int = 400) -> None:
@@ -45,30 +103,33 @@ def train(model: torch.nn.Module, folder: Path, steps: int = 40) -> None:
 
 
 @pytest.fixture(scope="session")
-def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama of two layers, taught a few lines, as a model folder."""
-    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
-    folder.mkdir()
-    save_tokenizer(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=400, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=1024, tie_word_embeddings=True,
-    )  # fmt: skip
-    train(LlamaForCausalLM(config), folder)
-    return folder
+def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a tiny model of one of TINY's kinds, taught a few lines, made when first asked for."""
+    made: dict[str, Path] = {}
+
+    def folder_of(kind: str) -> Path:
+        if kind not in made:
+            folder = tmp_path_factory.mktemp("models") / f"tiny-{kind}"
+            folder.mkdir()
+            save_tokenizer(folder)
+            torch.manual_seed(list(TINY).index(kind))
+            train(TINY[kind](), folder)
+            made[kind] = folder
+        return made[kind]
+
+    return folder_of
 
 
 @pytest.fixture(scope="session")
-def gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def llama_folder(tiny_folders: Callable[[str], Path]) -> Path:
+    """A Llama of two layers, taught a few lines, as a model folder."""
+    return tiny_folders("llama")
+
+
+@pytest.fixture(scope="session")
+def gpt2_folder(tiny_folders: Callable[[str], Path]) -> Path:
     """A GPT-2 of two layers, with learned position embeddings, taught a few lines, as a model folder."""
-    folder = tmp_path_factory.mktemp("models") / "tiny-gpt2"
-    folder.mkdir()
-    save_tokenizer(folder)
-    torch.manual_seed(1)
-    config = GPT2Config(vocab_size=400, n_embd=64, n_layer=2, n_head=4, n_positions=256)
-    train(GPT2LMHeadModel(config), folder)
-    return folder
+    return tiny_folders("gpt2")
 
 
 def random_codec(model: torch.nn.Module, folder: Path) -> Codec:
@@ -86,10 +147,7 @@ def random_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def llama(random_path: Path) -> Codec:
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=400, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=1024, initializer_range=0.2, tie_word_embeddings=True,
-    )  # fmt: skip
+    config = LlamaConfig(**_SIZES, initializer_range=0.2, tie_word_embeddings=True)
     return random_codec(LlamaForCausalLM(config), random_path)
 
 

@@ -21,16 +21,28 @@ def kinds(spans: list[document.Span]) -> list[type]:
     return [type(span) for span in spans]
 
 
-@given(data=st.one_of(st.binary(max_size=400), st.text(max_size=200).map(str.encode)))
+PIECES = st.one_of(st.binary(max_size=400), st.text(max_size=400).map(str.encode), st.just(TEXT.encode()))
+
+
+@given(data=st.lists(PIECES, max_size=5).map(b"".join))
 def test_any_bytes_restore(tiny: Codec, data: bytes) -> None:
     spans = document.split(data, tiny.tokenizer)
     assert restore(spans, tiny) == data
     assert all(a is not b for a, b in zip(kinds(spans), kinds(spans)[1:], strict=False))
+    assert b"".join(p.encode() if isinstance(p, str) else p for p in document.parts(data)) == data
 
 
 def test_plain_text_is_one_span(tiny: Codec) -> None:
     assert kinds(document.split(TEXT.encode(), tiny.tokenizer)) == [Text]
     assert document.split(b"", tiny.tokenizer) == []
+
+
+def test_long_text_is_one_span(tiny: Codec) -> None:
+    words = random.Random(1)
+    text = " ".join("".join(words.choices("abcdefghij é", k=7)) for _ in range(20_000))
+    assert len(text) > 2 * document.PIECE_CHARACTERS
+    spans = document.split(text.encode(), tiny.tokenizer)
+    assert kinds(spans) == [Text] and restore(spans, tiny) == text.encode()
 
 
 def test_special_tokens_in_a_text_are_text(tiny: Codec) -> None:
@@ -52,6 +64,32 @@ def test_short_text_between_stored_bytes_is_stored_with_them(tiny: Codec) -> Non
     assert kinds(document.split(data, tiny.tokenizer)) == [Text, Stored, Text]
 
 
-@pytest.mark.parametrize("data", [random.Random(0).randbytes(100_000), b"spam\n" * 50_000])
-def test_binary_and_repetition_are_stored_whole(tiny: Codec, data: bytes) -> None:
-    assert document.split(data, tiny.tokenizer) == [Stored(data)]
+BINARY = {
+    "noise": random.Random(0).randbytes(100_000),
+    "repetition": b"spam\n" * 50_000,
+    "zeros with text": (b"\0" * 300 + b"a name\0" * 10) * 50,
+}
+
+
+@pytest.mark.parametrize("name", BINARY)
+def test_binary_and_repetition_are_stored_whole_and_need_no_tokenizer(name: str) -> None:
+    assert document.parts(BINARY[name]) == [BINARY[name]]
+
+
+def test_large_mixed_documents() -> None:
+    """Text and bytes that are none, in turn, 300,000 times: what is quadratic would take hours."""
+    data = (b"some words of text, " * 2 + b"\xff") * 300_000
+    assert sum(map(len, document.parts(data))) == len(data)
+    mixed = (TEXT.encode() + b"\xff\xfe") * 3000
+    assert len(document.parts(mixed)) == 6000
+
+
+def test_a_tokenizer_that_lacks_bytes_leaves_them_to_be_stored(tiny: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = tiny.tokenizer.encode
+    monkeypatch.setattr(tiny.tokenizer, "missing_bytes", set("é".encode()[1:]))
+    monkeypatch.setattr(tiny.tokenizer, "encode", lambda text: real(text.replace("é", "")))
+    data = (TEXT + "\n" + TEXT.replace("\n", " ") + "é" + TEXT.replace("\n", " ") + "\n" + TEXT).encode()
+    spans = document.split(data, tiny.tokenizer)
+    assert restore(spans, tiny) == data and kinds(spans) == [Text, Stored, Text]
+    stored = next(span.data for span in spans if isinstance(span, Stored))
+    assert stored == "é".encode()

@@ -2,22 +2,19 @@
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from memcodec.bench import measure, rivals
-from memcodec.bench.results import Store, code_hash, digest
+from memcodec.bench.results import Store, digest, machine
 from memcodec.codec import Codec
-from memcodec.defaults import DEFAULT_BATCH, DEFAULT_EFFORT
 from memcodec.errors import EncodeError
-from memcodec.prompt import Fitting
+from memcodec.memory.settings import DEFAULT_BATCH, Prompt, Readout
 
-RATES = (0.0, 1.0, 2.0, 4.0)
-CURVE_RATES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-EFFORTS = (256, 1024, DEFAULT_EFFORT, 16384)
+SHARES = (0.0, 0.1, 0.2)
+CURVE_SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
+EFFORTS = (256, 1024, 4096, 16384)
 SIZES = (1024, 4096, 16384, 65536)
 BOUND = "bound"
 CONTEXT_BOUND = "bound, context of 2048"
@@ -91,12 +88,12 @@ class Bench:
         """batch: chunks decoded side by side."""
         self.codec = codec
         self.store = store
-        self.threads = torch.get_num_threads()
+        self.threads = codec.lm.team.workers
         self._batch = batch
         self._say = say
 
     def compare(
-        self, texts: Sequence[Text], rates: Sequence[float] = RATES, names: Sequence[str] = tuple(rivals.RIVALS)
+        self, texts: Sequence[Text], shares: Sequence[float] = SHARES, names: Sequence[str] = tuple(rivals.RIVALS)
     ) -> Iterator[Row]:
         """All codecs and limits on all texts, the quick ones first. Raises BenchError."""
         for name in names:
@@ -106,9 +103,9 @@ class Bench:
             yield self.limit(BOUND, text)
         for text in texts:
             yield self.limit(CONTEXT_BOUND, text)
-        for rate in rates:
+        for share in shares:
             for text in texts:
-                yield self.memcodec(text, memory_rate=rate)
+                yield self.memcodec(text, Readout(share))
 
     def rival(self, name: str, text: Text, others: Sequence[bytes] = ()) -> Iterator[Row]:
         """A classic compressor; nothing where it is not installed, or has no texts to train its dictionary on."""
@@ -119,7 +116,7 @@ class Bench:
         if rival.dictionary and not others:
             self._say(f"{name}: left out, there is no other text to train it on")
             return
-        key: dict[str, Any] = {"codec": name, "version": rival.version, "file": digest(text.data)}
+        key: dict[str, Any] = {"codec": name, "version": rival.version, "file": digest(text.data), "machine": machine()}
         if rival.dictionary:
             key["others"] = [digest(other) for other in others]
 
@@ -142,74 +139,63 @@ class Bench:
         )
         return Row(text.name, name, len(text.data), result)
 
-    def memcodec(self, text: Text, name: str = "", **settings: Any) -> Row:
-        """memcodec with settings as in `Codec.encode`."""
-        name = name or f"memcodec {settings['memory_rate']:g}"
+    def memcodec(self, text: Text, site: Readout | Prompt, name: str = "", chunk_tokens: int = 200) -> Row:
+        """memcodec with the settings of a site. Raises EncodeError where a pure prompt does not suffice."""
+        name = name or f"memcodec {site.share:g}" if isinstance(site, Readout) else name
+        settings = {"site": type(site).__name__, "chunk_tokens": chunk_tokens} | asdict(site)
         key = {"codec": "memcodec", "settings": settings, "file": digest(text.data)} | self._identity()
 
         def run(codec: Codec, data: bytes) -> dict[str, Any]:
             with tempfile.TemporaryDirectory() as folder:
-                return measure.memcodec_file(codec, data, Path(folder) / "text.memz", self._batch, **settings)
+                path = Path(folder) / "text.memz"
+                return measure.memcodec_file(codec, data, path, self._batch, site=site, chunk_tokens=chunk_tokens)
 
         result = self.store.get(key, lambda: self._told(name, text, run))
         return Row(text.name, name, len(text.data), result)
 
-    def curve(self, text: Text, rates: Sequence[float] = CURVE_RATES) -> list[dict[str, Any]]:
-        """The memory's worth: bits of memory and corrections per token, efficiency and hits, by memory rate."""
-        rows = [self.memcodec(text, memory_rate=rate) for rate in rates]
-        return [worth(rate, row, rows[0]) for rate, row in zip(rates, rows, strict=True)]
+    def curve(self, text: Text, shares: Sequence[float] = CURVE_SHARES) -> list[dict[str, Any]]:
+        """The memory's worth: bits of memory and corrections per token, efficiency and hits, by memory share."""
+        rows = [self.memcodec(text, Readout(share)) for share in shares]
+        return [worth(share, row, rows[0]) for share, row in zip(shares, rows, strict=True)]
 
-    def efforts(self, text: Text, efforts: Sequence[int] = EFFORTS) -> list[dict[str, Any]]:
-        """Search effort against size and time, at memory rate 1."""
-        none = self.memcodec(text, memory_rate=0.0)
+    def efforts(self, text: Text, efforts: Sequence[int] = EFFORTS, share: float = 0.1) -> list[dict[str, Any]]:
+        """Search effort against size and time, at one memory share."""
+        none = self.memcodec(text, Readout(0.0))
         result = []
         for effort in efforts:
-            settings = {"memory_rate": 1.0} | ({} if effort == DEFAULT_EFFORT else {"effort": effort})
-            row = self.memcodec(text, f"memcodec 1, effort {effort}", **settings)
+            row = self.memcodec(text, Readout(share, effort), f"memcodec {share:g}, effort {effort}")
             seconds = row.result["encode_seconds"]
-            result.append({"effort": effort, "encode_seconds": seconds} | worth(1.0, row, none))
+            result.append({"effort": effort, "encode_seconds": seconds} | worth(share, row, none))
         return result
 
     def prompt(self, text: Text, steps: int = PROMPT_STEPS) -> Row | str:
         """The prompt site in its pure form, a memory token a chunk and no corrections; where it fails, why."""
-        key = {"codec": PROMPT, "steps": steps, "file": digest(text.data)} | self._identity()
-
-        def run(codec: Codec, data: bytes) -> dict[str, Any]:
-            fitting = Fitting(steps=steps)
-            settings = {"site": "prompt", "chunk_tokens": PROMPT_TOKENS, "fitting": fitting, "pure": True}
-            with tempfile.TemporaryDirectory() as folder:
-                try:
-                    return measure.memcodec_file(codec, data, Path(folder) / "text.memz", self._batch, **settings)
-                except EncodeError as error:
-                    return {"failed": str(error)}
-
-        result = self.store.get(key, lambda: self._told(PROMPT, text, run))
-        return result["failed"] if "failed" in result else Row(text.name, PROMPT, len(text.data), result)
+        try:
+            return self.memcodec(text, Prompt(steps=steps, pure=True), PROMPT, PROMPT_TOKENS)
+        except EncodeError as error:
+            return str(error)
 
     def _told(self, name: str, text: Text, run: Callable[[Codec, bytes], dict[str, Any]]) -> dict[str, Any]:
         self._say(f"{name}: {text.name}")
         return run(self.codec, text.data)
 
     def _identity(self) -> dict[str, Any]:
-        return {
-            "model": self.codec.model.weights.hex(),
-            "device": self.codec.lm.device.type,
-            "threads": self.threads,
-            "batch": self._batch,
-            "code": code_hash(),
-        }
+        """What a figure depends on besides text and settings: the code, the versions, and the machine."""
+        lm = self.codec.lm
+        running = {"device": lm.device, "threads": self.threads, "batch": self._batch}
+        return {"model": lm.identity.hex(), "machine": machine()} | running
 
 
-def worth(rate: float, row: Row, without: Row) -> dict[str, Any]:
+def worth(share: float, row: Row, without: Row) -> dict[str, Any]:
     """What a memory brings against the same text `without` one; bits are per token that the LM carries.
 
-    efficiency: bits of corrections saved by the bits of the memory; None at rate 0.
+    efficiency: bits of corrections saved by the bits of the memory; None without one.
     """
     result, none = row.result, without.result
     tokens = max(1, result["tokens"])
     saved = none["correction_bytes"] - result["correction_bytes"]
     return {
-        "rate": rate,
+        "share": share,
         "memory": 8 * result["memory_bytes"] / tokens,
         "corrections": 8 * result["correction_bytes"] / tokens,
         "total": 8 * (result["memory_bytes"] + result["correction_bytes"]) / tokens,

@@ -1,24 +1,22 @@
 """What is measured with the LM: memcodec itself, and the two limits that are no codec."""
 
-import math
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from memcodec import container, corrections, document
+from memcodec import chunks as work
+from memcodec import container, document
 from memcodec.bench import peak
 from memcodec.bench.rivals import BenchError
 from memcodec.codec import Codec
+from memcodec.coding import corrections
 from memcodec.container import DEFAULT_CHUNK_TOKENS
-from memcodec.defaults import DEFAULT_BATCH
 from memcodec.inspection import inspect
+from memcodec.memory.settings import DEFAULT_BATCH
 
 CONTEXT_TOKENS = 2048
-_SLICE = 256  # positions whose probabilities are computed at once: 49,152 doubles each
 
 
 def memcodec_file(codec: Codec, data: bytes, path: Path, batch: int = DEFAULT_BATCH, **settings: Any) -> dict[str, Any]:
@@ -60,22 +58,18 @@ def memcodec_file(codec: Codec, data: bytes, path: Path, batch: int = DEFAULT_BA
 
 
 def hits(blob: bytes, codec: Codec) -> int:
-    """How many tokens of a file greedy decoding under the memory writes by itself, without a correction.
-
-    Read from the corrections alone: whether a token is a hit does not depend on the logits, only which one it is.
-    """
+    """How many tokens of a file greedy decoding under the memory writes by itself, without a correction."""
     parsed = container.unpack(blob)
     if parsed.settings is None:
         return 0
-    tables = corrections.load_tables(corrections.regime(parsed.settings.site, float(parsed.settings.rate)))
-    logits = np.zeros(codec.lm.vocabulary, dtype=np.float32)
+    site = codec.site_in(parsed)
+    coded = [work.Coded(chunk.tokens, chunk.memory, chunk.corrections) for chunk in parsed.chunks]
     count = 0
-    for chunk in parsed.chunks:
-        decoder = corrections.CorrectionDecoder(chunk.corrections, tables, codec.classes)
-        for _ in range(chunk.tokens):
-            before = decoder._level_sum
-            decoder.token(0, logits)
-            count += decoder._level_sum == before  # the level of every miss is above 0
+    for numbers in work.batches(codec.lm, site, coded, DEFAULT_BATCH):
+        some = [coded[i] for i in numbers]
+        looks = work.look(codec.lm, work.decode(codec.lm, site, some), [site.vectors(c.memory) for c in some])
+        memories = [c.memory if site.share else b"" for c in some]
+        count += sum(c.hits for c in corrections.encode(looks, memories, codec.lm.steering, site.share, codec.lm.team))
     return count
 
 
@@ -91,7 +85,7 @@ def bound(codec: Codec, data: bytes, chunk_tokens: int = DEFAULT_CHUNK_TOKENS) -
         if isinstance(span, document.Stored):
             total += document.zstd_size(span.data)
             continue
-        for chunk in _cut(span.tokens, chunk_tokens):
+        for chunk in work.cut(span.tokens, chunk_tokens):
             found = codec.token_bits(chunk)
             bits[: len(chunk)] += found
             count[: len(chunk)] += 1
@@ -120,23 +114,11 @@ def context_bound(codec: Codec, data: bytes, context_tokens: int = CONTEXT_TOKEN
     return {"file_bytes": total, "tokens": tokens}
 
 
-@torch.no_grad()
 def context_bits(codec: Codec, tokens: np.ndarray, context_tokens: int) -> float:
     """Bits of one run of tokens, int64 [tokens], in overlapping windows."""
-    limit = codec.lm.max_positions
-    window = context_tokens if limit is None else min(context_tokens, limit - len(codec.lm.prefix))
+    window = min(context_tokens, codec.lm.positions - len(codec.lm.prefix))
     stride = window // 2
     total = 0.0
     for start in range(0, max(1, len(tokens) - stride), stride):
-        ids = torch.from_numpy(tokens[start : start + window])
-        first = stride if start else 0
-        states = codec.lm.hidden(ids[None])[0, first:]
-        for i in range(0, len(states), _SLICE):
-            scores = torch.log_softmax(codec.lm.logits(states[i : i + _SLICE]).double(), dim=1)
-            targets = ids[first + i : first + i + len(scores)].to(scores.device)
-            total -= scores.gather(1, targets[:, None]).sum().item() / math.log(2)
+        total += float(codec.token_bits(tokens[start : start + window], stride if start else 0).sum())
     return total
-
-
-def _cut(tokens: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    return (tokens[i : i + size] for i in range(0, len(tokens), size))

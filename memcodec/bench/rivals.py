@@ -63,7 +63,7 @@ def _zstd(level: int, dictionary: bytes = b"") -> tuple[Transform, Transform]:
 
 
 def _brotli() -> tuple[Transform, Transform]:
-    import brotli  # type: ignore[import-untyped]
+    import brotli
 
     def compress(data: bytes) -> bytes:
         return bytes(brotli.compress(data, quality=11, lgwin=24))
