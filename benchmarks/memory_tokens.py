@@ -26,10 +26,11 @@ import corpora
 import numpy as np
 import torch
 
-from memcodec import prompt
 from memcodec.codec import Codec
-from memcodec.defaults import DEFAULT_MARGIN
-from memcodec.embedding import write
+from memcodec.memory import fitting as fits
+from memcodec.memory import prompt
+from memcodec.memory.embedding import write
+from memcodec.memory.settings import Prompt
 from memcodec.models import DEFAULT_MODEL
 
 _COLUMNS = {
@@ -45,20 +46,22 @@ _COLUMNS = {
     "seconds": "s a text",
 }
 
-# Settings that change one thing each, against the defaults of prompt.Fitting.
+SURE = 2e-3  # logits by which a token must win to count: the float LM is the one that decodes here
+
+# Settings that change one thing each, against the defaults of Prompt.
 COMPARED: dict[str, dict[str, Any]] = {
     "defaults": {},
     "learning rate 1": {"learning_rate": 1.0},
     "learning rate 4": {"learning_rate": 4.0},
     "learning rate 64": {"learning_rate": 64.0},
-    "start at 16 times the scale": {"start": 16.0},
+    "start at the scale": {"start": 1.0},
     "betas 0.9, 0.99": {"betas": (0.9, 0.99)},
     "cosine schedule": {"schedule": "cosine"},
     "plain SGD, rate 5": {"optimizer": "sgd", "learning_rate": 5.0},
     "4 tokens ahead": {"ahead": 4},
     "all tokens at once": {"ahead": None},
     "slack 0": {"slack": 0.0},
-    "slack 4": {"slack": 4.0},
+    "slack 1": {"slack": 1.0},
 }
 
 
@@ -71,18 +74,19 @@ def main() -> None:
     parser.add_argument("--bits", default="16", help="bits per dimension, by commas: of 1, 2, 3, 4, 8, 16")
     parser.add_argument("--seed", type=int, default=0, help="of the places and of the fits")
     parser.add_argument("--compare", action="store_true")
-    for name, value in asdict(prompt.Fitting()).items():
-        if name not in ("vectors", "bits", "seed"):
+    for name, value in asdict(Prompt(sure=SURE)).items():
+        if name not in ("vectors", "bits", "seed", "pure"):
             many = {"nargs": len(value), "type": float} if isinstance(value, tuple) else {"type": type(value)}
-            hint = "0: all tokens at once" if name == "ahead" else "see prompt.Fitting"
+            hint = "0: all tokens at once" if name == "ahead" else "see Prompt"
             parser.add_argument("--" + name.replace("_", "-"), default=value, help=hint, **many)
     args = parser.parse_args()
-    base = prompt.Fitting(
+    base = Prompt(
         vectors=None if args.vectors == "auto" else int(args.vectors), steps=args.steps, optimizer=args.optimizer,
         learning_rate=args.learning_rate, betas=tuple(args.betas), schedule=args.schedule, ahead=args.ahead or None,
-        slack=args.slack, start=args.start, seed=args.seed,
+        slack=args.slack, sure=args.sure, start=args.start, seed=args.seed,
+        patience=args.patience,
     )  # fmt: skip
-    codec = Codec.load(args.model, args.device, args.threads)
+    codec = Codec.load(args.model, device=args.device, threads=args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     documents = read(codec, args.files)
     names = [Path(name).name for name in args.files]
@@ -101,7 +105,7 @@ def main() -> None:
             save(args.out / "results.json", told, rows)
             (args.out / "table.md").write_text(table(rows, ("language", "length", "bits")))
     print(table(rows, ("language", "length", "bits")))
-    plot(rows, codec.model.name, args.out / "accuracy.png")
+    plot(rows, codec.name, args.out / "accuracy.png")
 
 
 def arguments(about: str) -> argparse.ArgumentParser:
@@ -116,7 +120,7 @@ def arguments(about: str) -> argparse.ArgumentParser:
 
 
 def compare(
-    codec: Codec, texts: list[tuple[str, np.ndarray]], base: prompt.Fitting, told: dict[str, Any], folder: Path
+    codec: Codec, texts: list[tuple[str, np.ndarray]], base: Prompt, told: dict[str, Any], folder: Path
 ) -> None:
     """Fit the same texts once with each of the COMPARED settings."""
     rows: list[dict[str, Any]] = []
@@ -132,10 +136,10 @@ def save(path: Path, told: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     path.write_text(json.dumps(told | {"texts": rows}, indent=1, ensure_ascii=False) + "\n")
 
 
-def about(codec: Codec, base: prompt.Fitting) -> dict[str, Any]:
+def about(codec: Codec, base: Prompt) -> dict[str, Any]:
     """What must agree for results to stand side by side."""
     fitting = json.loads(json.dumps(asdict(replace(base, bits=16))))  # as it is read back: lists for tuples
-    return {"model": codec.model.name, "device": device_name(codec), "fitting": fitting}
+    return {"model": codec.name, "device": device_name(codec), "fitting": fitting}
 
 
 def earlier(path: Path, told: dict[str, Any]) -> list[dict[str, Any]]:
@@ -151,7 +155,7 @@ def earlier(path: Path, told: dict[str, Any]) -> list[dict[str, Any]]:
 
 def device_name(codec: Codec) -> str:
     """What the LM runs on."""
-    return torch.cuda.get_device_name() if codec.lm.device.type == "cuda" else str(codec.lm.device)
+    return torch.cuda.get_device_name() if codec.floats.device.type == "cuda" else str(codec.floats.device)
 
 
 def read(codec: Codec, files: list[str]) -> dict[str, list[np.ndarray]]:
@@ -183,10 +187,10 @@ def cut(documents: dict[str, list[np.ndarray]], length: int, count: int, seed: i
     return pieces
 
 
-def fit_texts(codec: Codec, texts: list[tuple[str, np.ndarray]], fitting: prompt.Fitting) -> list[dict[str, Any]]:
+def fit_texts(codec: Codec, texts: list[tuple[str, np.ndarray]], fitting: Prompt) -> list[dict[str, Any]]:
     """Fit and decode texts of one length; one row of results a text."""
 
-    def report(step: prompt.FitStep) -> None:
+    def report(step: fits.FitStep) -> None:
         if step.step % 50 == 0:
             print(
                 f"{fitting.bits} bits, {step.vectors} vectors, step {step.step}: {step.chunks} texts to go, "
@@ -195,15 +199,17 @@ def fit_texts(codec: Codec, texts: list[tuple[str, np.ndarray]], fitting: prompt
             )
 
     began = time.monotonic()
-    fits = prompt.fit(codec.lm, [ids for _, ids in texts], fitting, DEFAULT_MARGIN, report)
+    found = fits.fit(codec.floats, [ids for _, ids in texts], fitting, report)
     seconds = (time.monotonic() - began) / len(texts)
     rows = []
-    for (language, ids), fit in zip(texts, fits, strict=True):
-        vectors = prompt.unpack(fit.memory, codec.lm.embedding_size, fitting.bits)
-        (written,) = write(codec.lm, vectors[None], len(ids))
+    for (language, ids), fit in zip(texts, found, strict=True):
+        vectors = prompt.unpack(fit.memory, codec.floats.embedding_size, fitting.bits)
+        (written,) = write(codec.floats, vectors[None], len(ids))
         right = written == ids
-        before = prompt.behind_prefix(codec.lm, torch.from_numpy(vectors)[None].to(codec.lm.device))
-        forced = codec.lm.logits(codec.lm.hidden(torch.from_numpy(ids)[None], before))[0].argmax(dim=1).cpu().numpy()
+        before = fits.behind_prefix(codec.floats, torch.from_numpy(vectors)[None].to(codec.floats.device))
+        forced = (
+            codec.floats.logits(codec.floats.hidden(torch.from_numpy(ids)[None], before))[0].argmax(dim=1).cpu().numpy()
+        )
         rows.append(
             {
                 "language": language,

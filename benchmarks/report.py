@@ -12,12 +12,12 @@ _MEASURED = """\
 How it was measured. Each codec wrote a whole file to disk, the file was read back and decompressed, and the output
 compared with the input: one difference ends the run. Sizes are sizes of files. **The model is not counted**, nor is the
 dictionary of zstd, which was trained on the other texts of the set, uncut. memcodec's times are one run without the
-encoder's own verification (with it, as is the default, encoding takes as long as encoding and decoding here); the
-others' are medians of at least five runs. The peak is the resident memory of the whole process: for memcodec with the
-model in it, for the others a Python interpreter that holds nothing else. The language model may have seen any of these
-texts in its training.
+encoder's own verification (with it, as is the default, encoding takes as long as encoding and decoding here) and
+without the start (about a second); the others' are medians of at least five runs. The peak is the resident memory of
+the whole process: for memcodec with the model in it, for the others a Python interpreter that holds nothing else. The
+language model may have seen any of these texts in its training.
 
-The lines in brackets are no codecs. *Bound*: the sum of -log2 p(token) of the same model over the same chunks of 200
+The lines in brackets are no codecs. *Bound*: the sum of -log2 p(token) of the exact LM over the same chunks of 200
 tokens. *Bound, context of 2048*: the same, but each token sees the text before it, in windows of 2,048 tokens that move
 on by 1,024, so at least 1,024 tokens where there are so many: the difference is what independent chunks cost."""
 
@@ -75,9 +75,9 @@ def _head(found: dict[str, Any]) -> str:
     others = ", ".join(dict.fromkeys(version for version in found["rivals"].values() if version))
     return (
         f"{found['date']}, {machine['processor']}, {machine['threads']} threads, {machine['system']}, "
-        f"Python {machine['python']}; {versions}; rivals from {others}. Model {model['name']}, weights "
-        f"{model['weights']}; codec sources {machine['code']}. Written by `make bench`; the same figures, and more of "
-        "them, are in [report.json](report.json)."
+        f"Python {machine['python']}; {versions}; rivals from {others}. Model {model['name']}, identity "
+        f"{model['identity'][:16]}; codec sources {machine['code']}. Written by `make bench`; the same figures, and "
+        "more of them, are in [report.json](report.json)."
     )
 
 
@@ -125,10 +125,10 @@ def _break_even(found: dict[str, Any]) -> str:
         "beginnings: zstd gains with length)"
     )
     if even["bytes"] is None:
-        return f"{against}, memcodec at memory rate 1 never pays that back."
+        return f"{against}, memcodec at memory share 0.1 never pays that back."
     return (
-        f"{against}, memcodec at memory rate 1 pays that back from **{even['bytes'] / 1e6:,.0f} MB** of such text on; "
-        "below, whoever counts the model is better off with zstd."
+        f"{against}, memcodec at memory share 0.1 pays that back from **{even['bytes'] / 1e6:,.0f} MB** of such text "
+        "on; below, whoever counts the model is better off with zstd."
     )
 
 
@@ -147,17 +147,15 @@ def _sizes(rows: Sequence[Row]) -> str:
 
 def _curve(found: dict[str, Any]) -> str:
     head = [
-        "memory rate", "memory", "corrections", "both", "file, bytes", "efficiency", "tokens right without correction",
+        "memory share", "memory", "corrections", "both", "file, bytes", "efficiency", "tokens right without correction",
     ]  # fmt: skip
     text, curve = found["texts"][0], found["curve"]
-    stored = [f"{point['rate']:g}" for point in curve if point["tokens"] != curve[0]["tokens"]]
-    note = f"\n\nAt rate {', '.join(stored)} part of the text was stored instead, and is not in it." if stored else ""
+    stored = [f"{point['share']:g}" for point in curve if point["tokens"] != curve[0]["tokens"]]
+    note = f"\n\nAt share {', '.join(stored)} part of the text was stored instead, and is not in it." if stored else ""
     return (
         f"{text['name']}, {text['bytes']:,} bytes; bits per token. Efficiency: bits of corrections saved by the "
-        "memory, by bits of the memory; above 1 it pays for itself. Tokens right: by greedy decoding under the "
-        "memory, across the margin.\n\n"
-        + grid(head, [[f"{point['rate']:g}", *_worth(point)] for point in curve])
-        + note
+        "memory, by bits of the memory; an ideal memory has 1. Tokens right: by greedy decoding under the "
+        "memory.\n\n" + grid(head, [[f"{point['share']:g}", *_worth(point)] for point in curve]) + note
     )
 
 
@@ -166,7 +164,7 @@ def _efforts(found: dict[str, Any]) -> str:
         "search effort", "memory", "corrections", "both", "file, bytes", "efficiency", "tokens right", "encoding, s",
     ]  # fmt: skip
     rows = [[f"{e['effort']:,}", *_worth(e), f"{e['encode_seconds']:.1f}"] for e in found["efforts"]]
-    return "The search effort (states tried per token) at memory rate 1, the same text:\n\n" + grid(head, rows)
+    return "The search effort (states tried per token) at memory share 0.1, the same text:\n\n" + grid(head, rows)
 
 
 def _worth(point: dict[str, Any]) -> list[str]:

@@ -22,6 +22,7 @@ from memcodec.bench.comparison import SIZES, Bench, Row, Text, break_even
 from memcodec.bench.results import Store, digest, machine, today
 from memcodec.codec import Codec
 from memcodec.errors import MemcodecError
+from memcodec.memory.settings import Readout
 from memcodec.models import BUILT_IN, DEFAULT_MODEL
 
 DEFAULT_BYTES = 4096  # of the English texts; half as much of the others: a quarter of an hour on 2 CPU cores
@@ -81,7 +82,7 @@ def measure(bench: Bench, texts: list[Text], sizes: list[int]) -> dict[str, Any]
     for text in by_size:
         for name in SIZE_NAMES:
             sized += bench.rival(name, text)
-        sized += [bench.limit("bound", text), bench.memcodec(text, memory_rate=1.0)]
+        sized += [bench.limit("bound", text), bench.memcodec(text, Readout())]
     english = [corpus.name for corpus in corpora.CORPORA if corpus.english]
     wholes = [(len(text.whole), zstd_bytes(bench, text)) for text in texts if text.name in english]
     model_bytes = BUILT_IN[DEFAULT_MODEL].wheel_bytes
@@ -89,11 +90,11 @@ def measure(bench: Bench, texts: list[Text], sizes: list[int]) -> dict[str, Any]
     prompt_text = Text.cut(sample.name, sample.whole, PROMPT_BYTES)
     return {
         "date": today(),
-        "machine": machine() | {"threads": bench.threads, "device": bench.codec.lm.device.type},
+        "machine": machine() | {"threads": bench.threads, "device": bench.codec.lm.device},
         "rivals": {name: rival.version for name, rival in rivals.RIVALS.items()},
         "model": {
-            "name": bench.codec.model.name,
-            "weights": bench.codec.model.weights.hex(),
+            "name": bench.codec.name,
+            "identity": bench.codec.lm.identity.hex(),
             "download_bytes": model_bytes,
         },
         "texts": [
@@ -116,7 +117,7 @@ def measure(bench: Bench, texts: list[Text], sizes: list[int]) -> dict[str, Any]
         "break_even": {
             "texts": english,
             "zstd_whole": wholes,
-            "bytes": break_even(counted, wholes, model_bytes, "memcodec 1"),
+            "bytes": break_even(counted, wholes, model_bytes, "memcodec 0.1"),
         },
     }
 

@@ -19,9 +19,9 @@ from memcodec.codec import Codec
 from memcodec.container import Chunk, StoredSpan, unpack
 from memcodec.document import zstd_size
 from memcodec.errors import EncodeError
-from memcodec.prompt import Fitting
+from memcodec.memory.settings import Prompt
 
-_COLUMNS = ("passage", "codec", "bytes", "memory", "corrections", "stored raw", "encode s", "decode s", "exact")
+_COLUMNS = ("passage", "codec", "bytes", "memory", "corrections", "stored", "encode s", "decode s", "exact")
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400, help="of a fit, at most")
     parser.add_argument("--passages", type=int, default=1, help="of each language")
     args = parser.parse_args()
-    codec = Codec.load(args.model, args.device, args.threads)
+    codec = Codec.load(args.model, device=args.device, threads=args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     pieces = memory_tokens.cut(memory_tokens.read(codec, args.files), args.tokens, args.passages, seed=1)
     rows: list[dict[str, Any]] = []
@@ -42,14 +42,13 @@ def main() -> None:
         rows.append({"passage": f"{language}, {len(data)} bytes", "codec": "zstd -19", "bytes": zstd_size(data)})
         ways: dict[str, dict[str, Any]] = {"readout (default)": {}}
         for bits in map(int, args.bits.split(",")):
-            fitting = Fitting(bits=bits, steps=args.steps)
-            pure = {"site": "prompt", "chunk_tokens": args.chunk_tokens, "fitting": fitting, "pure": True}
-            ways[f"prompt, {bits} bits, pure"] = pure
-        ways["prompt, 1 bit, corrections"] = {"site": "prompt", "fitting": Fitting(bits=1, steps=args.steps)}
+            pure = Prompt(bits=bits, steps=args.steps, pure=True)
+            ways[f"prompt, {bits} bits, pure"] = {"site": pure, "chunk_tokens": args.chunk_tokens}
+        ways["prompt, 1 bit, corrections"] = {"site": Prompt(bits=1, steps=args.steps)}
         for name, settings in ways.items():
             rows.append({"passage": rows[-1]["passage"], "codec": name} | measure(codec, data, settings))
             print(rows[-1], flush=True)
-            about = {"model": codec.model.name, "device": memory_tokens.device_name(codec), "rows": rows}
+            about = {"model": codec.name, "device": memory_tokens.device_name(codec), "rows": rows}
             (args.out / "sites.json").write_text(json.dumps(about, indent=1))
             (args.out / "sites.md").write_text(table(rows))
 
@@ -69,7 +68,7 @@ def measure(codec: Codec, data: bytes, settings: dict[str, Any]) -> dict[str, An
         "bytes": len(blob),
         "memory": sum(len(part.memory) for part in parts if isinstance(part, Chunk)),
         "corrections": sum(len(part.corrections) for part in parts if isinstance(part, Chunk)),
-        "stored raw": sum(len(part.data) for part in parts if isinstance(part, StoredSpan)),
+        "stored": sum(len(part.packed) for part in parts if isinstance(part, StoredSpan)),
     }
     times = {"encode s": encoded - began, "decode s": decoded - encoded}
     return sizes | times | {"exact": "yes" if exact else "NO"}

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from memcodec.memory.settings import MOST_SHARE, SHARE_STEPS
 from memcodec_cli import files, options
 from memcodec_cli.progress import Bars
 
@@ -22,23 +23,23 @@ DEFAULT_BYTES = 16_384
     metavar="N",
     help="Measure the first N bytes of each file.",
 )
-@click.option("--full", is_flag=True, help="Measure whole files: minutes per 10 KB on a CPU.")
+@click.option("--full", is_flag=True, help="Measure whole files: minutes per 100 KB on a CPU.")
 @click.option(
-    "--memory-rate",
-    "rates",
-    type=float,
+    "--memory-share",
+    "shares",
+    type=click.FloatRange(0, MOST_SHARE / SHARE_STEPS),
     multiple=True,
-    default=(0.0, 1.0, 2.0, 4.0),
+    default=(0.0, 0.1, 0.2),
     show_default=True,
-    metavar="R",
-    help="Memory in bits per token; may be given more than once.",
+    metavar="S",
+    help="The part of the information that the memory carries; may be given more than once.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with the machine and the versions.")
 @options.encoding_model
 @options.running
 @options.quiet
 def bench(
-    paths: tuple[str, ...], size: int, full: bool, rates: tuple[float, ...], as_json: bool, model: str, device: str,
+    paths: tuple[str, ...], size: int, full: bool, shares: tuple[float, ...], as_json: bool, model: str, device: str,
     batch: int, threads: int | None, quiet: bool,
 ) -> None:  # fmt: skip
     """Compare memcodec with gzip, bzip2, xz, zstd and brotli on the files PATH.
@@ -57,14 +58,14 @@ def bench(
         from memcodec.bench.results import Store, machine
         from memcodec.codec import Codec
 
-        codec = Codec.load(model, device, threads, progress=bars.model)
+        codec = Codec.load(model, device=device, threads=threads, progress=bars.model)
         bars.close()
         say = (lambda what: click.echo(f"measuring {what}", err=True)) if bars.shown else (lambda _: None)
         texts = [Text.cut(name, data, None if full else size) for name, data in contents]
-        rows = list(Bench(codec, Store(), say, batch).compare(texts, rates))
+        rows = list(Bench(codec, Store(), say, batch).compare(texts, shares))
     if not as_json:
         click.echo(table.render(rows))
         return
-    result: dict[str, Any] = {"machine": machine(), "model": codec.model.name, "weights": codec.model.weights.hex()}
+    result: dict[str, Any] = {"machine": machine(), "model": codec.name, "identity": codec.lm.identity.hex()}
     result["rows"] = [{"text": r.text, "codec": r.codec, "original_bytes": r.original_bytes} | r.result for r in rows]
     click.echo(json.dumps(result, indent=1))

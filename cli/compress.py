@@ -6,26 +6,23 @@ import click
 from click.core import ParameterSource
 
 from memcodec import container
-from memcodec.defaults import DEFAULT_BITS, DEFAULT_EFFORT, DEFAULT_MARGIN, DEFAULT_STEPS
+from memcodec.memory.settings import MAX_VECTORS, MEMORY_BITS, MOST_SHARE, SHARE_STEPS, Prompt, Readout
 from memcodec_cli import files, options
+from memcodec_cli.loaded import Loaded, decode
 from memcodec_cli.progress import Bars, close_line
 
-
-def _eighths(ctx: click.Context, param: click.Parameter, value: float) -> float:
-    if not 0 <= value <= container.MAX_RATE or value * 8 % 1:
-        raise click.BadParameter(f"give 0 to {container.MAX_RATE} in steps of 1/8")
-    return value
+_READOUT, _PROMPT = Readout(), Prompt()
 
 
 def _vectors(ctx: click.Context, param: click.Parameter, value: str) -> int | None:
     if value == "auto":
         return None
-    if not value.isdecimal() or not 1 <= int(value) <= container.MAX_VECTORS:
-        raise click.BadParameter(f"give 1 to {container.MAX_VECTORS}, or auto")
+    if not value.isdecimal() or not 1 <= int(value) <= MAX_VECTORS:
+        raise click.BadParameter(f"give 1 to {MAX_VECTORS}, or auto")
     return int(value)
 
 
-_ONLY = {"readout": ("memory_rate", "effort"), "prompt": ("vectors", "bits", "steps", "seed", "pure")}
+_ONLY = {"readout": ("memory_share", "effort"), "prompt": ("vectors", "bits", "steps", "seed", "pure")}
 
 
 def _check_site(site: str) -> None:
@@ -63,19 +60,19 @@ def _check_site(site: str) -> None:
     default="1",
     show_default=True,
     metavar="N",
-    help=f"Prompt site: vectors a chunk, 1 to {container.MAX_VECTORS}, or auto for the fewest that succeed.",
+    help=f"Prompt site: vectors a chunk, 1 to {MAX_VECTORS}, or auto for the fewest that succeed.",
 )
 @click.option(
     "--bits",
-    type=click.Choice([str(bits) for bits in container.MEMORY_BITS]),
-    default=str(DEFAULT_BITS),
+    type=click.Choice([str(bits) for bits in MEMORY_BITS]),
+    default=str(_PROMPT.bits),
     show_default=True,
     help="Prompt site: bits per dimension of a vector; 16 is float16.",
 )
 @click.option(
     "--steps",
     type=click.IntRange(min=1),
-    default=DEFAULT_STEPS,
+    default=_PROMPT.steps,
     show_default=True,
     metavar="N",
     help="Prompt site: steps of gradient descent a chunk, at most.",
@@ -94,26 +91,17 @@ def _check_site(site: str) -> None:
     help="Prompt site: vectors alone, whatever their size; fails where they do not suffice.  [default: corrections]",
 )
 @click.option(
-    "--memory-rate",
-    type=float,
-    callback=_eighths,
-    default=float(container.DEFAULT_RATE),
+    "--memory-share",
+    type=click.FloatRange(0, MOST_SHARE / SHARE_STEPS),
+    default=_READOUT.share,
     show_default=True,
-    metavar="R",
-    help=f"Readout site: memory in bits per token, 0 (none) to {container.MAX_RATE} in steps of 1/8.",
-)
-@click.option(
-    "--margin",
-    type=float,
-    default=DEFAULT_MARGIN,
-    show_default=True,
-    metavar="X",
-    help="Least gap in logits on which the decoder may rest a decision.",
+    metavar="S",
+    help="Readout site: the part of a chunk's information that its memory carries, 0 (none) to 0.5.",
 )
 @click.option(
     "--effort",
-    type=click.IntRange(min=1),
-    default=DEFAULT_EFFORT,
+    type=click.IntRange(1, 1 << 20),
+    default=_READOUT.effort,
     show_default=True,
     metavar="N",
     help="Readout site: states that the search for a memory tries per token: more is smaller and slower.",
@@ -123,7 +111,7 @@ def _check_site(site: str) -> None:
 @options.quiet
 def compress(
     input_name: str, output: str | None, to_stdout: bool, force: bool, model: str, chunk_tokens: int, site: str,
-    vectors: int | None, bits: str, steps: int, seed: int, pure: bool, memory_rate: float, margin: float,
+    vectors: int | None, bits: str, steps: int, seed: int, pure: bool, memory_share: float,
     effort: int, device: str, batch: int, threads: int | None, no_verify: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Compress the file INPUT; - is standard input."""
@@ -131,21 +119,25 @@ def compress(
     target = files.Output.choose(input_name, output, to_stdout, force, input_name + files.EXTENSION)
     target.check(binary=True)
     data = files.read(input_name)
+    chosen = (
+        Readout(memory_share, effort)
+        if site == "readout"
+        else Prompt(vectors=vectors, bits=int(bits), steps=steps, seed=seed, pure=pure)
+    )
+    chosen.check()
+    start = time.monotonic()
     with Bars(quiet) as bars:
-        bars.doing("loading the model")
-        from memcodec.codec import Codec
-        from memcodec.prompt import Fitting
+        bars.doing("loading")
+        from memcodec import codec
 
-        fitting = Fitting(vectors=vectors, bits=int(bits), steps=steps, seed=seed) if site == "prompt" else None
-
-        codec = Codec.load(model, device, threads, progress=bars.model)
-        start = time.monotonic()
-        blob = codec.encode(
-            data, memory_rate=memory_rate, chunk_tokens=chunk_tokens, margin=margin, batch=batch, effort=effort,
-            verify=not no_verify, progress=bars.document(len(data), "fit"), site=site, pure=pure,
-            fitting=fitting,
-        )  # fmt: skip
-        seconds = time.monotonic() - start
+        blob = codec.without_model(data)
+        if blob is None:
+            loaded = codec.Codec.load(model, device=device, threads=threads, progress=bars.model)
+            blob = loaded.encode(
+                data, site=chosen, chunk_tokens=chunk_tokens, batch=batch, verify=not no_verify,
+                progress=bars.document(len(data), "fit"),
+            )  # fmt: skip
+    seconds = time.monotonic() - start
     target.write(blob)
     if bars.shown:
         close_line(files.shown(input_name), data, len(blob), seconds)
@@ -161,8 +153,8 @@ def compress(
 @options.running
 @options.quiet
 def decompress(
-    input_name: str, output: str | None, to_stdout: bool, force: bool, model: str | None, device: str, batch: int,
-    threads: int | None, quiet: bool,
+    input_name: str, output: str | None, to_stdout: bool, force: bool, model: str | None, allow_download: bool,
+    device: str, batch: int, threads: int | None, quiet: bool,
 ) -> None:  # fmt: skip
     """Decompress the file INPUT; - is standard input.
 
@@ -172,19 +164,12 @@ def decompress(
     named = stem != input_name and stem[-1:] not in ("", "/")
     target = files.Output.choose(input_name, output, to_stdout, force, stem if named else "")
     target.check(binary=False)
-    blob = files.read(input_name)
+    parsed = files.read_container(input_name)
+    start = time.monotonic()
     with Bars(quiet) as bars:
-        size = container.unpack(blob).size
-        bars.doing("loading the model")
-        from memcodec.codec import Codec, assemble
-
-        codec = Codec.load_for(blob, model, device, threads, progress=bars.model)
-        start = time.monotonic()
-        if codec is None:
-            data = assemble(container.unpack(blob), iter(()))
-        else:
-            data = codec.decode(blob, batch=batch, progress=bars.document(size, "decode"))
-        seconds = time.monotonic() - start
+        bars.doing("loading")
+        data = decode(parsed, Loaded(model, allow_download, device, threads), batch, bars)
+    seconds = time.monotonic() - start
     target.write(data)
     if bars.shown:
-        close_line(files.shown(input_name), data, len(blob), seconds)
+        close_line(files.shown(input_name), data, sum(parsed.sizes.values()), seconds)

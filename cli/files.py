@@ -6,8 +6,11 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import click
+
+from memcodec import container
 
 STANDARD = "-"  # standard input or output
 EXTENSION = ".memz"
@@ -16,11 +19,41 @@ EXTENSION = ".memz"
 def read(name: str) -> bytes:
     """The bytes of a file, or of standard input for "-". Raises OSError with the file's name."""
     if name == STANDARD:
-        return click.get_binary_stream("stdin").read()
+        return bytes(_standard_input().read())
     try:
         return Path(name).read_bytes()
     except OSError as error:
         raise _named(error, name) from error
+
+
+def read_start_first(name: str) -> bytes:
+    """The bytes of a .memz file; of one that does not begin like that, no more than that is read.
+
+    Raises FormatError, and OSError with the file's name.
+    """
+    if name == STANDARD:
+        stream = _standard_input()
+        start: bytes = stream.read(container.START)
+        container.check_start(start)
+        return start + stream.read()
+    try:
+        with Path(name).open("rb") as file:
+            container.check_start(file.read(container.START))
+            file.seek(0)
+            return file.read()
+    except OSError as error:
+        raise _named(error, name) from error
+
+
+def read_container(name: str) -> container.Container:
+    """A .memz file, unpacked. Raises FormatError, ChecksumError, OSError."""
+    return container.unpack(read_start_first(name))
+
+
+def _standard_input() -> BinaryIO:
+    if sys.stdin is None:
+        raise click.ClickException("standard input is closed")
+    return sys.stdin.buffer
 
 
 def shown(name: str) -> str:
@@ -64,6 +97,8 @@ class Output:
     def check(self, binary: bool) -> None:
         """Refuse now what `write` would have to refuse after the work. binary: the result is not for a terminal."""
         if self.path is None:
+            if sys.stdout is None:
+                raise click.ClickException("standard output is closed")
             if binary and not self.force and sys.stdout.isatty():
                 raise click.ClickException("standard output is a terminal: name the output with -o, or force with -f")
             return
@@ -82,7 +117,9 @@ class Output:
         """Write everything, or leave nothing: to a new file beside the target, which then takes its name."""
         try:
             if self.path is None:
-                stream = click.get_binary_stream("stdout")
+                if sys.stdout is None:
+                    raise click.ClickException("standard output is closed")
+                stream = sys.stdout.buffer
                 stream.write(data)
                 stream.flush()
             elif _is_special(self.path):

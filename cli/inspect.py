@@ -9,6 +9,8 @@ import click
 import memcodec
 from memcodec import container
 from memcodec_cli import files, options
+from memcodec_cli.loaded import Loaded
+from memcodec_cli.loaded import decode as decode_file
 from memcodec_cli.progress import Bars
 
 
@@ -17,7 +19,7 @@ from memcodec_cli.progress import Bars
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.  [default: a table]")
 def inspect(name: str, as_json: bool) -> None:
     """Show the header of FILE, its sizes by part in bytes, and its chunks. Needs no model."""
-    facts = memcodec.inspect(files.read(name))
+    facts = memcodec.inspect(files.read_start_first(name))
     click.echo(json.dumps(facts, indent=2) if as_json else "\n".join(_table(facts)))
 
 
@@ -26,28 +28,27 @@ def _table(facts: dict[str, Any]) -> list[str]:
         f"format version  {facts['format_version']}",
         f"original        {facts['original_bytes']:,} bytes",
         f"file            {facts['file_bytes']:,} bytes ({facts['ratio']:.2f}x)",
-        f"SHA-256         {facts['sha256']}",
+        f"SHA-256         {facts['sha256_start']}...",
     ]
     if facts["model"] is None:
         lines.append("model           none needed: everything is stored")
     else:
         model = facts["model"]
-        lines.append(f"model           {_plain(model['id'])}")
-        lines.append(f"                weights {model['weights_hash']}, tokenizer {model['tokenizer_hash']}")
-        lines += [f"{key.replace('_', ' '):16}{value}" for key, value in facts["settings"].items()]
+        lines.append(f"model           {_plain(model['id'])} ({model['identity_start']})")
+        lines += [f"{key.replace('_', ' '):16}{_number(value)}" for key, value in facts["settings"].items()]
     lines += ["", f"{'part':16}{'bytes':>10}"]
     lines += [f"{part:16}{size:>10,}" for part, size in facts["parts"].items()]
-    lines += [
-        "",
-        f"{'#':>6}  {'kind':8}{'tokens':>8}{'vectors':>9}{'memory':>8}{'corrections':>13}{'stored':>12}  checksum",
-    ]
+    columns = ("bytes", "tokens", "memory_bytes", "correction_bytes", "stored_bytes", "checksum")
+    head = ("#", "kind", "bytes", "tokens", "memory", "corrections", "stored", "checksum")
+    lines += ["", "{:>6}  {:8}{:>10}{:>8}{:>8}{:>13}{:>10}  {}".format(*head)]
     for number, span in enumerate(facts["spans"]):
-        cells = [
-            span.get(key, "") for key in ("tokens", "vectors", "memory_bytes", "correction_bytes", "bytes", "checksum")
-        ]
-        row = "{:>6}  {:8}{:>8}{:>9}{:>8}{:>13}{:>12}  {}".format(number, span["kind"], *cells)
-        lines.append(row.rstrip())
+        cells = [span.get(key, "") for key in columns]
+        lines.append("{:>6}  {:8}{:>10}{:>8}{:>8}{:>13}{:>10}  {}".format(number, span["kind"], *cells).rstrip())
     return lines
+
+
+def _number(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _plain(text: str) -> str:
@@ -62,28 +63,26 @@ def _plain(text: str) -> str:
 @options.running
 @options.quiet
 def verify(
-    names: tuple[str, ...], decode: bool, model: str | None, device: str, batch: int, threads: int | None, quiet: bool
-) -> None:
+    names: tuple[str, ...], decode: bool, model: str | None, allow_download: bool, device: str, batch: int,
+    threads: int | None, quiet: bool,
+) -> None:  # fmt: skip
     """Check that each FILE is whole: structure and checksums, or with --decode the document itself.
 
-    All files are checked; the status is 1 if any is bad. --model, --device, --batch and --threads go with --decode.
+    All files are checked; the status is 1 if any is bad. --model, --allow-download, --device, --batch and --threads go
+    with --decode.
     """
     bad = 0
-    codec = None
+    loaded = Loaded(model, allow_download, device, threads)
     for name in names:
         try:
-            blob = files.read(name)
-            parsed = container.unpack(blob)
+            parsed = files.read_container(name)
             if decode:
-                from memcodec.codec import Codec, assemble
-
                 with Bars(quiet) as bars:
-                    if parsed.model is None:
-                        assemble(parsed, iter(()))
-                    else:
-                        if codec is None or codec.model != parsed.model:
-                            codec = Codec.load_for(blob, model, device, threads, progress=bars.model)
-                        codec.decode(blob, batch=batch, progress=bars.document(parsed.size, "decode"))
+                    decode_file(parsed, loaded, batch, bars)
+            else:
+                for part in parsed.parts:
+                    if isinstance(part, container.StoredSpan):
+                        part.read()
         except (memcodec.MemcodecError, OSError) as error:
             reason = files.describe(error) if isinstance(error, OSError) else f"{files.shown(name)}: {error}"
             click.echo(f"memcodec: error: {' '.join(reason.split())}", err=True)

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from memcodec.defaults import DEFAULT_BATCH
+from memcodec.memory.settings import DEFAULT_BATCH
 from memcodec.models import BUILT_IN, DEFAULT_MODEL
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -25,14 +25,22 @@ encoding_model = click.option(
     default=DEFAULT_MODEL,
     show_default=True,
     metavar="M",
-    help=f"Built-in name ({', '.join(BUILT_IN)}), Hugging Face id, or directory of a causal LM with byte-level BPE.",
+    help=f"Built-in name ({', '.join(BUILT_IN)}), Hugging Face id (or id@revision), or directory of a Llama, Mistral, "
+    "Qwen2, Qwen3 or GPT-2 model with byte-level BPE.",
 )
 
-decoding_model = click.option(
-    "--model",
-    metavar="M",
-    help="Model to use instead of the one that the file names, such as the directory of a local one.  "
-    "[default: the file's]",
+decoding_model = _together(
+    click.option(
+        "--model",
+        metavar="M",
+        help="Model to use instead of the one that the file names, such as the directory of a local one.  "
+        "[default: the file's]",
+    ),
+    click.option(
+        "--allow-download",
+        is_flag=True,
+        help="Fetch a model from the Hugging Face hub that only the file names.  [default: built-in models only]",
+    ),
 )
 
 running = _together(
@@ -53,7 +61,7 @@ running = _together(
     ),
     click.option(
         "--threads",
-        type=click.IntRange(min=1),
+        type=click.IntRange(1, 1024),
         metavar="N",
         help="CPU threads; does not change the result.  [default: one per core]",
     ),

@@ -18,7 +18,7 @@ class Bars:
 
     def __init__(self, quiet: bool) -> None:
         self.shown = not quiet and sys.stderr is not None and sys.stderr.isatty()
-        self._what = ""
+        self._total = -1  # one bar goes through all stages of one document, so that its time left is of the whole
         self._bar: Any = None
 
     def __enter__(self) -> "Bars":
@@ -43,12 +43,11 @@ class Bars:
             return None
 
         def report(progress: Progress) -> None:
-            done = size * progress.tokens_done // max(progress.tokens_total, 1)
             what = _STAGES.get(progress.stage, progress.stage)
             chunks = f"{progress.chunks_done}/{progress.chunks_total} chunks" if progress.chunks_total else ""
-            self._show(what, done, size, chunks)
+            self._show(what, round(size * progress.done), size, chunks)
 
-        report(Progress(stage, 0, 0, 0, 0))
+        report(Progress(stage, 0, 0, 0, 0, 0.0))
         return report
 
     def close(self) -> None:
@@ -58,13 +57,16 @@ class Bars:
         self._bar = None
 
     def _show(self, what: str, done: int, total: int, more: str = "") -> None:
-        if self._bar is None or what != self._what or done < self._bar.n:
+        if self._bar is None or total != self._total or done < self._bar.n:
             self.close()
             known = {"total": total} if total else {"bar_format": "{desc} [{elapsed}]"}
             self._bar = tqdm(desc=what, unit="B", unit_scale=True, leave=False, dynamic_ncols=True, **known)
-            self._what = what
+            self._total = total
+        self._bar.set_description_str(what, refresh=False)
         self._bar.set_postfix_str(more, refresh=False)
         self._bar.update(done - self._bar.n)
+        if not total:
+            self._bar.refresh()
 
 
 def close_line(name: str, original: bytes, compressed_bytes: int, seconds: float) -> None:

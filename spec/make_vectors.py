@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from memcodec.codec import Codec
-from memcodec.prompt import Fitting
+from memcodec.memory.settings import Prompt, Readout
 
 ENGLISH = """The lighthouse keeper had written the same sentence in his log for ten years: nothing to report, sea calm
 enough. On the first night of the eleventh year he stopped, looked at the wet ink and crossed it out. Somewhere beyond
@@ -32,16 +32,12 @@ to them shall seem most likely to effect their Safety and Happiness.
 VECTORS: dict[str, tuple[bytes, dict[str, Any]]] = {
     "empty": (b"", {}),
     "stored": (bytes(range(256)), {}),
-    "rate-0": (ENGLISH.encode(), {"memory_rate": 0}),
-    "rate-1": (ENGLISH.encode(), {}),
-    "rate-half-chunks-50": (ENGLISH.encode(), {"memory_rate": 0.5, "chunk_tokens": 50}),
-    "rate-2-margin": (ENGLISH.encode(), {"memory_rate": 2, "margin": 5e-3}),
+    "share-0": (ENGLISH.encode(), {"site": Readout(0)}),
+    "share-0.1": (ENGLISH.encode(), {}),
+    "share-0.5-chunks-50": (ENGLISH.encode(), {"site": Readout(0.5), "chunk_tokens": 50}),
     "mixed": (ENGLISH.encode() + b"\xff\xfe\x00" + (ENGLISH[:200] + MIXED).encode(), {}),
-    "prompt-pure": (
-        ENGLISH[:140].encode(),
-        {"site": "prompt", "chunk_tokens": 12, "fitting": Fitting(vectors=None, bits=4, steps=300), "pure": True},
-    ),
-    "prompt-corrected": (DECLARATION.encode(), {"site": "prompt", "fitting": Fitting(bits=1, steps=1)}),
+    "prompt-pure": (ENGLISH[:140].encode(), {"site": Prompt(None, 4, 300, pure=True), "chunk_tokens": 12}),
+    "prompt-corrected": (DECLARATION.encode(), {"site": Prompt(bits=1, steps=30)}),
 }
 
 

@@ -7,23 +7,28 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
-import huggingface_hub.constants
+import gguf
+import numpy as np
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
+import memcodec
 from memcodec import models
+from memcodec.codec import Codec
 from memcodec.errors import ModelNotFoundError
-from memcodec.lm import FrozenLM
+from memcodec.lm import weights
+from memcodec.lm.floats import FrozenLM
+from memcodec.tokens import ByteTokenizer
 
-from .conftest import save_tokenizer
+from .conftest import TEXT, save_tokenizer
 
 # A built-in model that is quick to make. Says "fetching" and "half" on the way, and waits there as long as told.
 FAKE = """
@@ -39,15 +44,14 @@ def fetch(source, work, progress):
     (work / "gguf").write_bytes(b"weights")
     return work / "gguf"
 
-def convert(gguf, folder, progress):
-    folder.mkdir()
-    (folder / "model.safetensors").write_text("half")
+def convert(folder, progress):
+    (folder / "tokenizer.json").write_text("half")
     print("half", flush=True)
     time.sleep({wait})
-    (folder / "model.safetensors").write_text("whole")
-    (folder / "memcodec.json").write_text(json.dumps(dict(weights="aa")))
+    (folder / "exact.safetensors").write_text("whole")
+    return bytes.fromhex({identity!r})
 
-models.BUILT_IN["fake"] = models.BuiltIn("fake", "1", "", 7, "gguf", {weights!r}, "")
+models.BUILT_IN["fake"] = models.BuiltIn("fake", "1", "", 7, "gguf", "aa", "")
 models._fetch, models._convert = fetch, convert
 print(models.pull("fake", lambda *report: print(*report, flush=True)))
 """
@@ -67,8 +71,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def start(cache: Path) -> Start:
     """Starts a process that pulls the fake model."""
 
-    def popen(wait: float = 0, weights: str = "aa") -> subprocess.Popen[str]:
-        script = FAKE.format(log=str(cache.parent / "log"), wait=wait, weights=weights)
+    def popen(wait: float = 0, identity: str = "aa") -> subprocess.Popen[str]:
+        script = FAKE.format(log=str(cache.parent / "log"), wait=wait, identity=identity)
         return subprocess.Popen(
             [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -85,7 +89,7 @@ def _wait_for(process: subprocess.Popen[str], line: str) -> None:
 def _assert_whole(cache: Path) -> None:
     folder = models.cached("fake")
     assert folder is not None
-    assert (folder / "model.safetensors").read_text() == "whole"
+    assert (folder / "exact.safetensors").read_text() == "whole"
     assert sorted(p.name for p in folder.parent.iterdir()) == ["fake", "fake.lock"]
 
 
@@ -118,45 +122,28 @@ def test_an_interrupted_pull_leaves_nothing_broken(cache: Path, start: Start, ho
 
 def test_an_unfinished_folder_is_replaced(cache: Path, start: Start) -> None:
     (cache / "models" / "fake").mkdir(parents=True)
-    (cache / "models" / "fake" / "model.safetensors").write_text("half")
+    (cache / "models" / "fake" / "tokenizer.json").write_text("half")
     assert models.cached("fake") is None
     start().communicate(timeout=60)
     _assert_whole(cache)
 
 
-def test_other_weights_are_refused(cache: Path, start: Start) -> None:
-    _, errors = start(weights="bb").communicate(timeout=60)
-    assert "its weights came out as aa, not bb" in errors
+def test_a_conversion_that_differs_is_refused(cache: Path, start: Start) -> None:
+    _, errors = start(identity="bb").communicate(timeout=60)
+    assert "the exact LM made of it has the identity bb, not aa" in errors
     assert models.cached("fake") is None
 
 
-def test_conversion_is_silent(
-    llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """A bar that transformers draws itself must not reach a pipe."""
-
-    def loads(kind: Any) -> Any:
-        load = kind.from_pretrained
-
-        def noisy(folder: Path, gguf_file: str, **rest: Any) -> Any:
-            print(f"Converting {gguf_file}", file=sys.stderr)
-            return load(folder, **rest)
-
-        return noisy
-
-    for name in ("AutoTokenizer", "AutoModelForCausalLM"):
-        kind = getattr(transformers, name)
-        monkeypatch.setattr(kind, "from_pretrained", loads(kind))
-    models._convert(llama_folder / "model.gguf", tmp_path / "made", None)
-    assert (tmp_path / "made" / "model.safetensors").is_file() and (tmp_path / "made" / "memcodec.json").is_file()
-    assert capfd.readouterr().err == ""
+def fetched(source: models.BuiltIn, work: Path, progress: object) -> Path:
+    (work / "gguf").write_bytes(b"weights")
+    return work / "gguf"
 
 
 def test_a_model_that_does_not_convert(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def convert(*_: object) -> None:
         raise ValueError("no such quantization\nmore")
 
-    monkeypatch.setattr(models, "_fetch", lambda *_: Path())
+    monkeypatch.setattr(models, "_fetch", fetched)
     monkeypatch.setattr(models, "_convert", convert)
     with pytest.raises(ModelNotFoundError, match=r"does not convert \(no such quantization\)$"):
         models.pull("fake")
@@ -250,14 +237,120 @@ def test_a_file_never_names_a_path(llama_folder: Path) -> None:
         models.resolve_named(str(llama_folder))
 
 
-def test_hub_id_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(
-        ModelNotFoundError, match=r"^'someone/model' is no directory here, and the Hugging Face hub"
-    ) as e:
-        models.resolve("someone/model")
-    assert "\n" not in str(e.value)
+# ---- the Hugging Face hub, in a fresh interpreter, against a stand-in that knows one repository
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def hub(llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Serves the tiny model as someone/tiny; gives the paths that are asked for."""
+    asked: list[str] = []
+    files = {p.name: p.read_bytes() for p in llama_folder.iterdir()} | {"pytorch_model.bin": b"pickle", "run.py": b"x"}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            if self.path.startswith(("/api/models/someone/tiny/revision/", "/api/models/someone/tiny?")):
+                names = [{"rfilename": name, "size": len(data)} for name, data in files.items()]
+                self.answer(json.dumps({"id": "someone/tiny", "sha": COMMIT, "siblings": names}).encode())
+            elif self.path.startswith("/api/models/someone/tiny/tree/"):
+                names = [{"type": "file", "path": n, "size": len(d), "oid": _oid(d)} for n, d in files.items()]
+                self.answer(json.dumps(names).encode())
+            elif (name := self.path.rsplit("/", 1)[-1]) in files and "/someone/tiny/resolve/" in self.path:
+                self.answer(files[name])
+            else:
+                self.send_response(404)
+                self.send_header("X-Error-Code", "RepoNotFound")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+        do_HEAD = do_GET
+
+        def answer(self, data: bytes) -> None:
+            self.send_response(200)
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("ETag", f'"{_oid(data)}"')
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(data)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    for name, value in {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "hub"),
+        "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_TELEMETRY": "1",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    yield asked
+    server.shutdown()
+    server.server_close()
+
+
+def _oid(data: bytes) -> str:
+    return hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest()
+
+
+def command(*arguments: object) -> subprocess.CompletedProcess[str]:
+    program = [sys.executable, "-m", "memcodec_cli", *map(str, arguments)]
+    return subprocess.run(program, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize("model", ["someone/tiny", f"someone/tiny@{COMMIT}"])
+def test_hub_ids_compress_and_decompress(hub: list[str], tmp_path: Path, model: str) -> None:
+    text = tmp_path / "text"
+    text.write_text(TEXT * 3)
+    made = command("compress", text, "--model", model, "--device", "cpu")
+    assert (made.returncode, made.stderr) == (0, "")
+    assert memcodec.inspect((tmp_path / "text.memz").read_bytes())["model"]["id"] == model
+    fetched_files = {path.rsplit("/", 1)[-1] for path in hub if "/resolve/" in path}
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= fetched_files
+    assert not fetched_files & {"pytorch_model.bin", "run.py"}
+    text.unlink()
+    back = command("decompress", tmp_path / "text.memz")  # it is on this machine: nothing to ask for
+    assert (back.returncode, back.stderr) == (0, "")
+    assert text.read_text() == TEXT * 3
+
+
+def test_a_file_that_names_a_hub_model_fetches_nothing_unasked(hub: list[str], tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.write_text(TEXT * 3)
+    assert command("compress", text, "--model", "someone/tiny", "--device", "cpu").returncode == 0
+    shutil.rmtree(tmp_path / "hub")
+    hub.clear()
+    for refused in (
+        command("decompress", tmp_path / "text.memz", "-o", tmp_path / "back"),
+        command("verify", "--decode", tmp_path / "text.memz"),
+    ):
+        assert refused.returncode == 1 and "give --allow-download to fetch it" in refused.stderr
+        assert refused.stderr.count("\n") == 1 and hub == []
+    back = command("decompress", tmp_path / "text.memz", "-o", tmp_path / "back", "--allow-download")
+    assert (back.returncode, back.stderr) == (0, "") and hub
+    assert (tmp_path / "back").read_text() == TEXT * 3
+
+
+def test_a_hub_id_that_is_not_there(hub: list[str], tmp_path: Path) -> None:
+    (tmp_path / "text").write_text(TEXT)
+    failed = command("compress", tmp_path / "text", "--model", "someone/else")
+    assert failed.returncode == 1 and failed.stderr.count("\n") == 1
+    assert "'someone/else' is no directory here, and the Hugging Face hub" in failed.stderr
+    assert not (tmp_path / "text.memz").exists()
+
+
+def test_a_hub_id_without_a_network(hub: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "text").write_text(TEXT)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    failed = command("compress", tmp_path / "text", "--model", "someone/tiny")
+    assert failed.returncode == 1 and hub == []
+    assert "'someone/tiny' is no directory here, and the Hugging Face hub" in failed.stderr
+    assert failed.stderr.count("\n") == 1
+
+
+# ---- the exact LM of a folder, made once
 
 
 @pytest.fixture
@@ -266,7 +359,108 @@ def broken(llama_folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(llama_folder, tmp_path / "broken"))
 
 
-def _refusal(folder: Path) -> str:
+def exact_of(folder: Path) -> weights.ExactWeights:
+    return models.load_exact(models.ModelFolder(folder.name, folder))[0]
+
+
+@pytest.fixture
+def conversions(monkeypatch: pytest.MonkeyPatch, cache: Path) -> list[Path]:
+    """The folders that are converted from now on."""
+    seen: list[Path] = []
+    make = models._make
+    monkeypatch.setattr(models, "_make", lambda folder, *rest: seen.append(folder) or make(folder, *rest))
+    return seen
+
+
+def test_integers_are_made_once(broken: Path, conversions: list[Path]) -> None:
+    first = exact_of(broken)
+    again = exact_of(broken)
+    assert len(conversions) == 1 and again.identity() == first.identity()
+
+
+def test_weights_that_change_are_noticed(broken: Path, conversions: list[Path]) -> None:
+    first = exact_of(broken)
+    tensors = load_file(broken / "model.safetensors")
+    name = next(iter(tensors))
+    tensors[name] = tensors[name] * 1.5
+    save_file(tensors, broken / "model.safetensors", {"format": "pt"})
+    assert exact_of(broken).identity() != first.identity()
+    os.utime(broken / "model.safetensors", ns=(1, 1))
+    exact_of(broken)
+    assert len(conversions) == 3
+
+
+def test_a_damaged_cache_is_made_anew(broken: Path, cache: Path, conversions: list[Path]) -> None:
+    first = exact_of(broken)
+    (kept,) = (cache / "exact").glob("*.safetensors")
+    whole = kept.read_bytes()
+    for damaged in (whole[:-1], whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:], b"", b"nothing"):
+        kept.write_bytes(damaged)
+        assert exact_of(broken).identity() == exact_of(broken).identity() == first.identity()
+    assert len(conversions) == 5
+    assert sorted(p.suffix for p in (cache / "exact").iterdir()) == [".lock", ".safetensors"]
+
+
+def test_a_cache_that_cannot_be_written_costs_time_alone(
+    broken: Path, cache: Path, conversions: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(weights.ExactWeights, "save", full)
+    assert exact_of(broken).identity() == exact_of(broken).identity()
+    assert not list((cache / "exact").glob("*safetensors"))
+
+
+def test_progress_is_shown_while_integers_are_made(broken: Path, cache: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    models.load_exact(models.ModelFolder("broken", broken), lambda *report: seen.append(report))
+    counted = [(done, total) for _, done, total in seen if total]
+    assert counted == sorted(counted) and counted[-1][0] == counted[-1][1] - 1
+
+
+def test_half_precision_weights(broken: Path, cache: Path) -> None:
+    tensors = load_file(broken / "model.safetensors")
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        rounded = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+        save_file(rounded, broken / "model.safetensors", {"format": "pt"})
+        half = exact_of(broken)
+        save_file({n: t.float() for n, t in rounded.items()}, broken / "model.safetensors", {"format": "pt"})
+        assert half.identity() == exact_of(broken).identity()
+
+
+def test_weights_in_several_files(broken: Path, cache: Path) -> None:
+    whole = exact_of(broken)
+    tensors = load_file(broken / "model.safetensors")
+    (broken / "model.safetensors").unlink()
+    names = sorted(tensors)
+    for number, some in enumerate((names[::2], names[1::2])):
+        save_file({name: tensors[name] for name in some}, broken / f"model-{number}.safetensors", {"format": "pt"})
+    assert exact_of(broken).identity() == whole.identity()
+
+
+def test_rounding_rows_to_integers() -> None:
+    matrix = np.random.default_rng(0).standard_normal((50, 64)).astype(np.float32)
+    matrix[3] = 0
+    integers, scale = weights.to_rows(matrix)
+    assert np.abs(integers).max(axis=1).tolist() == [0 if i == 3 else 127 for i in range(50)]
+    assert np.abs(integers * scale[:, None] - matrix).max() <= scale.max() / 2 * 1.001
+    rows = integers * scale[:, None].astype(float)
+    expected = ((rows - rows.mean(axis=0)) ** 2).sum(axis=1).mean()
+    assert weights.spread(integers, scale) == pytest.approx(expected, rel=1e-2)
+
+
+# ---- models that cannot be used
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(ModelNotFoundError) as error:
+        exact_of(folder)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def float_refusal(folder: Path) -> str:
     with pytest.raises(ModelNotFoundError) as error:
         FrozenLM.load(folder, [1])
     assert "\n" not in str(error.value)
@@ -274,33 +468,55 @@ def _refusal(folder: Path) -> str:
 
 
 def test_weights_that_are_cut(broken: Path) -> None:
-    weights = broken / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:5000])
-    assert "does not load as a causal LM" in _refusal(broken)
+    path = broken / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:5000])
+    assert "its weights do not read" in refusal(broken)
+    assert "does not load as a causal LM" in float_refusal(broken)
 
 
 def test_weights_that_lack_a_tensor(broken: Path) -> None:
     tensors = load_file(broken / "model.safetensors")
     del tensors["model.layers.0.mlp.up_proj.weight"]
     save_file(tensors, broken / "model.safetensors", {"format": "pt"})
-    assert "lack model.layers.0.mlp.up_proj.weight (1 in all)" in _refusal(broken)
+    assert "its weights lack model.layers.0.mlp.up_proj.weight" in refusal(broken)
+    assert "lack model.layers.0.mlp.up_proj.weight (1 in all)" in float_refusal(broken)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t[:-1].contiguous(), "has the shape"),
+        (lambda t: t * float("nan"), "no finite number"),
+        (lambda t: t.to(torch.int8), "of the type I8"),
+    ],
+)
+def test_weights_that_cannot_be(broken: Path, change: Callable[[torch.Tensor], torch.Tensor], message: str) -> None:
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.norm.weight"] = change(tensors["model.norm.weight"])
+    save_file(tensors, broken / "model.safetensors", {"format": "pt"})
+    assert message in refusal(broken) and "model.norm.weight" in refusal(broken)
 
 
 def test_a_config_that_is_no_json(broken: Path) -> None:
     (broken / "config.json").write_text("{")
-    assert "does not load as a causal LM" in _refusal(broken)
+    assert "its config.json does not read" in refusal(broken)
+    assert "does not load as a causal LM" in float_refusal(broken)
 
 
 def test_an_architecture_that_is_not_known(broken: Path) -> None:
     config = json.loads((broken / "config.json").read_text())
     (broken / "config.json").write_text(json.dumps(config | {"model_type": "nonsense"}))
-    assert "does not load as a causal LM" in _refusal(broken)
+    assert "the architecture 'nonsense' is not supported; memcodec has llama" in refusal(broken)
+    assert "does not load as a causal LM" in float_refusal(broken)
+    with pytest.raises(ModelNotFoundError, match="'nonsense' is not supported"):
+        Codec.load(str(broken), device="cpu").encode(TEXT)
 
 
 def test_pickled_weights_are_not_read(broken: Path) -> None:
     torch.save(load_file(broken / "model.safetensors"), broken / "pytorch_model.bin")
     (broken / "model.safetensors").unlink()
-    assert "does not load as a causal LM" in _refusal(broken)
+    assert "no safetensors weights there" in refusal(broken)
+    assert "does not load as a causal LM" in float_refusal(broken)
 
 
 def test_a_model_that_is_no_lm(tmp_path: Path) -> None:
@@ -309,28 +525,142 @@ def test_a_model_that_is_no_lm(tmp_path: Path) -> None:
     )
     BertModel(config).save_pretrained(tmp_path)
     save_tokenizer(tmp_path)
-    assert "lack" in _refusal(tmp_path)
+    assert "'bert' is not supported" in refusal(tmp_path)
+    assert "lack" in float_refusal(tmp_path)
+
+
+def test_tokenizers_that_are_no_byte_level_bpe(broken: Path) -> None:
+    described = json.loads((broken / "tokenizer.json").read_text())
+    described["pre_tokenizer"] = {"type": "Whitespace"}
+    described["decoder"] = None
+    (broken / "tokenizer.json").write_text(json.dumps(described))
+    with pytest.raises(ModelNotFoundError, match="its tokenizer is not byte-level BPE"):
+        ByteTokenizer.load(broken)
+    (broken / "tokenizer.json").write_text("{")
+    with pytest.raises(ModelNotFoundError, match="its tokenizer does not load") as caught:
+        ByteTokenizer.load(broken)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_of_vocabulary_and_merges(broken: Path) -> None:
+    """As GPT-2's repository has it beside tokenizer.json, and older ones alone."""
+    expected = ByteTokenizer.load(broken)
+    described = json.loads((broken / "tokenizer.json").read_text())["model"]
+    (broken / "vocab.json").write_text(json.dumps(described["vocab"]))
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in described["merges"]]
+    (broken / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    (broken / "tokenizer.json").unlink()
+    (broken / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
+    found = ByteTokenizer.load(broken)
+    assert np.array_equal(found.encode(TEXT), expected.encode(TEXT))
+    assert found.decode(found.encode(TEXT)) == TEXT.encode()
 
 
 def test_loading_prints_nothing(llama_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     FrozenLM.load(llama_folder, [1])
+    exact_of(llama_folder)
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_hash_of_weights_is_remembered(broken: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = FrozenLM.load(broken, [1]).model
-    digest = models.weights_hash(broken, model)
-    assert digest == models.hash_weights(model)
-    monkeypatch.setattr(models, "hash_weights", lambda _: b"computed again")
-    assert models.weights_hash(broken, model) == digest
-    os.utime(broken / "model.safetensors", ns=(1, 1))
-    assert models.weights_hash(broken, model) == b"computed again"
+# ---- GGUF, as built-in models come
 
 
-def test_only_the_cache_is_believed_about_its_hash(broken: Path, cache: Path) -> None:
-    model = FrozenLM.load(broken, [1]).model
-    (broken / "memcodec.json").write_text(json.dumps({"weights": "aa"}))  # copied along, and the weights changed since
-    assert models.weights_hash(broken, model) == models.hash_weights(model)
-    ours = cache / "models" / "broken"
-    shutil.copytree(broken, ours)
-    assert models.weights_hash(ours, model) == b"\xaa"
+@pytest.fixture
+def gguf_folder(llama_folder: Path, tmp_path: Path) -> Path:
+    """The tiny Llama as a GGUF file, as the built-in model's was made."""
+    folder = tmp_path / "from gguf"
+    folder.mkdir()
+    config = json.loads((llama_folder / "config.json").read_text())
+    writer = gguf.GGUFWriter(folder / "model.gguf", "llama")
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(10_000.0)
+    described = json.loads((llama_folder / "tokenizer.json").read_text())
+    tokens = sorted(described["model"]["vocab"], key=described["model"]["vocab"].get)
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if token == "<|end|>" else 1 for token in tokens])
+    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in described["model"]["merges"]])
+    writer.add_tokenizer_pre("default")
+    names = {"model.embed_tokens": "token_embd", "model.norm": "output_norm"}
+    parts = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+             "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+             "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm",
+             "post_attention_layernorm": "ffn_norm"}  # fmt: skip
+    for name, tensor in load_file(llama_folder / "model.safetensors").items():
+        stem, values = name.removesuffix(".weight"), tensor.numpy()
+        if stem.startswith("model.layers."):
+            _, _, layer, part = stem.split(".", 3)
+            for kind, heads in (("q", config["num_attention_heads"]), ("k", config["num_key_value_heads"])):
+                if part == f"self_attn.{kind}_proj":
+                    values = values.reshape(heads, 2, -1, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
+            target = f"blk.{layer}.{parts[part]}"
+        else:
+            target = names[stem]
+        writer.add_tensor(f"{target}.weight", np.ascontiguousarray(values))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return folder
+
+
+def test_a_gguf_file_is_the_same_model(gguf_folder: Path, llama_folder: Path, cache: Path) -> None:
+    identity = models._convert(gguf_folder, None)
+    expected = exact_of(llama_folder)
+    found, _ = weights.ExactWeights.load(gguf_folder / "exact.safetensors")
+    assert found.identity() == identity
+    assert {n: t.tolist() for n, t in found.tensors.items()} == {n: t.tolist() for n, t in expected.tensors.items()}
+    assert found.tokenizer == expected.tokenizer and found.prefix == expected.prefix
+    theirs, ours = FrozenLM.load(llama_folder, [1]), FrozenLM.load(gguf_folder, [1])
+    ids = torch.arange(1, 40)[None]
+    assert torch.equal(theirs.hidden(ids), ours.hidden(ids))
+
+
+def test_conversion_is_silent(gguf_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    models._convert(gguf_folder, None)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_damaged_built_in_model_is_made_anew_or_refused(
+    gguf_folder: Path, cache: Path, conversions: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = cache / "models" / "fake"
+    folder.parent.mkdir(parents=True)
+    shutil.move(gguf_folder, folder)
+    identity = models._convert(folder, None).hex()
+    pinned = models.BuiltIn("fake", "1", "", 7, "gguf", identity, "")
+    monkeypatch.setitem(models.BUILT_IN, "fake", pinned)
+    fake = models.ModelFolder("fake", folder)
+    conversions.clear()
+    assert models.load_exact(fake)[0].identity().hex() == identity and not conversions
+    path = folder / "exact.safetensors"
+    other = weights.ExactWeights.load(path)[0]
+    other.tensors["gain"][0] += 1
+    other.save(path, {})  # whole by itself, and not what every other machine has
+    assert models.load_exact(fake)[0].identity().hex() == identity and len(conversions) == 1
+    assert models.load_exact(fake)[0].identity().hex() == identity and len(conversions) == 1
+    monkeypatch.setitem(models.BUILT_IN, "fake", models.BuiltIn("fake", "1", "", 7, "gguf", "00" * 32, ""))
+    with pytest.raises(ModelNotFoundError, match=r"has the identity .*, not 0000000000000000"):
+        models.load_exact(fake)
+
+
+def test_transformers_is_not_needed_to_decode(llama_folder: Path, tmp_path: Path) -> None:
+    """Nor torch: both take seconds to import."""
+    (tmp_path / "text").write_text(TEXT * 3)
+    script = (
+        "import sys; from memcodec_cli import main\n"
+        "try: main()\nfinally: print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    )
+    for arguments in (
+        ["compress", tmp_path / "text", "-o", tmp_path / "a"],
+        ["decompress", tmp_path / "a", "-o", tmp_path / "b"],
+    ):
+        program = [sys.executable, "-c", script, *map(str, arguments), "--model", str(llama_folder), "--device", "cpu"]
+        done = subprocess.run(program, capture_output=True, text=True, check=True)
+        assert done.stdout == "[]\n"
+    assert (tmp_path / "b").read_text() == TEXT * 3
