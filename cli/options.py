@@ -46,7 +46,7 @@ decoding_model = _together(
 running = _together(
     click.option(
         "--device",
-        type=click.Choice(["auto", "cpu", "cuda", "mps"]),
+        type=click.Choice(["auto", "cpu", "cuda"]),
         default="auto",
         show_default=True,
         help="Where the model runs; auto takes a CUDA GPU if there is one.",

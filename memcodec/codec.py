@@ -63,7 +63,7 @@ class Codec:
     ) -> "Codec":
         """Load a model by built-in name, local directory or Hugging Face id (or id@revision).
 
-        device: "auto", "cpu", "cuda" or "mps"; threads: CPU threads, by default one a core; kernels: "numba" (CPU
+        device: "auto", "cpu" or "cuda"; threads: CPU threads, by default one a core; kernels: "numba" (CPU
         only), "torch" or "auto": two implementations of the same arithmetic. An architecture that the exact LM lacks
         is loaded for `fit_memory` alone. Raises ModelNotFoundError, MachineError.
         """

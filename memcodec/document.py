@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import zstandard
@@ -68,7 +69,7 @@ def _parts(data: bytes) -> Iterator[str | bytes]:
     text = data.decode("utf-8", "surrogateescape")
     kept: list[bytes] = []
     at = 0
-    for match in [*_LONE.finditer(text), None]:
+    for match in chain(_LONE.finditer(text), [None]):
         start, end = match.span() if match else (len(text), len(text))
         run = text[at:start]
         alone = match is None and not at and not kept

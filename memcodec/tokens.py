@@ -1,8 +1,7 @@
 """Bytes to token ids and back, for tokenizers of the byte-level BPE kind (GPT-2 and its many descendants)."""
 
 import hashlib
-import json
-import struct
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,29 @@ from memcodec.errors import ModelNotFoundError
 PREFIX = "..."  # what stands before every chunk: most begin in the middle of something
 
 
-def _byte_of_character() -> dict[str, int]:
-    """GPT-2's printable stand-ins for the 256 bytes, reversed."""
+def _byte_of_character() -> dict[int, int]:
+    """GPT-2's printable stand-ins for the 256 bytes, reversed, by their code points."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [b for b in range(256) if b not in plain]
-    return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(others)}
+    return {b: b for b in plain} | {256 + i: b for i, b in enumerate(others)}
+
+
+def _bytes_of_ids(vocabulary: dict[str, int], added: set[int]) -> dict[int, bytes]:
+    """The bytes of each id, by rising ids: stand-ins turned back; an added token is its text."""
+    byte_of = _byte_of_character()
+    stand_ins = re.compile("[" + re.escape("".join(map(chr, byte_of))) + "]*")
+    result: dict[int, bytes] = {}
+    plain: list[tuple[str, int]] = []
+    for token, token_id in sorted(vocabulary.items(), key=lambda item: item[1]):
+        result[token_id] = token.encode()
+        if token_id not in added and stand_ins.fullmatch(token):
+            plain.append((token, token_id))
+    joined = "".join(token for token, _ in plain).translate(byte_of).encode("latin-1")  # a character is a byte
+    at = 0
+    for token, token_id in plain:
+        result[token_id] = joined[at : at + len(token)]
+        at += len(token)
+    return result
 
 
 class ByteTokenizer:
@@ -25,26 +42,19 @@ class ByteTokenizer:
 
     def __init__(self, backend: Any, name: str) -> None:
         """backend: a `tokenizers.Tokenizer`; name: for messages. Raises ModelNotFoundError if not byte-level BPE."""
-        description = json.loads(backend.to_str())
-        kinds = json.dumps([description.get("pre_tokenizer"), description.get("decoder")])
-        if description["model"].get("type") != "BPE" or '"ByteLevel"' not in kinds:
+        kinds = f"{backend.pre_tokenizer} {backend.decoder}"
+        if type(backend.model).__name__ != "BPE" or "ByteLevel" not in kinds:
             raise ModelNotFoundError(f"{name}: its tokenizer is not byte-level BPE, which memcodec needs")
         self._backend = backend
         self._backend.encode_special_tokens = True
         self._backend.no_truncation()
         self._backend.no_padding()
-        byte_of = _byte_of_character()
-        added = {token["id"] for token in description.get("added_tokens", [])}
-        self._bytes: dict[int, bytes] = {}
-        for token, token_id in backend.get_vocab(with_added_tokens=True).items():
-            if token_id in added or any(c not in byte_of for c in token):
-                self._bytes[token_id] = token.encode()
-            else:
-                self._bytes[token_id] = bytes(byte_of[c] for c in token)
+        self._bytes = _bytes_of_ids(backend.get_vocab(with_added_tokens=True), set(backend.get_added_tokens_decoder()))
         self.missing_bytes = set(range(256)) - {value[0] for value in self._bytes.values() if len(value) == 1}
         # What a decoder needs of a tokenizer is the bytes of each id: merges and versions of the library may differ.
-        entries = (struct.pack("<II", token_id, len(value)) + value for token_id, value in sorted(self._bytes.items()))
-        self.digest = hashlib.sha256(b"".join(entries)).digest()
+        lengths = np.array([len(value) for value in self._bytes.values()], dtype="<u4")
+        ids = np.array(list(self._bytes), dtype="<u4")
+        self.digest = hashlib.sha256(ids.tobytes() + lengths.tobytes() + b"".join(self._bytes.values())).digest()
 
     @classmethod
     def load(cls, folder: Path) -> "ByteTokenizer":

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import os
 import random
 import struct
 import subprocess
@@ -349,6 +350,7 @@ def test_a_type_checker_sees_what_clients_get_wrong(tmp_path: Path) -> None:
         [sys.executable, "-m", "mypy", "--strict", "--follow-imports", "silent", "--config-file", "",
          *sorted(map(str, tmp_path.glob("*.py")))],
         capture_output=True, text=True, cwd=tmp_path,
+        env=os.environ | {"MYPYPATH": str(Path(memcodec.__file__).parent.parent)},
     )  # fmt: skip
     assert "client.py" not in done.stdout, done.stdout
     for number, message in enumerate(WRONG.values()):

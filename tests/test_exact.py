@@ -129,6 +129,14 @@ def test_slower_products_give_the_same(weights: ExactWeights, monkeypatch: pytes
         assert np.array_equal(logits_of(ExactLM(weights, "cpu", kernels=kernels), tokens), expected)
 
 
+def test_steps_over_fixed_tensors_give_the_same(weights: ExactWeights, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As CUDA captures them in graphs."""
+    rows = rows_of(6, [40, 35, 35, 1])
+    lm = ExactLM(weights, "cpu", kernels="torch")
+    monkeypatch.setattr(lm._device_lm, "in_graphs", True)
+    assert same(cached_steps(lm, rows), full_pass(ExactLM(weights, "cpu"), rows))
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda_gives_the_same(weights: ExactWeights) -> None:
     rows = rows_of(4, [80, 75, 33])
@@ -357,16 +365,16 @@ def test_descriptions_come_back(kind: str, tiny_folders: FolderOf) -> None:
 
 
 def test_identity_is_of_all_that_is_computed_with(weights: ExactWeights) -> None:
-    identity = weights.identity()
+    identity = weights.identity
     for name, tensor in weights.tensors.items():
         if tensor.size:
             changed = tensor.copy()
             changed.reshape(-1).view(np.uint8)[-1] ^= 1
-            assert replace(weights, tensors=weights.tensors | {name: changed}).identity() != identity
-    assert replace(weights, prefix=(1, 2)).identity() != identity
-    assert replace(weights, tokenizer=b"other").identity() != identity
+            assert replace(weights, tensors=weights.tensors | {name: changed}).identity != identity
+    assert replace(weights, prefix=(1, 2)).identity != identity
+    assert replace(weights, tokenizer=b"other").identity != identity
     other = replace(weights.architecture, epsilon=2e-5)
-    assert replace(weights, architecture=other).identity() != identity
+    assert replace(weights, architecture=other).identity != identity
 
 
 # ---- threads and processes

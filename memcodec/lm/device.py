@@ -69,7 +69,10 @@ def _divide(a: torch.Tensor | float, b: torch.Tensor | float) -> torch.Tensor:
     """a / b in one division: torch makes a reciprocal and a product of one with a number (both ways, on CUDA)."""
     like = a if isinstance(a, torch.Tensor) else b
     assert isinstance(like, torch.Tensor)
-    first, second = (torch.as_tensor(value, dtype=like.dtype, device=like.device) for value in (a, b))
+    first, second = (
+        value if isinstance(value, torch.Tensor) else torch.full((), value, dtype=like.dtype, device=like.device)
+        for value in (a, b)
+    )
     return torch.div(first, second)
 
 
@@ -100,6 +103,7 @@ class DeviceLM:
         """Raises ModelNotFoundError where torch has no such device."""
         torch.backends.cuda.matmul.allow_tf32 = False
         self.device = torch.device(check_device(device))
+        self.in_graphs = self.device.type == "cuda"  # steps, as a launch takes longer there than most operations
         self.architecture = weights.architecture
         tensors = weights.tensors
         self._tensors = {name: torch.from_numpy(np.array(value)).to(self.device) for name, value in tensors.items()}
@@ -212,10 +216,16 @@ class DeviceSequences:
         self._scales = [torch.zeros(*shape, 1, device=lm.device) for _ in range(2)]
         self._rows = np.empty(0, dtype=np.int64)  # where the last pass's rows are in the padded ones
         self._integers: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._steps: dict[int, _Step] = {}
 
     @torch.no_grad()
     def forward(self, pieces: list[Any]) -> None:
         """One pass; rows are padded to one length, and what is padded is written nowhere."""
+        in_order = [piece.slot for piece in pieces] == list(range(len(pieces)))
+        one_each = all(len(piece.tokens) == 1 and piece.vectors is None for piece in pieces)
+        if self._lm.in_graphs and in_order and one_each:
+            self._step(np.concatenate([piece.tokens for piece in pieces]))
+            return
         lm, a = self._lm, self._lm.architecture
         slots = np.array([piece.slot for piece in pieces])
         counts = np.array([len(piece.tokens) for piece in pieces])
@@ -237,6 +247,15 @@ class DeviceSequences:
         rows, places, kept = (torch.from_numpy(part).to(lm.device) for part in (slots, positions, self._rows))
         self._integers = self._layers(x.view(n * longest, -1), rows, places, kept, int((starts + counts).max()))
         self._lengths[slots] += counts
+
+    def _step(self, tokens: np.ndarray) -> None:
+        """A token of each of the first sequences, in a graph that is captured once for so many of them."""
+        rows = len(tokens)
+        if rows not in self._steps:
+            self._steps[rows] = _Step(self, rows)
+        self._integers = self._steps[rows](tokens, self._lengths[:rows])
+        self._rows = np.arange(rows)
+        self._lengths[:rows] += 1
 
     def _layers(
         self, x: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor, real: torch.Tensor, end: int
@@ -296,12 +315,54 @@ class DeviceSequences:
         return found
 
 
+class _Step:
+    """One cached step of so many sequences, over fixed tensors and all positions: on CUDA, one launch."""
+
+    def __init__(self, sequences: DeviceSequences, rows: int) -> None:
+        device = sequences._lm.device
+        self._sequences = sequences
+        self._rows = torch.arange(rows, device=device)
+        self._tokens = torch.zeros(rows, dtype=torch.int64, device=device)
+        self._positions = torch.zeros(rows, 1, dtype=torch.int64, device=device)
+        self._graph: Any = None
+        self._result: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def __call__(self, tokens: np.ndarray, positions: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """int64 [rows] each -> inputs of the head."""
+        self._tokens.copy_(torch.from_numpy(tokens))
+        self._positions.copy_(torch.from_numpy(positions[:, None]))
+        if self._tokens.device.type == "cuda":
+            if self._graph is None:
+                self._capture()
+            self._graph.replay()
+        else:
+            self._result = self._run()
+        assert self._result is not None
+        return self._result
+
+    def _run(self) -> tuple[torch.Tensor, torch.Tensor]:
+        sequences = self._sequences
+        end = sequences._kept[0].shape[3]
+        return sequences._layers(sequences._lm.embed(self._tokens), self._rows, self._positions, self._rows, end)
+
+    def _capture(self) -> None:
+        """Run once, so that libraries set themselves up, then record."""
+        cuda: Any = torch.cuda
+        stream = cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self._run()
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._result = self._run()
+
+
 def check_device(name: str) -> str:
-    """The device that "auto", "cpu", "cuda" or "mps" means here. Raises ModelNotFoundError."""
+    """The device that "auto", "cpu" or "cuda" means here. Raises ModelNotFoundError."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available.get(name, False):
+    if name != "cpu" and not (name == "cuda" and torch.cuda.is_available()):
         raise ModelNotFoundError(f"device {name!r} is not available here: use --device cpu")
     return name
 

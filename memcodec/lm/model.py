@@ -13,7 +13,7 @@ from memcodec.errors import ModelNotFoundError
 from memcodec.lm import arithmetic, cpu, selftest
 from memcodec.lm.architecture import Architecture
 from memcodec.lm.compiled import Team
-from memcodec.lm.product import COLUMNS, TILE_ROWS, multiply_matrices, panels
+from memcodec.lm.product import COLUMNS, TILE_ROWS, columns_of, multiply_matrices, panels
 from memcodec.lm.weights import ExactWeights
 from memcodec.memory.readout import Steering
 
@@ -54,13 +54,13 @@ class ExactLM:
     def __init__(
         self, weights: ExactWeights, device: str = "auto", threads: int | None = None, kernels: str = "auto"
     ) -> None:
-        """device: "auto", "cpu", "cuda" or "mps"; threads: on the CPU, by default one a core that this process may use.
+        """device: "auto", "cpu" or "cuda"; threads: on the CPU, by default one a core that this process may use.
 
         kernels: "numba" (CPU only), "torch", or "auto". Raises ModelNotFoundError and MachineError.
         """
         self.architecture: Architecture = weights.architecture
         self.prefix = np.array(weights.prefix, dtype=np.int64)
-        self.identity = weights.identity()
+        self.identity = weights.identity
         self.positions = weights.architecture.positions
         self.vocabulary = weights.architecture.vocabulary
         self.team = Team(threads or cores())
@@ -251,23 +251,14 @@ def _rooms(workers: int, size: int, dtype: type) -> np.ndarray:
     return np.empty((workers, size + 256 // np.dtype(dtype).itemsize), dtype=dtype)
 
 
-def _padded(values: np.ndarray) -> np.ndarray:
-    """With zeros behind, to whole panels, along the last axis."""
-    missing = -values.shape[-1] % COLUMNS
-    return np.ascontiguousarray(np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, missing)]))
-
-
-def _side_by_side(values: np.ndarray, inner: int) -> np.ndarray:
-    """Rows of the gate, then of what it gates, [layers, 2 * inner, ...], as 16 of each in turn, padded."""
+def _gate_columns(inner: int) -> np.ndarray:
+    """As `columns_of`, for rows of a gate and then of what it gates: 16 of each in turn."""
     half = COLUMNS // 2
-    blocks = -(-inner // half)
-    result = np.zeros((len(values), blocks, 2, half, *values.shape[2:]), dtype=values.dtype)
-    for which in range(2):
-        some = values[:, which * inner : (which + 1) * inner]
-        for block in range(blocks):
-            piece = some[:, block * half : (block + 1) * half]
-            result[:, block, which, : piece.shape[1]] = piece
-    return result.reshape(len(values), blocks * COLUMNS, *values.shape[2:])
+    blocks = np.full((-(-inner // half), 2, half), -1, dtype=np.int64)
+    for row in range(inner):
+        for which in range(2):
+            blocks[row // half, which, row % half] = which * inner + row
+    return blocks.reshape(-1)
 
 
 def _pack(exact: ExactWeights) -> cpu.Weights:
@@ -278,18 +269,21 @@ def _pack(exact: ExactWeights) -> cpu.Weights:
         shape = (size,) if count is None else (count, size)
         return tensors.get(name, np.full(shape, fill, dtype=np.float32))
 
-    def linear(name: str, columns: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        matrix, scale = tensors[name], tensors[name + ".scale"]
-        bias = row(name + ".bias", columns, 0)
-        if name == "up" and a.gated:
-            matrix, scale, bias = (_side_by_side(x, a.inner) for x in (matrix, scale, bias))
-        packed = np.stack([panels(layer).reshape(-1) for layer in matrix])
-        return packed, _padded(scale), _padded(bias)
+    def linear(name: str, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        columns = _gate_columns(a.inner) if name == "up" and a.gated else columns_of(rows)
+        packed = np.stack([panels(layer, columns) for layer in tensors[name]])
+        scale, bias = (
+            np.where(columns < 0, np.float32(0), x[:, columns])
+            for x in (tensors[name + ".scale"], row(name + ".bias", rows, 0))
+        )
+        return packed, scale, bias
 
     heads = (a.heads + 2 * a.key_heads) * a.head_size
     head = "embedding" if a.tied else "head"
+    words = columns_of(a.vocabulary)
+    head_scale, head_bias = tensors[head + ".scale"], row("head.bias", a.vocabulary, 0, None)
     flat = np.zeros((1, a.head_size // 2), dtype=np.float32)
-    return cpu.Weights(
+    return compute.Weights(
         tensors["embedding"], tensors["embedding.scale"],
         tensors.get("position", np.empty((0, a.hidden), dtype=np.float32)),
         row("attention.gain", a.hidden, 1), row("attention.shift", a.hidden, 0),
@@ -298,7 +292,6 @@ def _pack(exact: ExactWeights) -> cpu.Weights:
         *linear("qkv", heads), *linear("mix", a.hidden),
         *linear("up", (1 + a.gated) * a.inner), *linear("down", a.hidden),
         row("gain", a.hidden, 1, None), row("shift", a.hidden, 0, None),
-        panels(tensors[head]).reshape(-1), _padded(tensors[head + ".scale"]),
-        _padded(row("head.bias", a.vocabulary, 0, None)),
+        panels(tensors[head], words), *(np.where(words < 0, np.float32(0), x[words]) for x in (head_scale, head_bias)),
         tensors.get("cosine", flat), tensors.get("sine", flat), arithmetic.gate(a.gate), arithmetic.powers(),
     )  # fmt: skip

@@ -160,21 +160,44 @@ def multiply(left, start, stride, rows, right, panel, pairs, out, out_start, out
         _tile_1(a, stride, w, pairs, c, out_stride)
 
 
-def panels(matrix: np.ndarray) -> np.ndarray:
-    """int8 [columns, inner] -> int8 [..., panels, inner / 2, 32, 2], padded with columns of zeros."""
-    columns, inner = matrix.shape
-    count = -(-columns // COLUMNS)
-    padded = np.zeros((count * COLUMNS, inner), dtype=np.int8)
-    padded[:columns] = matrix
-    return np.ascontiguousarray(padded.reshape(count, COLUMNS, inner // 2, 2).transpose(0, 2, 1, 3))
+def columns_of(rows: int) -> np.ndarray:
+    """Which row of a matrix each column of its panels is, -1 for none; int64 [whole panels]."""
+    result = np.full(-(-rows // COLUMNS) * COLUMNS, -1, dtype=np.int64)
+    result[:rows] = np.arange(rows)
+    return result
+
+
+def panels(matrix: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """int8 [rows, inner] as panels, with the rows that `columns` says as columns, and zeros for none; int8 [bytes]."""
+    out = np.empty(len(columns) * matrix.shape[1], dtype=np.int8)
+    _lay_out(np.ascontiguousarray(matrix), columns, out)
+    return out
+
+
+@kernel
+def _lay_out(matrix, columns, out):
+    inner = matrix.shape[1]
+    for c in range(len(columns)):
+        base, two = np.uint64(c // COLUMNS * (COLUMNS * inner) + c % COLUMNS * 2), np.uint64(2)
+        step, one = np.uint64(2 * COLUMNS), np.uint64(1)
+        if columns[c] < 0:
+            for k in range(np.uint64(inner // 2)):
+                out[base + k * step] = 0
+                out[base + k * step + one] = 0
+        else:
+            row = matrix[columns[c]]
+            for k in range(np.uint64(inner // 2)):
+                out[base + k * step] = row[two * k]
+                out[base + k * step + one] = row[two * k + one]
 
 
 def multiply_matrices(left: np.ndarray, right: np.ndarray, slowly: bool = False) -> np.ndarray:
     """int [rows, inner] times int8 [columns, inner] by `multiply`, int32 [rows, columns]: for the self-test."""
     rows, inner = left.shape
-    flat, packed = left.astype(np.int16).reshape(-1), panels(right)
-    out = np.empty((rows, len(packed) * COLUMNS), dtype=np.int32)
-    _multiply_all(flat, inner, rows, packed.reshape(-1), len(packed), out.reshape(-1), int(slowly))
+    columns = columns_of(len(right))
+    out = np.empty((rows, len(columns)), dtype=np.int32)
+    flat, packed = left.astype(np.int16).reshape(-1), panels(right, columns)
+    _multiply_all(flat, inner, rows, packed, len(columns) // COLUMNS, out.reshape(-1), int(slowly))
     return out[:, : len(right)]
 
 

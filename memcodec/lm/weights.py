@@ -10,6 +10,7 @@ import json
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ class ExactWeights:
     prefix: tuple[int, ...]
     tokenizer: bytes
 
+    @cached_property
     def identity(self) -> bytes:
         """SHA-256 of all that is computed with (spec/EXACT.md, "Identity")."""
         digest = hashlib.sha256()
@@ -56,7 +58,7 @@ class ExactWeights:
             "architecture": self.architecture.to_json(),
             "prefix": json.dumps(list(self.prefix)),
             "tokenizer": self.tokenizer.hex(),
-            "identity": self.identity().hex(),
+            "identity": self.identity.hex(),
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}-{secrets.token_hex(6)}")
@@ -85,7 +87,7 @@ class ExactWeights:
             )
         except (safetensors.SafetensorError, LookupError, TypeError) as error:
             raise ValueError(f"damaged ({type(error).__name__})") from error
-        if found.identity().hex() != about.get("identity"):
+        if found.identity.hex() != about.get("identity"):
             raise ValueError("damaged: its hash does not match")
         return found, about
 

@@ -1,0 +1,187 @@
+"""The exact LM under every environment that this machine can be made to look like, and against float32.
+
+    python benchmarks/exactness.py [--out FOLDER] [--quick]
+
+A process of its own for each environment (instruction sets of numba, oneDNN and ATen, threads, kernels) hashes the
+logits of the default model and of a tiny one of every architecture: full and cached passes, batches 1, 3 and 64. All
+hashes of a model must be equal. Then bits per token on the benchmark's texts, exact and in float32. Writes
+exactness.json and exactness.md to --out.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import corpora
+import numpy as np
+
+from memcodec import chunks, document
+from memcodec.bench.comparison import Text
+from memcodec.bench.results import machine, today
+from memcodec.codec import Codec
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gpt2")
+BYTES = 20_480
+_ATEN: tuple[dict[str, str], ...] = ({}, {"ATEN_CPU_CAPABILITY": "default"}, {"ATEN_CPU_CAPABILITY": "avx2"})
+_ONEDNN = tuple({"ONEDNN_MAX_CPU_ISA": isa} for isa in ("SSE41", "AVX2", "AVX512_CORE"))
+_NUMBA = tuple(
+    {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": ""} for name in ("x86-64-v2", "x86-64-v3", "skylake-avx512")
+)
+
+
+def environments() -> list[dict[str, str]]:
+    """What is set in each process; the first is the machine as it is."""
+    return [*_ATEN, *_ONEDNN, *_NUMBA]
+
+
+def main() -> None:
+    """Hash in every environment, then measure bits."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--quick", action="store_true", help="tiny models and 2 KB of each text alone")
+    parser.add_argument("--hash", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.hash:
+        print(json.dumps(hashes(json.loads(options.hash))))
+        return
+    options.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        names = {family: make_tiny(family, Path(folder) / family) for family in FAMILIES}
+        if not options.quick:
+            names["smollm2-135m"] = "smollm2-135m"
+        rows = [run(changes, names) for changes in environments()]
+    found: dict[str, Any] = {
+        "date": today(),
+        "machine": machine(),
+        "environments": rows,
+        "different": {name: len({h for row in rows for h in row["hashes"][name].values()}) for name in names},
+        "bits": bits(2048 if options.quick else BYTES),
+    }
+    (options.out / "exactness.json").write_text(json.dumps(found, indent=1) + "\n")
+    (options.out / "exactness.md").write_text(render(found))
+    print(render(found))
+    if any(count != 1 for count in found["different"].values()):
+        sys.exit("exactness: error: hashes differ")
+
+
+def run(changes: dict[str, str], names: dict[str, str]) -> dict[str, Any]:
+    """Hashes in a process with some variables set."""
+    start = time.monotonic()
+    command = [sys.executable, __file__, "--hash", json.dumps(names)]
+    done = subprocess.run(command, env=os.environ | changes, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"exactness: error: {changes}: {done.stderr.strip().splitlines()[-1]}")
+    found: dict[str, Any] = json.loads(done.stdout)
+    print(changes or "as it is", f"{time.monotonic() - start:.0f} s", flush=True)
+    return {"variables": changes, **found}
+
+
+def hashes(names: dict[str, str]) -> dict[str, Any]:
+    """By model: a hash for each way to compute the same logits; and which product torch was found to need."""
+    from memcodec.lm import model as lms
+    from memcodec.models import load_exact, resolve
+
+    result: dict[str, dict[str, str]] = {}
+    for name, folder in names.items():
+        weights, _ = load_exact(resolve(folder))
+        count, found = (10 if name == folder else 40), {}
+        for kernels, threads in (("numba", 1), ("numba", 2), ("torch", 2)):
+            lm = lms.ExactLM(weights, "cpu", threads, kernels)
+            tokens = np.arange(1, count + 1) * 37 % lm.vocabulary
+            found[f"{kernels}, {threads} threads, full pass"] = digest(lms.logits_of(lm, tokens))
+            for batch in (1, 3, 64):
+                sequences = lm.sequences(batch, count, batch)
+                steps = []
+                for t in range(count):
+                    sequences.forward([lms.Piece(slot, tokens[t : t + 1]) for slot in range(batch)])
+                    steps.append(sequences.logits(slice(None, batch))[:, : lm.vocabulary].copy())
+                for row in {0, batch - 1}:
+                    name_ = f"{kernels}, {threads} threads, cached, batch {batch}, row {row}"
+                    found[name_] = digest(np.stack([step[row] for step in steps]))
+        result[name] = found
+    return {"hashes": result, "torch_products": "float32" if lms._slowly_on_device("cpu") else "int8"}
+
+
+def digest(logits: np.ndarray) -> str:
+    """SHA-256 of logits, in short."""
+    return hashlib.sha256(np.ascontiguousarray(logits, dtype="<i4").tobytes()).hexdigest()[:16]
+
+
+def make_tiny(family: str, folder: Path) -> str:
+    """A random model of a family, and a tokenizer of single bytes."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    sizes: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3,
+                             "num_attention_heads": 4, "num_key_value_heads": 2,
+                             "max_position_embeddings": 512}  # fmt: skip
+    if family == "gpt2":
+        sizes = {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 512}
+    torch.manual_seed(len(family))
+    config: Any = AutoConfig.for_model(family, vocab_size=300, initializer_range=0.2, **sizes)
+    lm: Any = AutoModelForCausalLM
+    lm.from_config(config).save_pretrained(folder)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({character: i for i, character in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+    return str(folder)
+
+
+def bits(size: int) -> list[dict[str, Any]]:
+    """Bits per token of the beginning of each text, exact and in float32, in chunks of up to 200 tokens."""
+    import torch
+
+    codec = Codec.load(device="cpu")
+    rows = []
+    for corpus in corpora.CORPORA:
+        text = Text.cut(corpus.name, corpora.contents(corpus), size).data
+        runs = [span.tokens for span in document.split(text, codec.tokenizer) if isinstance(span, document.Text)]
+        cut = [chunk for run in runs for chunk in chunks.cut(run, 200)]
+        exact = sum(float(codec.token_bits(chunk).sum()) for chunk in cut)
+        floats = 0.0
+        with torch.no_grad():
+            for chunk in cut:
+                ids = torch.from_numpy(chunk)[None]
+                scores = torch.log_softmax(codec.floats.logits(codec.floats.hidden(ids))[0].double(), dim=1)
+                floats -= scores.gather(1, ids[0][:, None]).sum().item() / np.log(2)
+        tokens = sum(map(len, cut))
+        rows.append({"text": corpus.name, "kind": corpus.kind, "bytes": len(text), "tokens": tokens,
+                     "exact": exact / tokens, "float32": float(floats) / tokens})  # fmt: skip
+        print(rows[-1], flush=True)
+    return rows
+
+
+def render(found: dict[str, Any]) -> str:
+    """Two tables in Markdown."""
+    lines = ["| variables | torch's products | hashes | all equal |", "| --- | --- | ---: | --- |"]
+    for row in found["environments"]:
+        variables = ", ".join(f"{k}={v}" for k, v in row["variables"].items() if v) or "none"
+        count = sum(map(len, row["hashes"].values()))
+        same = all(
+            set(some.values()) == set(found["environments"][0]["hashes"][name].values())
+            for name, some in row["hashes"].items()
+        )
+        lines.append(f"| {variables} | {row['torch_products']} | {count} | {'yes' if same else 'NO'} |")
+    lines += ["", "| text | bytes | tokens | float32, bits per token | exact | difference |"]
+    lines.append("| --- | ---: | ---: | ---: | ---: | ---: |")
+    for row in found["bits"]:
+        change = row["exact"] / row["float32"] - 1
+        lines.append(
+            f"| {row['text']} ({row['kind']}) | {row['bytes']:,} | {row['tokens']:,} | {row['float32']:.4f} | "
+            f"{row['exact']:.4f} | {change:+.2%} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
