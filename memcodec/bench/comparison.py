@@ -140,7 +140,7 @@ class Bench:
         return Row(text.name, name, len(text.data), result)
 
     def memcodec(self, text: Text, site: Readout | Prompt, name: str = "", chunk_tokens: int = 200) -> Row:
-        """memcodec with the settings of a site. Raises EncodeError where a pure prompt does not suffice."""
+        """memcodec with the settings of a site; `failed` in the result where a pure prompt does not suffice."""
         name = name or f"memcodec {site.share:g}" if isinstance(site, Readout) else name
         settings = {"site": type(site).__name__, "chunk_tokens": chunk_tokens} | asdict(site)
         key = {"codec": "memcodec", "settings": settings, "file": digest(text.data)} | self._identity()
@@ -148,7 +148,10 @@ class Bench:
         def run(codec: Codec, data: bytes) -> dict[str, Any]:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "text.memz"
-                return measure.memcodec_file(codec, data, path, self._batch, site=site, chunk_tokens=chunk_tokens)
+                try:
+                    return measure.memcodec_file(codec, data, path, self._batch, site=site, chunk_tokens=chunk_tokens)
+                except EncodeError as error:
+                    return {"failed": str(error)}
 
         result = self.store.get(key, lambda: self._told(name, text, run))
         return Row(text.name, name, len(text.data), result)
@@ -170,10 +173,8 @@ class Bench:
 
     def prompt(self, text: Text, steps: int = PROMPT_STEPS) -> Row | str:
         """The prompt site in its pure form, a memory token a chunk and no corrections; where it fails, why."""
-        try:
-            return self.memcodec(text, Prompt(steps=steps, pure=True), PROMPT, PROMPT_TOKENS)
-        except EncodeError as error:
-            return str(error)
+        row = self.memcodec(text, Prompt(steps=steps, pure=True), PROMPT, PROMPT_TOKENS)
+        return row.result.get("failed", row)
 
     def _told(self, name: str, text: Text, run: Callable[[Codec, bytes], dict[str, Any]]) -> dict[str, Any]:
         self._say(f"{name}: {text.name}")
