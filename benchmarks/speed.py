@@ -25,7 +25,7 @@ from memcodec import chunks, document
 from memcodec import container as box
 from memcodec.bench.results import machine, today
 from memcodec.codec import Codec
-from memcodec.lm.model import Piece
+from memcodec.lm.passes import Piece
 from memcodec.models import DEFAULT_MODEL, float_source, resolve
 
 POSITION = 100  # of the cached steps

@@ -69,16 +69,18 @@ class Bars:
             self._bar.refresh()
 
 
+_LARGE = 1 << 24  # bytes from which on zstd -19 would take a quarter of a minute
+
+
 def close_line(name: str, original: bytes, compressed_bytes: int, seconds: float) -> None:
-    """Print sizes, ratio, the same for zstd -19, and seconds. original: the uncompressed bytes."""
+    """Print sizes, ratio, the same for zstd -19 if that is quick, and seconds. original: the uncompressed bytes."""
     from memcodec.document import zstd_size
 
-    zstd = zstd_size(original)
-    click.echo(
-        f"{name}: {len(original):,} bytes, {compressed_bytes:,} compressed ({_ratio(original, compressed_bytes)}); "
-        f"zstd -19: {zstd:,} ({_ratio(original, zstd)}); {seconds:.1f} s",
-        err=True,
-    )
+    line = f"{name}: {len(original):,} bytes, {compressed_bytes:,} compressed ({_ratio(original, compressed_bytes)}); "
+    if len(original) < _LARGE:
+        zstd = zstd_size(original)
+        line += f"zstd -19: {zstd:,} ({_ratio(original, zstd)}); "
+    click.echo(f"{line}{seconds:.1f} s", err=True)
 
 
 def _ratio(original: bytes, size: int) -> str:

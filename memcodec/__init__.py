@@ -83,7 +83,7 @@ def decode(
     """Decompress the bytes of a .memz file, with the model that it names or `model`; settings as in `Codec.decode`.
 
     allow_download: fetch a model from the Hugging Face hub that only the file names. Raises FormatError, ChecksumError,
-    ModelMismatchError, ModelNotFoundError, MachineError.
+    ModelMismatchError, ModelNotFoundError, MachineError; EncodeError for settings out of range.
     """
     from memcodec import codec, container
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from memcodec.coding import corrections
 from memcodec.coding.distribution import Look
-from memcodec.lm.model import ExactLM, Piece
+from memcodec.lm.model import PAGE, ExactLM
+from memcodec.lm.passes import Piece
 from memcodec.memory import Report, Site
 
 PASS_ROWS = 400  # positions in one full pass: with more of them, activations leave the processor's cache
@@ -126,6 +127,8 @@ def decode(lm: ExactLM, site: Site, batch: list[Coded], report: Report = lambda 
 
 def batches(lm: ExactLM, site: Site, chunks: list[Coded], size: int) -> Iterator[list[int]]:
     """Numbers of chunks in batches of at most `size`, that the key-value cache holds."""
-    longest = max((chunk.tokens for chunk in chunks), default=1) + len(lm.prefix)
-    size = max(1, min(size, CACHE_POSITIONS // longest))
+    vectors = (site.vectors(chunk.memory) for chunk in chunks)
+    before = max((len(given) for given in vectors if given is not None), default=0) + len(lm.prefix)
+    longest = before + max((chunk.tokens for chunk in chunks), default=1)
+    size = max(1, min(size, CACHE_POSITIONS // (-(-longest // PAGE) * PAGE)))
     yield from (list(range(i, min(i + size, len(chunks)))) for i in range(0, len(chunks), size))

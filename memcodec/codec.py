@@ -21,7 +21,8 @@ from memcodec.errors import (
 )
 from memcodec.lm import arithmetic
 from memcodec.lm.compiled import are_kept
-from memcodec.lm.model import ExactLM, Piece, find_device
+from memcodec.lm.model import ExactLM, find_device
+from memcodec.lm.passes import Piece
 from memcodec.memory import Site
 from memcodec.memory.settings import DEFAULT_BATCH, Prompt, Readout
 from memcodec.progress import ProgressCallback, Reporter
@@ -30,6 +31,7 @@ from memcodec.tokens import ByteTokenizer
 Data = bytes | bytearray | memoryview | str
 
 _ENTRY_BYTES = 5  # what a chunk costs in the index
+_MOST_STATES = 1 << 26  # of the search for a memory, over a chunk: 5 bytes each, a thread
 _FIT_TIME = {"readout": 1.1, "prompt": 100.0}  # of a token, by that of decoding one
 
 
@@ -142,11 +144,12 @@ class Codec:
         verify: bool = True,
         progress: ProgressCallback | None = None,
     ) -> bytes:
-        """Compress bytes (or text, as UTF-8) to the bytes of a .memz file, the same on every machine.
+        """Compress bytes (or text, as UTF-8) to the bytes of a .memz file.
 
-        site: where memories enter the LM, with its settings; chunk_tokens: 1 to 4096; batch: chunks decoded side by
-        side to verify; verify: decode the result and compare. Raises EncodeError for settings out of range, and where
-        `pure` chunks need corrections, naming them; MachineError where the result does not decode to the input.
+        With the readout site they are the same on every machine with the same zstd; the prompt site fits in floating
+        point. site: where memories enter the LM, with its settings; chunk_tokens: 1 to 4096; batch: chunks decoded side
+        by side to verify; verify: decode the result and compare. Raises EncodeError for settings out of range, and
+        where `pure` chunks need corrections, naming them; MachineError where the result does not decode to the input.
         """
         data = as_bytes(data, "data")
         check_settings(site, chunk_tokens, batch)
@@ -190,18 +193,18 @@ class Codec:
         """What fits memories with these settings. Raises EncodeError."""
         from memcodec.memory.readout import ReadoutSite, share_steps
 
-        vectors = 0
-        if isinstance(site, Prompt):
-            vectors = site.vectors or 1
-        if chunk_tokens + vectors + len(self.lm.prefix) > self.lm.positions:
-            raise EncodeError(
-                f"chunk tokens {chunk_tokens}: this model has {self.lm.positions} positions, prefix included"
-            )
+        self._check_chunk_tokens(chunk_tokens, (site.vectors or 1) if isinstance(site, Prompt) else 0)
         if isinstance(site, Readout):
             return ReadoutSite(share_steps(site), site, self.lm.steering, self.lm.team)
         from memcodec.memory.prompt import PromptSite
 
-        return PromptSite(site.bits, self.lm.architecture.hidden, site, lambda: self.floats)
+        return PromptSite(site.bits, self.lm.architecture.hidden, site, lambda: self.floats, self.lm.positions)
+
+    def _check_chunk_tokens(self, chunk_tokens: int, vectors: int) -> None:
+        if chunk_tokens + vectors + len(self.lm.prefix) > self.lm.positions:
+            raise EncodeError(
+                f"chunk tokens {chunk_tokens}: this model has {self.lm.positions} positions, prefix included"
+            )
 
     def _encode_chunks(self, site: Site, chunks: list[np.ndarray], report: Reporter) -> Iterator[Chunk]:
         for first in range(0, len(chunks), work.FIT_CHUNKS):
@@ -232,7 +235,8 @@ class Codec:
     ) -> bytes:
         """Decompress the bytes of a .memz file.
 
-        batch: chunks decoded side by side. Raises FormatError, ChecksumError, ModelMismatchError.
+        batch: chunks decoded side by side. Raises FormatError, ChecksumError, ModelMismatchError; EncodeError for a
+        batch out of range.
         """
         return self.decode_container(box.unpack(as_bytes(blob, "blob")), batch=batch, progress=progress)
 
@@ -305,8 +309,10 @@ class Codec:
     def bound(self, data: Data, chunk_tokens: int = box.DEFAULT_CHUNK_TOKENS) -> float:
         """The bound in bytes: the sum of -log2 p(token) of the exact LM over the document's chunks, over 8.
 
-        Stored spans count with what zstd -19 makes of them.
+        Stored spans count with what zstd makes of them. Raises EncodeError.
         """
+        check_settings(Readout(), chunk_tokens, 1)
+        self._check_chunk_tokens(chunk_tokens, 0)
         total = 0.0
         for span in document.split(as_bytes(data, "data"), self.tokenizer):
             if isinstance(span, document.Stored):
@@ -353,11 +359,16 @@ def assemble(parsed: Container, written: Iterator[bytes]) -> bytes:
 
 
 def as_bytes(data: Any, name: str) -> bytes:
-    """The bytes of anything bytes-like, or of text as UTF-8. Raises TypeError that names what else it is."""
+    """The bytes of anything bytes-like, or of text as UTF-8. Raises EncodeError, TypeError that names what it is."""
     if isinstance(data, bytes):
         return data
     if isinstance(data, str):
-        return data.encode()
+        try:
+            return data.encode()
+        except UnicodeEncodeError as error:
+            raise EncodeError(
+                f"{name}: text with a lone surrogate at {error.start:,} is no UTF-8: give bytes"
+            ) from None
     try:
         return memoryview(data).tobytes()
     except TypeError:
@@ -378,6 +389,10 @@ def check_settings(site: Readout | Prompt, chunk_tokens: int, batch: int) -> Non
     site.check()
     if not 1 <= chunk_tokens <= box.MAX_CHUNK_TOKENS:
         raise EncodeError(f"chunk tokens {chunk_tokens}: give 1 to {box.MAX_CHUNK_TOKENS}")
+    if isinstance(site, Readout) and site.effort * chunk_tokens > _MOST_STATES:
+        raise EncodeError(
+            f"effort {site.effort} with {chunk_tokens} tokens a chunk: give {_MOST_STATES // chunk_tokens} at most"
+        )
     if batch < 1:
         raise EncodeError(f"batch {batch}: give 1 or more chunks")
 

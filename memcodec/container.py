@@ -22,6 +22,7 @@ DEFAULT_CHUNK_TOKENS = 200
 HASH_BYTES = 16  # of the document's SHA-256
 IDENTITY_BYTES = 8  # of the LM's
 MAX_FIELDS = 8  # numbers that a site may have in the header
+MAX_CHUNKS = 1 << 21  # in one file: what a reader keeps of each is a few hundred bytes
 START = 512  # bytes that tell whether a file is one of ours
 
 _ZSTD_LEVEL, _ZSTD_FAST_LEVEL = 19, 12
@@ -332,8 +333,8 @@ def _read_index(
     columns: list[list[int]] = []
     checksums: list[int] = []
     if count:
-        if 2 * count > len(reader):  # their checksums alone
-            raise FormatError("damaged index: more chunks than the file has room for")
+        if 2 * count > len(reader) or count > MAX_CHUNKS:  # their checksums alone are 2 bytes each
+            raise FormatError("damaged index: more chunks than a file has room for")
         if model_name is None:
             raise FormatError("damaged header: chunks without a model")
         model = ModelId(model_name, bytes(reader.take(IDENTITY_BYTES)))

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 ByteProgress = Callable[[str, int, int], None]  # what is being done, how much is done, and of how much (0: not known)
 
-_HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
+_HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(\w[\w.-]*(?:/\w[\w.-]*)*))?")
 _EXACT = "exact.safetensors"  # written last: a folder of a built-in model that has it is complete
 _GGUF = "model.gguf"
 
@@ -90,15 +90,25 @@ def resolve(model: str, progress: ByteProgress | None = None) -> ModelFolder:
     """
     if model in BUILT_IN:
         return ModelFolder(model, pull(model, progress))
-    path = Path(model).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ModelNotFoundError(f"{model}: no config.json there, so it is not a model directory")
-        return ModelFolder(path.resolve().name, path)
+    if found := _directory(model):
+        return found
     if _HUB_ID.fullmatch(model):
         return ModelFolder(model, _from_hub(model, progress))
     known = ", ".join(BUILT_IN)
     raise ModelNotFoundError(f"no model {model!r}: give a built-in name ({known}), a directory, or a Hugging Face id")
+
+
+def _directory(model: str) -> ModelFolder | None:
+    """A local model folder, None where there is no such directory. Raises ModelNotFoundError."""
+    try:
+        path = Path(model).expanduser()
+        if not path.is_dir():
+            return None
+    except (OSError, ValueError, RuntimeError):  # a name that no system allows, a user that is not known
+        return None
+    if not (path / "config.json").is_file():
+        raise ModelNotFoundError(f"{model}: no config.json there, so it is not a model directory")
+    return ModelFolder(os.fsencode(path.resolve().name).decode(errors="replace"), path)
 
 
 def resolve_named(name: str, allow_download: bool = False, progress: ByteProgress | None = None) -> ModelFolder:
@@ -234,7 +244,7 @@ def _convert(folder: Path, progress: ByteProgress | None) -> bytes:
     from memcodec.lm import gguf
 
     gguf.describe(folder / _GGUF, folder)
-    made, _ = _make(folder, folder.name, progress)
+    made, _ = _make(ModelFolder(folder.name, folder), progress)
     made.save(folder / _EXACT, {})
     return made.identity
 
@@ -263,35 +273,42 @@ def load_exact(model: ModelFolder, progress: ByteProgress | None = None) -> "tup
 
     state = _state(model.path)
     kept = model.path / _EXACT if model.built_in else cache_folder() / "exact" / f"{_path_hash(model.path)}.safetensors"
-    try:
-        found, about = ExactWeights.load(kept)
-        pinned = model.built_in.identity if model.built_in else about["identity"]
-        if about["identity"] == pinned and (model.built_in or about.get("state") == state):
-            return found, ByteTokenizer.load(model.path)
-    except (OSError, ValueError):
-        pass
-    if progress is not None:
-        progress("making integers of the weights", 0, 0)
+
+    def look() -> ExactWeights | None:
+        with suppress(OSError, ValueError):
+            found, about = ExactWeights.load(kept)
+            pinned = model.built_in.identity if model.built_in else about["identity"]
+            if about["identity"] == pinned and (model.built_in or about.get("state") == state):
+                return found
+        return None
+
+    if found := look():
+        return found, ByteTokenizer.load(model.path)
+    made = None
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
         with _lock(kept.with_name(kept.name + ".lock"), progress):
-            made, tokenizer = _make(model.path, model.id, progress)
-            if model.built_in:
-                _check_pinned(model.id, made.identity)
-            made.save(kept, {"state": state})
-            return made, tokenizer
+            if found := look():  # made by the process that was waited for
+                return found, ByteTokenizer.load(model.path)
+            made = _make(model, progress)
+            made[0].save(kept, {"state": state})
+            return made
     except OSError:  # a cache that cannot be written: the same work again the next time
-        return _make(model.path, model.id, progress)
+        return made or _make(model, progress)
 
 
-def _make(folder: Path, name: str, progress: ByteProgress | None) -> "tuple[ExactWeights, ByteTokenizer]":
+def _make(model: ModelFolder, progress: ByteProgress | None) -> "tuple[ExactWeights, ByteTokenizer]":
     from memcodec.lm import architecture, weights
     from memcodec.tokens import ByteTokenizer
 
-    family, described = architecture.read(folder)
-    tokenizer = ByteTokenizer.load(folder)
-    source = float_source(folder)
-    made = weights.convert(described, family, source, name, tokenizer.prefix(), tokenizer.digest, progress)
+    if progress is not None:
+        progress("making integers of the weights", 0, 0)
+    family, described = architecture.read(model.path)
+    tokenizer = ByteTokenizer.load(model.path)
+    source = float_source(model.path)
+    made = weights.convert(described, family, source, model.id, tokenizer.prefix(), tokenizer.digest, progress)
+    if model.built_in:
+        _check_pinned(model.id, made.identity)
     return made, tokenizer
 
 
@@ -305,7 +322,7 @@ def float_source(folder: Path) -> "Source":
 
 
 def _path_hash(folder: Path) -> str:
-    return hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:32]
+    return hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]
 
 
 def _state(folder: Path) -> str:

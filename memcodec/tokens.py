@@ -84,7 +84,7 @@ class ByteTokenizer:
 def _fast(folder: Path) -> Any:
     from tokenizers import Tokenizer
 
-    return Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return Tokenizer.from_buffer((folder / "tokenizer.json").read_bytes())
 
 
 def _converted(folder: Path) -> Any:

@@ -70,7 +70,7 @@ class Reference:
         units = []
         for k, scale in keys:
             y = f4(int(q @ k)) * factor * scale
-            units.append(int(np.rint(min(max(y, f4(-(2.0**30))), f4(2.0**30)))))
+            units.append(int(np.rint(min(max(y, f4(-(2.0**29))), f4(2.0**29)))))
         below = [max(units) - unit for unit in units]
         powers = arithmetic.powers()
         weights = [int(powers[b % 1024]) >> 10 + b // 1024 if b < 21 * 1024 else 0 for b in below]
@@ -121,7 +121,7 @@ class Reference:
                 z = z * y[a.inner :]
             x = x + self.linear("down", layer, *integers(z, arithmetic.highest_input(len(z))))
         y = self.linear("embedding" if a.tied else "head", None, *norm(x, t["gain"], shifts["shift"], a.epsilon))
-        y = np.clip(y * arithmetic.LOGIT_SCALE, f4(-(2.0**30)), f4(2.0**30))
+        y = np.clip(y * arithmetic.LOGIT_SCALE, f4(-(2.0**29)), f4(2.0**29))
         return np.rint(y).astype(np.int64)
 
 

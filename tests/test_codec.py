@@ -32,6 +32,7 @@ from memcodec.errors import (
     ModelMismatchError,
     ModelNotFoundError,
 )
+from memcodec.memory.prompt import PromptSite
 from memcodec.memory.readout import ReadoutSite, share_steps
 from memcodec.progress import Progress
 
@@ -291,6 +292,7 @@ def test_anything_else_is_a_type_error(tiny: Codec, data: Any) -> None:
         {"site": Readout(0.9)},
         {"site": Readout(float("nan"))},
         {"site": Readout(effort=0)},
+        {"site": Readout(effort=1 << 19)},
         {"site": Prompt(vectors=0)},
         {"chunk_tokens": 0},
         {"chunk_tokens": 10_000},
@@ -305,6 +307,29 @@ def test_settings_out_of_range_are_refused_before_the_work(
         tiny.encode(LINES, **setting)
     with pytest.raises(EncodeError, match=": give"):
         memcodec.encode(LINES, model="no such model", **setting)
+
+
+def test_the_bound_of_settings_out_of_range(tiny: Codec, gpt2_folder: Path) -> None:
+    for count in (0, 5000):
+        with pytest.raises(EncodeError, match=": give"):
+            tiny.bound(LINES, chunk_tokens=count)
+    with pytest.raises(EncodeError, match="256 positions"):
+        Codec.load(str(gpt2_folder), device="cpu").bound(LINES, chunk_tokens=300)
+
+
+def test_text_that_is_no_unicode(tiny: Codec) -> None:
+    for call in (tiny.encode, memcodec.encode):
+        with pytest.raises(EncodeError, match="data: text with a lone surrogate at 5 is no UTF-8: give bytes"):
+            call("text \ud800")
+
+
+def test_batches_are_what_the_cache_holds(tiny: Codec) -> None:
+    few = [Coded(4000, b"", b"")] * 40
+    site = ReadoutSite.in_header((0,))
+    sizes = [len(numbers) for numbers in chunks.batches(tiny.lm, site, few, 64)]
+    assert sizes == [8, 8, 8, 8, 8]  # 4000 tokens and the prefix round up to 4032 positions
+    with_vectors = [Coded(64, bytes(8 * 60), b"")] * 600
+    assert [len(numbers) for numbers in chunks.batches(tiny.lm, PromptSite(16, 4), with_vectors, 600)] == [256, 256, 88]
 
 
 def test_a_batch_out_of_range_is_refused_by_decoders(tiny: Codec, blob: bytes) -> None:

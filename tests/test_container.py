@@ -225,8 +225,8 @@ BIG = (1 << 62) - 1
         (18, BIG, "do not go together"),  # runs
         (18, 2, "do not go together|ends too early|damaged"),
         (19, BIG, "do not go together"),  # stored spans
-        (20, BIG, "more chunks than the file has room for"),  # chunks of the run
-        (20, 40, "more chunks than the file has room for|ends too early|longer|damaged"),
+        (20, BIG, "more chunks than a file has room for"),  # chunks of the run
+        (20, 40, "more chunks than a file has room for|ends too early|longer|damaged"),
         (29, 2, "unknown site"),
         (30, 0, "chunk tokens out of range"),
         (30, 5000, "chunk tokens out of range"),

@@ -11,7 +11,8 @@ import memcodec
 from memcodec import Prompt, Readout, document
 from memcodec import container as box
 from memcodec.codec import Codec
-from memcodec.lm.model import ExactLM, Piece, logits_of
+from memcodec.lm.model import ExactLM, logits_of
+from memcodec.lm.passes import Piece
 from memcodec.models import BUILT_IN, ModelFolder, load_exact, pull
 
 pytestmark = pytest.mark.default_model

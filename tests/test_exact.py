@@ -4,6 +4,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +18,10 @@ from transformers import AutoModelForCausalLM
 
 from memcodec import models
 from memcodec.codec import Codec
-from memcodec.errors import MachineError, ModelNotFoundError
+from memcodec.errors import EncodeError, MachineError, ModelNotFoundError
 from memcodec.lm import architecture, arithmetic, compiled, device, model, product, selftest
-from memcodec.lm.model import ExactLM, Piece, logits_of
+from memcodec.lm.model import ExactLM, logits_of
+from memcodec.lm.passes import Piece
 from memcodec.lm.weights import ExactWeights
 
 from .conftest import TEXT, TINY
@@ -123,7 +127,7 @@ def test_a_batch_of_64(llama_folder: Path) -> None:
 def test_slower_products_give_the_same(weights: ExactWeights, monkeypatch: pytest.MonkeyPatch) -> None:
     (tokens,) = rows_of(3, [30])
     expected = logits_of(ExactLM(weights, "cpu"), tokens)
-    monkeypatch.setattr(model, "_slowly_on_cpu", lambda: True)
+    monkeypatch.setattr(model, "_slowly_on_cpu", lambda _: True)
     monkeypatch.setattr(model, "_slowly_on_device", lambda _: True)
     for kernels in ("numba", "torch"):
         assert np.array_equal(logits_of(ExactLM(weights, "cpu", kernels=kernels), tokens), expected)
@@ -142,6 +146,7 @@ def test_cuda_gives_the_same(weights: ExactWeights) -> None:
     rows = rows_of(4, [80, 75, 33])
     expected = full_pass(ExactLM(weights, "cpu"), rows)
     lm = ExactLM(weights, "cuda")
+    assert model._slowly_on_device("cuda") is False
     assert same(full_pass(lm, rows), expected) and same(cached_steps(lm, rows), expected)
 
 
@@ -155,6 +160,61 @@ def test_logits_are_near_those_of_transformers(kind: str, weights: ExactWeights,
     assert expected.std() > 1
     assert np.abs(found - expected).max() < 0.1
     assert np.sqrt(np.mean((found - expected) ** 2)) < 0.02
+
+
+# ---- what kernels must never see
+
+
+@pytest.mark.parametrize("kernels", ["numba", "torch"])
+def test_passes_beyond_what_there_is_are_refused(llama_folder: Path, kernels: str) -> None:
+    weights, _ = models.load_exact(models.ModelFolder("x", llama_folder))
+    lm = ExactLM(weights, "cpu", kernels=kernels)
+    vectors = np.zeros((2, 64), dtype=np.float32)
+
+    def one(tokens: list[int]) -> list[Piece]:
+        return [Piece(0, np.array(tokens))]
+
+    with pytest.raises(EncodeError, match="a token that the model does not have"):
+        lm.sequences(1, 8, 8).forward(one([3, 400]))
+    with pytest.raises(EncodeError, match="a token that the model does not have"):
+        lm.sequences(1, 8, 8).forward(one([-1]))
+    with pytest.raises(EncodeError, match="a token that the model does not have"):
+        lm.sequences(1, 8, 8).forward([Piece(0, np.array([-3]), vectors)])
+    some = lm.sequences(1, 8, 9)
+    some.forward(one([1] * 8))
+    with pytest.raises(EncodeError, match="9 positions: there is room for 8"):
+        some.forward(one([1]))
+    with pytest.raises(EncodeError, match="positions: there is room for 1024"):
+        lm.sequences(1, 4000, 1025).forward(one([1] * 1025))
+    if kernels == "numba":  # torch makes room as it goes
+        with pytest.raises(EncodeError, match="6 rows in a pass: there is room for 5"):
+            lm.sequences(1, 8, 5).forward(one([1] * 6))
+
+
+@pytest.mark.parametrize("kernels", ["numba", "torch"])
+@pytest.mark.parametrize("part", ["embedding.scale", "up.scale", "mix.scale", "qkv.scale"])
+def test_activations_beyond_float32_are_an_error(llama_folder: Path, kernels: str, part: str) -> None:
+    weights, _ = models.load_exact(models.ModelFolder("x", llama_folder))
+    far = replace(weights, tensors=weights.tensors | {part: np.full_like(weights.tensors[part], 3e38)})
+    lm = ExactLM(far, "cpu", kernels=kernels)
+    with np.errstate(all="ignore"), pytest.raises(ModelNotFoundError, match="activations go beyond float32"):
+        logits_of(lm, np.arange(20))
+
+
+@pytest.mark.parametrize("kernels", ["numba", "torch"])
+def test_logits_are_cut(llama_folder: Path, kernels: str) -> None:
+    weights, _ = models.load_exact(models.ModelFolder("x", llama_folder))
+    far = replace(weights, tensors=weights.tensors | {"gain": weights.tensors["gain"] * np.float32(1e7)})
+    logits = logits_of(ExactLM(far, "cpu", kernels=kernels), np.arange(20))
+    assert logits.max() == 2**29 and logits.min() == -(2**29)
+    assert np.array_equal(logits, Reference(far)(list(range(20))))
+
+
+@pytest.mark.parametrize(("threads", "kernels", "on"), [(0, "auto", "cpu"), (2000, "auto", "cpu"), (2, "cuda", "cpu")])
+def test_settings_out_of_range(llama_folder: Path, threads: int, kernels: str, on: str) -> None:
+    weights, _ = models.load_exact(models.ModelFolder("x", llama_folder))
+    with pytest.raises(EncodeError, match="give"):
+        ExactLM(weights, on, threads=threads, kernels=kernels)
 
 
 # ---- other processors, as far as one can be made to look like them
@@ -222,6 +282,7 @@ def test_products_of_every_shape(rows: int, inner: int, columns: int) -> None:
     truth = left @ right.astype(np.int64).T
     for slowly in (False, True):
         assert np.array_equal(product.multiply_matrices(left, right, slowly), truth)
+    for slowly in {model._slowly_on_device("cpu"), True}:  # without VNNI, int8 products of torch saturate
         assert np.array_equal(device.product_of(left, right, "cpu", slowly), truth)
 
 
@@ -307,6 +368,13 @@ def test_tables_are_far_from_where_rounding_turns() -> None:
     assert nearest(np.log2(1 + steps), 10) > 1e-5
     x = np.arange(-10240, 10241) / 512
     assert nearest(1 / (1 + np.exp(-x)), 20) > 1e-7
+    inner = np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)
+    assert nearest(1 / (1 + np.exp(-2 * inner)), 20) > 1e-7
+    normal = torch.special.ndtr(torch.from_numpy(x)).numpy()
+    assert nearest(normal[x != 0], 20) > 1e-7
+    config = {"theta": 1e5, "size": 64}  # of the built-in model
+    angles = np.outer(np.arange(8192), config["theta"] ** (-2 * np.arange(32) / config["size"]))
+    assert min(nearest(np.cos(angles[1:]), 16), nearest(np.sin(angles[1:]), 16)) > 1e-9
 
 
 def test_rotations_turn_as_those_of_transformers(tiny_folders: FolderOf) -> None:
@@ -340,6 +408,9 @@ def test_other_architectures_are_refused_in_one_line(tmp_path: Path) -> None:
         ({"num_attention_heads": 3}, "sizes of layers and heads"),
         ({"intermediate_size": 1 << 20}, "beyond what sums of 32 bits hold"),
         ({"vocab_size": -1}, "out of range"),
+        ({"vocab_size": (1 << 18) + 1}, "out of range"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 0.0}}, "rotary positions out of range"),
+        ({"rope_scaling": 5}, "config.json is not supported"),
         ({"rms_norm_eps": "nan"}, "epsilon"),
     ],
 )  # fmt: skip
@@ -398,19 +469,74 @@ def test_a_team_runs_every_worker_and_tells_errors() -> None:
 def test_a_team_outlives_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
     team = compiled.Team(2)
     team.run(lambda worker, workers: None)
-    wait, done = team._changed.wait, []
+    done: list[int] = []
 
-    def interrupt(timeout: float | None = None) -> None:
+    def interrupt() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(team, "_finish", lambda: interrupt())
+    monkeypatch.setattr(team, "_finish", interrupt)
     with pytest.raises(KeyboardInterrupt):
         team.run(lambda worker, workers: done.append(worker))
     monkeypatch.undo()
-    assert wait is not None
     for _ in range(20):
         team.run(lambda worker, workers: done.append(worker))
     assert sorted(done)[:20] == [0] * 20 and len(done) >= 40
+
+
+def test_many_callers_start_a_team_once() -> None:
+    team, calls = compiled.Team(4), []
+    gate = threading.Barrier(8)
+
+    def call() -> None:
+        gate.wait()
+        team.run(lambda worker, workers: calls.append(worker))
+
+    before = {thread.name for thread in threading.enumerate()}
+    callers = [threading.Thread(target=call) for _ in range(8)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert sorted(calls) == sorted([0, 1, 2, 3] * 8)
+    started = [thread for thread in threading.enumerate() if thread.name.startswith("memcodec-")]
+    assert len(started) >= 4 and before <= {thread.name for thread in threading.enumerate()}
+
+
+def test_a_team_keeps_nothing_alive() -> None:
+    class Work:
+        def __call__(self, worker: int, workers: int) -> None:
+            pass
+
+    work = Work()
+    gone = weakref.ref(work)
+    compiled.team_of(2).run(work)
+    del work
+    assert gone() is None
+
+
+def test_threads_that_cannot_start_are_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    team = compiled.Team(3)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(MachineError, match=r"cannot start 3 threads .*fewer --threads"):
+            team.run(lambda worker, workers: None)
+    done: list[int] = []
+    team.run(lambda worker, workers: done.append(worker))
+    assert sorted(done) == [0, 1, 2]
+
+
+def test_kernels_that_nobody_uses_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, age in (("old", 40), ("new", 3)):
+        (tmp_path / "kernels" / name).mkdir(parents=True)
+        (tmp_path / "kernels" / name / "a.nbi").touch()
+        then = time.time() - age * 86_400
+        os.utime(tmp_path / "kernels" / name, (then, then))
+    monkeypatch.setattr(compiled, "kernels_folder", lambda: tmp_path / "kernels" / "ours")
+    compiled._make_folder.__wrapped__()
+    assert sorted(path.name for path in (tmp_path / "kernels").iterdir()) == ["new", "ours"]
 
 
 CONCURRENT = """

@@ -10,9 +10,11 @@ import sys
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -35,6 +37,7 @@ from .conftest import TEXT, save_tokenizer
 FAKE = """
 import json, sys, time
 from pathlib import Path
+from typing import Any
 from memcodec import models
 
 def fetch(source, work, progress):
@@ -231,6 +234,26 @@ def test_names_that_are_no_model(tmp_path: Path) -> None:
         models.resolve(str(tmp_path))
     with pytest.raises(ModelNotFoundError, match="no built-in model 'nonsense'"):
         models.pull("nonsense")
+    for name in ("~nobody-of-that-name/x y", "x" * 5000, "a\0b"):
+        with pytest.raises(ModelNotFoundError, match="no model"):
+            models.resolve(name)
+
+
+@pytest.mark.parametrize("revision", ["..", "a/../b", "/etc", "a//b", "-x", "a/"])
+def test_revisions_are_names_and_no_paths(revision: str) -> None:
+    with pytest.raises(ModelNotFoundError, match="no model"):
+        models.resolve(f"someone/tiny@{revision}")
+    with pytest.raises(ModelNotFoundError, match="give its directory as --model"):
+        models.resolve_named(f"someone/tiny@{revision}", allow_download=True)
+
+
+def test_a_directory_whose_name_is_no_unicode(llama_folder: Path, tmp_path: Path) -> None:
+    folder = os.fsencode(tmp_path) + b"/\xe9t\xe9"
+    shutil.copytree(os.fsencode(llama_folder), folder)
+    name = os.fsdecode(folder)
+    blob = memcodec.encode(TEXT * 3, model=name, device="cpu")
+    assert memcodec.inspect(blob)["model"]["id"] == "\ufffdt\ufffd"
+    assert memcodec.decode(blob, model=name, device="cpu") == (TEXT * 3).encode()
 
 
 def test_a_file_never_names_a_path(llama_folder: Path) -> None:
@@ -411,6 +434,33 @@ def test_a_cache_that_cannot_be_written_costs_time_alone(
     monkeypatch.setattr(weights.ExactWeights, "save", full)
     assert exact_of(broken).identity == exact_of(broken).identity
     assert not list((cache / "exact").glob("*safetensors"))
+
+
+def test_whoever_waited_takes_what_was_made(
+    broken: Path, conversions: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = models._lock
+
+    @contextmanager
+    def slow(*rest: Any) -> Iterator[None]:
+        monkeypatch.setattr(models, "_lock", lock)
+        exact_of(broken)  # by another process, while this one waits
+        with lock(*rest):
+            yield
+
+    monkeypatch.setattr(models, "_lock", slow)
+    assert len(exact_of(broken).identity) == 32 and len(conversions) == 1
+
+
+def test_a_tokenizer_with_more_ids_than_the_model(broken: Path, cache: Path) -> None:
+    config = json.loads((broken / "config.json").read_text())
+    tensors = load_file(broken / "model.safetensors")
+    prefix = exact_of(broken).prefix
+    (broken / "config.json").write_text(json.dumps(config | {"vocab_size": max(prefix)}))
+    name = "model.embed_tokens.weight"
+    save_file(tensors | {name: tensors[name][: max(prefix)].contiguous()}, broken / "model.safetensors")
+    with pytest.raises(ModelNotFoundError, match=r"its tokenizer has no tokens for '\.\.\.' that the model has too"):
+        exact_of(broken)
 
 
 def test_progress_is_shown_while_integers_are_made(broken: Path, cache: Path) -> None:
@@ -632,8 +682,8 @@ def test_a_damaged_built_in_model_is_made_anew_or_refused(
 ) -> None:
     folder = cache / "models" / "fake"
     folder.parent.mkdir(parents=True)
+    identity = models._convert(gguf_folder, None).hex()
     shutil.move(gguf_folder, folder)
-    identity = models._convert(folder, None).hex()
     pinned = models.BuiltIn("fake", "1", "", 7, "gguf", identity, "")
     monkeypatch.setitem(models.BUILT_IN, "fake", pinned)
     fake = models.ModelFolder("fake", folder)
@@ -647,6 +697,9 @@ def test_a_damaged_built_in_model_is_made_anew_or_refused(
     assert models.load_exact(fake)[0].identity.hex() == identity and len(conversions) == 1
     assert models.load_exact(fake)[0].identity.hex() == identity and len(conversions) == 1
     monkeypatch.setitem(models.BUILT_IN, "fake", models.BuiltIn("fake", "1", "", 7, "gguf", "00" * 32, ""))
+    with pytest.raises(ModelNotFoundError, match=r"has the identity .*, not 0000000000000000"):
+        models.load_exact(fake)
+    monkeypatch.setattr(models, "_lock", lambda *_: (_ for _ in ()).throw(OSError(30, "Read-only file system")))
     with pytest.raises(ModelNotFoundError, match=r"has the identity .*, not 0000000000000000"):
         models.load_exact(fake)
 

@@ -1,6 +1,8 @@
 """The prompt site: fitting, packing, files, portability, and memories as things of their own."""
 
 import json
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -106,17 +108,36 @@ def test_entries_that_are_no_numbers_are_refused(bits: int, bad: float) -> None:
         prompt.unpack(memory, 8, bits)
 
 
-def test_zero_and_huge_vectors_pack() -> None:
-    for value in (0.0, 1e30):
-        assert np.isfinite(prompt.unpack(fits.pack(torch.full((1, 8), value), 4), 8, 4)).all()
+@pytest.mark.parametrize("bits", settings.MEMORY_BITS)
+def test_zero_and_huge_vectors_pack(bits: int) -> None:
+    for value in (0.0, 1e30, -1e30):
+        assert np.isfinite(prompt.unpack(fits.pack(torch.full((1, 8), value), bits), 8, bits)).all()
 
 
 # ---- fitting
 
 
-def test_gradients_reach_the_memory_alone(llama: Codec) -> None:
-    fits.fit(llama.floats, chunks_of(llama, SHORT, 8), replace(FITTING, steps=2))
-    assert all(weight.grad is None and not weight.requires_grad for weight in llama.floats.model.parameters())
+def test_the_memory_alone_is_changed(llama: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if a model's weights could be: what an optimizer is given, and the weights before and after."""
+    given: list[list[torch.Size]] = []
+    adam = torch.optim.Adam
+
+    def spy(parameters: list[torch.nn.Parameter], *rest: object, **more: object) -> torch.optim.Optimizer:
+        given.append([parameter.shape for parameter in parameters])
+        return adam(parameters, *rest, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch.optim, "Adam", spy)
+    lm = llama.floats
+    before = {name: tensor.clone() for name, tensor in lm.model.state_dict().items()}
+    lm.model.requires_grad_(True)
+    try:
+        first, last = (fits.fit(lm, chunks_of(llama, SHORT, 8)[:2], replace(FITTING, steps=n)) for n in (1, 30))
+    finally:
+        lm.model.requires_grad_(False)
+        lm.model.zero_grad(set_to_none=True)
+    assert given == [[torch.Size([2, 64])] * 2] * 2
+    assert all(torch.equal(tensor, before[name]) for name, tensor in lm.model.state_dict().items())
+    assert all(a.memory != b.memory and b.losses[-1] < b.losses[0] for a, b in zip(first, last, strict=True))
 
 
 @pytest.mark.parametrize("bits", settings.MEMORY_BITS)
@@ -271,6 +292,28 @@ def test_auto_near_the_end_of_the_positions_tries_what_there_is_room_for(gpt2: C
     assert fit.steps == 4  # with one vector and with two
     with pytest.raises(EncodeError, match="positions"):
         fits.fit(gpt2.floats, chunks_of(gpt2, TEXT * 5, room)[:1], Prompt(None, 8, 2))
+
+
+def test_positions_of_the_exact_lm_bound_a_fit(
+    llama: Codec, tiny_folders: Callable[[str], Path], tmp_path: Path
+) -> None:
+    (chunk,) = chunks_of(llama, TEXT, 20)[:1]
+    (fit,) = fits.fit(llama.floats, [chunk], Prompt(None, 8, 1), positions=len(llama.floats.prefix) + 22)
+    assert fit.steps == 2  # with one vector and with two
+    folder = shutil.copytree(tiny_folders("mistral"), tmp_path / "narrow")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"sliding_window": 32}))
+    narrow = Codec.load(str(folder), device="cpu")
+    longest = 32 - len(narrow.lm.prefix) - 1
+    data = narrow.tokenizer.decode(narrow.tokenizer.encode(TEXT)[:longest])
+    used = Prompt(None, 16, 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(codec, "_store_losers", lambda run, data: list(run))
+        patch.setattr(codec, "_check_worth", lambda *_: None)
+        nothing = container.StoredSpan(1 << 16, 0, bytes(1 << 16), 0)
+        patch.setattr(container, "store", lambda data: container.describe(data, [nothing], None, None))
+        blob = narrow.encode(data, site=used, chunk_tokens=longest)
+    assert narrow.decode(blob) == data and [c.tokens for c in container.unpack(blob).chunks] == [longest]
 
 
 def test_auto_gives_no_chunk_more_vectors_than_tokens(llama: Codec) -> None:

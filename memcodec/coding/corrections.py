@@ -5,7 +5,7 @@ exactly its probability; after a wrong one, the token among the others, by halve
 the two cost what the token's own probability says, and where the memory writes everything itself, nothing is stored at
 all.
 
-`encode` sees all positions of a chunk at once, because its tokens are known; `decode_step` sees them one by one, for
+`encode` sees all positions of a chunk at once, because its tokens are known; `Decoder.step` sees them one by one, for
 all rows of a batch. Both take the same decisions in the same order.
 """
 
@@ -156,7 +156,7 @@ def encode(looks: list[Look], memories: list[bytes], steering: Steering, share: 
     def work(worker: int, workers: int) -> None:
         for i in range(worker, len(looks), workers):
             look, bits = looks[i], np.unpackbits(np.frombuffer(memories[i], dtype=np.uint8), bitorder="little")
-            out = np.zeros(16 + 6 * len(look.tokens), dtype=np.uint8)
+            out = np.zeros(16 + 8 * len(look.tokens), dtype=np.uint8)
             length, hits = _encode(look.tokens, look.ids, look.below, look.total, look.entropy, look.blocks.copy(),
                                    look.near, share, bits, steering.unit, steering.head, steering.scale,
                                    steering.parities, arithmetic.powers(), vocabulary, out)  # fmt: skip

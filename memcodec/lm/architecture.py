@@ -73,7 +73,7 @@ def read(folder: Path) -> tuple[str, Architecture]:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if not isinstance(config, dict):
             raise ValueError("it is not an object")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelNotFoundError(f"{folder}: its config.json does not read ({error})") from error
     return describe(config, folder.name)
 
@@ -88,7 +88,7 @@ def describe(config: Config, name: str) -> tuple[str, Architecture]:
     try:
         found = FAMILIES[family](config)
         _check(found)
-    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise ModelNotFoundError(f"{name}: its config.json is not supported: {reason}") from error
     return family, found
@@ -96,7 +96,7 @@ def describe(config: Config, name: str) -> tuple[str, Architecture]:
 
 def _check(a: Architecture) -> None:
     sizes = (a.vocabulary, a.hidden, a.layers, a.heads, a.key_heads, a.head_size, a.inner, a.positions)
-    if min(sizes) < 1 or max(sizes) > 1 << 24 or a.layers > 1024:
+    if min(sizes) < 1 or a.layers > 1024 or a.vocabulary > 1 << 18:
         raise ValueError("a size is out of range")
     if a.heads % a.key_heads or a.hidden % 2 or a.head_size % 2 or a.inner % 2 or (a.heads * a.head_size) % 2:
         raise ValueError("sizes of layers and heads must be even, and heads divide evenly")
@@ -104,6 +104,10 @@ def _check(a: Architecture) -> None:
         raise ValueError("a size is beyond what sums of 32 bits hold")
     if not 0 < a.epsilon < 1:
         raise ValueError("epsilon is out of range")
+    if (r := a.rotary) is not None:
+        fine = 1 <= r.theta < 1e12 and 1 <= r.factor < 1e6 and 0 < r.low < r.high < 1e6 and 1 <= r.trained < 1 << 30
+        if not fine:
+            raise ValueError("rotary positions out of range")
 
 
 def _gate(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The numbers that the exact LM is made of: constants, tables and rounding rules (spec/EXACT.md is the definition).
+"""The numbers that the exact LM is made of: constants, tables and rounding rules (spec/FORMAT.md is the definition).
 
 Tables are computed here with nothing but single IEEE float64 additions, multiplications and divisions, which are the
 same on every machine, and no function of a C library; then they are rounded to a coarse grid, so that any other careful
@@ -20,7 +20,7 @@ HALVES = 127 * 256 + 127  # of an activation that is cut into two signed bytes, 
 WEIGHT = 127  # of any weight, key or value: they fit int8
 QUERY = 1023  # of a query; with a key, head_size products stay below 2**24
 TINY = 2.0**-100  # below it, the largest entry of a vector counts as so much: nothing here is ever subnormal
-FAR = 2.0**30  # logits are cut at so many units
+FAR = 2.0**29  # logits are cut at so many units: two of them differ by less than 2**31
 ONE = 30  # bits of the 1 in the table of powers
 ATTENTION_BITS = 20  # bits of the 1 in attention weights
 MASS = 1 << 16  # attention weights add up to about so much at most

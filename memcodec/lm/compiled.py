@@ -11,8 +11,10 @@ once, and GNU OpenMP's does after a fork.
 import ctypes
 import hashlib
 import os
+import shutil
 import sys
 import threading
+import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -24,6 +26,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from memcodec.errors import MachineError
 from memcodec.models import cache_folder
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -51,13 +54,28 @@ def kernel(function: F, **more: bool) -> Any:
     before = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = str(kernels_folder())
     try:
-        kernels_folder().mkdir(parents=True, exist_ok=True)
+        _make_folder()
         compiled = numba.njit(cache=True, **settings)(function)
     except (OSError, RuntimeError):  # a cache that cannot be written: compile anew in every process
         compiled = numba.njit(**settings)(function)
     finally:
         numba.config.CACHE_DIR = before
     return compiled
+
+
+_OLD = 30 * 86_400  # seconds after which kernels of another version are removed
+
+
+@cache
+def _make_folder() -> None:
+    """The folder of this version's kernels; those of versions that nobody seems to use any more go. Raises OSError."""
+    folder = kernels_folder()
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        for other in folder.parent.iterdir():
+            if other != folder and time.time() - other.stat().st_mtime > _OLD:
+                shutil.rmtree(other, ignore_errors=True)
+    folder.touch()
 
 
 def are_kept() -> bool:
@@ -173,54 +191,63 @@ def wait_for_all(barrier, passed, workers):
             _let_others_run()
 
 
+Work = Callable[[int, int], None]
+
+
 class _Round:
     """One function that all threads of a team call once."""
 
-    def __init__(self, work: "Work", workers: int) -> None:
-        self.work = work
+    def __init__(self, work: Work, workers: int) -> None:
+        self.work: Work | None = work
         self.running = workers
         self.error: BaseException | None = None
-
-
-Work = Callable[[int, int], None]
 
 
 class Team:
     """Threads that run one function together: each calls it with its own number and the number of all.
 
-    One team serves one caller at a time, others take turns; after a fork, the child gets threads of its own. The caller
+    A team serves one caller at a time, others take turns; after a fork, the child gets threads of its own. The caller
     is none of the threads: an interrupt ends its waiting, and leaves no thread at a barrier that another never reaches.
     """
 
     def __init__(self, workers: int) -> None:
+        """Most callers want `team_of`: the threads stay as long as the process."""
         self.workers = workers
-        self._process = 0
+        self._started_in = 0  # a process
         self._round: _Round | None = None
+        self._turn = threading.Lock()
+        self._changed = threading.Condition()
 
     def run(self, work: Work) -> None:
-        """Call work(worker, workers) in each thread, and wait for all of them."""
+        """Call work(worker, workers) in each thread, and wait for all of them. Raises MachineError."""
         if self.workers == 1:
             work(0, 1)
             return
-        if self._process != os.getpid():
-            self._start()
+        if self._started_in != os.getpid():
+            with _starting:
+                if self._started_in != os.getpid():
+                    self._start()
         with self._turn:
-            self._finish()  # of a round whose caller was interrupted
+            self._finish()  # a round whose caller was interrupted
             current = _Round(work, self.workers)
             self._round = current
             self._finish()
+            self._round = current.work = None  # nothing is kept alive
         if current.error is not None:
             raise current.error
 
     def _start(self) -> None:
         """At first, and in a forked child, which has no threads, and locks that nobody will ever release."""
-        self._turn = threading.Lock()
-        self._changed = threading.Condition()
         self._round = None
-        self._process = os.getpid()
+        self._turn, self._changed = threading.Lock(), threading.Condition()
         for worker in range(self.workers):
             args = worker, self._changed
-            threading.Thread(target=self._serve, args=args, daemon=True, name=f"memcodec-{worker}").start()
+            thread = threading.Thread(target=self._serve, args=args, daemon=True, name=f"memcodec-{worker}")
+            try:
+                thread.start()
+            except RuntimeError as error:
+                raise MachineError(f"cannot start {self.workers} threads ({error}): give fewer --threads") from error
+        self._started_in = os.getpid()
 
     def _finish(self) -> None:
         with self._changed:
@@ -232,14 +259,33 @@ class Team:
         done: _Round | None = None
         while True:
             with changed:
-                while self._round is done or self._round is None:
+                while self._round is None or self._round is done:
                     changed.wait()
                 current = done = self._round
             try:
-                current.work(worker, self.workers)
+                if current.work is not None:
+                    current.work(worker, self.workers)
             except BaseException as error:  # told to the caller
                 current.error = error
             with changed:
                 current.running -= 1
                 if not current.running:
                     changed.notify_all()
+
+
+_starting = threading.Lock()
+
+
+def _renew() -> None:
+    global _starting
+    _starting = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)
+
+
+@cache
+def team_of(workers: int) -> Team:
+    """The process's team of so many threads: whoever wants as many shares it."""
+    return Team(workers)

@@ -1,4 +1,4 @@
-"""The exact LM on a CPU: fused kernels over all rows of a pass (spec/EXACT.md, in the same order and with its names).
+"""The exact LM on a CPU: fused kernels over all rows of a pass (spec/FORMAT.md, in the same order and with its names).
 
 A pass takes new positions of several sequences at once. All workers of a team call `forward` together: each does its
 share of a stage and waits for the others. In every function float32 stays float32 (numba widens nothing that is typed),
@@ -42,7 +42,6 @@ class Sizes(NamedTuple):
     key_heads: int
     head_size: int
     inner: int
-    vocabulary: int
     gated: int
     layer_norm: int
     head_norm: int
@@ -84,7 +83,6 @@ class Weights(NamedTuple):
     shift: np.ndarray
     head: np.ndarray  # int8 [bytes]
     head_scale: np.ndarray  # float32 [columns]
-    head_bias: np.ndarray
     cosine: np.ndarray  # float32 [positions, head_size / 2]
     sine: np.ndarray
     gate: np.ndarray  # float32 [20481]
@@ -262,7 +260,8 @@ def _up_stage(
                     y = f4(tile[t + j]) * s * scale[c + j] + bias[c + j]
                     gates[j] = y
                     near = min(max(y, -_GATE_REACH), _GATE_REACH)
-                    steps[j] = np.int32(np.rint(near * _GATE_STEPS)) + _GATE_MIDDLE
+                    step = np.int32(np.rint(near * _GATE_STEPS)) + _GATE_MIDDLE
+                    steps[j] = min(max(step, np.int32(0)), np.int32(2) * _GATE_MIDDLE)  # what is no number is nowhere
                 if gated:
                     to = c >> u8(1)
                     for j in range(half):  # apart from the products: a look-up in a table is none for vectors
@@ -277,7 +276,7 @@ def _up_stage(
 
 
 @kernel
-def logits_of(sizes, head, head_scale, head_bias, flat, stride, rows, input_scale, tiles, out, worker, workers):
+def logits_of(sizes, head, head_scale, flat, stride, rows, input_scale, tiles, out, worker, workers):
     """Logits in units, int32 [rows, columns of the head], of rows as `forward` leaves them."""
     panels, inner, tile = len(head_scale) // COLUMNS, sizes.hidden, tiles[worker]
     first, last, parts, height = _share_of(panels, rows, worker, workers)
@@ -292,7 +291,7 @@ def logits_of(sizes, head, head_scale, head_bias, flat, stride, rows, input_scal
                 s = input_scale[m0 + r]
                 t, c, row = u8(r * COLUMNS), u8(column), out[m0 + r]
                 for j in range(u8(COLUMNS)):
-                    y = f4(tile[t + j]) * s * head_scale[c + j] + head_bias[c + j]
+                    y = f4(tile[t + j]) * s * head_scale[c + j]
                     row[c + j] = np.int32(np.rint(min(max(y * _LOGIT_SCALE, -_FAR), _FAR)))
 
 

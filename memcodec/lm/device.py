@@ -4,6 +4,8 @@ Every float32 tensor goes through one IEEE operation an element at a time: no ma
 are exact, no addcmul, no compiler, no TF32. Rows of a pass are padded to one length.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 
 from memcodec.errors import ModelNotFoundError
 from memcodec.lm import arithmetic
+from memcodec.lm.passes import Piece, Rows, check_numbers, check_pass
 from memcodec.lm.weights import ExactWeights
 
 _INT_MM_ROWS = 32  # at least so many rows in an integer product: CUDA's wants more than 16
@@ -22,15 +25,22 @@ class _Linear:
     """A linear layer: integers [rows, inner] in, float32 out."""
 
     def __init__(self, matrix: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, slowly: bool) -> None:
-        self._columns = matrix.t() if not slowly else matrix.t().float()
+        self._rows, inner = matrix.shape
+        # CUDA's int8 products want multiples of 8 on both sides.
+        padded = torch.nn.functional.pad(matrix, (0, -inner % 8, 0, -self._rows % 8))
+        self._columns = padded.t() if not slowly else padded.t().float()
+        self._missing = -inner % 8
         self._scale = scale
         self._bias = bias
         self._slowly = slowly
-        self.limit = float(arithmetic.highest_input(matrix.shape[1]))
+        self.limit = float(arithmetic.highest_input(inner))
 
     def __call__(self, integers: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """integers: integer-valued float32 [rows, inner]; scale: float32 [rows, 1]."""
-        result = integer_product(integers, self._columns, self._slowly).to(torch.float32) * scale * self._scale
+        if self._missing:
+            integers = torch.nn.functional.pad(integers, (0, self._missing))
+        products = integer_product(integers, self._columns, self._slowly)[:, : self._rows]
+        result = products.to(torch.float32) * scale * self._scale
         return result if self._bias is None else result + self._bias
 
 
@@ -59,8 +69,11 @@ def integer_product(left: torch.Tensor, columns: torch.Tensor, slowly: bool) -> 
 
 def product_of(left: np.ndarray, right: np.ndarray, device: str, slowly: bool) -> np.ndarray:
     """int [rows, inner] times int8 [columns, inner] by `integer_product`, int32: for the self-test."""
-    columns = torch.from_numpy(right).to(device).t()
-    product = integer_product(torch.from_numpy(left).to(device).float(), columns.float() if slowly else columns, slowly)
+    matrix = torch.from_numpy(right).to(device)
+    one = torch.ones((), device=device)
+    linear = _Linear(matrix, one, None, slowly)
+    integers = torch.nn.functional.pad(torch.from_numpy(left).to(device).float(), (0, linear._missing))
+    product = integer_product(integers, linear._columns, slowly)[:, : len(right)]
     found: np.ndarray = product.cpu().numpy()
     return found
 
@@ -96,12 +109,22 @@ def _root_scale(x: torch.Tensor, epsilon: float) -> torch.Tensor:
     return _divide(1.0, torch.sqrt(mean * (unit * unit) + epsilon)).float()
 
 
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """No TF32, and no bfloat16 in place of float32, whatever the process has asked for."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 class DeviceLM:
     """The layers on a device. slowly: see `integer_product`."""
 
     def __init__(self, weights: ExactWeights, device: str, slowly: bool = False) -> None:
         """Raises ModelNotFoundError where torch has no such device."""
-        torch.backends.cuda.matmul.allow_tf32 = False
         self.device = torch.device(check_device(device))
         self.in_graphs = self.device.type == "cuda"  # steps, as a launch takes longer there than most operations
         self.architecture = weights.architecture
@@ -116,7 +139,7 @@ class DeviceLM:
         layers = range(self.architecture.layers)
         self.layers = [{name: linear(name, layer) for name in ("qkv", "mix", "up", "down")} for layer in layers]
         head = "embedding" if self.architecture.tied else "head"
-        self.head = _Linear(t[head], t[head + ".scale"], t.get("head.bias"), slowly)
+        self.head = _Linear(t[head], t[head + ".scale"], None, slowly)
         self.powers = torch.from_numpy(_long_powers()).to(self.device)
         self.gate = torch.from_numpy(arithmetic.gate(self.architecture.gate)).to(self.device)
 
@@ -195,10 +218,9 @@ class DeviceLM:
         inner = self.architecture.inner
         g = y[:, :inner]
         near = g.clamp(-arithmetic.GATE_REACH, arithmetic.GATE_REACH)
-        index = (
-            torch.round(near * arithmetic.GATE_STEPS).to(torch.int64) + arithmetic.GATE_STEPS * arithmetic.GATE_REACH
-        )
-        z = g * self.gate[index]
+        middle = arithmetic.GATE_STEPS * arithmetic.GATE_REACH
+        index = torch.round(near * arithmetic.GATE_STEPS).to(torch.int64) + middle
+        z = g * self.gate[index.clamp(0, 2 * middle)]  # what is no number is nowhere
         if self.architecture.gated:
             z = z * y[:, inner:]
         return parts["down"](*_to_integers(z, parts["down"].limit))
@@ -211,6 +233,7 @@ class DeviceSequences:
         a = lm.architecture
         self._lm = lm
         self._lengths = np.zeros(slots, dtype=np.int64)
+        self._positions = min(positions, a.positions)
         shape = (a.layers, slots, a.key_heads, positions)
         self._kept = [torch.zeros(*shape, a.head_size, dtype=torch.int8, device=lm.device) for _ in range(2)]
         self._scales = [torch.zeros(*shape, 1, device=lm.device) for _ in range(2)]
@@ -218,9 +241,13 @@ class DeviceSequences:
         self._integers: tuple[torch.Tensor, torch.Tensor] | None = None
         self._steps: dict[int, _Step] = {}
 
-    @torch.no_grad()
-    def forward(self, pieces: list[Any]) -> None:
+    def forward(self, pieces: list[Piece]) -> None:
         """One pass; rows are padded to one length, and what is padded is written nowhere."""
+        with torch.no_grad(), _full_precision():
+            self._forward(pieces)
+
+    def _forward(self, pieces: list[Piece]) -> None:
+        check_pass(pieces, self._lengths, self._positions, self._lm.architecture.vocabulary)
         in_order = [piece.slot for piece in pieces] == list(range(len(pieces)))
         one_each = all(len(piece.tokens) == 1 and piece.vectors is None for piece in pieces)
         if self._lm.in_graphs and in_order and one_each:
@@ -304,12 +331,16 @@ class DeviceSequences:
         heads = self._lm.architecture.key_heads
         return x.view(n, steps, heads, -1, x.shape[-1]).transpose(1, 2).reshape(n, heads, -1, x.shape[-1])
 
-    @torch.no_grad()
-    def logits(self, rows: slice | np.ndarray) -> np.ndarray:
+    def logits(self, rows: Rows) -> np.ndarray:
         """Logits of some rows of the last pass, int32 [rows, vocabulary] in units."""
+        with torch.no_grad(), _full_precision():
+            return self._logits(rows)
+
+    def _logits(self, rows: Rows) -> np.ndarray:
         assert self._integers is not None
         chosen = torch.from_numpy(self._rows[rows]).to(self._lm.device)
         integers, scale = (part[chosen] for part in self._integers)
+        check_numbers(scale.cpu().numpy())
         y = self._lm.head(integers, scale) * float(arithmetic.LOGIT_SCALE)
         found: np.ndarray = y.clamp(-arithmetic.FAR, arithmetic.FAR).round().to(torch.int32).cpu().numpy()
         return found

@@ -3,45 +3,22 @@
 import ctypes
 import os
 import sys
-from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from memcodec.errors import ModelNotFoundError
+from memcodec.errors import EncodeError
 from memcodec.lm import arithmetic, cpu, selftest
 from memcodec.lm.architecture import Architecture
-from memcodec.lm.compiled import Team
+from memcodec.lm.compiled import Team, team_of
+from memcodec.lm.passes import Piece, Rows, Sequences, check_numbers, check_pass
 from memcodec.lm.product import COLUMNS, TILE_ROWS, columns_of, multiply_matrices, panels
 from memcodec.lm.weights import ExactWeights
 from memcodec.memory.readout import Steering
 
-Rows = slice | np.ndarray
 compute: Any = cpu  # kernels, which have no types
 PAGE = 2 * COLUMNS  # positions in a cache are a multiple of it
-
-
-@dataclass(frozen=True)
-class Piece:
-    """New positions of one sequence: int64 [positions], token ids; -1 - i is vectors[i], float32 [n, hidden]."""
-
-    slot: int
-    tokens: np.ndarray
-    vectors: np.ndarray | None = None
-
-
-class Sequences(Protocol):
-    """Some sequences on their way through an LM: what is cached of each, and the logits of the last pass."""
-
-    def forward(self, pieces: list[Piece]) -> None:
-        """One pass; the pieces' slots differ and rise."""
-
-    def logits(self, rows: Rows) -> np.ndarray:
-        """Logits of some rows of the last pass, int32 [rows, columns >= vocabulary] in units.
-
-        What is returned is written over by the next call.
-        """
 
 
 class ExactLM:
@@ -63,21 +40,23 @@ class ExactLM:
         self.identity = weights.identity
         self.positions = weights.architecture.positions
         self.vocabulary = weights.architecture.vocabulary
-        self.team = Team(threads or cores())
+        if threads is not None and not 1 <= threads <= 1024:
+            raise EncodeError(f"threads {threads}: give 1 to 1024")
+        if kernels not in ("auto", "numba", "torch") or (kernels == "numba" and device not in ("auto", "cpu")):
+            raise EncodeError(f"kernels {kernels!r} on {device!r}: give auto or torch, or numba on the CPU")
+        self.team = team_of(threads or cores())
         head = "embedding" if weights.architecture.tied else "head"
         tensors = weights.tensors
         self.steering = Steering.of(tensors[head], tensors[head + ".scale"], float(tensors["spread"][0]))
-        self.device = find_device(device)
+        self.device = "cpu" if kernels == "numba" else find_device(device)
         self._device_lm: Any = None  # a DeviceLM, where torch computes
-        if kernels not in ("auto", "numba", "torch"):
-            raise ModelNotFoundError(f"kernels {kernels!r}: give auto, numba or torch")
         if self.device != "cpu" or kernels == "torch":
             from memcodec.lm.device import DeviceLM
 
             slowly = _slowly_on_device(self.device)
             self._device_lm = DeviceLM(weights, self.device, slowly)
         else:
-            self.sizes = _sizes(weights.architecture, _slowly_on_cpu())
+            self.sizes = _sizes(weights.architecture, _slowly_on_cpu(self.team))
             self.weights = _pack(weights)
 
     def sequences(self, slots: int, positions: int, rows: int) -> Sequences:
@@ -92,6 +71,7 @@ class CpuSequences:
 
     def __init__(self, lm: ExactLM, slots: int, positions: int, rows: int) -> None:
         a = lm.architecture
+        self._positions = min(positions, lm.positions)
         positions = -(-positions // PAGE) * PAGE
         width = -(-a.head_size // COLUMNS) * COLUMNS
         heads = (a.layers, slots, a.key_heads)
@@ -130,6 +110,7 @@ class CpuSequences:
     def forward(self, pieces: list[Piece]) -> None:
         """One pass."""
         lm, room = self._lm, self._room
+        check_pass(pieces, self._lengths, self._positions, lm.vocabulary)
         slots = np.array([piece.slot for piece in pieces], dtype=np.int64)
         counts = np.array([len(piece.tokens) for piece in pieces], dtype=np.int64)
         starts = self._lengths[slots]
@@ -143,6 +124,8 @@ class CpuSequences:
                 vectors.append(piece.vectors)
                 seen += len(piece.vectors)
         flat, given = np.concatenate(tokens), np.concatenate(vectors)
+        if len(flat) > len(room.x):
+            raise EncodeError(f"{len(flat)} rows in a pass: there is room for {len(room.x)}")
         row_slot = np.repeat(slots, counts)
         row_position = np.concatenate([np.arange(start, start + n) for start, n in zip(starts, counts, strict=True)])
         rows = (flat, given, row_slot, row_position, slots, starts, counts)
@@ -152,6 +135,7 @@ class CpuSequences:
             compute.forward(lm.sizes, lm.weights, self._cache, room, *rows, worker, workers)
 
         lm.team.run(work)
+        check_numbers(room.input_scale[: len(flat)])
         self._lengths[slots] += counts
 
     def logits(self, rows: Rows) -> np.ndarray:
@@ -163,7 +147,7 @@ class CpuSequences:
         out, flat = self._logits[: len(inputs)], inputs.reshape(-1)
 
         def work(worker: int, workers: int) -> None:
-            compute.logits_of(lm.sizes, w.head, w.head_scale, w.head_bias, flat, inputs.shape[1], len(inputs), scale,
+            compute.logits_of(lm.sizes, w.head, w.head_scale, flat, inputs.shape[1], len(inputs), scale,
                           room.tile, out, worker, workers)  # fmt: skip
 
         lm.team.run(work)
@@ -205,14 +189,14 @@ def _has_cuda_driver() -> bool:
 
 
 @cache
-def _slowly_on_cpu() -> bool:
-    """Whether the CPU's kernels must multiply one by one. Raises MachineError."""
+def _slowly_on_cpu(team: Team) -> bool:
+    """Whether the CPU's kernels must multiply one by one, run by these threads. Raises MachineError."""
 
     def make(slowly: bool) -> tuple[selftest.Product, selftest.Logits]:
         def logits(weights: ExactWeights, tokens: np.ndarray) -> np.ndarray:
             lm = ExactLM.__new__(ExactLM)
             lm.architecture, lm.vocabulary = weights.architecture, weights.architecture.vocabulary
-            lm.team, lm._device_lm = Team(1), None
+            lm.positions, lm.team, lm._device_lm = weights.architecture.positions, team, None
             lm.sizes, lm.weights = _sizes(weights.architecture, slowly), _pack(weights)
             return logits_of(lm, tokens)
 
@@ -240,7 +224,7 @@ def _slowly_on_device(device: str) -> bool:
 def _sizes(a: Architecture, slowly: bool) -> cpu.Sizes:
     limits = [np.float32(arithmetic.highest_input(n)) for n in (a.hidden, a.heads * a.head_size, a.inner)]
     return compute.Sizes(
-        a.hidden, a.layers, a.heads, a.key_heads, a.head_size, a.inner, a.vocabulary, int(a.gated), int(a.layer_norm),
+        a.hidden, a.layers, a.heads, a.key_heads, a.head_size, a.inner, int(a.gated), int(a.layer_norm),
         int(a.head_norm), int(a.rotary is not None), int(slowly), float(a.epsilon),
         arithmetic.attention_scale(a.head_size), *limits, np.float32(arithmetic.highest_query(a.head_size)),
     )  # fmt: skip
@@ -281,7 +265,7 @@ def _pack(exact: ExactWeights) -> cpu.Weights:
     heads = (a.heads + 2 * a.key_heads) * a.head_size
     head = "embedding" if a.tied else "head"
     words = columns_of(a.vocabulary)
-    head_scale, head_bias = tensors[head + ".scale"], row("head.bias", a.vocabulary, 0, None)
+    head_scale = np.where(words < 0, np.float32(0), tensors[head + ".scale"][words])
     flat = np.zeros((1, a.head_size // 2), dtype=np.float32)
     return compute.Weights(
         tensors["embedding"], tensors["embedding.scale"],
@@ -292,6 +276,6 @@ def _pack(exact: ExactWeights) -> cpu.Weights:
         *linear("qkv", heads), *linear("mix", a.hidden),
         *linear("up", (1 + a.gated) * a.inner), *linear("down", a.hidden),
         row("gain", a.hidden, 1, None), row("shift", a.hidden, 0, None),
-        panels(tensors[head], words), *(np.where(words < 0, np.float32(0), x[words]) for x in (head_scale, head_bias)),
+        panels(tensors[head], words), head_scale,
         tensors.get("cosine", flat), tensors.get("sine", flat), arithmetic.gate(a.gate), arithmetic.powers(),
     )  # fmt: skip

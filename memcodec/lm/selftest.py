@@ -2,7 +2,7 @@
 
 Integer products at their extremes (8-bit products saturate silently on CPUs without VNNI), and known answers: hashes
 of the logits of two tiny LMs, made of seeded integers, that have every part that an architecture can have, and entries
-that are all but zero. It takes milliseconds. The hashes are in the specification (spec/EXACT.md, "Known answers").
+that are all but zero. It takes milliseconds. The hashes are in the specification (spec/FORMAT.md, "Known answers").
 """
 
 import hashlib

@@ -8,7 +8,7 @@ who has the same one computes the same bits.
 import hashlib
 import json
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,9 +20,10 @@ import safetensors.numpy
 from memcodec.errors import ModelNotFoundError
 from memcodec.lm import arithmetic
 from memcodec.lm.architecture import Architecture
+from memcodec.models import ByteProgress
+from memcodec.tokens import PREFIX
 
 Tensors = dict[str, np.ndarray]
-Progress = Callable[[str, int, int], None]  # what is being done, bytes done, bytes in all
 
 _FORMAT = "1"  # of the kept file; another one is made anew
 
@@ -42,7 +43,7 @@ class ExactWeights:
 
     @cached_property
     def identity(self) -> bytes:
-        """SHA-256 of all that is computed with (spec/EXACT.md, "Identity")."""
+        """SHA-256 of all that is computed with (spec/FORMAT.md, "Identity")."""
         digest = hashlib.sha256()
         about = [self.architecture.to_json(), list(self.prefix), self.tokenizer.hex(), arithmetic.tables_hash()]
         digest.update(json.dumps(about, separators=(",", ":")).encode())
@@ -127,6 +128,8 @@ class SafetensorsSource(Source):
                         start, end = entry["data_offsets"]
                         if not 0 <= start <= end <= size - 8 - length:
                             raise ValueError("it is cut")
+                        if not (isinstance(entry["dtype"], str) and all(n >= 0 for n in entry["shape"])):
+                            raise ValueError("its header is damaged")
                         self._places[name] = path, entry, 8 + length
             except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
                 raise ModelNotFoundError(f"{path}: its weights do not read ({error})") from error
@@ -167,12 +170,13 @@ class _Checkpoint:
     def has(self, name: str) -> bool:
         return name in self._names or self._base + name in self._names
 
-    def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    def read(self, name: str, shape: tuple[int | None, ...]) -> np.ndarray:
+        """A tensor of a shape; None: of any length there."""
         full = name if name in self._names else self._base + name
         if full not in self._names:
             raise ModelNotFoundError(f"{self._folder}: its weights lack {full}")
         found = self._source.read(full)
-        if found.shape != shape:
+        if found.ndim != len(shape) or any(n not in (None, m) for n, m in zip(shape, found.shape, strict=True)):
             raise ModelNotFoundError(f"{self._folder}: {full} has the shape {found.shape}, not {shape}")
         if not np.isfinite(found).all():
             raise ModelNotFoundError(f"{self._folder}: {full} holds what is no finite number")
@@ -186,10 +190,12 @@ def convert(
     name: str,
     prefix: tuple[int, ...],
     tokenizer: bytes,
-    progress: Progress | None = None,
+    progress: ByteProgress | None = None,
 ) -> ExactWeights:
     """Make the integers of an LM from its float weights. name: for messages. Raises ModelNotFoundError."""
     a = architecture
+    if not prefix or max(prefix) >= a.vocabulary:
+        raise ModelNotFoundError(f"{name}: its tokenizer has no tokens for {PREFIX!r} that the model has too")
     checkpoint = _Checkpoint(source, name)
     parts = _gpt2_parts if family == "gpt2" else _llama_parts
     tensors: Tensors = {}
@@ -213,7 +219,9 @@ def convert(
     if not a.tied:
         tensors["head"], tensors["head.scale"] = to_rows(checkpoint.read(head_name, (a.vocabulary, a.hidden)))
     if position:
-        tensors["position"] = checkpoint.read(position, (a.positions, a.hidden))
+        tensors["position"] = checkpoint.read(position, (None, a.hidden))[: a.positions]
+        if len(tensors["position"]) < a.positions:
+            raise ModelNotFoundError(f"{name}: {position} has fewer rows than config.json has positions")
     head = "embedding" if a.tied else "head"
     tensors["spread"] = np.array([spread(tensors[head], tensors[head + ".scale"])])
     tensors["gain"] = checkpoint.read(norm + ".weight", (a.hidden,))

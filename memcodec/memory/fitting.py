@@ -21,6 +21,7 @@ from memcodec.memory.settings import SCHEDULES, Prompt
 # Half the distance of neighbouring levels, in standard deviations of the entries, that loses least on a normal
 # distribution (Max, 1960); an encoder's choice, since the scale is stored.
 _HALF_STEP = {1: 0.798, 2: 0.498, 3: 0.293, 4: 0.168, 8: 0.0155}
+_HIGHEST = 65504.0  # of binary16
 _RIVALS = 16  # tokens whose logits the loss holds against the target's
 _HEAD_POSITIONS = 256  # positions whose logits exist at one time: 50 MB at a vocabulary of 49152
 _PASS_POSITIONS = 1024  # in one pass with gradients, padding included: 1.7 GB on the default model
@@ -47,7 +48,7 @@ def behind_prefix(lm: FrozenLM, vectors: torch.Tensor) -> torch.Tensor:
 def pack(vectors: torch.Tensor, bits: int) -> bytes:
     """Quantize and pack vectors, float32 [n, dimensions]."""
     if bits == 16:
-        return prompt.pack_halves(vectors.detach().cpu().numpy())
+        return prompt.pack_halves(vectors.detach().clamp(-_HIGHEST, _HIGHEST).cpu().numpy())
     levels, scales = (x.cpu().numpy() for x in _levels(vectors.detach(), bits))
     return prompt.pack(levels, scales, bits)
 
@@ -55,7 +56,7 @@ def pack(vectors: torch.Tensor, bits: int) -> bytes:
 def _levels(vectors: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The level of each entry, 0 to 2**bits - 1, and the scale of each vector [..., 1], rounded to float16."""
     scales = vectors.square().mean(dim=-1, keepdim=True).sqrt() * _HALF_STEP[bits]
-    scales = scales.clamp(6e-8, 65504).half().float()
+    scales = scales.clamp(6e-8, _HIGHEST).half().float()
     top = 2**bits - 1
     return ((vectors / scales + top) / 2).round().clamp(0, top), scales
 
@@ -63,7 +64,7 @@ def _levels(vectors: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tenso
 def _quantized(vectors: torch.Tensor, bits: int) -> torch.Tensor:
     """What `unpack` makes of `pack`, with the gradient of the vectors themselves (straight-through)."""
     if bits == 16:
-        rounded = vectors.half().float()
+        rounded = vectors.clamp(-_HIGHEST, _HIGHEST).half().float()
     else:
         levels, scales = _levels(vectors, bits)
         rounded = (2 * levels + 1 - 2**bits) * scales
@@ -113,20 +114,26 @@ class FitStep:
 FitCallback = Callable[[FitStep], None]
 
 
-def fit(lm: FrozenLM, chunks: list[np.ndarray], fitting: Prompt, callback: FitCallback | None = None) -> list[Fit]:
+def fit(
+    lm: FrozenLM,
+    chunks: list[np.ndarray],
+    fitting: Prompt,
+    callback: FitCallback | None = None,
+    positions: int | None = None,
+) -> list[Fit]:
     """Fit the memories of chunks (int64 [tokens] each) side by side.
 
+    positions: of the LM that will read the memories, where it has fewer than this one.
     Where the steps end first, the memory is the one that wrote most: the longest prefix, or the most tokens where
     `fitting` looks at all of them. Raises EncodeError for settings out of range, and for chunks too long for the model.
     """
     fitting.check()
-    room = math.inf if lm.max_positions is None else lm.max_positions - len(lm.prefix)
+    most = min((n for n in (lm.max_positions, positions) if n is not None), default=None)
+    room = math.inf if most is None else most - len(lm.prefix)
     counts = AUTO if fitting.vectors is None else (fitting.vectors,)
     longest = max(map(len, chunks), default=0)
     if longest + counts[0] > room:
-        raise EncodeError(
-            f"chunks of {longest} tokens and {counts[0]} vectors: the model has {lm.max_positions} positions"
-        )
+        raise EncodeError(f"chunks of {longest} tokens and {counts[0]} vectors: the model has {most} positions")
     best = [Fit(len(tokens)) for tokens in chunks]
     for count in counts:
         open_ = [i for i, tokens in enumerate(chunks) if not best[i].exact and len(tokens) + count <= room]

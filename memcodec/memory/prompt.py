@@ -1,4 +1,4 @@
-"""The prompt site: memory embeddings in front of the first token (spec/FORMAT.md, "Prompt memory").
+"""The prompt site: memory embeddings in front of the first token (spec/FORMAT.md, "Memories").
 
 The memory token of Sastre and Rosá (arXiv 2506.15001): one or more input embeddings from which greedy decoding writes
 the chunk. How they are packed, and what a decoder does with them; `fitting` finds them.
@@ -21,11 +21,19 @@ class PromptSite:
     name = "prompt"
     share = 0  # nothing is steered
 
-    def __init__(self, bits: int, dimensions: int, settings: Prompt | None = None, lm: Callable[[], Any] | None = None):
-        """settings, lm: for fits, which are made in floating point."""
+    def __init__(
+        self,
+        bits: int,
+        dimensions: int,
+        settings: Prompt | None = None,
+        lm: Callable[[], Any] | None = None,
+        positions: int | None = None,
+    ) -> None:
+        """settings, lm: for fits, which are made in floating point; positions: that the exact LM has."""
         self.fields: tuple[int, ...] = (bits, dimensions)
         self._settings = settings
         self._lm = lm
+        self._positions = positions
 
     @classmethod
     def in_header(cls, fields: tuple[int, ...], hidden: int) -> "PromptSite":
@@ -46,7 +54,7 @@ class PromptSite:
         from memcodec.memory import fitting
 
         assert self._settings is not None and self._lm is not None
-        fits = fitting.fit(self._lm(), chunks, self._settings, lambda step: report(step.prefix))
+        fits = fitting.fit(self._lm(), chunks, self._settings, lambda step: report(step.prefix), self._positions)
         memories = [found.memory for found in fits]
         return memories, look(chunks, [self.vectors(memory) for memory in memories])
 

@@ -1,4 +1,4 @@
-"""The readout site: a memory of bits that tilts what the LM says (spec/FORMAT.md, "Readout memory").
+"""The readout site: a memory of bits that tilts what the LM says (spec/FORMAT.md, "Memories").
 
 Position t sees a window of the memory. Seeded parities of the window, through a seeded sign matrix of that position,
 are a vector to add to the LM's last hidden state; what it moves the logits of the best tokens by, times a factor that
