@@ -20,7 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import memcodec
-from memcodec import Prompt, Readout, chunks, document
+from memcodec import Prompt, Readout, chunks, document, models
+from memcodec import codec as codecs
 from memcodec import container as box
 from memcodec.chunks import Coded
 from memcodec.codec import Codec
@@ -36,7 +37,9 @@ from memcodec.memory.prompt import PromptSite
 from memcodec.memory.readout import ReadoutSite, share_steps
 from memcodec.progress import Progress
 
+from . import second
 from .conftest import TEXT
+from .reference import Reference
 
 QUICK = Readout(effort=128)
 LINES = TEXT * 3
@@ -168,6 +171,37 @@ def test_decodes_with_any_batch(tiny: Codec, blob: bytes) -> None:
 def test_decodes_with_any_threads_and_kernels(llama_folder: Path, blob: bytes, threads: int, kernels: str) -> None:
     codec = Codec.load(str(llama_folder), device="cpu", threads=threads, kernels=kernels)
     assert codec.decode(blob) == (LINES * 2).encode()
+
+
+@pytest.mark.parametrize(
+    ("kind", "site", "size"),
+    [("llama", Readout(0.3, 64), 25), ("gpt2", Readout(0), 30), ("qwen3", Prompt(2, 4, 2), 20)],
+)
+def test_a_decoder_written_from_the_page_agrees(
+    tiny_folders: Callable[[str], Path], kind: str, site: Readout | Prompt, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a stored span in between, and with all of the logits computed in plain integers."""
+    monkeypatch.setattr(codecs, "_store_losers", lambda run, data: list(run))
+    monkeypatch.setattr(codecs, "_check_worth", lambda *_: None)
+    codec = Codec.load(str(tiny_folders(kind)), device="cpu")
+    weights, _ = models.load_exact(models.ModelFolder(kind, tiny_folders(kind)))
+    data = TEXT[:180].encode() + bytes(range(128, 150)) + "Niemand hat das je gewußt, außer uns dreien.\n".encode() * 4
+    stored = box.store(data)
+    monkeypatch.setattr(box, "store", lambda _: replace(stored, parts=[box.StoredSpan(9999, 0, bytes(9999), 0)]))
+    blob = codec.encode(data, site=site, chunk_tokens=size)
+    parsed = box.unpack(blob)
+    assert len(parsed.chunks) >= 4 and len(parsed.parts) > len(parsed.chunks)
+    assert sum(len(chunk.corrections) for chunk in parsed.chunks) > 40
+    tensors, lm = weights.tensors, Reference(weights)
+    prefix = list(weights.prefix)
+    begin = tensors["embedding"][prefix].astype(np.float32) * tensors["embedding.scale"][prefix][:, None]
+
+    def logits(ids: list[int], vectors: np.ndarray | None) -> np.ndarray:
+        return lm(ids, begin if vectors is None else np.concatenate([begin, vectors]))
+
+    head = "embedding" if weights.architecture.tied else "head"
+    known = tensors[head], tensors[head + ".scale"], float(tensors["spread"][0])
+    assert second.decode(blob, logits, *known, lambda ids: codec.tokenizer.decode(np.array(ids))) == data
 
 
 def test_files_are_the_same_whoever_makes_them(llama_folder: Path) -> None:

@@ -1,0 +1,56 @@
+"""The examples in the documents run as they stand."""
+
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from memcodec_cli import main
+
+ROOT = Path(__file__).parent.parent
+
+
+def blocks(name: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
+
+
+@pytest.mark.default_model
+@pytest.mark.parametrize("name", ["README.md", "docs/memory_tokens.md"])
+def test_python_blocks_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = blocks(name, "python")
+    assert found
+    for block in found:
+        exec(compile(block, name, "exec"), {})
+
+
+@pytest.mark.default_model
+def test_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but those that set up, and the benchmark, which tests of its own run on a tiny model."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_bytes((ROOT / "LICENSE").read_bytes()[:1500])
+    text = (ROOT / "README.md").read_text().split("## Use")[1].split("```python")[0]
+    commands = [line.split("#")[0].split() for line in text.splitlines() if line.startswith("    memcodec ")]
+    assert [command[1] for command in commands] == ["compress", "inspect", "decompress", "verify", "bench"]
+    for command in commands[:-1]:
+        done = CliRunner().invoke(main, command[1:])
+        assert done.exit_code == 0, done.output
+    assert (tmp_path / "back.txt").read_bytes() == (tmp_path / "notes.txt").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "path", sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("docs/*.md")) + sorted(ROOT.glob("spec/*.md"))
+)
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text()):
+        assert target.startswith("https://") or (path.parent / target).exists(), target
+
+
+def test_options_that_are_named_exist() -> None:
+    known = {option for command in main.commands.values() for p in command.params for option in p.opts}
+    known |= {"--help", "--version"}
+    for path in (ROOT / "README.md", ROOT / "docs" / "memory_tokens.md"):
+        prose = re.sub(r"`python benchmarks/[^`]*`", "", path.read_text())
+        for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", prose):
+            assert option in known, f"{path.name}: {option}"
