@@ -86,7 +86,6 @@ def run(changes: dict[str, str], names: dict[str, str]) -> dict[str, Any]:
 def hashes(names: dict[str, str]) -> dict[str, Any]:
     """By model: a hash for each way to compute the same logits; and which product torch was found to need."""
     from memcodec.lm import model as lms
-    from memcodec.lm.passes import Piece
     from memcodec.models import load_exact, resolve
 
     result: dict[str, dict[str, str]] = {}
@@ -101,7 +100,7 @@ def hashes(names: dict[str, str]) -> dict[str, Any]:
                 sequences = lm.sequences(batch, count, batch)
                 steps = []
                 for t in range(count):
-                    sequences.forward([Piece(slot, tokens[t : t + 1]) for slot in range(batch)])
+                    sequences.step(np.full(batch, tokens[t]))
                     steps.append(sequences.logits(slice(None, batch))[:, : lm.vocabulary].copy())
                 for row in {0, batch - 1}:
                     name_ = f"{kernels}, {threads} threads, cached, batch {batch}, row {row}"

@@ -16,7 +16,7 @@ import memory_tokens
 import torch
 
 from memcodec.codec import Codec
-from memcodec.container import Chunk, StoredSpan, unpack
+from memcodec.container import unpack
 from memcodec.document import zstd_size
 from memcodec.errors import EncodeError
 from memcodec.memory.settings import Prompt
@@ -63,13 +63,9 @@ def measure(codec: Codec, data: bytes, settings: dict[str, Any]) -> dict[str, An
     encoded = time.monotonic()
     exact = codec.decode(blob) == data
     decoded = time.monotonic()
-    parts = unpack(blob).parts
-    sizes = {
-        "bytes": len(blob),
-        "memory": sum(len(part.memory) for part in parts if isinstance(part, Chunk)),
-        "corrections": sum(len(part.corrections) for part in parts if isinstance(part, Chunk)),
-        "stored": sum(len(part.packed) for part in parts if isinstance(part, StoredSpan)),
-    }
+    parts = unpack(blob).sizes
+    sizes = {"bytes": len(blob), "memory": parts.get("memories", 0)}
+    sizes |= {name: parts.get(name, 0) for name in ("corrections", "stored")}
     times = {"encode s": encoded - began, "decode s": decoded - encoded}
     return sizes | times | {"exact": "yes" if exact else "NO"}
 

@@ -99,7 +99,7 @@ def lm_speed(codec: Codec) -> list[dict[str, Any]]:
 
         def our_steps(sequences: Any = sequences, last: Any = last, steps: int = steps, batch: int = batch) -> None:
             for _ in range(steps):
-                sequences.forward([Piece(slot, token) for slot, token in enumerate(last.numpy())])
+                sequences.step(last.numpy()[:, 0])
                 sequences.logits(slice(None, batch))
 
         theirs, ours = in_turn(their_steps, our_steps)
@@ -128,10 +128,10 @@ def codec_speed(codec: Codec, text: bytes) -> dict[str, Any]:
 
     def lm_loop() -> None:
         sequences = lm.sequences(len(lengths), max(lengths) + 1, len(lengths))
-        token = lm.prefix[-1:]
+        token = lm.prefix[-1]
         for t in range(max(lengths)):
             live = sum(length > t for length in lengths)
-            sequences.forward([Piece(slot, token) for slot in range(live)])
+            sequences.step(np.full(live, token))
             sequences.logits(slice(None, live))
 
     lengths.sort(reverse=True)

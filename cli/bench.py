@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from memcodec.memory.settings import MOST_SHARE, SHARE_STEPS
+from memcodec.memory.settings import MOST_SHARE, SHARE_STEPS, Context
 from memcodec_cli import files, options
 from memcodec_cli.progress import Bars
 
@@ -34,13 +34,15 @@ DEFAULT_BYTES = 16_384
     metavar="S",
     help="The part of the information that the memory carries; may be given more than once.",
 )
+@options.context
+@click.option("--profile", is_flag=True, help="Show where memcodec's time goes instead, by stage, at its defaults.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with the machine and the versions.")
 @options.encoding_model
 @options.running
 @options.quiet
 def bench(
-    paths: tuple[str, ...], size: int, full: bool, shares: tuple[float, ...], as_json: bool, model: str, device: str,
-    batch: int, threads: int | None, quiet: bool,
+    paths: tuple[str, ...], size: int, full: bool, shares: tuple[float, ...], context: Context, profile: bool,
+    as_json: bool, model: str, device: str, batch: int, threads: int | None, quiet: bool,
 ) -> None:  # fmt: skip
     """Compare memcodec with gzip, bzip2, xz, zstd and brotli on the files PATH.
 
@@ -53,7 +55,7 @@ def bench(
         if not data:
             raise click.ClickException(f"{name}: is empty")
     with Bars(quiet) as bars:
-        from memcodec.bench import table
+        from memcodec.bench import stages, table
         from memcodec.bench.comparison import Bench, Text
         from memcodec.bench.results import Store, machine
         from memcodec.codec import Codec
@@ -62,7 +64,12 @@ def bench(
         bars.close()
         say = (lambda what: click.echo(f"measuring {what}", err=True)) if bars.shown else (lambda _: None)
         texts = [Text.cut(name, data, None if full else size) for name, data in contents]
-        rows = list(Bench(codec, Store(), say, batch).compare(texts, shares))
+        if profile:
+            found = {text.name: stages.profile(codec, text.data, context, batch) for text in texts}
+            shown = [f"{text.name}\n{stages.render(text.data, found[text.name])}" for text in texts]
+            click.echo(json.dumps({"machine": machine(), "seconds": found}) if as_json else "\n\n".join(shown))
+            return
+        rows = list(Bench(codec, Store(), say, batch).compare(texts, shares, context=context))
     if not as_json:
         click.echo(table.render(rows))
         return

@@ -6,7 +6,7 @@ import click
 from click.core import ParameterSource
 
 from memcodec import container
-from memcodec.memory.settings import MAX_VECTORS, MEMORY_BITS, MOST_SHARE, SHARE_STEPS, Prompt, Readout
+from memcodec.memory.settings import MAX_VECTORS, MEMORY_BITS, MOST_SHARE, SHARE_STEPS, Context, Prompt, Readout
 from memcodec_cli import files, options
 from memcodec_cli.loaded import Loaded, decode
 from memcodec_cli.progress import Bars, close_line
@@ -22,7 +22,7 @@ def _vectors(ctx: click.Context, param: click.Parameter, value: str) -> int | No
     return int(value)
 
 
-_ONLY = {"readout": ("memory_share", "effort"), "prompt": ("vectors", "bits", "steps", "seed", "pure")}
+_ONLY = {"readout": ("memory_share", "effort", "context"), "prompt": ("vectors", "bits", "steps", "seed", "pure")}
 
 
 def _check_site(site: str) -> None:
@@ -47,6 +47,7 @@ def _check_site(site: str) -> None:
     metavar="N",
     help="Tokens in a chunk, at most.",
 )
+@options.context
 @click.option(
     "--site",
     type=click.Choice(["readout", "prompt"]),
@@ -110,9 +111,9 @@ def _check_site(site: str) -> None:
 @click.option("--no-verify", is_flag=True, help="Do not decode the result before it is written.  [default: verify]")
 @options.quiet
 def compress(
-    input_name: str, output: str | None, to_stdout: bool, force: bool, model: str, chunk_tokens: int, site: str,
-    vectors: int | None, bits: str, steps: int, seed: int, pure: bool, memory_share: float,
-    effort: int, device: str, batch: int, threads: int | None, no_verify: bool, quiet: bool,
+    input_name: str, output: str | None, to_stdout: bool, force: bool, model: str, chunk_tokens: int,
+    context: Context, site: str, vectors: int | None, bits: str, steps: int, seed: int, pure: bool,
+    memory_share: float, effort: int, device: str, batch: int, threads: int | None, no_verify: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Compress the file INPUT; - is standard input."""
     _check_site(site)
@@ -134,8 +135,8 @@ def compress(
         if blob is None:
             loaded = codec.Codec.load(model, device=device, threads=threads, progress=bars.model)
             blob = loaded.encode(
-                data, site=chosen, chunk_tokens=chunk_tokens, batch=batch, verify=not no_verify,
-                progress=bars.document(len(data), "fit"),
+                data, site=chosen, chunk_tokens=chunk_tokens, context=context, batch=batch,
+                verify=not no_verify, progress=bars.document(len(data), "fit"),
             )  # fmt: skip
     seconds = time.monotonic() - start
     target.write(blob)

@@ -18,7 +18,7 @@ from memcodec_cli.progress import Bars
 @click.argument("name", metavar="FILE")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.  [default: a table]")
 def inspect(name: str, as_json: bool) -> None:
-    """Show the header of FILE, its sizes by part in bytes, and its chunks. Needs no model."""
+    """Show the header of FILE, its sizes by part in bytes, and its groups of chunks. Needs no model."""
     facts = memcodec.inspect(files.read_start_first(name))
     click.echo(json.dumps(facts, indent=2) if as_json else "\n".join(_table(facts)))
 
@@ -38,12 +38,13 @@ def _table(facts: dict[str, Any]) -> list[str]:
         lines += [f"{key.replace('_', ' '):16}{_number(value)}" for key, value in facts["settings"].items()]
     lines += ["", f"{'part':16}{'bytes':>10}"]
     lines += [f"{part:16}{size:>10,}" for part, size in facts["parts"].items()]
-    columns = ("bytes", "tokens", "memory_bytes", "correction_bytes", "stored_bytes", "checksum")
-    head = ("#", "kind", "bytes", "tokens", "memory", "corrections", "stored", "checksum")
-    lines += ["", "{:>6}  {:8}{:>10}{:>8}{:>8}{:>13}{:>10}  {}".format(*head)]
+    row = "{:>6}  {:10}{:>10}{:>8}{:>8}{:>8}{:>13}{:>10}"
+    lines += ["", row.format("#", "kind", "bytes", "chunks", "tokens", "memory", "corrections", "stored")]
     for number, span in enumerate(facts["spans"]):
-        cells = [span.get(key, "") for key in columns]
-        lines.append("{:>6}  {:8}{:>10}{:>8}{:>8}{:>13}{:>10}  {}".format(number, span["kind"], *cells).rstrip())
+        columns = ("tokens", "memory_bytes", "correction_bytes", "stored_bytes")
+        chunks = len(span["chunks"]) if "chunks" in span else ""
+        cells = [number, span["kind"], span["bytes"], chunks, *(span.get(key, "") for key in columns)]
+        lines.append(row.format(*cells).rstrip())
     return lines
 
 

@@ -39,9 +39,9 @@ class Loaded:
 
 def decode(parsed: Container, loaded: Loaded, batch: int, bars: Bars) -> bytes:
     """The document of a file. Raises MemcodecError."""
-    from memcodec.codec import assemble
+    from memcodec.assembly import document_of
 
     if parsed.model is None:
-        return assemble(parsed, iter(()))
+        return document_of(parsed, [], None)
     codec = loaded.codec_for(parsed, bars)
     return codec.decode_container(parsed, batch=batch, progress=bars.document(parsed.size, "decode"))

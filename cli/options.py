@@ -5,7 +5,8 @@ from typing import Any
 
 import click
 
-from memcodec.memory.settings import DEFAULT_BATCH
+from memcodec.container import MAX_CONTEXT
+from memcodec.memory.settings import DEFAULT_BATCH, Context
 from memcodec.models import BUILT_IN, DEFAULT_MODEL
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -57,7 +58,7 @@ running = _together(
         default=DEFAULT_BATCH,
         show_default=True,
         metavar="N",
-        help="Chunks decoded side by side; does not change the result.",
+        help="Groups of chunks decoded side by side; does not change the result.",
     ),
     click.option(
         "--threads",
@@ -67,6 +68,26 @@ running = _together(
     ),
 )
 
+
+def _context(ctx: click.Context, param: click.Parameter, value: str) -> Context:
+    if value == "auto":
+        return "auto"
+    if value == "max":
+        return "max"
+    if not value.isdecimal() or int(value) > MAX_CONTEXT:
+        raise click.BadParameter(f"give auto, max, or 0 to {MAX_CONTEXT}")
+    return int(value)
+
+
+context = click.option(
+    "--context",
+    callback=_context,
+    default="auto",
+    show_default=True,
+    metavar="N",
+    help="Tokens before each that the model sees: a number, 0 for those of its chunk alone, auto for as many as cost "
+    "little time, max for the smallest file, slowly.",
+)
 quiet = click.option("-q", "--quiet", is_flag=True, help="No progress bar and no closing line on the terminal.")
 
 writing = _together(

@@ -13,7 +13,7 @@ from memcodec.errors import (
     ModelNotFoundError,
 )
 from memcodec.inspection import inspect
-from memcodec.memory.settings import DEFAULT_BATCH, Prompt, Readout
+from memcodec.memory.settings import DEFAULT_BATCH, Context, Prompt, Readout
 from memcodec.progress import Progress
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def encode(
     *,
     site: Readout | Prompt = Readout(),  # noqa: B008 (frozen)
     chunk_tokens: int = 200,
+    context: Context = "auto",
     batch: int = DEFAULT_BATCH,
     verify: bool = True,
     device: str = "auto",
@@ -62,11 +63,11 @@ def encode(
     from memcodec import codec
 
     data = codec.as_bytes(data, "data")
-    codec.check_settings(site, chunk_tokens, batch)
+    codec.check_settings(site, chunk_tokens, batch, context)
     if (stored := codec.without_model(data)) is not None:
         return stored
     return codec.Codec.load(model, device=device, threads=threads).encode(
-        data, site=site, chunk_tokens=chunk_tokens, batch=batch, verify=verify, progress=progress
+        data, site=site, chunk_tokens=chunk_tokens, context=context, batch=batch, verify=verify, progress=progress
     )
 
 
@@ -85,12 +86,12 @@ def decode(
     allow_download: fetch a model from the Hugging Face hub that only the file names. Raises FormatError, ChecksumError,
     ModelMismatchError, ModelNotFoundError, MachineError; EncodeError for settings out of range.
     """
-    from memcodec import codec, container
+    from memcodec import assembly, codec, container
 
     parsed = container.unpack(codec.as_bytes(blob, "blob"))
     found = codec.Codec.load_for(parsed, model, device=device, threads=threads, allow_download=allow_download)
     if found is None:
-        return codec.assemble(parsed, iter(()))
+        return assembly.document_of(parsed, [], None)
     return found.decode_container(parsed, batch=batch, progress=progress)
 
 

@@ -1,57 +1,190 @@
-"""Chunks, the unit of work: cut a run of tokens into them, encode some, decode some side by side.
+"""Groups of chunks, the unit of work: plan them for a document's tokens, encode some, decode some side by side.
 
 What goes in and comes out are arrays and bytes, so that a batch can be done by another process or machine.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
 from memcodec.coding import corrections
 from memcodec.coding.distribution import Look
+from memcodec.container import MAX_CONTEXT, lengths
 from memcodec.lm.model import PAGE, ExactLM
-from memcodec.lm.passes import Piece
+from memcodec.lm.passes import Piece, Sequences
 from memcodec.memory import Report, Site
+from memcodec.memory.settings import Context
 
 PASS_ROWS = 400  # positions in one full pass: with more of them, activations leave the processor's cache
 HEAD_ROWS = 48  # positions whose logits exist at one time: 9 MB at a vocabulary of 49152
 FIT_CHUNKS = 32  # chunks whose memories are fitted together
 CACHE_POSITIONS = 1 << 15  # in the key-value cache of one batch at most, whatever its size: 400 MB of the default model
 
+AUTO_GROUPS = 48  # groups that `context="auto"` leaves, so that they fill a batch
+AUTO_TOKENS = 400  # in a group of its at most: attention over more costs a tenth of the speed (docs/context.md)
+GROUP_CONTEXTS = 4  # length of a group, in contexts, where their size is given
+
+_NOTHING = np.empty(0, dtype=np.int64)
+
 
 @dataclass(frozen=True)
 class Coded:
-    """A chunk as a decoder needs it: how many tokens it has, its memory, its corrections."""
+    """A group as a decoder needs it: tokens and memory of each chunk, and the corrections of all."""
 
-    tokens: int
-    memory: bytes
+    lengths: tuple[int, ...]
+    memories: tuple[bytes, ...]
     corrections: bytes
+
+    @property
+    def tokens(self) -> int:
+        """Of all its chunks."""
+        return sum(self.lengths)
+
+
+@dataclass(frozen=True)
+class Window:
+    """What the LM has before it: tokens `start` to `first` of a group, and then `first` to `last` as they come."""
+
+    start: int
+    first: int
+    last: int
 
 
 def cut(tokens: np.ndarray, chunk_tokens: int) -> list[np.ndarray]:
     """A run of tokens, int64 [tokens], as the fewest chunks of at most `chunk_tokens`, of lengths as even as can be."""
-    return np.array_split(tokens, -(-len(tokens) // chunk_tokens)) if len(tokens) else []
+    return np.split(tokens, np.cumsum(lengths(len(tokens), chunk_tokens))[:-1]) if len(tokens) else []
 
 
-def look(lm: ExactLM, chunks: list[np.ndarray], vectors: list[np.ndarray | None]) -> list[Look]:
-    """What the LM says at each position of chunks, int64 [tokens] each, behind the prefix and vectors of their own."""
-    result = []
-    for batch in _passes(lm, chunks, vectors):
-        before = [len(lm.prefix) + (0 if given is None else len(given)) for _, given in batch]
-        counts = [n + len(tokens) - 1 for n, (tokens, _) in zip(before, batch, strict=True)]
-        sequences = lm.sequences(len(batch), max(counts), sum(counts))
-        sequences.forward([_piece(lm, slot, given, tokens[:-1]) for slot, (tokens, given) in enumerate(batch)])
-        row = 0
-        for first, count, (tokens, _) in zip(before, counts, batch, strict=True):
+@dataclass(frozen=True)
+class Plan:
+    """How a document's tokens are cut. runs: chunks of each run between stored spans; groups: the same chunks;
+    context: tokens of its group that the LM sees before each at most."""
+
+    runs: list[list[np.ndarray]]
+    groups: list[list[np.ndarray]]
+    context: int
+
+
+def plan(runs: list[np.ndarray], chunk_tokens: int, context: Context, positions: int) -> Plan:
+    """Cut runs of tokens, int64 [tokens] each, into groups of chunks, of lengths as even as can be.
+
+    positions: that the LM has for tokens. context: 0, each chunk is a group; "max", all are one; "auto", as long as
+    AUTO_GROUPS of them remain, up to AUTO_TOKENS; a number, GROUP_CONTEXTS times as long, so that most tokens see it.
+    """
+    total, most = sum(map(len, runs)), min(positions, MAX_CONTEXT)
+    if context == 0:
+        alone = [cut(run, chunk_tokens) for run in runs]
+        longest = max((len(chunk) for chunks in alone for chunk in chunks), default=1)
+        return Plan(alone, [[chunk] for chunks in alone for chunk in chunks], min(longest, most))
+    if context == "max":
+        count, seen = 1, most
+    elif context == "auto":
+        count = max(min(-(-total // chunk_tokens), AUTO_GROUPS), -(-total // min(AUTO_TOKENS, most)))
+        seen = most
+    else:
+        count, seen = total // (GROUP_CONTEXTS * context), min(context, most)
+    count = max(1, min(count, total))
+    ends = [total * i // count for i in range(1, count + 1)]
+    by_run: list[list[np.ndarray]] = []
+    groups: list[list[np.ndarray]] = [[]]
+    at = 0
+    for run in runs:
+        chunks: list[np.ndarray] = []
+        done = 0
+        while done < len(run):
+            if at == ends[len(groups) - 1]:
+                groups.append([])
+            taken = min(len(run) - done, ends[len(groups) - 1] - at)
+            some = cut(run[done : done + taken], chunk_tokens)
+            chunks += some
+            groups[-1] += some
+            done, at = done + taken, at + taken
+        by_run.append(chunks)
+    longest = max(sum(map(len, group)) for group in groups)
+    return Plan(by_run, [group for group in groups if group], max(1, min(seen, longest)))
+
+
+def windows(tokens: int, context: int) -> Iterator[Window]:
+    """How the LM's window moves along a group: when a token would have more than `context` before it, by half."""
+    start, first = 0, 0
+    while first < tokens:
+        last = min(tokens, start + context + 1)
+        yield Window(start, first, last)
+        start, first = last - context // 2, last
+
+
+# ---- encoding
+
+
+def look(
+    lm: ExactLM, groups: Iterable[list[np.ndarray]], context: int, vectors: Iterable[np.ndarray | None]
+) -> Iterator[Look]:
+    """What the LM says at each position of groups of chunks, int64 [tokens] each: a `Look` a chunk, in order.
+
+    context: tokens that it sees before a position, at most; vectors: what stands between the prefix and each group.
+    """
+    batch: list[tuple[list[np.ndarray], np.ndarray | None]] = []
+    rows = 0
+    for chunks, given in zip(groups, vectors, strict=False):
+        tokens = sum(map(len, chunks))
+        own = len(lm.prefix) + tokens + (0 if given is None else len(given))
+        if batch and rows + own > PASS_ROWS:
+            yield from _look_side_by_side(lm, batch)
+            batch, rows = [], 0
+        if own > PASS_ROWS or tokens > context:
+            yield from _look_along(lm, chunks, context, given)
+        else:
+            batch.append((chunks, given))
+            rows += own
+    if batch:
+        yield from _look_side_by_side(lm, batch)
+
+
+def _look_side_by_side(lm: ExactLM, batch: list[tuple[list[np.ndarray], np.ndarray | None]]) -> Iterator[Look]:
+    """Groups that fit a pass together."""
+    pieces = [_piece(lm, slot, given, np.concatenate(chunks)[:-1]) for slot, (chunks, given) in enumerate(batch)]
+    counts = [len(piece.tokens) for piece in pieces]
+    sequences = lm.sequences(len(batch), max(counts), sum(counts))
+    sequences.forward(pieces)
+    end = 0
+    for (chunks, _), count in zip(batch, counts, strict=True):
+        end += count
+        first = row = end - sum(map(len, chunks))
+        for tokens in chunks:
             found = Look.empty(tokens, lm.vocabulary)
             for start in range(0, len(tokens), HEAD_ROWS):
-                at = row + first - 1 + start
+                at = row + start
                 logits = sequences.logits(slice(at, at + min(HEAD_ROWS, len(tokens) - start)))
-                found.fill(start, logits, lm.vocabulary, lm.team)
-            row += count
-            result.append(found)
-    return result
+                found.fill(start, logits, lm.vocabulary, lm.team, at - first)
+            row += len(tokens)
+            yield found
+
+
+def _look_along(lm: ExactLM, chunks: list[np.ndarray], context: int, vectors: np.ndarray | None) -> Iterator[Look]:
+    """One group, in passes one behind the other, in windows where it is longer than the context."""
+    tokens = np.concatenate(chunks)
+    given = 0 if vectors is None else len(vectors)
+    sequences = lm.sequences(1, len(lm.prefix) + given + min(len(tokens), context), PASS_ROWS)
+    waiting = iter(chunks)
+    found, filled = Look.empty(next(waiting), lm.vocabulary), 0
+    for window in windows(len(tokens), context):
+        sequences.restart()
+        whole = _piece(lm, 0, vectors if not window.first else None, tokens[window.start : window.last - 1])
+        first = len(whole.tokens) - (window.last - window.first)  # the position that the token `first` follows
+        for start in range(0, len(whole.tokens), PASS_ROWS):
+            part = whole.tokens[start : start + PASS_ROWS]
+            sequences.forward([Piece(0, part, whole.vectors)])
+            at = max(first, start)
+            while at < start + len(part):
+                n = min(HEAD_ROWS, start + len(part) - at, len(found.tokens) - filled)
+                logits = sequences.logits(slice(at - start, at - start + n))
+                found.fill(filled, logits, lm.vocabulary, lm.team, window.first + at - first)
+                at, filled = at + n, filled + n
+                if filled == len(found.tokens):
+                    yield found
+                    found, filled = Look.empty(next(waiting, _NOTHING), lm.vocabulary), 0
 
 
 def _piece(lm: ExactLM, slot: int, vectors: np.ndarray | None, tokens: np.ndarray) -> Piece:
@@ -61,74 +194,114 @@ def _piece(lm: ExactLM, slot: int, vectors: np.ndarray | None, tokens: np.ndarra
     return Piece(slot, np.concatenate([lm.prefix, -1 - np.arange(len(vectors)), tokens]), vectors)
 
 
-def _passes(
-    lm: ExactLM, chunks: list[np.ndarray], vectors: list[np.ndarray | None]
-) -> Iterator[list[tuple[np.ndarray, np.ndarray | None]]]:
-    """Chunks and their vectors in groups of at most PASS_ROWS positions, or of one chunk."""
-    batch: list[tuple[np.ndarray, np.ndarray | None]] = []
-    rows = 0
-    for tokens, given in zip(chunks, vectors, strict=True):
-        own = len(lm.prefix) + len(tokens) + (0 if given is None else len(given))
-        if batch and rows + own > PASS_ROWS:
-            yield batch
-            batch, rows = [], 0
-        batch.append((tokens, given))
-        rows += own
-    if batch:
-        yield batch
+def encode(
+    lm: ExactLM, site: Site, groups: list[list[np.ndarray]], context: int, report: Report = lambda _: None
+) -> Iterator[Coded]:
+    """Fit the memories of groups of chunks, int64 [tokens] each, and write their corrections: group after group.
 
-
-def encode(lm: ExactLM, site: Site, chunks: list[np.ndarray], report: Report = lambda _: None) -> list[Coded]:
-    """Fit the memories of some chunks, int64 [tokens] each, and write their corrections.
-
-    report: is told how many tokens are done so far.
+    context: tokens of its group that the LM sees before each, at most; report: is told how many tokens of the next
+    group are done.
     """
-    memories, looks = site.fit(chunks, lambda some, vectors: look(lm, some, vectors), report)
-    steering = memories if site.share else [b""] * len(chunks)
-    found = corrections.encode(looks, steering, lm.steering, site.share, lm.team)
-    return [
-        Coded(len(tokens), memory, fixes.data) for tokens, memory, fixes in zip(chunks, memories, found, strict=True)
-    ]
+    chunks = [(number, chunk) for number, group in enumerate(groups) for chunk in group]
+    left = [len(group) for group in groups]
+    stream = look(lm, groups, context, (None for _ in groups))
+    streams: dict[int, corrections.Encoder] = {}
+    kept: dict[int, list[bytes]] = {}
+    waiting = 0  # tokens that are done, of the group that is not
+    for first in range(0, len(chunks), FIT_CHUNKS):
+        some = [tokens for _, tokens in chunks[first : first + FIT_CHUNKS]]
+        numbers = [number for number, _ in chunks[first : first + FIT_CHUNKS]]
+
+        def look_at(
+            vectors: list[np.ndarray | None], some: list[np.ndarray] = some, waiting: int = waiting
+        ) -> list[Look]:
+            if any(given is not None for given in vectors):
+                return list(look(lm, [[tokens] for tokens in some], context, vectors))
+            looks = []
+            for found in islice(stream, len(some)):
+                looks.append(found)
+                report(waiting + sum(len(known.tokens) for known in looks))
+            return looks
+
+        memories, looks = site.fit(some, look_at, report)
+        steering = memories if site.share else [b""] * len(some)
+        for number in numbers:
+            if number not in streams:
+                streams[number] = corrections.Encoder(lm.steering, site.share)
+                kept[number] = []
+        corrections.write([streams[number] for number in numbers], looks, steering, lm.team)
+        waiting += sum(map(len, some))
+        for number, memory in zip(numbers, memories, strict=True):
+            kept[number].append(memory)
+            left[number] -= 1
+            if not left[number]:
+                own = tuple(len(chunk) for chunk in groups[number])
+                waiting -= sum(own)
+                yield Coded(own, tuple(kept.pop(number)), streams.pop(number).finish())
 
 
-def decode(lm: ExactLM, site: Site, batch: list[Coded], report: Report = lambda _: None) -> list[np.ndarray]:
-    """Decode some chunks side by side, greedily: the token ids of each, int64 [tokens].
+# ---- decoding
+
+
+def decode(
+    lm: ExactLM, site: Site, batch: list[Coded], context: int, report: Report = lambda _: None
+) -> list[np.ndarray]:
+    """Decode some groups side by side, greedily: the token ids of each, int64 [tokens].
 
     report: is told how many tokens are done so far.
     """
     order = sorted(range(len(batch)), key=lambda i: -batch[i].tokens)
     rows = [batch[i] for i in order]
-    vectors = [site.vectors(row.memory) for row in rows]
+    vectors = [site.vectors(row.memories[0]) for row in rows]
     before = [len(lm.prefix) + (0 if given is None else len(given)) for given in vectors]
-    positions = max(n + row.tokens for n, row in zip(before, rows, strict=True))
-    sequences = lm.sequences(len(rows), positions, sum(before))
-    memories = [row.memory if site.share else b"" for row in rows]
-    decoder = corrections.Decoder(memories, [row.corrections for row in rows], lm.steering, site.share, lm.team)
+    positions = max(n + min(row.tokens, context) for n, row in zip(before, rows, strict=True))
+    sequences = lm.sequences(len(rows), positions, max(sum(before), PASS_ROWS, len(rows)))
+    decoder = corrections.Decoder(rows, lm.steering, site.share, lm.team)
     written = np.zeros((len(rows), rows[0].tokens), dtype=np.int64)
-    nothing = np.empty(0, dtype=np.int64)
     live, done = len(rows), 0
-    for t in range(rows[0].tokens):
-        while rows[live - 1].tokens <= t:
-            live -= 1
-        if t == 0:
-            sequences.forward([_piece(lm, slot, given, nothing) for slot, given in enumerate(vectors)])
-            logits = sequences.logits(np.cumsum(before) - 1)
-        else:
-            sequences.forward([Piece(slot, written[slot, t - 1 : t]) for slot in range(live)])
-            logits = sequences.logits(slice(live))
-        written[:live, t] = decoder.step(t, logits)
-        done += live
-        report(done)
-    result = [nothing] * len(batch)
+    for window in windows(rows[0].tokens, context):
+        for t in range(window.first, window.last):
+            while rows[live - 1].tokens <= t:
+                live -= 1
+            if t == 0:
+                sequences.forward([_piece(lm, slot, given, _NOTHING) for slot, given in enumerate(vectors)])
+                logits = sequences.logits(np.cumsum(before) - 1)
+            else:
+                last = written[:live, t - 1]
+                if t == window.first:
+                    last = _refill(lm, sequences, written[:live, window.start : t])
+                sequences.step(last)
+                logits = sequences.logits(slice(live))
+            written[:live, t] = decoder.step(t, logits)
+            done += live
+            report(done)
+    result = [_NOTHING] * len(batch)
     for slot, i in enumerate(order):
         result[i] = written[slot, : rows[slot].tokens]
     return result
 
 
-def batches(lm: ExactLM, site: Site, chunks: list[Coded], size: int) -> Iterator[list[int]]:
-    """Numbers of chunks in batches of at most `size`, that the key-value cache holds."""
-    vectors = (site.vectors(chunk.memory) for chunk in chunks)
+def _refill(lm: ExactLM, sequences: Sequences, kept: np.ndarray) -> np.ndarray:
+    """Begin sequences anew with the tokens that are kept, int64 [rows, tokens]; gives the last, still to go in.
+
+    Integers are the same in a pass as in steps.
+    """
+    sequences.restart()
+    whole = [_piece(lm, slot, None, tokens).tokens for slot, tokens in enumerate(kept)]
+    together = max(1, PASS_ROWS // len(whole[0]))
+    for first in range(0, len(whole), together):
+        for start in range(0, len(whole[0]) - 1, PASS_ROWS):
+            end = min(start + PASS_ROWS, len(whole[0]) - 1)
+            slots = range(first, min(first + together, len(whole)))
+            sequences.forward([Piece(slot, whole[slot][start:end]) for slot in slots])
+    return np.array([tokens[-1] for tokens in whole])
+
+
+def batches(lm: ExactLM, site: Site, groups: list[Coded], context: int, size: int) -> Iterator[list[Coded]]:
+    """Groups in the fewest batches of at most `size`, that the key-value cache holds, as even as can be."""
+    vectors = (site.vectors(group.memories[0]) for group in groups)
     before = max((len(given) for given in vectors if given is not None), default=0) + len(lm.prefix)
-    longest = before + max((chunk.tokens for chunk in chunks), default=1)
+    longest = before + max((min(group.tokens, context) for group in groups), default=1)
     size = max(1, min(size, CACHE_POSITIONS // (-(-longest // PAGE) * PAGE)))
-    yield from (list(range(i, min(i + size, len(chunks)))) for i in range(0, len(chunks), size))
+    for ends in np.array_split(np.arange(len(groups)), -(-len(groups) // size)) if groups else []:
+        yield groups[ends[0] : ends[-1] + 1]

@@ -9,8 +9,9 @@ import numpy as np
 from memcodec import chunks as work
 from memcodec import container as box
 from memcodec import document, models
+from memcodec.assembly import document_of, parts_of
 from memcodec.chunks import Coded
-from memcodec.container import Chunk, Container, ModelId, Part, Settings, StoredSpan
+from memcodec.container import Container, ModelId, Part, Segment, Settings
 from memcodec.errors import (
     ChecksumError,
     EncodeError,
@@ -24,13 +25,12 @@ from memcodec.lm.compiled import are_kept
 from memcodec.lm.model import ExactLM, find_device
 from memcodec.lm.passes import Piece
 from memcodec.memory import Site
-from memcodec.memory.settings import DEFAULT_BATCH, Prompt, Readout
+from memcodec.memory.settings import DEFAULT_BATCH, Context, Prompt, Readout
 from memcodec.progress import ProgressCallback, Reporter
 from memcodec.tokens import ByteTokenizer
 
 Data = bytes | bytearray | memoryview | str
 
-_ENTRY_BYTES = 5  # what a chunk costs in the index
 _MOST_STATES = 1 << 26  # of the search for a memory, over a chunk: 5 bytes each, a thread
 _FIT_TIME = {"readout": 1.1, "prompt": 100.0}  # of a token, by that of decoding one
 
@@ -140,6 +140,7 @@ class Codec:
         *,
         site: Readout | Prompt = Readout(),  # noqa: B008 (frozen)
         chunk_tokens: int = box.DEFAULT_CHUNK_TOKENS,
+        context: Context = "auto",
         batch: int = DEFAULT_BATCH,
         verify: bool = True,
         progress: ProgressCallback | None = None,
@@ -147,47 +148,47 @@ class Codec:
         """Compress bytes (or text, as UTF-8) to the bytes of a .memz file.
 
         With the readout site they are the same on every machine with the same zstd; the prompt site fits in floating
-        point. site: where memories enter the LM, with its settings; chunk_tokens: 1 to 4096; batch: chunks decoded side
-        by side to verify; verify: decode the result and compare. Raises EncodeError for settings out of range, and
+        point. site: where memories enter the LM, with its settings; chunk_tokens: 1 to 4096; context: tokens before a
+        position that the LM sees at most, 0 for those of its own chunk alone, "auto" for as many as cost little time,
+        "max" for the fewest bytes, slowly; batch: groups decoded side by side to verify; verify: decode the result and
+        compare. Raises EncodeError for settings out of range, and
         where `pure` chunks need corrections, naming them; MachineError where the result does not decode to the input.
         """
         data = as_bytes(data, "data")
-        check_settings(site, chunk_tokens, batch)
+        check_settings(site, chunk_tokens, batch, context)
         found = document.parts(data)
         stored = box.store(data)
         if all(isinstance(part, bytes) for part in found):
             return box.pack(stored)
         where = self._site(site, chunk_tokens)
-        settings = Settings(where.name, where.fields, chunk_tokens)
-        runs = [self._chunks(span, chunk_tokens) for span in document.tokenize(found, self.tokenizer)]
+        spans = [self._known(span) for span in document.tokenize(found, self.tokenizer)]
+        plan = self._plan(spans, chunk_tokens, self._context(context, site))
+        lengths = [len(tokens) for group in plan.groups for tokens in group]
         pure = isinstance(site, Prompt) and site.pure
         whole = box.pack(stored)
         if isinstance(site, Prompt) and not pure:
-            _check_worth(site, where, sum(len(run) for run in runs if isinstance(run, list)), len(whole))
-        stages = _Stages(progress, where.name, verify, [len(t) for run in runs if isinstance(run, list) for t in run])
-        coded = self._encode_chunks(where, [t for run in runs if isinstance(run, list) for t in run], stages.fit())
-        parts: list[Part] = []
-        for run in runs:
-            if isinstance(run, bytes):
-                parts.append(StoredSpan.of(run))
-            else:
-                made = [next(coded) for _ in run]
-                parts += made if pure else _store_losers(made, [self.tokenizer.decode(tokens) for tokens in run])
+            _check_worth(site, where, len(lengths), len(whole))
+        stages = _Stages(progress, where.name, verify, lengths)
+        parts = parts_of(spans, plan.runs, self._encode(where, plan, stages.fit()), self.tokenizer, not pure)
+        settings = Settings(where.name, where.fields, chunk_tokens, plan.context)
         blob = box.pack(box.describe(data, parts, self.model, settings))
         if pure:
             _check_pure(parts)
         elif len(whole) <= len(blob):
             return whole
         if verify:
-            self._verify(blob, data, batch, stages.verify([part.tokens for part in parts if isinstance(part, Chunk)]))
+            self._verify(blob, data, batch, stages)
         return blob
 
-    def _chunks(self, span: document.Span, chunk_tokens: int) -> list[np.ndarray] | bytes:
-        if isinstance(span, document.Stored):
-            return span.data
-        if span.tokens.max() >= self.lm.vocabulary:
+    def _known(self, span: document.Span) -> document.Span:
+        """A span of tokens that the LM knows. Raises EncodeError."""
+        if isinstance(span, document.Text) and span.tokens.max() >= self.lm.vocabulary:
             raise EncodeError(f"{self.name}: its tokenizer has tokens that the model has not")
-        return work.cut(span.tokens, chunk_tokens)
+        return span
+
+    def _plan(self, spans: list[document.Span], chunk_tokens: int, context: Context) -> work.Plan:
+        runs = [span.tokens for span in spans if isinstance(span, document.Text)]
+        return work.plan(runs, chunk_tokens, context, self.lm.positions - len(self.lm.prefix))
 
     def _site(self, site: Readout | Prompt, chunk_tokens: int) -> Site:
         """What fits memories with these settings. Raises EncodeError."""
@@ -206,19 +207,24 @@ class Codec:
                 f"chunk tokens {chunk_tokens}: this model has {self.lm.positions} positions, prefix included"
             )
 
-    def _encode_chunks(self, site: Site, chunks: list[np.ndarray], report: Reporter) -> Iterator[Chunk]:
-        for first in range(0, len(chunks), work.FIT_CHUNKS):
-            batch = chunks[first : first + work.FIT_CHUNKS]
-            coded = work.encode(self.lm, site, batch, report.ahead)
-            report.finish([len(tokens) for tokens in batch])
-            for tokens, made in zip(batch, coded, strict=True):
-                data = self.tokenizer.decode(tokens)
-                yield Chunk(made.tokens, len(data), made.memory, made.corrections, box.chunk_checksum(data))
+    def _context(self, context: Context, site: Readout | Prompt) -> Context:
+        """The context asked for. Raises EncodeError."""
+        if isinstance(site, Prompt):
+            if context not in ("auto", 0):
+                raise EncodeError(f"context {context}: a chunk of the prompt site has none, its vectors come first")
+            return 0
+        return context
 
-    def _verify(self, blob: bytes, data: bytes, batch: int, report: Reporter) -> None:
+    def _encode(self, site: Site, plan: work.Plan, report: Reporter) -> Iterator[Coded]:
+        for coded in work.encode(self.lm, site, plan.groups, plan.context, report.ahead):
+            report.finish(list(coded.lengths))
+            yield coded
+
+    def _verify(self, blob: bytes, data: bytes, batch: int, stages: "_Stages") -> None:
         """Decode what is about to be given out. Raises MachineError."""
         try:
-            same = self._decode(box.unpack(blob), batch, report) == data
+            parsed = box.unpack(blob)
+            same = self._decode(parsed, batch, stages.verify([chunk.tokens for chunk in parsed.chunks])) == data
         except (FormatError, ChecksumError) as error:
             raise MachineError(f"what was encoded does not decode here ({error}): nothing was written") from error
         if not same:
@@ -235,7 +241,7 @@ class Codec:
     ) -> bytes:
         """Decompress the bytes of a .memz file.
 
-        batch: chunks decoded side by side. Raises FormatError, ChecksumError, ModelMismatchError; EncodeError for a
+        batch: groups decoded side by side. Raises FormatError, ChecksumError, ModelMismatchError; EncodeError for a
         batch out of range.
         """
         return self.decode_container(box.unpack(as_bytes(blob, "blob")), batch=batch, progress=progress)
@@ -245,25 +251,29 @@ class Codec:
     ) -> bytes:
         """As `decode`, for a file that is unpacked already."""
         if batch < 1:
-            raise EncodeError(f"batch {batch}: give 1 or more chunks")
+            raise EncodeError(f"batch {batch}: give 1 or more groups")
         report = Reporter(progress, "decode", [chunk.tokens for chunk in parsed.chunks], 0, 1)
         return self._decode(parsed, batch, report)
 
     def _decode(self, parsed: Container, batch: int, report: Reporter) -> bytes:
-        written: Iterator[bytes] = iter(())
-        if parsed.chunks:
+        written: Iterator[np.ndarray] = iter(())
+        if parsed.settings is not None:
             self.check(parsed)
-            written = self._decode_chunks(self.site_in(parsed), parsed.chunks, batch, report)
-        return assemble(parsed, written)
+            coded = [
+                Coded(tuple(c.tokens for c in group.chunks), tuple(c.memory for c in group.chunks), group.corrections)
+                for group in parsed.groups
+            ]
+            written = self._decode_groups(self.site_in(parsed), coded, parsed.settings.context, batch, report)
+        return document_of(parsed, written, self.tokenizer)
 
-    def _decode_chunks(self, site: Site, chunks: list[Chunk], batch: int, report: Reporter) -> Iterator[bytes]:
-        coded = [Coded(chunk.tokens, chunk.memory, chunk.corrections) for chunk in chunks]
-        for numbers in work.batches(self.lm, site, coded, batch):
-            some = [coded[i] for i in numbers]
-            self._check_positions(site, some)
-            found = work.decode(self.lm, site, some, report.ahead)
-            report.finish([chunk.tokens for chunk in some])
-            yield from (self.tokenizer.decode(tokens) for tokens in found)
+    def _decode_groups(
+        self, site: Site, groups: list[Coded], context: int, batch: int, report: Reporter
+    ) -> Iterator[np.ndarray]:
+        for some in work.batches(self.lm, site, groups, context, batch):
+            self._check_positions(site, some, context)
+            found = work.decode(self.lm, site, some, context, report.ahead)
+            report.finish([n for group in some for n in group.lengths])
+            yield from found
 
     def site_in(self, parsed: Container) -> Site:
         """What reads the memories of a file. Raises FormatError."""
@@ -288,11 +298,14 @@ class Codec:
                 f"{self.model.identity.hex()}: pass the right one as --model"
             )
 
-    def _check_positions(self, site: Site, batch: list[Coded]) -> None:
+    def _check_positions(self, site: Site, batch: list[Coded], context: int) -> None:
         for coded in batch:
-            given = site.vectors(coded.memory)
-            if len(self.lm.prefix) + (0 if given is None else len(given)) + coded.tokens > self.lm.positions:
-                raise FormatError(f"damaged index: chunks longer than the model's {self.lm.positions} positions")
+            given = site.vectors(coded.memories[0])
+            if given is not None and len(coded.memories) > 1:
+                raise FormatError("damaged index: vectors in the middle of a group")
+            before = len(self.lm.prefix) + (0 if given is None else len(given))
+            if before + min(coded.tokens, context) > self.lm.positions:
+                raise FormatError(f"damaged index: groups longer than the model's {self.lm.positions} positions")
 
     # ---- memories by themselves, and what can be measured
 
@@ -306,20 +319,21 @@ class Codec:
 
         return MemoryEmbedding.fit_to(self, text, site or Prompt(), callback)
 
-    def bound(self, data: Data, chunk_tokens: int = box.DEFAULT_CHUNK_TOKENS) -> float:
+    def bound(self, data: Data, chunk_tokens: int = box.DEFAULT_CHUNK_TOKENS, context: Context = "auto") -> float:
         """The bound in bytes: the sum of -log2 p(token) of the exact LM over the document's chunks, over 8.
 
-        Stored spans count with what zstd makes of them. Raises EncodeError.
+        Each token sees what it sees in a file with this context. Stored spans count with what zstd makes of them.
+        Raises EncodeError.
         """
-        check_settings(Readout(), chunk_tokens, 1)
+        check_settings(Readout(), chunk_tokens, 1, context)
         self._check_chunk_tokens(chunk_tokens, 0)
-        total = 0.0
-        for span in document.split(as_bytes(data, "data"), self.tokenizer):
-            if isinstance(span, document.Stored):
-                total += document.zstd_size(span.data)
-                continue
-            for tokens in work.cut(span.tokens, chunk_tokens):
-                total += float(self.token_bits(tokens).sum()) / 8
+        spans = list(document.split(as_bytes(data, "data"), self.tokenizer))
+        total = float(sum(document.zstd_size(span.data) for span in spans if isinstance(span, document.Stored)))
+        plan = self._plan(spans, chunk_tokens, context)
+        for group in plan.groups:
+            tokens = np.concatenate(group)
+            for w in work.windows(len(tokens), plan.context):
+                total += float(self.token_bits(tokens[w.start : w.last], w.first - w.start).sum()) / 8
         return total
 
     def token_bits(self, tokens: np.ndarray, skip: int = 0) -> np.ndarray:
@@ -337,25 +351,6 @@ class Codec:
             total = top + np.log(np.exp(nats - top[:, None]).sum(axis=1))
             found.append((total - nats[np.arange(end - start), tokens[start:end]]) / math.log(2))
         return np.concatenate(found) if found else np.empty(0)
-
-
-def assemble(parsed: Container, written: Iterator[bytes]) -> bytes:
-    """Put decoded chunks and stored spans together and check them. Raises ChecksumError, FormatError."""
-    pieces = []
-    number = 0
-    for part in parsed.parts:
-        if isinstance(part, StoredSpan):
-            pieces.append(part.read())
-            continue
-        data = next(written)
-        if len(data) != part.size or box.chunk_checksum(data) != part.checksum:
-            raise ChecksumError(f"chunk {number} does not match its checksum: damaged file")
-        pieces.append(data)
-        number += 1
-    result = b"".join(pieces)
-    if len(result) != parsed.size or box.document_hash(result) != parsed.sha256:
-        raise ChecksumError("the decoded bytes do not match the original's SHA-256")
-    return result
 
 
 def as_bytes(data: Any, name: str) -> bytes:
@@ -382,7 +377,7 @@ def without_model(data: bytes) -> bytes | None:
     return box.pack(box.store(data))
 
 
-def check_settings(site: Readout | Prompt, chunk_tokens: int, batch: int) -> None:
+def check_settings(site: Readout | Prompt, chunk_tokens: int, batch: int, context: Context = "auto") -> None:
     """Raise EncodeError for settings out of range, TypeError for what is no settings of a site."""
     if not isinstance(site, Readout | Prompt):
         raise TypeError(f"site: give memcodec.Readout(...) or memcodec.Prompt(...), not {type(site).__name__}")
@@ -394,7 +389,9 @@ def check_settings(site: Readout | Prompt, chunk_tokens: int, batch: int) -> Non
             f"effort {site.effort} with {chunk_tokens} tokens a chunk: give {_MOST_STATES // chunk_tokens} at most"
         )
     if batch < 1:
-        raise EncodeError(f"batch {batch}: give 1 or more chunks")
+        raise EncodeError(f"batch {batch}: give 1 or more groups")
+    if context not in ("auto", "max") and not (type(context) is int and 0 <= context <= box.MAX_CONTEXT):
+        raise EncodeError(f"context {context!r}: give auto, max, or 0 to {box.MAX_CONTEXT:,} tokens")
 
 
 class _Stages:
@@ -429,7 +426,7 @@ def _check_worth(settings: Prompt, site: Site, chunks: int, stored: int) -> None
 
 def _check_pure(parts: list[Part]) -> None:
     """Raise EncodeError where a chunk has corrections."""
-    chunks = [part for part in parts if isinstance(part, Chunk)]
+    chunks = [part for part in parts if isinstance(part, Segment)]  # one each
     failed = [str(n) for n, chunk in enumerate(chunks) if chunk.corrections]
     if failed:
         more = ", ..." if len(failed) > 10 else ""
@@ -437,27 +434,3 @@ def _check_pure(parts: list[Part]) -> None:
             f"{len(failed)} of {len(chunks)} chunks need corrections (chunk {', '.join(failed[:10])}{more}): "
             "give shorter chunks, more vectors or more steps"
         )
-
-
-def _store_losers(run: list[Chunk], data: list[bytes]) -> list[Part]:
-    """Store the stretches of a run of chunks that zstd makes smaller: the run, else its halves, and so on."""
-    lm_size = sum(len(chunk.memory) + len(chunk.corrections) + _ENTRY_BYTES for chunk in run)
-    joined = b"".join(data)
-    zstd = min(document.zstd_size(joined), len(joined)) + 2 * _ENTRY_BYTES
-    if zstd <= lm_size:
-        return [StoredSpan.of(joined)]
-    if len(run) == 1 or zstd > 3 * lm_size:
-        return list(run)
-    half = len(run) // 2
-    return _merged(_store_losers(run[:half], data[:half]) + _store_losers(run[half:], data[half:]))
-
-
-def _merged(parts: list[Part]) -> list[Part]:
-    """Stored neighbours as one."""
-    result: list[Part] = []
-    for part in parts:
-        if isinstance(part, StoredSpan) and result and isinstance(result[-1], StoredSpan):
-            result[-1] = StoredSpan.of(result[-1].read() + part.read())
-        else:
-            result.append(part)
-    return result

@@ -19,6 +19,7 @@ VERSION = 2
 MAX_HEADER = 1 << 16
 MAX_CHUNK_TOKENS = 4096
 DEFAULT_CHUNK_TOKENS = 200
+MAX_CONTEXT = 1 << 15  # tokens before a position that the LM may see: what a reader keeps of them is bounded so
 HASH_BYTES = 16  # of the document's SHA-256
 IDENTITY_BYTES = 8  # of the LM's
 MAX_FIELDS = 8  # numbers that a site may have in the header
@@ -41,22 +42,46 @@ class ModelId:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a decoder must know of the encoder's choices: the site, and its own numbers."""
+    """What a decoder must know of the encoder's choices: the site, its own numbers, and how far the LM looks back."""
 
     site: str
     fields: tuple[int, ...]
     chunk_tokens: int = DEFAULT_CHUNK_TOKENS
+    context: int = DEFAULT_CHUNK_TOKENS
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """One chunk: tokens and bytes of the document, packed memory, corrections, and 16 bits of its bytes' CRC-32."""
+    """One chunk: its tokens, their packed memory, and 8 bits of its bytes' CRC-32."""
 
     tokens: int
-    size: int
     memory: bytes
-    corrections: bytes
     checksum: int
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive chunks of one group, that nothing stored comes between. size: bytes of the document.
+
+    corrections: of the whole group, at its first segment; None at those that go on with it.
+    """
+
+    size: int
+    chunks: tuple[Chunk, ...]
+    corrections: bytes | None
+
+    @property
+    def tokens(self) -> int:
+        """Of all its chunks."""
+        return sum(chunk.tokens for chunk in self.chunks)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Chunks each of which sees those before it, and their corrections, which are one stream."""
+
+    chunks: tuple[Chunk, ...]
+    corrections: bytes
 
 
 @dataclass(frozen=True)
@@ -84,12 +109,12 @@ class StoredSpan:
         return data
 
 
-Part = Chunk | StoredSpan
+Part = Segment | StoredSpan
 
 
 @dataclass(frozen=True)
 class Container:
-    """A whole file, unpacked. parts: chunks and stored spans in the order of the document; sizes: bytes by part."""
+    """A whole file, unpacked. parts: segments and stored spans in the order of the document; sizes: bytes by part."""
 
     size: int
     sha256: bytes
@@ -99,9 +124,24 @@ class Container:
     sizes: dict[str, int] = field(default_factory=dict, compare=False)
 
     @property
+    def segments(self) -> list[Segment]:
+        """Without the stored spans."""
+        return [part for part in self.parts if isinstance(part, Segment)]
+
+    @property
     def chunks(self) -> list[Chunk]:
-        """The chunks alone, in order."""
-        return [part for part in self.parts if isinstance(part, Chunk)]
+        """All chunks, in order."""
+        return [chunk for segment in self.segments for chunk in segment.chunks]
+
+    @property
+    def groups(self) -> list[Group]:
+        """The same, in their groups."""
+        found: list[tuple[list[Chunk], bytes]] = []
+        for segment in self.segments:
+            if segment.corrections is not None:
+                found.append(([], segment.corrections))
+            found[-1][0].extend(segment.chunks)
+        return [Group(tuple(chunks), corrections) for chunks, corrections in found]
 
 
 def document_hash(data: bytes) -> bytes:
@@ -110,8 +150,14 @@ def document_hash(data: bytes) -> bytes:
 
 
 def chunk_checksum(data: bytes) -> int:
-    """What a file keeps of a chunk's CRC-32: the lower 16 bits."""
-    return zlib.crc32(data) & 0xFFFF
+    """What a file keeps of a chunk's CRC-32: the lowest 8 bits."""
+    return zlib.crc32(data) & 0xFF
+
+
+def lengths(tokens: int, chunk_tokens: int) -> list[int]:
+    """Tokens of each chunk of a run or segment: the fewest chunks, as even as can be, the longer ones first."""
+    count = -(-tokens // chunk_tokens)
+    return [tokens // count + (i < tokens % count) for i in range(count)]
 
 
 def compress(data: bytes) -> tuple[int, bytes]:
@@ -145,7 +191,7 @@ def _expand(frame: bytes | memoryview, expected: int) -> bytes:
 
 def describe(data: bytes, parts: list[Part], model: ModelId | None, settings: Settings | None) -> Container:
     """The container of a document; the model is left out where no chunk needs it."""
-    if not any(isinstance(part, Chunk) for part in parts):
+    if not any(isinstance(part, Segment) for part in parts):
         model = settings = None
     return Container(len(data), document_hash(data), parts, model, settings)
 
@@ -160,7 +206,7 @@ def pack(container: Container) -> bytes:
     memories = b"".join(chunk.memory for chunk in container.chunks)
     stored = [part for part in container.parts if isinstance(part, StoredSpan)]
     pieces = [_pack_index(container), *(span.packed for span in stored)]
-    pieces += [chunk.corrections for chunk in container.chunks]
+    pieces += [segment.corrections for segment in container.segments if segment.corrections is not None]
     length = sum(map(len, pieces)) + 4
     metadata = {"memcodec": str(VERSION)} | ({"model": container.model.name} if container.model else {})
     header: dict[str, object] = {"__metadata__": metadata}
@@ -180,39 +226,40 @@ def _entry(start: int, end: int) -> dict[str, object]:
 
 
 def _pack_index(container: Container) -> bytes:
-    runs, stored = [0], []
+    runs: list[list[Segment]] = [[]]
+    stored = []
     for part in container.parts:
-        if isinstance(part, Chunk):
-            runs[-1] += 1
+        if isinstance(part, Segment):
+            runs[-1].append(part)
         else:
             stored.append(part)
-            runs.append(0)
+            runs.append([])
     if not runs[-1]:
         runs.pop()
     out = bytearray(container.sha256)
-    for number in (container.size, len(runs), len(stored), *runs):
+    for number in (container.size, len(runs), len(stored)):
         out += varint(number)
+    for run in runs:
+        out += varint(2 * len(run) + (run[:1] != [] and run[0].corrections is None))
     for span in stored:
         out += varint(span.size) + varint(len(span.packed)) + bytes([span.method]) + struct.pack("<I", span.checksum)
     if container.model is not None and container.settings is not None:
-        settings, chunks = container.settings, container.chunks
+        settings, segments, chunks = container.settings, container.segments, container.chunks
         out += container.model.identity
-        out += varint(SITES.index(settings.site)) + varint(settings.chunk_tokens) + varint(len(settings.fields))
-        for number in (*settings.fields, _NO_CONTEXT):
-            out += varint(number)
+        out += varint(SITES.index(settings.site)) + varint(settings.chunk_tokens) + varint(settings.context)
+        out += varint(len(settings.fields)) + b"".join(map(varint, settings.fields))
         for column in (
-            [chunk.tokens for chunk in chunks],
-            [chunk.size for chunk in chunks],
-            [len(chunk.corrections) for chunk in chunks],
+            [segment.tokens for segment in segments],
+            [segment.size for segment in segments],
+            [len(segment.corrections) for segment in segments if segment.corrections is not None],
             [len(chunk.memory) for chunk in chunks],
         ):
             out += pack_column(column)
-        out += b"".join(struct.pack("<H", chunk.checksum) for chunk in chunks)
+        out += bytes(chunk.checksum for chunk in chunks)
     return bytes(out)
 
 
 SITES = ("readout", "prompt")  # by their numbers in the index
-_NO_CONTEXT = 0  # chunks that share no context; others are for a later version
 
 
 def pack_column(values: Sequence[int]) -> bytes:
@@ -267,7 +314,7 @@ def unpack(blob: bytes | memoryview) -> Container:
     reader = Reader(document[:-4], "document")
     size, sha256, parts, model, settings = _read_index(reader, Reader(memories, "memories"), metadata.get("model"))
     stored = sum(len(part.packed) for part in parts if isinstance(part, StoredSpan))
-    corrections = sum(len(part.corrections) for part in parts if isinstance(part, Chunk))
+    corrections = sum(len(part.corrections or b"") for part in parts if isinstance(part, Segment))
     sizes = {
         "header": header_size,
         "index": len(document) - stored - corrections,
@@ -327,48 +374,85 @@ def _read_index(
         if numbers[2] not in (_RAW, _ZSTD):
             raise FormatError(f"unknown method {numbers[2]} of a stored span: install a newer memcodec")
         spans.append(numbers)
-    count = sum(runs)
     model = settings = None
-    chunks: list[Chunk] = []
-    columns: list[list[int]] = []
-    checksums: list[int] = []
-    if count:
-        if 2 * count > len(reader) or count > MAX_CHUNKS:  # their checksums alone are 2 bytes each
-            raise FormatError("damaged index: more chunks than a file has room for")
+    segments: list[Segment] = []
+    if any(runs):
         if model_name is None:
             raise FormatError("damaged header: chunks without a model")
         model = ModelId(model_name, bytes(reader.take(IDENTITY_BYTES)))
         settings = _read_settings(reader)
-        columns = [reader.column(count) for _ in range(4)]
-        checksums = list(struct.unpack(f"<{count}H", reader.take(2 * count)))
+        columns = _read_columns(reader, runs, settings)
     stored = [StoredSpan(n, method, reader.take(packed), checksum) for n, packed, method, checksum in spans]
-    for tokens, length, correction_bytes, memory_bytes, checksum in zip(*columns, checksums, strict=True):
-        if settings is None or not 1 <= tokens <= settings.chunk_tokens:
-            raise FormatError("damaged index: a chunk of a length that cannot be")
-        memory, corrections = bytes(memories.take(memory_bytes)), bytes(reader.take(correction_bytes))
-        chunks.append(Chunk(tokens, length, memory, corrections, checksum))
-    if sum(span.size for span in stored) + sum(chunk.size for chunk in chunks) != size:
+    if settings is not None:
+        segments = _read_segments(reader, memories, settings, *columns)
+    if sum(span.size for span in stored) + sum(segment.size for segment in segments) != size:
         raise FormatError("damaged index: lengths do not add up to the document's")
     for rest in (reader, memories):
         rest.end()
     parts: list[Part] = []
-    following, spans_left = iter(chunks), iter(stored)
+    following, spans_left = iter(segments), iter(stored)
     for run in runs:
-        parts += [next(following) for _ in range(run)]
+        parts += [next(following) for _ in range(run // 2)]
         parts += [span for span in [next(spans_left, None)] if span is not None]
     return size, sha256, parts, model, settings
 
 
 def _read_settings(reader: "Reader") -> Settings:
-    site, chunk_tokens, count = reader.varint(), reader.varint(), reader.varint()
+    site, chunk_tokens, context, count = (reader.varint() for _ in range(4))
     if site >= len(SITES) or count > MAX_FIELDS:
         raise FormatError("unknown site: install a newer memcodec")
-    if not 1 <= chunk_tokens <= MAX_CHUNK_TOKENS:
-        raise FormatError("damaged index: chunk tokens out of range")
-    fields = tuple(reader.varint() for _ in range(count))
-    if reader.varint() != _NO_CONTEXT:
-        raise FormatError("chunks that share context: install a newer memcodec")
-    return Settings(SITES[site], fields, chunk_tokens)
+    if not (1 <= chunk_tokens <= MAX_CHUNK_TOKENS and 1 <= context <= MAX_CONTEXT):
+        raise FormatError("damaged index: chunk tokens or context out of range")
+    return Settings(SITES[site], tuple(reader.varint() for _ in range(count)), chunk_tokens, context)
+
+
+def _read_columns(
+    reader: "Reader", runs: list[int], settings: Settings
+) -> tuple[list[bool], list[int], list[int], list[int], list[int], memoryview]:
+    """Of segments: whether they start a group, tokens, bytes; of groups: bytes of corrections; of chunks: bytes of
+    memory, checksums."""
+    starts: list[bool] = []
+    if sum(run >> 1 for run in runs) > min(len(reader), MAX_CHUNKS):  # a chunk each, whose checksum is a byte
+        raise FormatError(_TOO_MANY)
+    for run in runs:
+        count, continues = run >> 1, run & 1
+        if continues and not (count and starts):
+            raise FormatError("damaged index: a run that goes on with no group")
+        starts += [not continues] * min(count, 1) + [True] * (count - 1)
+    tokens, sizes = reader.column(len(starts)), reader.column(len(starts))
+    if min(tokens) < 1:
+        raise FormatError("damaged index: a segment without tokens")
+    count = sum(-(-n // settings.chunk_tokens) for n in tokens)
+    if count > min(len(reader), MAX_CHUNKS):
+        raise FormatError(_TOO_MANY)
+    corrections, memories = reader.column(sum(starts)), reader.column(count)
+    return starts, tokens, sizes, corrections, memories, reader.take(count)
+
+
+_TOO_MANY = "damaged index: more chunks than a file has room for"
+
+
+def _read_segments(
+    reader: "Reader",
+    memories: "Reader",
+    settings: Settings,
+    starts: list[bool],
+    tokens: list[int],
+    sizes: list[int],
+    correction_bytes: list[int],
+    memory_bytes: list[int],
+    checksums: memoryview,
+) -> list[Segment]:
+    segments, number = [], 0
+    following = iter(correction_bytes)
+    for start, total, size in zip(starts, tokens, sizes, strict=True):
+        chunks = []
+        for n in lengths(total, settings.chunk_tokens):
+            chunks.append(Chunk(n, bytes(memories.take(memory_bytes[number])), checksums[number]))
+            number += 1
+        corrections = bytes(reader.take(next(following))) if start else None
+        segments.append(Segment(size, tuple(chunks), corrections))
+    return segments
 
 
 class Reader:

@@ -7,22 +7,26 @@ from memcodec.memory.settings import SHARE_STEPS
 
 
 def inspect(blob: bytes | bytearray | memoryview) -> dict[str, Any]:
-    """Header, sizes by part in bytes, and one row a chunk or stored span, of the bytes of a .memz file.
+    """Header, sizes by part in bytes, and one row a group of chunks or stored span, of the bytes of a .memz file.
 
-    "parts" adds up to "file_bytes". Raises FormatError, ChecksumError.
+    A group that stored spans interrupt has several rows, the later ones "continued". "parts" adds up to "file_bytes".
+    Raises FormatError, ChecksumError.
     """
     parsed = box.unpack(memoryview(blob))
     rows: list[dict[str, Any]] = []
     for part in parsed.parts:
-        if isinstance(part, box.Chunk):
+        if isinstance(part, box.Segment):
             rows.append(
                 {
-                    "kind": "chunk",
+                    "kind": "group" if part.corrections is not None else "continued",
                     "bytes": part.size,
                     "tokens": part.tokens,
-                    "memory_bytes": len(part.memory),
-                    "correction_bytes": len(part.corrections),
-                    "checksum": f"{part.checksum:04x}",
+                    "chunks": [
+                        {"tokens": chunk.tokens, "memory_bytes": len(chunk.memory), "checksum": f"{chunk.checksum:02x}"}
+                        for chunk in part.chunks
+                    ],
+                    "memory_bytes": sum(len(chunk.memory) for chunk in part.chunks),
+                    "correction_bytes": len(part.corrections or b""),
                 }
             )
         else:
@@ -43,7 +47,10 @@ def inspect(blob: bytes | bytearray | memoryview) -> dict[str, Any]:
     if parsed.model is not None and parsed.settings is not None:
         result["model"] = {"id": parsed.model.name, "identity_start": parsed.model.identity.hex()}
         settings = {"site": parsed.settings.site} | _fields(parsed.settings)
-        result["settings"] = settings | {"chunk_tokens": parsed.settings.chunk_tokens}
+        result["settings"] = settings | {
+            "chunk_tokens": parsed.settings.chunk_tokens,
+            "context": parsed.settings.context,
+        }
     return result
 
 

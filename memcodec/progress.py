@@ -34,12 +34,13 @@ class Reporter:
         self._totals = sum(lengths), len(lengths)
         self._range = start, end
         self._done = [0, 0]
+        self._furthest = 0
 
     def ahead(self, tokens: int) -> None:
         """So many tokens of the chunks to be finished next are done."""
         if self._callback is not None:
             (done, chunks), (total, count), (start, end) = self._done, self._totals, self._range
-            done = min(done + tokens, total)
+            done = self._furthest = max(self._furthest, min(done + tokens, total))
             part = start + (end - start) * done / max(total, 1)
             self._callback(Progress(self._stage, done, total, chunks, count, part))
 

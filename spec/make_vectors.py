@@ -36,6 +36,8 @@ VECTORS: dict[str, tuple[bytes, dict[str, Any]]] = {
     "share-0.1": (ENGLISH.encode(), {}),
     "share-0.5-chunks-50": (ENGLISH.encode(), {"site": Readout(0.5), "chunk_tokens": 50}),
     "mixed": (ENGLISH.encode() + b"\xff\xfe\x00" + (ENGLISH[:200] + MIXED).encode(), {}),
+    "context-30": (ENGLISH.encode(), {"chunk_tokens": 40, "context": 30}),
+    "context-max": (ENGLISH.encode() + b"\xff\xfe\x00" + (MIXED + ENGLISH[:200]).encode(), {"context": "max"}),
     "prompt-pure": (ENGLISH[:140].encode(), {"site": Prompt(None, 4, 300, pure=True), "chunk_tokens": 12}),
     "prompt-corrected": (DECLARATION.encode(), {"site": Prompt(bits=1, steps=30)}),
 }

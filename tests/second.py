@@ -63,18 +63,25 @@ class File:
         rest, memories = Bytes(parts["document"][:-4]), Bytes(parts.get("memories", b""))
         self.hash = rest.take(16)
         self.size, runs, stored = rest.varint(), rest.varint(), rest.varint()
-        self.runs = [rest.varint() for _ in range(runs)]
+        runs_of = [rest.varint() for _ in range(runs)]
+        self.runs = [number // 2 for number in runs_of]
+        # Whether each segment begins a group.
+        self.begins = [i > 0 or number % 2 == 0 for number in runs_of for i in range(number // 2)]
         spans = [(rest.varint(), rest.varint(), rest.number(1), rest.number(4)) for _ in range(stored)]
-        count = sum(self.runs)
-        if count:
+        if self.begins:
             self.identity = rest.take(8)
-            self.site, self.chunk_tokens = rest.varint(), rest.varint()
+            self.site, chunk_tokens, self.context = rest.varint(), rest.varint(), rest.varint()
             self.fields = [rest.varint() for _ in range(rest.varint())]
-            assert rest.varint() == 0
-            self.tokens, self.sizes, corrections, memory = (rest.column(count) for _ in range(4))
-            self.checksums = [rest.number(2) for _ in range(count)]
+            tokens, self.sizes = rest.column(len(self.begins)), rest.column(len(self.begins))
+            self.chunks = []  # of each segment: tokens of its chunks
+            for total in tokens:
+                n = -(-total // chunk_tokens)
+                self.chunks.append([total // n + 1] * (total % n) + [total // n] * (n - total % n))
+            count = sum(map(len, self.chunks))
+            corrections, memory = rest.column(sum(self.begins)), rest.column(count)
+            self.checksums = rest.take(count)
         self.stored = [self._stored(size, rest.take(packed), *about) for size, packed, *about in spans]
-        if count:
+        if self.begins:
             self.memories = [memories.take(n) for n in memory]
             self.corrections = [rest.take(n) for n in corrections]
         assert not rest.data and not memories.data
@@ -92,6 +99,15 @@ def frequency(d: int) -> int:
     d = min(d, 29696)
     shift = 2 + d // 1024
     return (P[d % 1024] >> shift if shift >= 0 else P[d % 1024] << -shift) + 1
+
+
+EARLY = [(512, 512), (731, 256), (788, 102)] + [(853, 102)] * 3 + [(914, 0)] * 14
+
+
+def tempered(row: list[int], t: int) -> list[int]:
+    k, b = EARLY[t]
+    best = max(row)
+    return [-(min(best - u, 2**20) * k >> 10) - (b * log2u(i + 100) >> 10) for i, u in enumerate(row)]
 
 
 def log2u(n: int) -> int:
@@ -213,19 +229,29 @@ def decode(blob: bytes, logits: Logits, head: np.ndarray, scale: np.ndarray, spr
            bytes_of: Callable[[list[int]], bytes]) -> bytes:  # fmt: skip
     """The document of a file. head, scale, spread: of the LM; bytes_of: those of ids."""
     file = File(blob)
-    spans, pieces, n = iter(file.stored), [], 0
+    spans, pieces, n, segment = iter(file.stored), [], 0, 0
+    corrections = iter(file.corrections) if file.begins else iter(())
     for run in file.runs:
         for _ in range(run):
-            coder, memory = Coder(file.corrections[n]), file.memories[n]
-            vectors = vectors_of(memory, *file.fields) if file.site == 1 else None
-            readout = Readout(memory, file.fields[0] if file.site == 0 else 0, head, scale, spread)
-            ids: list[int] = []
-            for t in range(file.tokens[n]):
-                ids.append(token(coder, logits(ids, vectors)[-1].tolist(), partial(readout.moves, t)))
-            data = bytes_of(ids)
-            assert (len(data), zlib.crc32(data) % 2**16) == (file.sizes[n], file.checksums[n])
-            pieces.append(data)
-            n += 1
+            if file.begins[segment]:
+                coder, ids, start = Coder(next(corrections)), [], 0
+            size = 0
+            for count in file.chunks[segment]:
+                memory = file.memories[n]
+                vectors = vectors_of(memory, *file.fields) if file.site == 1 else None
+                readout = Readout(memory, file.fields[0] if file.site == 0 else 0, head, scale, spread)
+                for t in range(count):
+                    if len(ids) - start > file.context:
+                        start = len(ids) - file.context // 2
+                    row = logits(ids[start:], vectors)[-1].tolist()
+                    row = tempered(row, len(ids)) if len(ids) < len(EARLY) else row
+                    ids.append(token(coder, row, partial(readout.moves, t)))
+                pieces.append(bytes_of(ids[-count:]))
+                assert zlib.crc32(pieces[-1]) % 2**8 == file.checksums[n]
+                size += len(pieces[-1])
+                n += 1
+            assert size == file.sizes[segment]
+            segment += 1
         pieces += [span for span in [next(spans, None)] if span is not None]
     document = b"".join(pieces)
     assert len(document) == file.size and hashlib.sha256(document).digest()[:16] == file.hash

@@ -90,16 +90,15 @@ def test_hits_are_those_of_the_encoder(
     tiny: Codec, share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted: list[int] = []
-    encode = corrections.encode
+    finish = corrections.Encoder.finish
 
-    def counting(*args: Any) -> list[corrections.Corrected]:
-        result = encode(*args)
-        counted.append(sum(made.hits for made in result))
-        return result
+    def counting(encoder: corrections.Encoder) -> bytes:
+        counted.append(encoder.hits)
+        return finish(encoder)
 
-    monkeypatch.setattr(corrections, "encode", counting)
+    monkeypatch.setattr(corrections.Encoder, "finish", counting)
     result = measure.memcodec_file(tiny, STORY, tmp_path / "text.memz", site=Readout(share, 64))
-    assert result["hits"] == counted[0] == counted[1] and 0 < result["hits"] < result["tokens"]
+    assert result["hits"] == sum(counted) and 0 < result["hits"] < result["tokens"]
 
 
 def test_second_run_measures_nothing(tiny: Codec, text: Text, tmp_path: Path) -> None:
@@ -287,6 +286,27 @@ def test_command_measures_the_users_files(llama_folder: Path, tmp_path: Path, mo
     assert "dictionary" not in shown.output, "there is no other text to train it on"
     rows = json.loads(CliRunner().invoke(main, [*command, "--json"]).output)["rows"]
     assert all(row["original_bytes"] == 100 and row["file_bytes"] > 0 for row in rows)
+
+
+def test_command_shows_where_the_time_goes(llama_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mine.txt"
+    path.write_bytes(STORY)
+    command = ["bench", str(path), "--model", str(llama_folder), "--device", "cpu", "--profile", "--context", "400"]
+    shown = CliRunner().invoke(main, command)
+    assert shown.exit_code == 0, shown.output
+    for stage in (
+        "encode, ",
+        "decode, ",
+        "LM: passes",
+        "LM: logits",
+        "search for memories",
+        "corrections, read",
+        "all",
+    ):
+        assert stage in shown.output
+    found = json.loads(CliRunner().invoke(main, [*command, "--json"]).output)["seconds"][str(path)]
+    assert all(spent >= 0 for seconds in found.values() for spent in seconds.values())
+    assert "corrections, read" not in found["encode"] and found["decode"]["LM: passes"] > 0
 
 
 def test_command_refuses_an_empty_file(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from click.testing import CliRunner, Result
 import memcodec
 from memcodec import Prompt, Readout, container, models
 from memcodec.codec import Codec
+from memcodec.memory.settings import Context
 from memcodec_cli import main
 from memcodec_cli.progress import Bars
 
@@ -46,7 +47,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
 @pytest.fixture
 def needs_tiny() -> bytes:
     """A .memz file with a chunk that names the model "tiny-llama", of weights that nobody has."""
-    parts: list[container.Part] = [container.Chunk(10, 50, b"\1\2", b"\3\4\5", 6)]
+    parts: list[container.Part] = [container.Segment(50, (container.Chunk(10, b"\1\2", 6),), b"\3\4\5")]
     model = container.ModelId("tiny-llama", bytes(container.IDENTITY_BYTES))
     return container.pack(container.Container(50, bytes(16), parts, model, container.Settings("readout", (102,))))
 
@@ -104,18 +105,20 @@ def test_documents_that_are_no_text(run: Run, llama_folder: Path, data: bytes) -
 
 
 @pytest.mark.parametrize(
-    ("options", "site"),
+    ("options", "site", "context"),
     [
-        ("--site readout --memory-share 0.25 --effort 9", Readout(0.25, 9)),
+        ("--site readout --memory-share 0.25 --effort 9 --context 300", Readout(0.25, 9), 300),
+        ("--context max", Readout(), "max"),
         (
             "--site prompt --vectors auto --bits 4 --steps 7 --seed 3 --pure",
             Prompt(vectors=None, bits=4, steps=7, seed=3, pure=True),
+            "auto",
         ),
     ],
-    ids=["readout", "prompt"],
+    ids=["readout", "context", "prompt"],
 )
 def test_every_option_reaches_the_codec(
-    run: Run, monkeypatch: pytest.MonkeyPatch, options: str, site: Readout | Prompt
+    run: Run, monkeypatch: pytest.MonkeyPatch, options: str, site: Readout | Prompt, context: Context
 ) -> None:
     seen: dict[str, object] = {}
 
@@ -133,14 +136,14 @@ def test_every_option_reaches_the_codec(
     assert run("compress", "-", *options.split(), stdin=b"x").stdout_bytes == RESULT
     assert seen == {
         "data": b"x", "model": "m", "device": "cpu", "chunk_tokens": 50, "batch": 3, "threads": 2, "verify": False,
-        "progress": None, "site": site,
+        "progress": None, "site": site, "context": context,
     }  # fmt: skip
 
 
 def test_defaults_are_the_codecs() -> None:
     given = {p.name: p.default for p in main.commands["compress"].params}
     codec = {p.name: p.default for p in inspect.signature(Codec.encode).parameters.values()}
-    for name in ("chunk_tokens", "batch"):
+    for name in ("chunk_tokens", "context", "batch"):
         assert given[name] == codec[name]
     assert codec["site"] == Readout() == Readout(given["memory_share"], given["effort"])
     prompt = {name: int(given[name]) for name in ("vectors", "bits", "steps", "seed")}
@@ -389,6 +392,10 @@ def test_no_such_device(run: Run, llama_folder: Path, monkeypatch: pytest.Monkey
         ["--memory-share", "much"],
         ["--chunk-tokens", "0"],
         ["--chunk-tokens", "5000"],
+        ["--context", "many"],
+        ["--context", "-1"],
+        ["--context", "40000"],
+        ["--site", "prompt", "--context", "100"],
         ["--effort", "0"],
         ["--batch", "0"],
         ["--threads", "0"],
@@ -455,7 +462,7 @@ def test_inspect(run: Run, needs_tiny: bytes) -> None:
     assert facts == memcodec.inspect(needs_tiny)
     assert sum(facts["parts"].values()) == facts["file_bytes"] == len(needs_tiny)
     table = run("inspect", "a.memz").stdout
-    for word in ("tiny-llama", "readout", f"{len(needs_tiny):,} bytes", "0.0996", "0006"):
+    for word in ("tiny-llama", "readout", f"{len(needs_tiny):,} bytes", "0.0996", "corrections"):
         assert word in table
     assert sorted(run("inspect", "-", stdin=needs_tiny).stdout.splitlines()) == sorted(table.splitlines())
 
@@ -468,7 +475,7 @@ def test_inspect_of_a_stored_file(run: Run) -> None:
 
 
 def test_inspect_lets_no_file_control_the_terminal(run: Run) -> None:
-    parts: list[container.Part] = [container.Chunk(1, 5, b"\1", b"", 0)]
+    parts: list[container.Part] = [container.Segment(5, (container.Chunk(1, b"\1", 0),), b"")]
     model = container.ModelId("\x1b[2Jmodel", bytes(container.IDENTITY_BYTES))
     blob = container.pack(container.Container(5, bytes(16), parts, model, container.Settings("readout", (102,))))
     assert "?[2Jmodel" in run("inspect", "-", stdin=blob).stdout

@@ -35,6 +35,7 @@ from memcodec.errors import (
 )
 from memcodec.memory.prompt import PromptSite
 from memcodec.memory.readout import ReadoutSite, share_steps
+from memcodec.memory.settings import Context
 from memcodec.progress import Progress
 
 from . import second
@@ -90,22 +91,28 @@ def test_text_is_carried_by_the_lm(tiny: Codec) -> None:
     assert tiny.decode(blob) == LINES.encode()
 
 
-def check_chunks(codec: Codec, runs: list[np.ndarray], share: float, batch: int = 64) -> list[Coded]:
-    """Encode token ids as chunks, even where zstd would be smaller, and decode them."""
+def check_groups(
+    codec: Codec, groups: list[list[np.ndarray]], share: float, context: int = 200, batch: int = 64
+) -> list[Coded]:
+    """Encode token ids as groups of chunks, even where zstd would be smaller, and decode them."""
     settings_ = Readout(share, 128)
     site = ReadoutSite(share_steps(settings_), settings_, codec.lm.steering, codec.lm.team)
-    coded = chunks.encode(codec.lm, site, runs)
-    for numbers in chunks.batches(codec.lm, site, coded, batch):
-        written = chunks.decode(codec.lm, site, [coded[i] for i in numbers])
-        for i, tokens in zip(numbers, written, strict=True):
-            assert np.array_equal(tokens, runs[i])
+    coded = list(chunks.encode(codec.lm, site, groups, context))
+    written = [
+        tokens
+        for some in chunks.batches(codec.lm, site, coded, context, batch)
+        for tokens in chunks.decode(codec.lm, site, some, context)
+    ]
+    assert len(written) == len(groups)
+    for group, tokens in zip(groups, written, strict=True):
+        assert np.array_equal(tokens, np.concatenate(group))
     return coded
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 19, 20, 21, 40])
 @pytest.mark.parametrize("share", [0, 0.05, 0.1, 0.5])
 def test_chunk_borders_and_shares(tiny: Codec, tokens: int, share: float) -> None:
-    check_chunks(tiny, chunks.cut(tiny.tokenizer.encode(LINES)[:tokens], 20), share)
+    check_groups(tiny, [[chunk] for chunk in chunks.cut(tiny.tokenizer.encode(LINES)[:tokens], 20)], share)
 
 
 @given(st.integers(0, 5000), st.integers(1, 500))
@@ -136,7 +143,7 @@ def test_characters_cut_by_a_chunk_border(tiny: Codec) -> None:
 )
 def test_any_tokens_round_trip_as_chunks(tiny: Codec, ids: list[list[int]], share: float) -> None:
     """Even tokens that the LM thinks impossible."""
-    check_chunks(tiny, [np.array(row) for row in ids], share)
+    check_groups(tiny, [[np.array(row)] for row in ids], share)
 
 
 @settings(max_examples=60)
@@ -146,19 +153,104 @@ def test_any_bytes_round_trip(tiny: Codec, data: bytes) -> None:
     assert tiny.decode(blob) == data
 
 
-def all_by_the_lm(codec: Codec, text: str, share: float, chunk_tokens: int = 50) -> bytes:
+def all_by_the_lm(
+    codec: Codec, text: str | bytes, share: float, chunk_tokens: int = 50, context: Context = "auto"
+) -> bytes:
     """A file whose chunks are all carried by the LM, though zstd might be smaller."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("memcodec.codec._store_losers", lambda run, data: list(run))
+        patch.setattr("memcodec.assembly._store_losers", lambda run: [segment for segment, _ in run])
         patch.setattr(
             box, "store", lambda data: box.describe(data, [box.StoredSpan(len(data), 0, bytes(1 << 16), 0)], None, None)
         )
-        return codec.encode(text, site=Readout(share, 128), chunk_tokens=chunk_tokens)
+        return codec.encode(text, site=Readout(share, 128), chunk_tokens=chunk_tokens, context=context)
 
 
-@pytest.fixture(params=[0, 0.1, 0.5])
+CONTEXTS: tuple[Context, ...] = (0, 1, 60, 200, "auto", "max")
+
+
+@pytest.mark.parametrize("share", [0, 0.2])
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_contexts_round_trip(tiny: Codec, context: Context, share: float) -> None:
+    """With stored spans in the middle of groups, and more than a pass and a window in one."""
+    data = b"\xff\xfe".join([LINES.encode(), TEXT.encode() * 2, LINES.encode()]) + b"\xff"
+    blob = all_by_the_lm(tiny, data, share, context=context)
+    parsed = box.unpack(blob)
+    for batch in (1, 3, 64):
+        assert tiny.decode(blob, batch=batch) == data
+    count = len(parsed.groups)
+    assert count == len(parsed.chunks) if context == 0 else count < len(parsed.chunks)
+    if context == "max":
+        assert count == 1 and len(parsed.segments) == 3
+
+
+@pytest.mark.parametrize("over", [-1, 0, 1, 2, 30])
+@pytest.mark.parametrize("context", [1, 2, 7, 40])
+def test_groups_that_end_about_where_a_window_does(tiny: Codec, context: int, over: int) -> None:
+    tokens = tiny.tokenizer.encode(LINES)
+    for length in (context + over, context + context - context // 2 + over):
+        if length > 0:
+            groups = [chunks.cut(tokens[:length], 15), chunks.cut(tokens[5 : 5 + max(1, length - 2)], 15)]
+            check_groups(tiny, groups, 0.2, context)
+
+
+@given(st.integers(1, 3000), st.integers(1, 300))
+def test_windows_cover_every_token_once(tokens: int, context: int) -> None:
+    found = list(chunks.windows(tokens, context))
+    assert [t for w in found for t in range(w.first, w.last)] == list(range(tokens))
+    for w in found:
+        assert w.last - 1 - w.start <= context and w.first - w.start in (0, context // 2)
+
+
+def test_more_context_is_smaller(tiny: Codec) -> None:
+    sizes = [box.unpack(all_by_the_lm(tiny, LINES * 4, 0, 50, n)).sizes["corrections"] for n in (0, 100)]
+    assert sizes[1] < 0.9 * sizes[0]
+
+
+@given(
+    st.lists(st.integers(1, 9000), min_size=1, max_size=8),
+    st.sampled_from([0, 1, 50, 200, 5000, "auto", "max"]),
+    st.sampled_from([1, 20, 200]),
+)
+def test_plans(lengths: list[int], context: Context, chunk_tokens: int) -> None:
+    ends = np.cumsum(lengths)
+    runs = np.split(np.arange(ends[-1]), ends[:-1])
+    plan = chunks.plan(runs, chunk_tokens, context, 2000)
+    for run, cut in zip(runs, plan.runs, strict=True):
+        assert np.array_equal(np.concatenate(cut), run)
+    assert np.array_equal(np.concatenate([chunk for group in plan.groups for chunk in group]), np.arange(ends[-1]))
+    assert all(1 <= len(chunk) <= chunk_tokens for group in plan.groups for chunk in group)
+    sizes = [sum(map(len, group)) for group in plan.groups]
+    assert 1 <= plan.context <= min(2000, max(sizes))
+    if context:
+        assert max(sizes) - min(sizes) <= 1
+    if context == 0:
+        assert all(len(group) == 1 for group in plan.groups)
+    if context == "max":
+        assert len(plan.groups) == 1
+    if context == "auto" and max(sizes) > chunk_tokens:
+        assert len(plan.groups) >= chunks.AUTO_GROUPS and max(sizes) <= max(chunk_tokens, chunks.AUTO_TOKENS)
+    if isinstance(context, int) and context:
+        assert plan.context <= context
+
+
+def test_a_damaged_chunk_in_the_middle_of_a_group_is_named(tiny: Codec) -> None:
+    parsed = box.unpack(all_by_the_lm(tiny, LINES, 0.5, context="max"))
+    (segment,) = parsed.segments
+    some = list(segment.chunks)
+    assert len(some) > 4
+    some[3] = replace(some[3], memory=bytes(byte ^ 255 for byte in some[3].memory))
+    with pytest.raises(ChecksumError, match="chunk 3 "):
+        tiny.decode(box.pack(replace(parsed, parts=[replace(segment, chunks=tuple(some))])))
+
+
+def test_the_prompt_site_takes_no_context(tiny: Codec) -> None:
+    with pytest.raises(EncodeError, match=r"context 100: .*prompt site"):
+        tiny.encode(LINES, site=Prompt(pure=True), context=100)
+
+
+@pytest.fixture(params=[(0, 0), (0.1, "auto"), (0.5, 60)])
 def blob(request: pytest.FixtureRequest, tiny: Codec) -> bytes:
-    return all_by_the_lm(tiny, LINES * 2, request.param)
+    return all_by_the_lm(tiny, LINES * 2, request.param[0], context=request.param[1])
 
 
 def test_decodes_with_any_batch(tiny: Codec, blob: bytes) -> None:
@@ -174,24 +266,35 @@ def test_decodes_with_any_threads_and_kernels(llama_folder: Path, blob: bytes, t
 
 
 @pytest.mark.parametrize(
-    ("kind", "site", "size"),
-    [("llama", Readout(0.3, 64), 25), ("gpt2", Readout(0), 30), ("qwen3", Prompt(2, 4, 2), 20)],
+    ("kind", "site", "size", "context"),
+    [
+        ("llama", Readout(0.3, 64), 25, 0),
+        ("gpt2", Readout(0.1, 64), 20, 50),
+        ("qwen3", Prompt(2, 4, 2), 20, 0),
+    ],
 )
 def test_a_decoder_written_from_the_page_agrees(
-    tiny_folders: Callable[[str], Path], kind: str, site: Readout | Prompt, size: int, monkeypatch: pytest.MonkeyPatch
+    tiny_folders: Callable[[str], Path],
+    kind: str,
+    site: Readout | Prompt,
+    size: int,
+    context: Context,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With a stored span in between, and with all of the logits computed in plain integers."""
-    monkeypatch.setattr(codecs, "_store_losers", lambda run, data: list(run))
+    monkeypatch.setattr("memcodec.assembly._store_losers", lambda run: [segment for segment, _ in run])
     monkeypatch.setattr(codecs, "_check_worth", lambda *_: None)
     codec = Codec.load(str(tiny_folders(kind)), device="cpu")
     weights, _ = models.load_exact(models.ModelFolder(kind, tiny_folders(kind)))
     data = TEXT[:180].encode() + bytes(range(128, 150)) + "Niemand hat das je gewußt, außer uns dreien.\n".encode() * 4
     stored = box.store(data)
     monkeypatch.setattr(box, "store", lambda _: replace(stored, parts=[box.StoredSpan(9999, 0, bytes(9999), 0)]))
-    blob = codec.encode(data, site=site, chunk_tokens=size)
+    blob = codec.encode(data, site=site, chunk_tokens=size, context=context)
     parsed = box.unpack(blob)
-    assert len(parsed.chunks) >= 4 and len(parsed.parts) > len(parsed.chunks)
-    assert sum(len(chunk.corrections) for chunk in parsed.chunks) > 40
+    assert len(parsed.chunks) >= 4 and len(parsed.parts) > len(parsed.segments)
+    assert parsed.sizes["corrections"] > 40
+    if context:
+        assert len(parsed.groups) < len(parsed.segments) < len(parsed.chunks), "a group goes on behind what is stored"
     tensors, lm = weights.tensors, Reference(weights)
     prefix = list(weights.prefix)
     begin = tensors["embedding"][prefix].astype(np.float32) * tensors["embedding.scale"][prefix][:, None]
@@ -233,8 +336,8 @@ def test_learned_positions_end(gpt2_folder: Path) -> None:
 def test_verification_fails_loudly(tiny: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     real = chunks.decode
 
-    def lying(lm: Any, site: Any, batch: list[Coded], report: Any) -> list[np.ndarray]:
-        return [tokens[::-1] for tokens in real(lm, site, batch)]
+    def lying(lm: Any, site: Any, batch: list[Coded], context: int, report: Any) -> list[np.ndarray]:
+        return [tokens[::-1] for tokens in real(lm, site, batch, context)]
 
     monkeypatch.setattr(chunks, "decode", lying)
     with pytest.raises(MachineError, match=r"does not decode here \(chunk 0 does not match.*nothing was written"):
@@ -248,12 +351,13 @@ def test_without_verification_the_file_is_the_same(tiny: Codec) -> None:
 
 def test_a_changed_memory_or_correction_is_noticed(tiny: Codec) -> None:
     parsed = box.unpack(tiny.encode(LINES, site=Readout(0.5, 64)))
-    first = parsed.chunks[0]
-    assert len(first.memory) > 1 and len(first.corrections) > 1
+    first = parsed.segments[0]
+    (chunk,) = first.chunks
+    assert first.corrections is not None and len(chunk.memory) > 1 and len(first.corrections) > 1
     for changed in (
-        replace(first, memory=bytes(len(first.memory))),
+        replace(first, chunks=(replace(chunk, memory=bytes(len(chunk.memory))),)),
         replace(first, corrections=first.corrections[::-1]),
-        replace(first, checksum=first.checksum ^ 1),
+        replace(first, chunks=(replace(chunk, checksum=chunk.checksum ^ 1),)),
     ):
         parts = [changed if part is first else part for part in parsed.parts]
         with pytest.raises(ChecksumError, match="chunk 0"):
@@ -331,6 +435,10 @@ def test_anything_else_is_a_type_error(tiny: Codec, data: Any) -> None:
         {"chunk_tokens": 0},
         {"chunk_tokens": 10_000},
         {"batch": 0},
+        {"context": -1},
+        {"context": 1 << 20},
+        {"context": "some"},
+        {"context": 2.5},
     ],
 )
 def test_settings_out_of_range_are_refused_before_the_work(
@@ -358,12 +466,16 @@ def test_text_that_is_no_unicode(tiny: Codec) -> None:
 
 
 def test_batches_are_what_the_cache_holds(tiny: Codec) -> None:
-    few = [Coded(4000, b"", b"")] * 40
+    few = [Coded((2000, 2000), (b"", b""), b"")] * 40
     site = ReadoutSite.in_header((0,))
-    sizes = [len(numbers) for numbers in chunks.batches(tiny.lm, site, few, 64)]
-    assert sizes == [8, 8, 8, 8, 8]  # 4000 tokens and the prefix round up to 4032 positions
-    with_vectors = [Coded(64, bytes(8 * 60), b"")] * 600
-    assert [len(numbers) for numbers in chunks.batches(tiny.lm, PromptSite(16, 4), with_vectors, 600)] == [256, 256, 88]
+
+    def sizes(site: Any, groups: list[Coded], context: int, batch: int) -> list[int]:
+        return [len(some) for some in chunks.batches(tiny.lm, site, groups, context, batch)]
+
+    assert sizes(site, few, 5000, 64) == [8, 8, 8, 8, 8]  # 4000 tokens and the prefix round up to 4032 positions
+    assert sizes(site, few, 1000, 64) == [20, 20]
+    with_vectors = [Coded((64,), (bytes(8 * 60),), b"")] * 600
+    assert sizes(PromptSite(16, 4), with_vectors, 64, 600) == [200, 200, 200]
 
 
 def test_a_batch_out_of_range_is_refused_by_decoders(tiny: Codec, blob: bytes) -> None:
@@ -374,8 +486,9 @@ def test_a_batch_out_of_range_is_refused_by_decoders(tiny: Codec, blob: bytes) -
 def test_chunks_longer_than_the_model_are_refused(gpt2_folder: Path) -> None:
     codec = Codec.load(str(gpt2_folder), device="cpu")
     parsed = box.unpack(codec.encode(LINES, site=QUICK, verify=False))
-    longer = replace(parsed.settings, chunk_tokens=4000)  # type: ignore[type-var]
-    blob = box.pack(box.Container(1, bytes(16), [box.Chunk(4000, 1, b"", b"", 0)], parsed.model, longer))
+    longer = replace(parsed.settings, chunk_tokens=4000, context=4000)  # type: ignore[type-var]
+    part = box.Segment(1, (box.Chunk(4000, b"", 0),), b"")
+    blob = box.pack(box.Container(1, bytes(16), [part], parsed.model, longer))
     with pytest.raises(FormatError, match="256 positions"):
         codec.decode(blob)
 
@@ -449,13 +562,13 @@ def test_the_bound_is_what_the_lm_says(tiny: Codec) -> None:
         total += torch.nn.functional.cross_entropy(
             logits[0, len(prefix) - 1 : -1], row[0, len(prefix) :], reduction="sum"
         ).item()
-    assert tiny.bound(LINES) == pytest.approx(total / np.log(2) / 8, rel=5e-3)
+    assert tiny.bound(LINES, context=0) == pytest.approx(total / np.log(2) / 8, rel=5e-3)
 
 
 def test_corrections_are_near_the_bound(tiny: Codec) -> None:
-    made = box.unpack(all_by_the_lm(tiny, LINES * 2, 0, 200)).chunks
-    size = sum(len(chunk.corrections) for chunk in made)
-    assert size < tiny.bound(LINES * 2) * 1.005 + len(made)
+    for context in CONTEXTS:
+        made = box.unpack(all_by_the_lm(tiny, LINES * 2, 0, 200, context))
+        assert made.sizes["corrections"] < tiny.bound(LINES * 2, context=context) * 1.005 + 2 * len(made.groups)
 
 
 def test_progress_reports_end_complete(tiny: Codec) -> None:

@@ -7,13 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from memcodec.chunks import Coded
 from memcodec.coding import corrections, rangecoder
-from memcodec.coding.distribution import BLOCK, COMPETITORS, Look, frequencies, frequency, log2_units
+from memcodec.coding.distribution import BLOCK, COMPETITORS, EARLY, Look, frequencies, frequency, log2_units
 from memcodec.lm import arithmetic
 from memcodec.lm.compiled import Team, kernel
 from memcodec.memory import readout
 from memcodec.memory.readout import Steering
 from memcodec.memory.settings import Readout
+
+from .second import tempered
 
 TEAM = Team(2)
 
@@ -133,10 +136,10 @@ def spread_logits(seed: int, rows: int, vocabulary: int, nats: float = 2.5) -> n
     return np.rint(random.standard_normal((rows, vocabulary)) * nats * 1477).astype(np.int32)
 
 
-def look_at(logits: np.ndarray, tokens: np.ndarray) -> Look:
+def look_at(logits: np.ndarray, tokens: np.ndarray, position: int = 0) -> Look:
     look = Look.empty(tokens, logits.shape[1])
     padded = np.concatenate([logits, np.full((len(logits), 40), 2**30, dtype=np.int32)], axis=1)  # never to be read
-    look.fill(0, padded, logits.shape[1], TEAM)
+    look.fill(0, padded, logits.shape[1], TEAM, position)
     return look
 
 
@@ -145,7 +148,12 @@ def test_a_look_knows_the_best_tokens_and_the_sums(vocabulary: int) -> None:
     logits = spread_logits(vocabulary, 20, vocabulary)
     logits[3] = 5  # all alike: the lower ids are the better ones
     tokens = np.random.default_rng(0).integers(0, vocabulary, 20)
-    look = look_at(logits, tokens)
+    look = look_at(logits, tokens, len(EARLY))
+    early = look_at(logits, tokens, len(EARLY) - 15)
+    for t in range(15):
+        below = max(tempered(logits[t].tolist(), t + 5)) - np.array(tempered(logits[t].tolist(), t + 5))
+        assert early.near[t, tokens[t] % BLOCK] == below[tokens[t]] and early.total[t] == frequencies(below).sum()
+    assert early.total[15:].tolist() == look.total[15:].tolist()
     for t in range(20):
         order = np.lexsort((np.arange(vocabulary), -logits[t]))[: COMPETITORS + 1]
         below = logits[t].max() - logits[t]
@@ -172,15 +180,25 @@ def steering_of(vocabulary: int, hidden: int = 16) -> Steering:
     return Steering.of(head, scale, float(((rows - rows.mean(0)) ** 2).sum(1).mean()))
 
 
-def round_trip(logits: np.ndarray, tokens: np.ndarray, memory: bytes, share: int) -> corrections.Corrected:
-    """Encode one chunk and decode it beside another, a token at a time."""
+def encode(
+    looks: list[Look], memories: list[bytes], steering: Steering, share: int, team: Team = TEAM
+) -> list[corrections.Encoder]:
+    """Chunks that are groups by themselves."""
+    made = [corrections.Encoder(steering, share) for _ in looks]
+    corrections.write(made, looks, memories, team)
+    return made
+
+
+def round_trip(logits: np.ndarray, tokens: np.ndarray, memory: bytes, share: int) -> tuple[bytes, int]:
+    """Encode one chunk and decode it beside another, a token at a time: its corrections and hits."""
     steering = steering_of(logits.shape[1])
     other = np.roll(tokens, 3)
-    made = corrections.encode([look_at(logits, tokens), look_at(logits, other)], [memory, b""], steering, share, TEAM)
-    decoder = corrections.Decoder([memory, b""], [made[0].data, made[1].data], steering, share, TEAM)
+    made = encode([look_at(logits, tokens), look_at(logits, other)], [memory, b""], steering, share)
+    coded = [Coded((len(tokens),), (own,), encoder.finish()) for own, encoder in zip((memory, b""), made, strict=True)]
+    decoder = corrections.Decoder(coded, steering, share, TEAM)
     for t in range(len(tokens)):
         assert decoder.step(t, np.stack([logits[t], logits[t]])).tolist() == [tokens[t], other[t]]
-    return made[0]
+    return coded[0].corrections, made[0].hits
 
 
 @pytest.mark.parametrize("vocabulary", [1, 2, 3, 33, 34, 256, 257, 400, 5000])
@@ -196,29 +214,31 @@ def test_every_token_comes_back(vocabulary: int, share: int) -> None:
 
 
 def test_corrections_cost_what_the_tokens_probabilities_say() -> None:
-    logits = spread_logits(1, 300, 2000)
+    raw = spread_logits(1, 300, 2000)
+    logits = np.array([tempered(row.tolist(), t) if t < len(EARLY) else row for t, row in enumerate(raw)])
     shares = np.exp(logits * (math.log(2) / 1024))
     shares /= shares.sum(axis=1, keepdims=True)
     random = np.random.default_rng(3)
     tokens = np.array([random.choice(2000, p=row) for row in shares])
     ideal = -np.log2(shares[np.arange(300), tokens]).sum() / 8
-    made = round_trip(logits, tokens, b"", 0)
-    assert ideal < len(made.data) < ideal * 1.002 + 1
-    assert made.hits == (logits.argmax(axis=1) == tokens).sum()
-    look = look_at(logits, tokens)
+    data, hits = round_trip(raw, tokens, b"", 0)
+    assert ideal - 1 < len(data) < ideal * 1.002 + 1
+    assert hits == (logits.argmax(axis=1) == tokens).sum()
+    look = look_at(raw, tokens)
     assert look.bits() / 8 == pytest.approx(ideal, rel=1e-3)
 
 
 def test_what_the_memory_writes_alone_takes_no_bytes() -> None:
     logits = spread_logits(2, 50, 500)
-    assert round_trip(logits, logits.argmax(axis=1), b"", 0).data == b""
+    best = [np.argmax(tempered(row.tolist(), t) if t < len(EARLY) else row) for t, row in enumerate(logits)]
+    assert round_trip(logits, np.array(best), b"", 0)[0] == b""
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.binary(max_size=60), st.binary(max_size=20))
 def test_any_bytes_decode_to_tokens_of_the_vocabulary(data: bytes, memory: bytes) -> None:
     logits = spread_logits(5, 50, 37)
-    decoder = corrections.Decoder([memory], [data], steering_of(37), 300, TEAM)
+    decoder = corrections.Decoder([Coded((30, 20), (memory, memory), data)], steering_of(37), 300, TEAM)
     assert all(0 <= decoder.step(t, logits[t : t + 1])[0] < 37 for t in range(50))
 
 
@@ -230,5 +250,27 @@ def test_results_do_not_depend_on_threads() -> None:
     for workers in (1, 2, 3):
         team = Team(workers)
         memories = readout.search(looks, steering, Readout(0.2, 64), team)
-        found.append((memories, [made.data for made in corrections.encode(looks, memories, steering, 205, team)]))
+        found.append((memories, [made.finish() for made in encode(looks, memories, steering, 205, team)]))
     assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("share", [0, 300])
+def test_chunks_of_a_group_share_a_stream(share: int) -> None:
+    """Beside a group of other lengths: each chunk begins with a memory of its own."""
+    logits = spread_logits(8, 60, 500)
+    tokens = np.random.default_rng(8).integers(0, 500, 60)
+    steering = steering_of(500)
+    coded = []
+    for lengths in ((7, 20, 1, 32), (30, 25)):
+        ends = np.cumsum(lengths)
+        looks = [
+            look_at(logits[end - n : end], tokens[end - n : end], end - n) for n, end in zip(lengths, ends, strict=True)
+        ]
+        memories = readout.search(looks, steering, Readout(share / 1024, 64), TEAM)
+        one = corrections.Encoder(steering, share)
+        corrections.write([one] * len(looks), looks, memories, TEAM)
+        coded.append(Coded(lengths, tuple(memories), one.finish()))
+    decoder = corrections.Decoder(coded, steering, share, TEAM)
+    for t in range(60):
+        live = 1 + (t < 55)
+        assert (decoder.step(t, np.stack([logits[t]] * live)) == tokens[t]).all()

@@ -16,17 +16,22 @@ from safetensors import safe_open
 
 from memcodec import container as box
 from memcodec import inspect
-from memcodec.container import Chunk, Container, ModelId, Part, Reader, Settings, StoredSpan, pack, unpack
+from memcodec.container import Chunk, Container, ModelId, Part, Reader, Segment, Settings, StoredSpan, pack, unpack
 from memcodec.errors import ChecksumError, FormatError, MemcodecError
 
 MODEL = ModelId("smollm2-135m", b"identity")
 
 
+def segment(i: int, chunks: int = 1, continues: bool = False) -> Segment:
+    """Chunks of 136 and 135 tokens, by a number under 256."""
+    some = tuple(
+        Chunk(136 - (i + k) % 2 if chunks == 1 else 135, bytes([i]) * (9 + (i + k) % 3), i) for k in range(chunks)
+    )
+    return Segment(500 + 37 * i % 300, some, None if continues else bytes([i]) * (80 + i % 50))
+
+
 def example(chunks: int = 3, stored: bytes = b"stored bytes", site: str = "readout") -> Container:
-    parts: list[Part] = [
-        Chunk(136 - i % 2, 500 + 37 * i % 300, bytes([i]) * (9 + i % 3), bytes([i]) * (80 + i % 50), 0xDE00 + i)
-        for i in (n % 256 for n in range(chunks))
-    ]
+    parts: list[Part] = [segment(i % 256) for i in range(chunks)]
     if stored:
         parts.insert(chunks, StoredSpan.of(stored))
     size = sum(part.size for part in parts)
@@ -65,14 +70,28 @@ def test_unpack_inverts_pack(site: str, chunks: int, stored: bytes) -> None:
 
 
 def test_mixed_spans_keep_their_order() -> None:
-    def chunk(tokens: int) -> Chunk:
-        return Chunk(tokens, tokens * 3, b"", b"c", 1)
+    def chunk(tokens: int) -> Segment:
+        return Segment(tokens * 3, (Chunk(tokens, b"", 1),), b"c")
 
     spans = [StoredSpan.of(data) for data in (b"a", b"bb", b"last")]
     parts: list[Part] = [spans[0], chunk(10), chunk(3), spans[1], chunk(10), chunk(10), spans[2]]
     for some in (parts, parts[:-1], parts[1:]):
         container = Container(sum(p.size for p in some), bytes(16), some, MODEL, Settings("readout", (0,), 10))
         assert unpack(pack(container)) == container
+
+
+def test_groups_go_on_behind_stored_spans() -> None:
+    span = StoredSpan.of(b"between")
+    for parts in (
+        [segment(1, 3), span, segment(2, 2, continues=True), segment(3)],
+        [segment(1), segment(2, 5), span, segment(3, 1, continues=True), span, segment(4, 2, continues=True), span],
+        [span, segment(200, 40)],
+    ):
+        container = Container(sum(p.size for p in parts), bytes(16), parts, MODEL, Settings("readout", (0,), 136, 3000))
+        found = unpack(pack(container))
+        assert found == container
+        assert [len(group.chunks) for group in found.groups] == {4: [5, 1], 7: [1, 8], 2: [40]}[len(parts)]
+        assert sum(len(group.corrections) for group in found.groups) == found.sizes["corrections"]
 
 
 @given(st.lists(st.integers(0, (1 << 62) - 1), min_size=1, max_size=200))
@@ -105,10 +124,18 @@ def test_safetensors_reads_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("chunks", [1, 2, 30, 500])
 def test_overhead_budget(chunks: int) -> None:
-    """240 bytes a file and 6 bytes a chunk, for files of the default model at the default settings."""
+    """240 bytes a file and 4 bytes a chunk that is a group, for files of the default model at the default settings."""
     container = example(chunks, b"")
-    payload = sum(len(chunk.memory) + len(chunk.corrections) for chunk in container.chunks)
-    assert len(pack(container)) - payload <= 240 + 6 * chunks
+    found = unpack(pack(container))
+    payload = found.sizes["memories"] + found.sizes["corrections"]
+    assert len(pack(container)) - payload <= 240 + 4 * chunks
+
+
+def test_overhead_in_long_groups() -> None:
+    """2 bytes a chunk at most."""
+    container = Container(500, bytes(16), [segment(0, 300)], MODEL, Settings("readout", (102,), 135, 2000))
+    found = unpack(pack(container))
+    assert len(pack(container)) - found.sizes["memories"] - found.sizes["corrections"] <= 240 + 2 * 300
 
 
 def test_stored_files_cost_little_over_zstd() -> None:
@@ -121,8 +148,8 @@ def test_inspect_adds_up() -> None:
     found = inspect(blob)
     assert sum(found["parts"].values()) == found["file_bytes"] == len(blob)
     assert found["model"] == {"id": "smollm2-135m", "identity_start": b"identity".hex()}
-    assert found["settings"] == {"site": "readout", "memory_share": 102 / 1024, "chunk_tokens": 200}
-    assert [row["kind"] for row in found["spans"]] == ["chunk", "chunk", "chunk", "stored"]
+    assert found["settings"] == {"site": "readout", "memory_share": 102 / 1024, "chunk_tokens": 200, "context": 200}
+    assert [row["kind"] for row in found["spans"]] == ["group", "group", "group", "stored"]
     assert sum(row["bytes"] for row in found["spans"]) == found["original_bytes"]
     assert inspect(bytearray(blob)) == inspect(memoryview(blob)) == found
 
@@ -225,15 +252,18 @@ BIG = (1 << 62) - 1
         (18, BIG, "do not go together"),  # runs
         (18, 2, "do not go together|ends too early|damaged"),
         (19, BIG, "do not go together"),  # stored spans
-        (20, BIG, "more chunks than a file has room for"),  # chunks of the run
-        (20, 40, "more chunks than a file has room for|ends too early|longer|damaged"),
+        (20, BIG - 1, "more chunks than a file has room for"),  # twice the segments of the run
+        (20, 80, "more chunks than a file has room for|ends too early|longer|damaged"),
+        (20, 7, "goes on with no group"),
+        (20, 1, "goes on with no group"),
         (29, 2, "unknown site"),
-        (30, 0, "chunk tokens out of range"),
-        (30, 5000, "chunk tokens out of range"),
-        (32, 9, "unknown site"),  # fields of the site
-        (34, 1, "context"),
-        (35, BIG, "cannot be"),  # tokens of a chunk
-        (35, 0, "cannot be"),
+        (30, 0, "out of range"),  # chunk tokens
+        (30, 5000, "out of range"),
+        (32, 0, "out of range"),  # context
+        (32, BIG, "out of range"),
+        (34, 9, "unknown site"),  # fields of the site
+        (36, BIG, "more chunks than a file has room for"),  # tokens of a segment
+        (36, 0, "without tokens"),
     ],
 )  # fmt: skip
 def test_hostile_numbers_are_refused(at: int, value: int, message: str) -> None:

@@ -12,7 +12,6 @@ from memcodec import Prompt, Readout, document
 from memcodec import container as box
 from memcodec.codec import Codec
 from memcodec.lm.model import ExactLM, logits_of
-from memcodec.lm.passes import Piece
 from memcodec.models import BUILT_IN, ModelFolder, load_exact, pull
 
 pytestmark = pytest.mark.default_model
@@ -63,7 +62,7 @@ def test_every_way_to_compute_gives_the_same_bits(default_codec: Codec) -> None:
         for batch in (1, 3, 64):
             sequences = lm.sequences(batch, len(tokens), batch)
             for t in range(len(tokens)):
-                sequences.forward([Piece(slot, tokens[t : t + 1]) for slot in range(batch)])
+                sequences.step(np.full(batch, tokens[t]))
                 logits = sequences.logits(slice(None, batch))[:, : lm.vocabulary]
                 assert np.array_equal(logits[0], expected[t]) and np.array_equal(logits[-1], expected[t])
 
@@ -79,9 +78,9 @@ def test_threads_and_kernels(made: Made, threads: int, kernels: str) -> None:
 
 
 def test_memories_alone_write_the_text(default_codec: Codec, made: Made) -> None:
-    chunks = box.unpack(made.blob).chunks
     if made.data == CLAUSE:
-        assert chunks and not any(chunk.corrections for chunk in chunks)
+        groups = box.unpack(made.blob).groups
+        assert groups and not any(group.corrections for group in groups)
     memory = default_codec.fit_memory(CLAUSE.decode(), Prompt(bits=8, steps=400))
     assert len(memory.vectors) == 1 and len(memory.fit.memory) == 578
     assert memory.exact and memory.reconstruct().encode() == CLAUSE

@@ -62,11 +62,11 @@ def cached_steps(lm: ExactLM, rows: list[np.ndarray]) -> list[np.ndarray]:
     found: list[list[np.ndarray]] = [[] for _ in rows]
     sequences = lm.sequences(len(rows), len(rows[0]), len(rows))
     for t in range(len(rows[0])):
-        live = [slot for slot, row in enumerate(rows) if len(row) > t]
-        sequences.forward([Piece(slot, rows[slot][t : t + 1]) for slot in live])
-        logits = sequences.logits(slice(None, len(live)))
-        for i, slot in enumerate(live):
-            found[slot].append(logits[i, : lm.vocabulary].copy())
+        live = sum(len(row) > t for row in rows)
+        sequences.step(np.array([row[t] for row in rows[:live]]))
+        logits = sequences.logits(slice(None, live))
+        for slot in range(live):
+            found[slot].append(logits[slot, : lm.vocabulary].copy())
     return [np.stack(some) for some in found]
 
 
@@ -181,9 +181,15 @@ def test_passes_beyond_what_there_is_are_refused(llama_folder: Path, kernels: st
     with pytest.raises(EncodeError, match="a token that the model does not have"):
         lm.sequences(1, 8, 8).forward([Piece(0, np.array([-3]), vectors)])
     some = lm.sequences(1, 8, 9)
+    with pytest.raises(EncodeError, match="a token that the model does not have"):
+        some.step(np.array([400]))
     some.forward(one([1] * 8))
     with pytest.raises(EncodeError, match="9 positions: there is room for 8"):
         some.forward(one([1]))
+    with pytest.raises(EncodeError, match="9 positions: there is room for 8"):
+        some.step(np.array([1]))
+    some.restart()
+    some.step(np.array([1]))
     with pytest.raises(EncodeError, match="positions: there is room for 1024"):
         lm.sequences(1, 4000, 1025).forward(one([1] * 1025))
     if kernels == "numba":  # torch makes room as it goes

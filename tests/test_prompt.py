@@ -58,7 +58,7 @@ def opt(tmp_path_factory: pytest.TempPathFactory) -> Codec:
 def blob(tiny: Codec) -> bytes:
     """A file of several chunks, with corrections, and with different numbers of vectors."""
     with pytest.MonkeyPatch.context() as patch:  # whatever zstd would make of so short a text
-        patch.setattr(codec, "_store_losers", lambda run, data: list(run))
+        patch.setattr("memcodec.assembly._store_losers", lambda run: [segment for segment, _ in run])
         patch.setattr(codec, "_check_worth", lambda *_: None)
         nothing = container.StoredSpan(len(TEXT.encode()) * 2, 0, bytes(1 << 16), 0)
         patch.setattr(container, "store", lambda data: container.describe(data, [nothing], None, None))
@@ -308,7 +308,7 @@ def test_positions_of_the_exact_lm_bound_a_fit(
     data = narrow.tokenizer.decode(narrow.tokenizer.encode(TEXT)[:longest])
     used = Prompt(None, 16, 1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(codec, "_store_losers", lambda run, data: list(run))
+        patch.setattr("memcodec.assembly._store_losers", lambda run: [segment for segment, _ in run])
         patch.setattr(codec, "_check_worth", lambda *_: None)
         nothing = container.StoredSpan(1 << 16, 0, bytes(1 << 16), 0)
         patch.setattr(container, "store", lambda data: container.describe(data, [nothing], None, None))
@@ -375,9 +375,9 @@ def test_pure_file_round_trip(llama: Codec) -> None:
     blob = llama.encode(SHORT, site=replace(FITTING, vectors=None, pure=True), chunk_tokens=6)
     assert llama.decode(blob) == SHORT.encode()
     parsed = container.unpack(blob)
-    assert parsed.chunks and not any(chunk.corrections for chunk in parsed.chunks)
+    assert parsed.chunks and not any(group.corrections for group in parsed.groups)
     facts = inspect(blob)
-    assert facts["settings"] == {"site": "prompt", "bits": 8, "dimensions": 64, "chunk_tokens": 6}
+    assert facts["settings"] == {"site": "prompt", "bits": 8, "dimensions": 64, "chunk_tokens": 6, "context": 6}
     assert all(span["memory_bytes"] % 66 == 0 and span["correction_bytes"] == 0 for span in facts["spans"])
 
 
@@ -399,7 +399,7 @@ def test_progress_moves_while_chunks_are_fitted(llama: Codec) -> None:
 
 def test_what_is_not_fitted_is_corrected(tiny: Codec, blob: bytes) -> None:
     parsed = container.unpack(blob)
-    assert len(parsed.chunks) > 2 and any(chunk.corrections for chunk in parsed.chunks)
+    assert len(parsed.chunks) > 2 and any(group.corrections for group in parsed.groups)
     assert len({len(chunk.memory) for chunk in parsed.chunks}) > 1
     assert tiny.decode(blob) == (TEXT * 2).encode()
 
@@ -419,10 +419,11 @@ def test_a_memory_helps_the_chunk_that_it_was_fitted_to(llama: Codec, gpt2: Code
     for model in (llama, gpt2):
         runs = chunks_of(model, SHORT, 6)
         site = prompt.PromptSite(8, 64, replace(FITTING, vectors=4), lambda model=model: model.floats)
-        made = chunks.encode(model.lm, site, runs)
-        without = [look.bits() for look in chunks.look(model.lm, runs, [None] * len(runs))]
+        groups = [[tokens] for tokens in runs]
+        made = list(chunks.encode(model.lm, site, groups, 200))
+        without = [look.bits() for look in chunks.look(model.lm, groups, 200, [None] * len(runs))]
         assert sum(len(coded.corrections) for coded in made) < 0.1 * sum(without) / 8
-        for tokens, written in zip(runs, chunks.decode(model.lm, site, made), strict=True):
+        for tokens, written in zip(runs, chunks.decode(model.lm, site, made, 200), strict=True):
             assert np.array_equal(tokens, written)
 
 
@@ -440,11 +441,10 @@ def test_decodes_with_any_threads_and_kernels(llama_folder: Path, blob: bytes, t
 @pytest.mark.parametrize("change", [-1, 1, -10, 64 * 10])
 def test_hostile_memory_lengths_are_refused(tiny: Codec, blob: bytes, change: int) -> None:
     parsed = container.unpack(blob)
-    first = parsed.chunks[0]
-    longer = first.memory + bytes(max(change, 0))
-    parts = [replace(first, memory=longer[: len(longer) + min(change, 0)]), *parsed.parts[1:]]
-    if change == -10:
-        parts[0] = replace(first, memory=b"")
+    first = parsed.segments[0]
+    longer = first.chunks[0].memory + bytes(max(change, 0))
+    changed = b"" if change == -10 else longer[: len(longer) + min(change, 0)]
+    parts = [replace(first, chunks=(replace(first.chunks[0], memory=changed),)), *parsed.parts[1:]]
     with pytest.raises(FormatError, match="vectors"):
         tiny.decode(container.pack(replace(parsed, parts=parts)))
 
@@ -458,11 +458,19 @@ def test_hostile_settings_are_refused(tiny: Codec, blob: bytes, fields: tuple[in
 
 
 def test_more_vectors_than_positions_are_refused(gpt2: Codec) -> None:
-    chunk = container.Chunk(230, 1, fits.pack(torch.zeros(40, 64), 1), b"", 0)
-    used = container.Settings("prompt", (1, 64), 230)
-    hostile = container.pack(container.Container(1, bytes(16), [chunk], gpt2.model, used))
+    chunk = container.Chunk(230, fits.pack(torch.zeros(40, 64), 1), 0)
+    used = container.Settings("prompt", (1, 64), 230, 230)
+    hostile = container.Container(1, bytes(16), [container.Segment(1, (chunk,), b"")], gpt2.model, used)
     with pytest.raises(FormatError, match="positions"):
-        gpt2.decode(hostile)
+        gpt2.decode(container.pack(hostile))
+
+
+def test_vectors_in_the_middle_of_a_group_are_refused(tiny: Codec, blob: bytes) -> None:
+    parsed = container.unpack(blob)
+    first, second = parsed.segments[:2]
+    joined = replace(first, size=first.size + second.size, chunks=first.chunks + second.chunks)
+    with pytest.raises(FormatError, match="vectors in the middle of a group"):
+        tiny.decode(container.pack(replace(parsed, parts=[joined, *parsed.parts[2:]])))
 
 
 # ---- embeddings

@@ -128,7 +128,7 @@ def sampled(seed: int, tokens: int, vocabulary: int = 600) -> Look:
     shares /= shares.sum(axis=1, keepdims=True)
     random = np.random.default_rng(seed)
     look = Look.empty(np.array([random.choice(vocabulary, p=row) for row in shares]), vocabulary)
-    look.fill(0, logits, vocabulary, TEAM)
+    look.fill(0, logits, vocabulary, TEAM, 20)
     return look
 
 
@@ -137,10 +137,11 @@ def test_search_finds_memories_that_pay() -> None:
     steering, share = steering_of(600, 64), 205
 
     def corrected(memories: list[bytes]) -> tuple[int, int]:
-        made = corrections.encode(looks, memories, steering, share, TEAM)
-        return sum(len(m.data) for m in made), sum(m.hits for m in made)
+        made = [corrections.Encoder(steering, share if any(memories) else 0) for _ in looks]
+        corrections.write(made, looks, memories, TEAM)
+        return sum(len(m.finish()) for m in made), sum(m.hits for m in made)
 
-    none = sum(len(m.data) for m in corrections.encode(looks, [b""] * 3, steering, 0, TEAM))
+    none, _ = corrected([b""] * 3)
     found = {effort: readout.search(looks, steering, Readout(0.2, effort), TEAM) for effort in (16, 4096)}
     size = sum(map(len, found[16]))
     assert [len(memory) for memory in found[16]] == [readout.memory_bytes(look.entropy, share) for look in looks]

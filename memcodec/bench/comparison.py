@@ -10,7 +10,7 @@ from memcodec.bench import measure, rivals
 from memcodec.bench.results import Store, digest, machine
 from memcodec.codec import Codec
 from memcodec.errors import EncodeError
-from memcodec.memory.settings import DEFAULT_BATCH, Prompt, Readout
+from memcodec.memory.settings import DEFAULT_BATCH, Context, Prompt, Readout
 
 SHARES = (0.0, 0.1, 0.2)
 CURVE_SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
@@ -93,7 +93,11 @@ class Bench:
         self._say = say
 
     def compare(
-        self, texts: Sequence[Text], shares: Sequence[float] = SHARES, names: Sequence[str] = tuple(rivals.RIVALS)
+        self,
+        texts: Sequence[Text],
+        shares: Sequence[float] = SHARES,
+        names: Sequence[str] = tuple(rivals.RIVALS),
+        context: Context = "auto",
     ) -> Iterator[Row]:
         """All codecs and limits on all texts, the quick ones first. Raises BenchError."""
         for name in names:
@@ -105,7 +109,7 @@ class Bench:
             yield self.limit(CONTEXT_BOUND, text)
         for share in shares:
             for text in texts:
-                yield self.memcodec(text, Readout(share))
+                yield self.memcodec(text, Readout(share), context=context)
 
     def rival(self, name: str, text: Text, others: Sequence[bytes] = ()) -> Iterator[Row]:
         """A classic compressor; nothing where it is not installed, or has no texts to train its dictionary on."""
@@ -139,17 +143,26 @@ class Bench:
         )
         return Row(text.name, name, len(text.data), result)
 
-    def memcodec(self, text: Text, site: Readout | Prompt, name: str = "", chunk_tokens: int = 200) -> Row:
+    def memcodec(
+        self,
+        text: Text,
+        site: Readout | Prompt,
+        name: str = "",
+        chunk_tokens: int = 200,
+        context: Context = "auto",
+    ) -> Row:
         """memcodec with the settings of a site; `failed` in the result where a pure prompt does not suffice."""
         name = name or f"memcodec {site.share:g}" if isinstance(site, Readout) else name
-        settings = {"site": type(site).__name__, "chunk_tokens": chunk_tokens} | asdict(site)
+        settings = {"site": type(site).__name__, "chunk_tokens": chunk_tokens, "context": context} | asdict(site)
         key = {"codec": "memcodec", "settings": settings, "file": digest(text.data)} | self._identity()
 
         def run(codec: Codec, data: bytes) -> dict[str, Any]:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "text.memz"
                 try:
-                    return measure.memcodec_file(codec, data, path, self._batch, site=site, chunk_tokens=chunk_tokens)
+                    return measure.memcodec_file(
+                        codec, data, path, self._batch, site=site, chunk_tokens=chunk_tokens, context=context
+                    )
                 except EncodeError as error:
                     return {"failed": str(error)}
 

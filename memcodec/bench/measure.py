@@ -41,7 +41,7 @@ def memcodec_file(codec: Codec, data: bytes, path: Path, batch: int = DEFAULT_BA
     described = inspect(blob)
     if sum(described["parts"].values()) != path.stat().st_size:
         raise BenchError(f"memcodec {settings}: the parts of the file do not add up to its size")
-    chunks = [row for row in described["spans"] if row["kind"] == "chunk"]
+    chunks = [row for row in described["spans"] if row["kind"] != "stored"]
     return {
         "file_bytes": path.stat().st_size,
         "encode_seconds": encode_seconds,
@@ -63,13 +63,20 @@ def hits(blob: bytes, codec: Codec) -> int:
     if parsed.settings is None:
         return 0
     site = codec.site_in(parsed)
-    coded = [work.Coded(chunk.tokens, chunk.memory, chunk.corrections) for chunk in parsed.chunks]
-    count = 0
-    for numbers in work.batches(codec.lm, site, coded, DEFAULT_BATCH):
-        some = [coded[i] for i in numbers]
-        looks = work.look(codec.lm, work.decode(codec.lm, site, some), [site.vectors(c.memory) for c in some])
-        memories = [c.memory if site.share else b"" for c in some]
-        count += sum(c.hits for c in corrections.encode(looks, memories, codec.lm.steering, site.share, codec.lm.team))
+    coded = [
+        work.Coded(tuple(c.tokens for c in group.chunks), tuple(c.memory for c in group.chunks), group.corrections)
+        for group in parsed.groups
+    ]
+    count, context = 0, parsed.settings.context
+    for some in work.batches(codec.lm, site, coded, context, DEFAULT_BATCH):
+        found = work.decode(codec.lm, site, some, context)
+        groups = [np.split(ids, np.cumsum(c.lengths)[:-1]) for ids, c in zip(found, some, strict=True)]
+        looks = work.look(codec.lm, groups, context, [site.vectors(c.memories[0]) for c in some])
+        for c in some:
+            encoder = corrections.Encoder(codec.lm.steering, site.share)
+            for memory in c.memories:
+                encoder.write(next(looks), memory if site.share else b"")
+            count += encoder.hits
     return count
 
 

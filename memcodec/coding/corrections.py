@@ -5,16 +5,27 @@ exactly its probability; after a wrong one, the token among the others, by halve
 the two cost what the token's own probability says, and where the memory writes everything itself, nothing is stored at
 all.
 
-`encode` sees all positions of a chunk at once, because its tokens are known; `Decoder.step` sees them one by one, for
-all rows of a batch. Both take the same decisions in the same order.
+A group of chunks has one stream. `write` sees all positions of a chunk at once, because its tokens are known;
+`Decoder.step` sees them one by one, for all rows of a batch. Both take the same decisions in the same order.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
 from memcodec.coding import rangecoder
-from memcodec.coding.distribution import BLOCK, CELL, COMPETITORS, Look, frequency, look_at_row
+from memcodec.coding.distribution import (
+    BLOCK,
+    CELL,
+    COMPETITORS,
+    EARLY,
+    Look,
+    frequency,
+    look_at_row,
+    rarity,
+    temper,
+)
 from memcodec.lm import arithmetic
 from memcodec.lm.compiled import Team, kernel, part
 from memcodec.memory import readout
@@ -100,11 +111,9 @@ def _levels(vocabulary):
 @kernel
 def _encode(
     tokens, ids, below, total, entropy, blocks, near, share, memory, unit, head, scale, parities, powers, vocabulary,
-    out,
+    state, out,
 ):  # fmt: skip
-    """The corrections of one chunk into `out`; gives their length, and how many tokens the winner got right."""
-    state = np.empty(rangecoder.ENCODER_STATE, dtype=np.int64)
-    rangecoder.start_encoder(state)
+    """The corrections of one chunk into `out`; gives how many tokens the winner got right."""
     moves, changes = np.zeros(COMPETITORS, dtype=np.int32), np.zeros(COMPETITORS, dtype=np.int64)
     vector = np.empty(head.shape[1], dtype=np.int32)
     inside = np.empty(BLOCK, dtype=np.int64)
@@ -145,59 +154,112 @@ def _encode(
                 first, mass = first + half, mass - left
             else:
                 mass = left
-    return rangecoder.finish_encoder(state, out), hits
+    return hits
 
 
-def encode(looks: list[Look], memories: list[bytes], steering: Steering, share: int, team: Team) -> list["Corrected"]:
-    """The corrections of chunks under their memories, which may be empty. share: in steps of 1/1024."""
-    vocabulary = len(steering.scale)
-    result: list[Corrected] = [Corrected(b"", 0)] * len(looks)
+@kernel
+def _begin(state):
+    rangecoder.start_encoder(state)
+
+
+@kernel
+def _finish(state, out):
+    return rangecoder.finish_encoder(state, out)
+
+
+class Encoder:
+    """Writes the corrections of one group, chunk by chunk. hits: tokens that greedy decoding gets right by itself."""
+
+    def __init__(self, steering: Steering, share: int) -> None:
+        """share: in steps of 1/1024; without one, memories are not looked at."""
+        self.hits = 0
+        self._steering = steering
+        self._share = share
+        self._state = np.empty(rangecoder.ENCODER_STATE, dtype=np.int64)
+        self._out = np.zeros(_END_ROOM, dtype=np.uint8)
+        _begin(self._state)
+
+    def write(self, look: Look, memory: bytes) -> None:
+        """Take in the next chunk under its memory."""
+        bits = np.unpackbits(np.frombuffer(memory, dtype=np.uint8), bitorder="little")
+        written = int(self._state[rangecoder.WRITTEN] + self._state[rangecoder.PENDING])
+        if (needed := written + _TOKEN_ROOM * len(look.tokens) + _END_ROOM) > len(self._out):
+            self._out = np.concatenate([self._out, np.zeros(needed, dtype=np.uint8)])
+        s = self._steering
+        self.hits += _encode(look.tokens, look.ids, look.below, look.total, look.entropy, look.blocks.copy(),
+                             look.near, self._share, bits, s.unit, s.head, s.scale, s.parities, arithmetic.powers(),
+                             len(s.scale), self._state, self._out)  # fmt: skip
+
+    def finish(self) -> bytes:
+        """The corrections."""
+        length = _finish(self._state, self._out)
+        return self._out[1 : 1 + length].tobytes()
+
+
+_TOKEN_ROOM = 48  # bytes: no token costs more, with 16 bits to each of its decisions at most
+_END_ROOM = 16
+
+
+def write(encoders: list[Encoder], looks: list[Look], memories: list[bytes], team: Team) -> None:
+    """Take in consecutive chunks under their memories, each with its group's encoder; groups side by side."""
+    rows: dict[int, list[int]] = {}
+    for i, encoder in enumerate(encoders):
+        rows.setdefault(id(encoder), []).append(i)
+    groups = list(rows.values())
 
     def work(worker: int, workers: int) -> None:
-        for i in range(worker, len(looks), workers):
-            look, bits = looks[i], np.unpackbits(np.frombuffer(memories[i], dtype=np.uint8), bitorder="little")
-            out = np.zeros(16 + 8 * len(look.tokens), dtype=np.uint8)
-            length, hits = _encode(look.tokens, look.ids, look.below, look.total, look.entropy, look.blocks.copy(),
-                                   look.near, share, bits, steering.unit, steering.head, steering.scale,
-                                   steering.parities, arithmetic.powers(), vocabulary, out)  # fmt: skip
-            result[i] = Corrected(out[1 : 1 + length].tobytes(), hits)
+        for group in groups[worker::workers]:
+            for i in group:
+                encoders[i].write(looks[i], memories[i])
 
-    if looks:
+    if groups:
         team.run(work)
-    return result
 
 
-@dataclass(frozen=True)
-class Corrected:
-    """The corrections of a chunk, and how many of its tokens greedy decoding under the memory gets right by itself."""
+class Rows(Protocol):
+    """A group as its decoder needs it."""
 
-    data: bytes
-    hits: int
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each chunk."""
+
+    @property
+    def memories(self) -> tuple[bytes, ...]:
+        """Of each chunk."""
+
+    @property
+    def corrections(self) -> bytes:
+        """Of all."""
 
 
 class Decoder:
-    """Reads the corrections of several chunks side by side, a token of each at a time.
+    """Reads the corrections of several groups side by side, a token of each at a time.
 
     Any bytes decode to some tokens of the vocabulary; checksums judge them.
     """
 
-    def __init__(
-        self, memories: list[bytes], corrections: list[bytes], steering: Steering, share: int, team: Team
-    ) -> None:
+    def __init__(self, rows: Sequence[Rows], steering: Steering, share: int, team: Team) -> None:
         """share: in steps of 1/1024; without one, memories are not looked at."""
-        rows, vocabulary = len(corrections), len(steering.scale)
+        vocabulary = len(steering.scale)
         self._steering = steering
         self._share = share
         self._team = team
-        self._bits = np.unpackbits(np.frombuffer(b"".join(memories), dtype=np.uint8), bitorder="little")
-        self._data = np.frombuffer(b"".join(corrections), dtype=np.uint8)
-        self._coders = np.zeros((rows, rangecoder.DECODER_STATE), dtype=np.int64)
-        self._memory = np.zeros((rows, _MEMORY_STATE), dtype=np.int64)
-        ends = np.cumsum([len(data) for data in corrections])
-        starts = ends - [len(data) for data in corrections]
+        self._rarity = rarity(vocabulary)
+        self._data = np.frombuffer(b"".join(row.corrections for row in rows), dtype=np.uint8)
+        self._coders = np.zeros((len(rows), rangecoder.DECODER_STATE), dtype=np.int64)
+        ends = np.cumsum([len(row.corrections) for row in rows])
+        starts = ends - [len(row.corrections) for row in rows]
         _start(self._coders, self._data, starts, ends)
+        memories = [memory if share else b"" for row in rows for memory in row.memories]
+        self._bits = np.unpackbits(np.frombuffer(b"".join(memories), dtype=np.uint8), bitorder="little")
         sizes = 8 * np.array([len(memory) for memory in memories], dtype=np.int64)
-        self._memory[:, _FIRST], self._memory[:, _BITS] = np.cumsum(sizes) - sizes, sizes
+        chunk_ends = [np.cumsum(row.lengths) for row in rows]
+        self._chunks = np.empty((len(sizes), _CHUNK), dtype=np.int64)
+        self._chunks[:, _FIRST], self._chunks[:, _BITS] = np.cumsum(sizes) - sizes, sizes
+        self._chunks[:, _ENDS] = np.concatenate(chunk_ends)
+        counts = np.array([len(row.lengths) for row in rows], dtype=np.int64)
+        self._memory = np.zeros((len(rows), _MEMORY_STATE), dtype=np.int64)
+        self._memory[:, _AT] = np.cumsum(counts) - counts
         workers = team.workers
         self._cells = np.empty((workers, -(-vocabulary // CELL)), dtype=np.int32)
         self._tokens = np.empty((2, workers, COMPETITORS + 1), dtype=np.int32)
@@ -206,22 +268,39 @@ class Decoder:
         self._vector = np.empty((workers, steering.head.shape[1]), dtype=np.int32)
 
     def step(self, position: int, logits: np.ndarray) -> np.ndarray:
-        """The tokens of one position in the first rows, int64 [rows]: logits int32 [rows, vocabulary or more]."""
+        """The tokens at one position of the first groups, int64 [rows]: logits int32 [rows, vocabulary or more].
+
+        The logits are written over.
+        """
         found = np.empty(len(logits), dtype=np.int64)
         s = self._steering
 
         def work(worker: int, workers: int) -> None:
-            _decode(position, logits, len(s.scale), self._share, s.unit, s.head, s.scale, s.parities,
-                    arithmetic.powers(), arithmetic.logarithms(), self._bits, self._memory, self._data, self._coders,
-                    self._cells[worker], self._tokens[0, worker], self._tokens[1, worker], self._blocks[worker],
-                    self._inside[worker], self._vector[worker], found, worker, workers)  # fmt: skip
+            tables = EARLY, self._rarity, arithmetic.powers(), arithmetic.logarithms()
+            room = (self._cells[worker], self._tokens[0, worker], self._tokens[1, worker], self._blocks[worker],
+                    self._inside[worker], self._vector[worker])  # fmt: skip
+            _decode(position, logits, len(s.scale), *tables, self._share, s.unit, s.head, s.scale, s.parities,
+                    self._bits, self._chunks, self._memory, self._data, self._coders, *room, found, worker,
+                    workers)  # fmt: skip
 
         self._team.run(work)
         return found
 
 
-_FIRST, _BITS, _USED, _ENERGY, _WINDOW = range(5)  # where a row's memory is, how long it is, and how far it has come
+# Of each chunk: where its memory is, how long it is, and where in the group the chunk ends, in tokens.
+_FIRST, _BITS, _ENDS = range(3)
+_CHUNK = 3
+# Of each group: its present chunk, where that starts, and how far its memory has come.
+_AT, _STARTED, _USED, _ENERGY, _WINDOW = range(5)
 _MEMORY_STATE = 5
+
+
+@part
+def _next_chunk(position, chunks, own):
+    """Go on to the next chunk where one ends."""
+    if position == chunks[own[_AT], _ENDS]:
+        own[_AT] += 1
+        own[_STARTED], own[_USED], own[_ENERGY], own[_WINDOW] = position, 0, 0, 0
 
 
 @kernel
@@ -232,23 +311,26 @@ def _start(coders, data, starts, ends):
 
 @kernel
 def _decode(
-    position, logits, vocabulary, share, unit, head, scale, parities, powers, logarithms, bits, memory, data, coders,
-    cells, ids, below, blocks, inside, vector, found, worker, workers
+    position, logits, vocabulary, early, rarity, powers, logarithms, share, unit, head, scale, parities, bits, chunks,
+    memory, data, coders, cells, ids, below, blocks, inside, vector, found, worker, workers
 ):  # fmt: skip
     moves, changes = np.zeros(COMPETITORS, dtype=np.int32), np.zeros(COMPETITORS, dtype=np.int64)
     levels = _levels(vocabulary)
     for m in range(worker, len(logits), workers):
         row, own, coder = logits[m], memory[m], coders[m]
+        temper(row, vocabulary, position, early, rarity)
         best, total, entropy = look_at_row(row, vocabulary, powers, logarithms, cells, ids, below, blocks)
         if share > 0:
+            _next_chunk(position, chunks, own)
+            chunk = chunks[own[_AT]]
             own[_ENERGY] += capped(entropy)
-            fresh = min(until(share, own[_ENERGY], own[_BITS]) - own[_USED], readout.MOST_NEW)
+            fresh = min(until(share, own[_ENERGY], chunk[_BITS]) - own[_USED], readout.MOST_NEW)
             for i in range(fresh):
-                bit = np.int64(bits[own[_FIRST] + own[_USED] + i])
+                bit = np.int64(bits[chunk[_FIRST] + own[_USED] + i])
                 own[_WINDOW] = ((own[_WINDOW] << 1) | bit) & ((1 << readout.WINDOW) - 1)
             own[_USED] += fresh
-            steer(position, features_of(own[_WINDOW], parities), tilt_of(share, entropy), unit, head, scale, ids, moves,
-                  vector)  # fmt: skip
+            steer(position - own[_STARTED], features_of(own[_WINDOW], parities), tilt_of(share, entropy), unit, head,
+                  scale, ids, moves, vector)  # fmt: skip
         winner, most, whole = _tilted(ids, below, moves, total, powers, changes)
         if not rangecoder.decode_bit(coder, data, _probability(most, whole)):
             found[m] = ids[winner]

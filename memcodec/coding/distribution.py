@@ -6,6 +6,7 @@ logits.
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -17,6 +18,13 @@ BLOCK = 256  # tokens whose frequencies are summed
 CELL = 32  # tokens whose largest logit is known
 FREQUENCY_BITS = 28  # of the best token's frequency
 MOST_LIFT = 12  # bits by which steering changes a frequency at most
+
+# How far an LM is trusted before it has seen much: at the first positions of a group, its logits count times the first
+# number and the rarity of tokens times the second, both in 1/1024. Read off the standard library's argparse.py and
+# this project's LICENSE, 40 places each (docs/context.md).
+EARLY = np.array([(512, 512), (731, 256), (788, 102), *[(853, 102)] * 3, *[(914, 0)] * 14], dtype=np.int64)
+_RARE = 100  # byte-level BPE numbers tokens as it merges them, the frequent ones first: p ~ 1 / (id + 100)
+_MOST_BELOW = np.int32(1 << 20)
 
 _FAR = np.int32((FREQUENCY_BITS + 1) << 10)  # so many units below the best, a frequency is 1
 _SHIFT = np.int32(arithmetic.ONE - FREQUENCY_BITS)
@@ -39,6 +47,20 @@ def log2_units(value, logarithms):
     return ((bits >> np.int32(23)) - np.int32(127)) * np.int32(1024) + logarithms[
         (bits >> np.int32(13)) & np.int32(1023)
     ]
+
+
+@part
+def temper(logits, vocabulary, position, early, rarity):
+    """Trust the LM less at the first positions of a group, in place: flatter logits, and a prior of the tokens' ids."""
+    if position >= len(early):
+        return
+    factor, weight = early[position, 0], early[position, 1]
+    best = _LOWEST
+    for i in range(np.uint64(vocabulary)):
+        best = max(best, logits[i])
+    for i in range(np.uint64(vocabulary)):
+        below = np.int64(min(best - logits[i], _MOST_BELOW))
+        logits[i] = -np.int32((below * factor >> 10) + (np.int64(rarity[i]) * weight >> 10))
 
 
 @part
@@ -139,13 +161,16 @@ class Look:
             np.empty((n, BLOCK), dtype=np.int32),
         )
 
-    def fill(self, first: int, logits: np.ndarray, vocabulary: int, team: Team) -> None:
-        """Take in the positions from `first` on: logits int32 [rows, vocabulary or more]."""
+    def fill(self, first: int, logits: np.ndarray, vocabulary: int, team: Team, position: int) -> None:
+        """Take in the positions from `first` on: logits int32 [rows, vocabulary or more], which are written over.
+
+        position: of the first of them in its group.
+        """
         rows = slice(first, first + len(logits))
         parts = [x[rows] for x in (self.tokens, self.ids, self.below, self.total, self.entropy, self.blocks, self.near)]
         cells = np.empty((team.workers, -(-vocabulary // CELL)), dtype=np.int32)
-        tables = arithmetic.powers(), arithmetic.logarithms()
-        team.run(lambda worker, workers: _look(logits, vocabulary, *tables, *parts, cells, worker, workers))
+        tables = arithmetic.powers(), arithmetic.logarithms(), EARLY, rarity(vocabulary)
+        team.run(lambda worker, workers: _look(logits, vocabulary, position, *tables, *parts, cells, worker, workers))
 
     def bits(self) -> float:
         """Bits of the tokens under these frequencies: what an ideal coder with them would need."""
@@ -156,16 +181,26 @@ class Look:
 
 @kernel
 def _look(
-    logits, vocabulary, powers, logarithms, tokens, ids, below, total, entropy, blocks, near, cells, worker, workers
-):
+    logits, vocabulary, position, powers, logarithms, early, rarity, tokens, ids, below, total, entropy, blocks, near,
+    cells, worker, workers,
+):  # fmt: skip
     for m in range(worker, len(logits), workers):
         row = logits[m]
+        temper(row, vocabulary, position + m, early, rarity)
         best, total[m], entropy[m] = look_at_row(
             row, vocabulary, powers, logarithms, cells[worker], ids[m], below[m], blocks[m]
         )
         first = tokens[m] // BLOCK * BLOCK
         for i in range(min(BLOCK, vocabulary - first)):
             near[m, i] = best - row[first + i]
+
+
+@cache
+def rarity(vocabulary: int) -> np.ndarray:
+    """How rare each token is before anything is known, in units, int32 [vocabulary]."""
+    value = np.arange(_RARE, vocabulary + _RARE).astype(np.float32)
+    bits = value.view(np.int32)
+    return ((bits >> 23) - 127) * 1024 + arithmetic.logarithms()[(bits >> 13) & 1023]
 
 
 def frequencies(below: np.ndarray) -> np.ndarray:

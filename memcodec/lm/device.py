@@ -13,7 +13,7 @@ import torch
 
 from memcodec.errors import ModelNotFoundError
 from memcodec.lm import arithmetic
-from memcodec.lm.passes import Piece, Rows, check_numbers, check_pass
+from memcodec.lm.passes import Piece, Rows, check_numbers, check_pass, check_step
 from memcodec.lm.weights import ExactWeights
 
 _INT_MM_ROWS = 32  # at least so many rows in an integer product: CUDA's wants more than 16
@@ -248,11 +248,6 @@ class DeviceSequences:
 
     def _forward(self, pieces: list[Piece]) -> None:
         check_pass(pieces, self._lengths, self._positions, self._lm.architecture.vocabulary)
-        in_order = [piece.slot for piece in pieces] == list(range(len(pieces)))
-        one_each = all(len(piece.tokens) == 1 and piece.vectors is None for piece in pieces)
-        if self._lm.in_graphs and in_order and one_each:
-            self._step(np.concatenate([piece.tokens for piece in pieces]))
-            return
         lm, a = self._lm, self._lm.architecture
         slots = np.array([piece.slot for piece in pieces])
         counts = np.array([len(piece.tokens) for piece in pieces])
@@ -275,14 +270,23 @@ class DeviceSequences:
         self._integers = self._layers(x.view(n * longest, -1), rows, places, kept, int((starts + counts).max()))
         self._lengths[slots] += counts
 
-    def _step(self, tokens: np.ndarray) -> None:
-        """A token of each of the first sequences, in a graph that is captured once for so many of them."""
+    def restart(self) -> None:
+        """Begin anew."""
+        self._lengths[:] = 0
+
+    def step(self, tokens: np.ndarray) -> None:
+        """A token of each of the first sequences; on CUDA in a graph that is captured once for so many of them."""
         rows = len(tokens)
-        if rows not in self._steps:
-            self._steps[rows] = _Step(self, rows)
-        self._integers = self._steps[rows](tokens, self._lengths[:rows])
-        self._rows = np.arange(rows)
-        self._lengths[:rows] += 1
+        check_step(tokens, self._lengths, self._positions, self._lm.architecture.vocabulary)
+        with torch.no_grad(), _full_precision():
+            if not self._lm.in_graphs:
+                self._forward([Piece(slot, tokens[slot : slot + 1]) for slot in range(rows)])
+                return
+            if rows not in self._steps:
+                self._steps[rows] = _Step(self, rows)
+            self._integers = self._steps[rows](tokens, self._lengths[:rows])
+            self._rows = np.arange(rows)
+            self._lengths[:rows] += 1
 
     def _layers(
         self, x: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor, real: torch.Tensor, end: int

@@ -12,7 +12,7 @@ from memcodec.errors import EncodeError
 from memcodec.lm import arithmetic, cpu, selftest
 from memcodec.lm.architecture import Architecture
 from memcodec.lm.compiled import Team, team_of
-from memcodec.lm.passes import Piece, Rows, Sequences, check_numbers, check_pass
+from memcodec.lm.passes import Piece, Rows, Sequences, check_numbers, check_pass, check_step
 from memcodec.lm.product import COLUMNS, TILE_ROWS, columns_of, multiply_matrices, panels
 from memcodec.lm.weights import ExactWeights
 from memcodec.memory.readout import Steering
@@ -109,7 +109,7 @@ class CpuSequences:
 
     def forward(self, pieces: list[Piece]) -> None:
         """One pass."""
-        lm, room = self._lm, self._room
+        lm = self._lm
         check_pass(pieces, self._lengths, self._positions, lm.vocabulary)
         slots = np.array([piece.slot for piece in pieces], dtype=np.int64)
         counts = np.array([len(piece.tokens) for piece in pieces], dtype=np.int64)
@@ -124,10 +124,27 @@ class CpuSequences:
                 vectors.append(piece.vectors)
                 seen += len(piece.vectors)
         flat, given = np.concatenate(tokens), np.concatenate(vectors)
-        if len(flat) > len(room.x):
-            raise EncodeError(f"{len(flat)} rows in a pass: there is room for {len(room.x)}")
         row_slot = np.repeat(slots, counts)
         row_position = np.concatenate([np.arange(start, start + n) for start, n in zip(starts, counts, strict=True)])
+        self._compute(flat, given, row_slot, row_position, slots, starts, counts)
+
+    def step(self, tokens: np.ndarray) -> None:
+        """One token of each of the first sequences."""
+        lm = self._lm
+        check_step(tokens, self._lengths, self._positions, lm.vocabulary)
+        slots = np.arange(len(tokens))
+        starts = self._lengths[: len(tokens)].copy()
+        nothing = np.empty((0, lm.architecture.hidden), dtype=np.float32)
+        self._compute(tokens, nothing, slots, starts, slots, starts, np.ones(len(tokens), dtype=np.int64))
+
+    def _compute(
+        self, flat: np.ndarray, given: np.ndarray, row_slot: np.ndarray, row_position: np.ndarray, slots: np.ndarray,
+        starts: np.ndarray, counts: np.ndarray,
+    ) -> None:  # fmt: skip
+        """One pass: each row's token, slot and position; each sequence's slot, start and new positions."""
+        lm, room = self._lm, self._room
+        if len(flat) > len(room.x):
+            raise EncodeError(f"{len(flat)} rows in a pass: there is room for {len(room.x)}")
         rows = (flat, given, row_slot, row_position, slots, starts, counts)
         room.barrier[0] = 0
 
@@ -137,6 +154,10 @@ class CpuSequences:
         lm.team.run(work)
         check_numbers(room.input_scale[: len(flat)])
         self._lengths[slots] += counts
+
+    def restart(self) -> None:
+        """Begin anew."""
+        self._lengths[:] = 0
 
     def logits(self, rows: Rows) -> np.ndarray:
         """Logits of some rows of the last pass."""

@@ -25,6 +25,12 @@ class Sequences(Protocol):
     def forward(self, pieces: list[Piece]) -> None:
         """One pass; the pieces' slots differ and rise."""
 
+    def step(self, tokens: np.ndarray) -> None:
+        """One pass over a token of each of the first sequences, int64 [rows]."""
+
+    def restart(self) -> None:
+        """Begin all of them anew, at position 0."""
+
     def logits(self, rows: Rows) -> np.ndarray:
         """Logits of some rows of the last pass, int32 [rows, columns >= vocabulary] in units.
 
@@ -36,6 +42,14 @@ def check_numbers(scales: np.ndarray) -> None:
     """Raise ModelNotFoundError where a pass left what is no number, float32 [rows]: it stays so through all layers."""
     if not np.isfinite(scales).all():
         raise ModelNotFoundError("the model's activations go beyond float32: memcodec cannot use it")
+
+
+def check_step(tokens: np.ndarray, lengths: np.ndarray, room: int, vocabulary: int) -> None:
+    """As `check_pass`, for a step."""
+    if lengths[: len(tokens)].max(initial=0) >= room:
+        raise EncodeError(f"{room + 1} positions: there is room for {room}")
+    if not 0 <= tokens.min() <= tokens.max() < vocabulary:
+        raise EncodeError(f"a token that the model does not have: it has {vocabulary}")
 
 
 def check_pass(pieces: list[Piece], lengths: np.ndarray, room: int, vocabulary: int) -> None:

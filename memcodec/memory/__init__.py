@@ -11,8 +11,8 @@ import numpy as np
 if TYPE_CHECKING:
     from memcodec.coding.distribution import Look
 
-# One pass of the exact LM over chunks, int64 [tokens] each, behind vectors, float32 [n, hidden] each, or None.
-LookAt = Callable[[list[np.ndarray], "list[np.ndarray | None]"], "list[Look]"]
+# What the exact LM says of the chunks that are to be fitted, behind vectors, float32 [n, hidden] each, or None.
+LookAt = Callable[["list[np.ndarray | None]"], "list[Look]"]
 Report = Callable[[int], None]  # tokens that are done so far
 
 

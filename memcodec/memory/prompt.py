@@ -56,7 +56,7 @@ class PromptSite:
         assert self._settings is not None and self._lm is not None
         fits = fitting.fit(self._lm(), chunks, self._settings, lambda step: report(step.prefix), self._positions)
         memories = [found.memory for found in fits]
-        return memories, look(chunks, [self.vectors(memory) for memory in memories])
+        return memories, look([self.vectors(memory) for memory in memories])
 
 
 def pack_halves(vectors: np.ndarray) -> bytes:

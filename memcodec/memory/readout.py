@@ -76,7 +76,7 @@ class ReadoutSite:
 
     def fit(self, chunks: list[np.ndarray], look: LookAt, report: Report) -> tuple[list[bytes], list[Look]]:
         """Look at the chunks, then search for their memories."""
-        looks = look(chunks, [None] * len(chunks))
+        looks = look([None] * len(chunks))
         assert self._settings is not None and self._steering is not None and self._team is not None
         return search(looks, self._steering, self._settings, self._team), looks
 

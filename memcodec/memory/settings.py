@@ -1,6 +1,7 @@
 """The settings of the sites, one object each; here, without numba and torch, so that they can be named at once."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from memcodec.errors import EncodeError
 
@@ -92,3 +93,4 @@ class Prompt:
 
 
 Site = Readout | Prompt
+Context = int | Literal["auto", "max"]  # tokens of its group that the LM sees before each, at most

@@ -1,0 +1,96 @@
+"""Where the time of the codec goes, stage by stage, each beside the LM's own: `memcodec bench --profile`."""
+
+import functools
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from memcodec import container, document
+from memcodec.bench.rivals import BenchError
+from memcodec.codec import Codec
+from memcodec.coding import corrections
+from memcodec.coding.distribution import Look
+from memcodec.lm import model
+from memcodec.memory import readout
+from memcodec.memory.settings import DEFAULT_BATCH, Context
+from memcodec.tokens import ByteTokenizer
+
+LM = ("LM: passes", "LM: logits")
+REST = "the rest"
+
+# What is timed: functions, and the stage that they are.
+_STAGES: dict[str, list[tuple[Any, str]]] = {
+    "tokens": [(document, "parts"), (ByteTokenizer, "encode"), (ByteTokenizer, "decode")],
+    "looks at the logits": [(Look, "fill")],
+    "search for memories": [(readout, "search")],
+    "corrections, written": [(corrections, "write")],
+    "corrections, read": [(corrections.Decoder, "step")],
+    "zstd": [(document, "zstd_size"), (container, "compress")],
+    "container": [(container, "pack"), (container, "unpack")],
+}
+
+
+class _Clock:
+    """Seconds by stage; what is spent in a stage within another counts for the inner one alone."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._inner = [0.0]
+
+    def timed(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*args: Any, **settings: Any) -> Any:
+            self._inner.append(0.0)
+            start = time.perf_counter()
+            try:
+                return function(*args, **settings)
+            finally:
+                spent = time.perf_counter() - start
+                self.seconds[stage] = self.seconds.get(stage, 0.0) + spent - self._inner.pop()
+                self._inner[-1] += spent
+
+        return call
+
+    @contextmanager
+    def running(self, stages: dict[str, list[tuple[Any, str]]]) -> Iterator[None]:
+        before = [(owner, name, getattr(owner, name)) for found in stages.values() for owner, name in found]
+        try:
+            for stage, functions in stages.items():
+                for owner, name in functions:
+                    setattr(owner, name, self.timed(stage, getattr(owner, name)))
+            start = time.perf_counter()
+            yield
+            self.seconds[REST] = time.perf_counter() - start - sum(self.seconds.values())
+        finally:
+            for owner, name, function in before:
+                setattr(owner, name, function)
+
+
+def profile(
+    codec: Codec, data: bytes, context: Context = "auto", batch: int = DEFAULT_BATCH
+) -> dict[str, dict[str, float]]:
+    """Encode (without verification) and decode once: by way, seconds by stage. Raises BenchError."""
+    owner = model.CpuSequences if codec.lm.device == "cpu" else type(codec.lm.sequences(1, 1, 1))
+    passes = [(owner, "forward"), (owner, "step")]
+    stages = dict(zip(LM, (passes, [(owner, "logits")]), strict=True)) | _STAGES
+    encode, decode = _Clock(), _Clock()
+    with encode.running(stages):
+        blob = codec.encode(data, context=context, verify=False)
+    with decode.running(stages):
+        back = codec.decode(blob, batch=batch)
+    if back != data:
+        raise BenchError("memcodec: does not decode to its input")
+    return {"encode": encode.seconds, "decode": decode.seconds}
+
+
+def render(data: bytes, found: dict[str, dict[str, float]]) -> str:
+    """As a table for the terminal."""
+    lines = []
+    for way, seconds in found.items():
+        own, total = sum(seconds.get(stage, 0.0) for stage in LM), sum(seconds.values())
+        lines.append(f"{way}, {len(data) / total:,.0f} bytes/s{'s':>22}{'of the LM':>12}")
+        for stage, spent in sorted(seconds.items(), key=lambda pair: -pair[1]):
+            lines.append(f"  {stage:32}{spent:9.2f}{spent / own if own else 0:12.1%}")
+        lines.append(f"  {'all':32}{total:9.2f}{total / own if own else 0:12.1%}\n")
+    return "\n".join(lines).rstrip()
