@@ -10,7 +10,7 @@ from itertools import islice
 import numpy as np
 
 from memcodec.coding import corrections
-from memcodec.coding.distribution import Look
+from memcodec.coding.distribution import LATE, Look
 from memcodec.container import MAX_CONTEXT, lengths
 from memcodec.lm.model import PAGE, ExactLM
 from memcodec.lm.passes import Piece, Sequences
@@ -149,9 +149,10 @@ def _look_side_by_side(lm: ExactLM, batch: list[tuple[list[np.ndarray], np.ndarr
     sequences = lm.sequences(len(batch), max(counts), sum(counts))
     sequences.forward(pieces)
     end = 0
-    for (chunks, _), count in zip(batch, counts, strict=True):
+    for (chunks, given), count in zip(batch, counts, strict=True):
         end += count
-        first = row = end - sum(map(len, chunks))
+        row = end - sum(map(len, chunks))
+        first = row if given is None else row - LATE
         for tokens in chunks:
             found = Look.empty(tokens, lm.vocabulary)
             for start in range(0, len(tokens), HEAD_ROWS):
@@ -165,7 +166,7 @@ def _look_side_by_side(lm: ExactLM, batch: list[tuple[list[np.ndarray], np.ndarr
 def _look_along(lm: ExactLM, chunks: list[np.ndarray], context: int, vectors: np.ndarray | None) -> Iterator[Look]:
     """One group, in passes one behind the other, in windows where it is longer than the context."""
     tokens = np.concatenate(chunks)
-    given = 0 if vectors is None else len(vectors)
+    given, early = (0, 0) if vectors is None else (len(vectors), LATE)
     sequences = lm.sequences(1, len(lm.prefix) + given + min(len(tokens), context), PASS_ROWS)
     waiting = iter(chunks)
     found, filled = Look.empty(next(waiting), lm.vocabulary), 0
@@ -180,7 +181,7 @@ def _look_along(lm: ExactLM, chunks: list[np.ndarray], context: int, vectors: np
             while at < start + len(part):
                 n = min(HEAD_ROWS, start + len(part) - at, len(found.tokens) - filled)
                 logits = sequences.logits(slice(at - start, at - start + n))
-                found.fill(filled, logits, lm.vocabulary, lm.team, window.first + at - first)
+                found.fill(filled, logits, lm.vocabulary, lm.team, window.first + at - first + early)
                 at, filled = at + n, filled + n
                 if filled == len(found.tokens):
                     yield found
@@ -256,7 +257,7 @@ def decode(
     before = [len(lm.prefix) + (0 if given is None else len(given)) for given in vectors]
     positions = max(n + min(row.tokens, context) for n, row in zip(before, rows, strict=True))
     sequences = lm.sequences(len(rows), positions, max(sum(before), PASS_ROWS, len(rows)))
-    decoder = corrections.Decoder(rows, lm.steering, site.share, lm.team)
+    decoder = corrections.Decoder(rows, lm.steering, site.share, lm.team, any(given is not None for given in vectors))
     written = np.zeros((len(rows), rows[0].tokens), dtype=np.int64)
     live, done = len(rows), 0
     for window in windows(rows[0].tokens, context):

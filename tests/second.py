@@ -244,7 +244,7 @@ def decode(blob: bytes, logits: Logits, head: np.ndarray, scale: np.ndarray, spr
                     if len(ids) - start > file.context:
                         start = len(ids) - file.context // 2
                     row = logits(ids[start:], vectors)[-1].tolist()
-                    row = tempered(row, len(ids)) if len(ids) < len(EARLY) else row
+                    row = tempered(row, len(ids)) if file.site == 0 and len(ids) < len(EARLY) else row
                     ids.append(token(coder, row, partial(readout.moves, t)))
                 pieces.append(bytes_of(ids[-count:]))
                 assert zlib.crc32(pieces[-1]) % 2**8 == file.checksums[n]

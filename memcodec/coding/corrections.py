@@ -238,12 +238,13 @@ class Decoder:
     Any bytes decode to some tokens of the vocabulary; checksums judge them.
     """
 
-    def __init__(self, rows: Sequence[Rows], steering: Steering, share: int, team: Team) -> None:
-        """share: in steps of 1/1024; without one, memories are not looked at."""
+    def __init__(self, rows: Sequence[Rows], steering: Steering, share: int, team: Team, late: bool = False) -> None:
+        """share: in steps of 1/1024; without one, memories are not looked at. late: no position is an early one."""
         vocabulary = len(steering.scale)
         self._steering = steering
         self._share = share
         self._team = team
+        self._early = EARLY[:0] if late else EARLY
         self._rarity = rarity(vocabulary)
         self._data = np.frombuffer(b"".join(row.corrections for row in rows), dtype=np.uint8)
         self._coders = np.zeros((len(rows), rangecoder.DECODER_STATE), dtype=np.int64)
@@ -276,7 +277,7 @@ class Decoder:
         s = self._steering
 
         def work(worker: int, workers: int) -> None:
-            tables = EARLY, self._rarity, arithmetic.powers(), arithmetic.logarithms()
+            tables = self._early, self._rarity, arithmetic.powers(), arithmetic.logarithms()
             room = (self._cells[worker], self._tokens[0, worker], self._tokens[1, worker], self._blocks[worker],
                     self._inside[worker], self._vector[worker])  # fmt: skip
             _decode(position, logits, len(s.scale), *tables, self._share, s.unit, s.head, s.scale, s.parities,

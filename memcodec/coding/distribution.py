@@ -23,6 +23,7 @@ MOST_LIFT = 12  # bits by which steering changes a frequency at most
 # number and the rarity of tokens times the second, both in 1/1024. Read off the standard library's argparse.py and
 # this project's LICENSE, 40 places each (docs/context.md).
 EARLY = np.array([(512, 512), (731, 256), (788, 102), *[(853, 102)] * 3, *[(914, 0)] * 14], dtype=np.int64)
+LATE = len(EARLY)
 _RARE = 100  # byte-level BPE numbers tokens as it merges them, the frequent ones first: p ~ 1 / (id + 100)
 _MOST_BELOW = np.int32(1 << 20)
 
@@ -164,7 +165,7 @@ class Look:
     def fill(self, first: int, logits: np.ndarray, vocabulary: int, team: Team, position: int) -> None:
         """Take in the positions from `first` on: logits int32 [rows, vocabulary or more], which are written over.
 
-        position: of the first of them in its group.
+        position: of the first of them in its group, LATE where the LM has a memory to read before it.
         """
         rows = slice(first, first + len(logits))
         parts = [x[rows] for x in (self.tokens, self.ids, self.below, self.total, self.entropy, self.blocks, self.near)]
