@@ -6,7 +6,7 @@ from typing import Any
 import plots
 
 from memcodec.bench import table
-from memcodec.bench.comparison import BOUND, LIMITS, Row
+from memcodec.bench.comparison import BOUND, CONTEXT_BOUND, LIMITS, MAX_CONTEXT, Row
 
 _MEASURED = """\
 How it was measured. Each codec wrote a whole file to disk, the file was read back and decompressed, and the output
@@ -17,6 +17,9 @@ without the start (about a second); the others' are medians of at least five run
 the whole process: for memcodec with the model in it, for the others a Python interpreter that holds nothing else. The
 language model may have seen any of these texts in its training.
 
+memcodec's numbers are memory shares, at the default context (auto: texts as short as these are cut into independent
+chunks); one line has the most context, at a memory share of 0. More on both in [docs/context.md](../docs/context.md).
+
 The lines in brackets are no codecs. *Bound*: the sum of -log2 p(token) of the exact LM over the same chunks of 200
 tokens. *Bound, context of 2048*: the same, but each token sees the text before it, in windows of 2,048 tokens that move
 on by 1,024, so at least 1,024 tokens where there are so many: the difference is what independent chunks cost."""
@@ -24,10 +27,14 @@ on by 1,024, so at least 1,024 tokens where there are so many: the difference is
 _PEERS = """\
 Published by others, **not measured here**, and not with the same model:
 
-| codec | text | published | model | source |
+| codec | text, whole | published | model | source |
 | --- | --- | --- | --- | --- |
-| ts_zip | alice29, whole | 1.142 bits per byte | RWKV 169M | its page, bellard.org/ts_zip |
-| llama-zip | book1, whole | 8.745x | Llama 3.1 8B, context of 8k tokens | its README, github.com/AlexBuz/llama-zip |"""
+| ts_zip | alice29 | 1.142 bits per byte | RWKV 169M; 1 MB/s on a large GPU | its page, bellard.org/ts_zip |
+| Nacrith | alice29 | 0.918 bits per byte | SmolLM2-135M, base, float32; GTX 1050 Ti | github.com/st4ck/Nacrith-GPU |
+| Nacrith | asyoulik | 16.3 % | the same | the same |
+| llama-zip | book1 | 8.745x | Llama 3.1 8B, context of 8k tokens | github.com/AlexBuz/llama-zip |
+
+Nacrith mixes the model with others that learn on the way; both of its sides must compute in the same floating point."""
 
 
 def render(found: dict[str, Any]) -> str:
@@ -135,10 +142,11 @@ def _break_even(found: dict[str, Any]) -> str:
 
 
 def _parts(rows: Sequence[Row]) -> str:
-    bounds = {row.text: row for row in rows if row.codec == BOUND}
+    bounds = {(row.codec, row.text): row.file_bytes for row in rows if row.codec in LIMITS}
     body = []
     for row in sorted((row for row in rows if row.codec.startswith("memcodec")), key=lambda row: (row.text, row.codec)):
-        parts, bound = row.result["parts"], bounds[row.text].file_bytes
+        parts = row.result["parts"]
+        bound = bounds[CONTEXT_BOUND if row.codec == MAX_CONTEXT else BOUND, row.text]
         memory, fixes, stored = (parts.get(name, 0) for name in ("memories", "corrections", "stored"))
         share = "-" if stored else f"{(memory + fixes) / bound:.3f}"
         seconds = [f"{row.result[f'{way}_seconds']:.1f}" for way in ("encode", "decode")]
@@ -147,7 +155,11 @@ def _parts(rows: Sequence[Row]) -> str:
         body.append([f"{row.text}, {row.codec.removeprefix('memcodec ')}", *sizes, share, *seconds])
     head = ["text, memory share", "file", "memory", "corrections", "stored", "container", "bound",
             "memory and corrections / bound", "encode, s", "decode, s"]  # fmt: skip
-    return "Bytes; the container is all that is neither memory nor corrections nor stored.\n\n" + grid(head, body)
+    about = (
+        "Bytes; the container is all that is neither memory nor corrections nor stored. The bound is that of the same "
+    )
+    about += "chunks; for context max, that of a context of 2048. It knows no prior for the first tokens of a group."
+    return about + "\n\n" + grid(head, body)
 
 
 def _sizes(rows: Sequence[Row]) -> str:

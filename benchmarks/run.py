@@ -18,7 +18,7 @@ import plots
 import report
 
 from memcodec.bench import rivals, table
-from memcodec.bench.comparison import SIZES, Bench, Row, Text, break_even
+from memcodec.bench.comparison import MAX_CONTEXT, SIZES, Bench, Row, Text, break_even
 from memcodec.bench.results import Store, digest, machine, today
 from memcodec.codec import Codec
 from memcodec.errors import MemcodecError
@@ -76,6 +76,7 @@ def to_json(found: dict[str, Any]) -> str:
 def measure(bench: Bench, texts: list[Text], sizes: list[int]) -> dict[str, Any]:
     """Everything that the report shows. The cheap first, so that an interrupted run has most rows."""
     rows = list(bench.compare(texts))
+    rows += [bench.memcodec(text, Readout(0), MAX_CONTEXT, context="max") for text in texts]
     sample = texts[0]
     by_size = [Text.cut(sample.name, sample.whole, size) for size in sizes if size <= len(sample.whole)]
     sized: list[Row] = []

@@ -32,7 +32,8 @@ from memcodec.tokens import ByteTokenizer
 Data = bytes | bytearray | memoryview | str
 
 _MOST_STATES = 1 << 26  # of the search for a memory, over a chunk: 5 bytes each, a thread
-_FIT_TIME = {"readout": 1.1, "prompt": 100.0}  # of a token, by that of decoding one
+_FIT_TIME = {"readout": 1.1, "prompt": 100.0}  # of a token, by that of decoding one in a full batch
+_ALONE = 3.5  # what decoding a token takes more, by the rows of the batch
 
 
 class Codec:
@@ -168,7 +169,7 @@ class Codec:
         whole = box.pack(stored)
         if isinstance(site, Prompt) and not pure:
             _check_worth(site, where, len(lengths), len(whole))
-        stages = _Stages(progress, where.name, verify, lengths)
+        stages = _Stages(progress, where.name, min(batch, len(plan.groups)) if verify else 0, lengths)
         parts = parts_of(spans, plan.runs, self._encode(where, plan, stages.fit()), self.tokenizer, not pure)
         settings = Settings(where.name, where.fields, chunk_tokens, plan.context)
         blob = box.pack(box.describe(data, parts, self.model, settings))
@@ -397,10 +398,11 @@ def check_settings(site: Readout | Prompt, chunk_tokens: int, batch: int, contex
 class _Stages:
     """Which part of an encoder's time goes into which stage."""
 
-    def __init__(self, callback: ProgressCallback | None, site: str, verify: bool, lengths: list[int]) -> None:
+    def __init__(self, callback: ProgressCallback | None, site: str, rows: int, lengths: list[int]) -> None:
+        """rows: groups that are verified side by side; 0, none."""
         self._callback = callback
         self._lengths = lengths
-        self._border = _FIT_TIME[site] / (_FIT_TIME[site] + 1) if verify else 1.0
+        self._border = _FIT_TIME[site] / (_FIT_TIME[site] + 1 + _ALONE / rows) if rows else 1.0
 
     def fit(self) -> Reporter:
         """Of fitting all chunks."""
