@@ -62,8 +62,8 @@ class Bars:
             known = {"total": total} if total else {"bar_format": "{desc} [{elapsed}]"}
             self._bar = tqdm(desc=what, unit="B", unit_scale=True, leave=False, dynamic_ncols=True, **known)
             self._total = total
-        self._bar.set_description_str(what, refresh=False)
         self._bar.set_postfix_str(more, refresh=False)
+        self._bar.set_description_str(what, refresh=what != self._bar.desc)  # a new stage is shown at once
         self._bar.update(done - self._bar.n)
         if not total:
             self._bar.refresh()
