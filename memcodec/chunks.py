@@ -26,6 +26,7 @@ AUTO_GROUPS = 48  # groups that `context="auto"` leaves, so that they fill a bat
 AUTO_TOKENS = 400  # in a group of its at most: attention over more costs a tenth of the speed (docs/context.md)
 GROUP_CONTEXTS = 4  # length of a group, in contexts, where their size is given
 
+_FIRST_ROOM = 1024  # tokens of a group that a decoder makes room for before it has seen any
 _NOTHING = np.empty(0, dtype=np.int64)
 
 
@@ -258,10 +259,13 @@ def decode(
     positions = max(n + min(row.tokens, context) for n, row in zip(before, rows, strict=True))
     sequences = lm.sequences(len(rows), positions, max(sum(before), PASS_ROWS, len(rows)))
     decoder = corrections.Decoder(rows, lm.steering, site.share, lm.team, any(given is not None for given in vectors))
-    written = np.zeros((len(rows), rows[0].tokens), dtype=np.int64)
+    written = np.empty((len(rows), min(rows[0].tokens, _FIRST_ROOM)), dtype=np.int64)
     live, done = len(rows), 0
     for window in windows(rows[0].tokens, context):
         for t in range(window.first, window.last):
+            if t == written.shape[1]:  # room follows what was decoded, not what a file says
+                more = np.empty((len(rows), min(t, rows[0].tokens - t)), dtype=np.int64)
+                written = np.concatenate([written, more], axis=1)
             while rows[live - 1].tokens <= t:
                 live -= 1
             if t == 0:

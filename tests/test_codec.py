@@ -7,6 +7,7 @@ import random
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,6 +26,7 @@ from memcodec import codec as codecs
 from memcodec import container as box
 from memcodec.chunks import Coded
 from memcodec.codec import Codec
+from memcodec.coding import corrections
 from memcodec.errors import (
     ChecksumError,
     EncodeError,
@@ -481,6 +483,35 @@ def test_batches_are_what_the_cache_holds(tiny: Codec) -> None:
 def test_a_batch_out_of_range_is_refused_by_decoders(tiny: Codec, blob: bytes) -> None:
     with pytest.raises(EncodeError, match="batch 0"):
         tiny.decode(blob, batch=0)
+
+
+def test_room_follows_what_is_decoded(tiny: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of a few bytes may say that a group has billions of tokens."""
+    parsed = box.unpack(tiny.encode(LINES, site=QUICK, verify=False))
+    many = replace(parsed.settings, chunk_tokens=4096, context=100)  # type: ignore[type-var]
+    part = box.Segment(1, (box.Chunk(4096, b"", 0),) * 4000, b"")
+    blob = box.pack(box.Container(1, bytes(16), [part], parsed.model, many))
+    step = corrections.Decoder.step
+
+    def some(decoder: corrections.Decoder, position: int, logits: np.ndarray) -> np.ndarray:
+        if position == 3000:
+            raise KeyboardInterrupt
+        return step(decoder, position, logits)
+
+    monkeypatch.setattr(corrections.Decoder, "step", some)
+    tracemalloc.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            tiny.decode(blob)
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_long_groups_round_trip(tiny: Codec) -> None:
+    """Longer than the first room, and than a window."""
+    tokens = np.resize(tiny.tokenizer.encode(LINES), 2500)
+    check_groups(tiny, [chunks.cut(tokens, 200), chunks.cut(tokens[:1100], 200)], 0.1, 300)
 
 
 def test_chunks_longer_than_the_model_are_refused(gpt2_folder: Path) -> None:
