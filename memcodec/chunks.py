@@ -11,7 +11,7 @@ import numpy as np
 
 from memcodec.coding import corrections
 from memcodec.coding.distribution import LATE, Look
-from memcodec.container import MAX_CONTEXT, lengths
+from memcodec.container import MAX_CONTEXT, Group, lengths
 from memcodec.lm.model import PAGE, ExactLM
 from memcodec.lm.passes import Piece, Sequences
 from memcodec.memory import Report, Site
@@ -37,6 +37,12 @@ class Coded:
     lengths: tuple[int, ...]
     memories: tuple[bytes, ...]
     corrections: bytes
+
+    @classmethod
+    def of(cls, group: Group) -> "Coded":
+        """A group as a file has it."""
+        memories = tuple(chunk.memory for chunk in group.chunks)
+        return cls(tuple(chunk.tokens for chunk in group.chunks), memories, group.corrections)
 
     @property
     def tokens(self) -> int:

@@ -260,10 +260,7 @@ class Codec:
         written: Iterator[np.ndarray] = iter(())
         if parsed.settings is not None:
             self.check(parsed)
-            coded = [
-                Coded(tuple(c.tokens for c in group.chunks), tuple(c.memory for c in group.chunks), group.corrections)
-                for group in parsed.groups
-            ]
+            coded = [Coded.of(group) for group in parsed.groups]
             written = self._decode_groups(self.site_in(parsed), coded, parsed.settings.context, batch, report)
         return document_of(parsed, written, self.tokenizer)
 

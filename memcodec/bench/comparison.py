@@ -86,7 +86,7 @@ class Bench:
     def __init__(
         self, codec: Codec, store: Store, say: Callable[[str], None] = lambda _: None, batch: int = DEFAULT_BATCH
     ) -> None:
-        """batch: chunks decoded side by side."""
+        """batch: groups decoded side by side."""
         self.codec = codec
         self.store = store
         self.threads = codec.lm.team.workers

@@ -22,7 +22,7 @@ CONTEXT_TOKENS = 2048
 def memcodec_file(codec: Codec, data: bytes, path: Path, batch: int = DEFAULT_BATCH, **settings: Any) -> dict[str, Any]:
     """Encode once, write the file, read it back, decode once, compare; with what the file is made of.
 
-    batch: chunks decoded side by side; settings: as in `Codec.encode`. The encoder's own verification is off: decoding
+    batch: groups decoded side by side; settings: as in `Codec.encode`. The encoder's own verification is off: decoding
     is measured by itself, and its output compared here. Raises BenchError on a mismatch.
     """
     peak.reset()
@@ -63,10 +63,7 @@ def hits(blob: bytes, codec: Codec) -> int:
     if parsed.settings is None:
         return 0
     site = codec.site_in(parsed)
-    coded = [
-        work.Coded(tuple(c.tokens for c in group.chunks), tuple(c.memory for c in group.chunks), group.corrections)
-        for group in parsed.groups
-    ]
+    coded = [work.Coded.of(group) for group in parsed.groups]
     count, context = 0, parsed.settings.context
     for some in work.batches(codec.lm, site, coded, context, DEFAULT_BATCH):
         found = work.decode(codec.lm, site, some, context)

@@ -11,7 +11,7 @@ MAX_VECTORS = 64
 MEMORY_BITS = (1, 2, 3, 4, 8, 16)  # a dimension, at the prompt site; 16 is float16
 OPTIMIZERS = ("adam", "sgd")
 SCHEDULES = ("constant", "linear", "cosine")
-DEFAULT_BATCH = 64  # chunks decoded side by side
+DEFAULT_BATCH = 64  # groups decoded side by side
 
 
 @dataclass(frozen=True)
