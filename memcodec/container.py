@@ -1,7 +1,8 @@
 """The container: a safetensors file of two byte tensors (spec/FORMAT.md, "Container").
 
-`memories` are the chunks' memories; `document` has the index, the stored spans and the corrections. Knows bytes and
-lengths, nothing of models. `pack` and `unpack` are inverses; `unpack` trusts nothing that it reads, and copies little.
+`memories` are the chunks' memories; `document` has the index, the stored spans and the corrections, and the memories
+where they are too few for a tensor of their own. Knows bytes and lengths, nothing of models. `pack` and `unpack` are
+inverses; `unpack` trusts nothing that it reads, and copies little.
 """
 
 import hashlib
@@ -25,6 +26,7 @@ IDENTITY_BYTES = 8  # of the LM's
 MAX_FIELDS = 8  # numbers that a site may have in the header
 MAX_CHUNKS = 1 << 21  # in one file: what a reader keeps of each is a few hundred bytes
 START = 512  # bytes that tell whether a file is one of ours
+MEMORIES_APART = 256  # bytes of memories from which on they are a tensor of their own: its entry costs 61
 
 _ZSTD_LEVEL, _ZSTD_FAST_LEVEL = 19, 12
 _ZSTD_LARGE = 1 << 24  # bytes from which on the best level would take a quarter of a minute
@@ -205,16 +207,18 @@ def pack(container: Container) -> bytes:
     """Write a container."""
     memories = b"".join(chunk.memory for chunk in container.chunks)
     stored = [part for part in container.parts if isinstance(part, StoredSpan)]
-    pieces = [_pack_index(container), *(span.packed for span in stored)]
+    apart = len(memories) >= MEMORIES_APART
+    pieces = [_pack_index(container), b"" if apart else memories, *(span.packed for span in stored)]
     pieces += [segment.corrections for segment in container.segments if segment.corrections is not None]
     length = sum(map(len, pieces)) + 4
     metadata = {"memcodec": str(VERSION)} | ({"model": container.model.name} if container.model else {})
     header: dict[str, object] = {"__metadata__": metadata}
-    if memories:
-        header["memories"] = _entry(0, len(memories))
-    header["document"] = _entry(len(memories), len(memories) + length)
+    first = memories if apart else b""
+    if first:
+        header["memories"] = _entry(0, len(first))
+    header["document"] = _entry(len(first), len(first) + length)
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    pieces = [struct.pack("<Q", len(text)), text, memories, *pieces]
+    pieces = [struct.pack("<Q", len(text)), text, first, *pieces]
     checksum = 0
     for piece in pieces:
         checksum = zlib.crc32(piece, checksum)
@@ -312,21 +316,23 @@ def unpack(blob: bytes | memoryview) -> Container:
     if zlib.crc32(view[:-4]) != struct.unpack("<I", view[-4:])[0]:
         raise ChecksumError("damaged file: its checksum does not match")
     reader = Reader(document[:-4], "document")
-    size, sha256, parts, model, settings = _read_index(reader, Reader(memories, "memories"), metadata.get("model"))
+    apart = Reader(memories, "memories") if memories is not None else None
+    size, sha256, parts, model, settings = _read_index(reader, apart, metadata.get("model"))
     stored = sum(len(part.packed) for part in parts if isinstance(part, StoredSpan))
     corrections = sum(len(part.corrections or b"") for part in parts if isinstance(part, Segment))
+    memory = sum(len(chunk.memory) for part in parts if isinstance(part, Segment) for chunk in part.chunks)
     sizes = {
         "header": header_size,
-        "index": len(document) - stored - corrections,
-        "memories": len(memories),
+        "index": len(document) - stored - corrections - (memory if apart is None else 0),
+        "memories": memory,
         "corrections": corrections,
         "stored": stored,
     }
     return Container(size, sha256, parts, model, settings, {name: n for name, n in sizes.items() if n})
 
 
-def _read_header(view: memoryview) -> tuple[dict[str, str], memoryview, memoryview, int]:
-    """Metadata, the two tensors, and the bytes before them."""
+def _read_header(view: memoryview) -> tuple[dict[str, str], memoryview | None, memoryview, int]:
+    """Metadata, the two tensors, of which the first may be missing, and the bytes before them."""
     (length,) = struct.unpack("<Q", view[:8])
     if len(view) < 8 + length:
         raise FormatError("truncated file: the header is cut")
@@ -348,20 +354,20 @@ def _read_header(view: memoryview) -> tuple[dict[str, str], memoryview, memoryvi
         raise FormatError(f"unknown tensor {unknown[0][:40]!r}: install a newer memcodec")
     tensors, at = {}, 0
     for name in ("memories", "document"):
-        start = at
         if name in entries:
+            start = at
             dtype, shape, offsets = entries[name]
             if dtype != "U8" or offsets[0] != at or shape != [offsets[1] - at] or offsets[1] < at:
                 raise FormatError(f"damaged header: the tensor {name} is not where it must be")
             at = offsets[1]
-        tensors[name] = view[base + start : base + at]
+            tensors[name] = view[base + start : base + at]
     if "document" not in entries or base + at != len(view):
         raise FormatError("damaged header: it does not cover the file")
-    return metadata, tensors["memories"], tensors["document"], base
+    return metadata, tensors.get("memories"), tensors["document"], base
 
 
 def _read_index(
-    reader: "Reader", memories: "Reader", model_name: str | None
+    reader: "Reader", apart: "Reader | None", model_name: str | None
 ) -> tuple[int, bytes, list[Part], ModelId | None, Settings | None]:
     sha256 = bytes(reader.take(HASH_BYTES))
     size, run_count, stored_count = (reader.varint() for _ in range(3))
@@ -382,13 +388,16 @@ def _read_index(
         model = ModelId(model_name, bytes(reader.take(IDENTITY_BYTES)))
         settings = _read_settings(reader)
         columns = _read_columns(reader, runs, settings)
+        source = reader if apart is None else apart
+        memories = [bytes(source.take(count)) for count in columns.memory_bytes]
     stored = [StoredSpan(n, method, reader.take(packed), checksum) for n, packed, method, checksum in spans]
     if settings is not None:
-        segments = _read_segments(reader, memories, settings, *columns)
+        segments = _read_segments(reader, settings, columns, memories)
     if sum(span.size for span in stored) + sum(segment.size for segment in segments) != size:
         raise FormatError("damaged index: lengths do not add up to the document's")
-    for rest in (reader, memories):
-        rest.end()
+    for rest in (reader, apart):
+        if rest is not None:
+            rest.end()
     parts: list[Part] = []
     following, spans_left = iter(segments), iter(stored)
     for run in runs:
@@ -406,11 +415,19 @@ def _read_settings(reader: "Reader") -> Settings:
     return Settings(SITES[site], tuple(reader.varint() for _ in range(count)), chunk_tokens, context)
 
 
-def _read_columns(
-    reader: "Reader", runs: list[int], settings: Settings
-) -> tuple[list[bool], list[int], list[int], list[int], list[int], memoryview]:
-    """Of segments: whether they start a group, tokens, bytes; of groups: bytes of corrections; of chunks: bytes of
-    memory, checksums."""
+@dataclass(frozen=True)
+class _Columns:
+    """Of segments: whether they start a group, tokens, bytes; of groups and chunks: what their name says."""
+
+    starts: list[bool]
+    tokens: list[int]
+    sizes: list[int]
+    correction_bytes: list[int]
+    memory_bytes: list[int]
+    checksums: memoryview
+
+
+def _read_columns(reader: "Reader", runs: list[int], settings: Settings) -> _Columns:
     starts: list[bool] = []
     if sum(run >> 1 for run in runs) > min(len(reader), MAX_CHUNKS):  # a chunk each, whose checksum is a byte
         raise FormatError(_TOO_MANY)
@@ -426,29 +443,19 @@ def _read_columns(
     if count > min(len(reader), MAX_CHUNKS):
         raise FormatError(_TOO_MANY)
     corrections, memories = reader.column(sum(starts)), reader.column(count)
-    return starts, tokens, sizes, corrections, memories, reader.take(count)
+    return _Columns(starts, tokens, sizes, corrections, memories, reader.take(count))
 
 
 _TOO_MANY = "damaged index: more chunks than a file has room for"
 
 
-def _read_segments(
-    reader: "Reader",
-    memories: "Reader",
-    settings: Settings,
-    starts: list[bool],
-    tokens: list[int],
-    sizes: list[int],
-    correction_bytes: list[int],
-    memory_bytes: list[int],
-    checksums: memoryview,
-) -> list[Segment]:
+def _read_segments(reader: "Reader", settings: Settings, columns: _Columns, memories: list[bytes]) -> list[Segment]:
     segments, number = [], 0
-    following = iter(correction_bytes)
-    for start, total, size in zip(starts, tokens, sizes, strict=True):
+    following = iter(columns.correction_bytes)
+    for start, total, size in zip(columns.starts, columns.tokens, columns.sizes, strict=True):
         chunks = []
         for n in lengths(total, settings.chunk_tokens):
-            chunks.append(Chunk(n, bytes(memories.take(memory_bytes[number])), checksums[number]))
+            chunks.append(Chunk(n, memories[number], columns.checksums[number]))
             number += 1
         corrections = bytes(reader.take(next(following))) if start else None
         segments.append(Segment(size, tuple(chunks), corrections))

@@ -61,6 +61,7 @@ class File:
         assert header["__metadata__"]["memcodec"] == "2"
         assert zlib.crc32(blob[:-4]) == struct.unpack("<I", blob[-4:])[0]
         rest, memories = Bytes(parts["document"][:-4]), Bytes(parts.get("memories", b""))
+        apart = "memories" in parts
         self.hash = rest.take(16)
         self.size, runs, stored = rest.varint(), rest.varint(), rest.varint()
         runs_of = [rest.varint() for _ in range(runs)]
@@ -80,9 +81,9 @@ class File:
             count = sum(map(len, self.chunks))
             corrections, memory = rest.column(sum(self.begins)), rest.column(count)
             self.checksums = rest.take(count)
+            self.memories = [(memories if apart else rest).take(n) for n in memory]
         self.stored = [self._stored(size, rest.take(packed), *about) for size, packed, *about in spans]
         if self.begins:
-            self.memories = [memories.take(n) for n in memory]
             self.corrections = [rest.take(n) for n in corrections]
         assert not rest.data and not memories.data
 

@@ -115,11 +115,23 @@ def test_varints_of_more_than_62_bits_are_refused(data: bytes) -> None:
 
 def test_safetensors_reads_it(tmp_path: Path) -> None:
     path = tmp_path / "x.memz"
-    path.write_bytes(pack(example()))
+    path.write_bytes(pack(example(30)))
     with safe_open(path, "np") as file:
         assert set(file.keys()) == {"memories", "document"}
-        assert file.get_tensor("memories").nbytes == 9 + 10 + 11
+        assert file.get_tensor("memories").nbytes == 10 * (9 + 10 + 11)
         assert file.metadata() == {"memcodec": "2", "model": "smollm2-135m"}
+
+
+def test_few_memories_have_no_tensor_of_their_own() -> None:
+    for chunks, names in ((25, {"document"}), (26, {"memories", "document"})):  # 249 and 259 bytes
+        container = example(chunks)
+        blob = pack(container)
+        (length,) = struct.unpack("<Q", blob[:8])
+        found = unpack(blob)
+        assert set(json.loads(blob[8 : 8 + length])) - {"__metadata__"} == names
+        assert found == container
+        assert found.sizes["memories"] == sum(len(chunk.memory) for chunk in container.chunks)
+        assert sum(found.sizes.values()) == len(blob)
 
 
 @pytest.mark.parametrize("chunks", [1, 2, 30, 500])
@@ -211,12 +223,12 @@ def test_noise_is_not_a_file(data: bytes) -> None:
         (lambda h: h.pop("document"), "truncated|cover"),
         (lambda h: h.pop("memories"), "document is not where it must be"),
         (lambda h: h["memories"].update(dtype="F32"), "memories is not where it must be"),
-        (lambda h: h["memories"].update(shape=[15, 2]), "memories is not where it must be"),
-        (lambda h: h["memories"].update(data_offsets=[0, 29]), "not where it must be"),
-        (lambda h: h["memories"].update(data_offsets=[1, 30]), "not where it must be"),
-        (lambda h: h["memories"].update(data_offsets=[0, -30]), "not where it must be"),
+        (lambda h: h["memories"].update(shape=[150, 2]), "memories is not where it must be"),
+        (lambda h: h["memories"].update(data_offsets=[0, 299]), "not where it must be"),
+        (lambda h: h["memories"].update(data_offsets=[1, 300]), "not where it must be"),
+        (lambda h: h["memories"].update(data_offsets=[0, -300]), "not where it must be"),
         (lambda h: h["memories"].update(data_offsets=[0, 1 << 60]), "truncated file"),
-        (lambda h: h["memories"].update(data_offsets=[0, "30"]), "does not read"),
+        (lambda h: h["memories"].update(data_offsets=[0, "300"]), "does not read"),
         (lambda h: h["memories"].update(data_offsets=[]), "does not read"),
         (lambda h: h["memories"].update(data_offsets=[0, True]), "does not read"),
         (lambda h: h["memories"].pop("shape"), "does not read"),
@@ -225,7 +237,7 @@ def test_noise_is_not_a_file(data: bytes) -> None:
 )  # fmt: skip
 def test_bad_headers_are_refused(change: Callable[[dict], object], message: str) -> None:
     with pytest.raises(FormatError, match=message):
-        unpack(with_header(pack(example()), change))
+        unpack(with_header(pack(example(30)), change))
 
 
 def test_unknown_metadata_is_ignored() -> None:
