@@ -119,7 +119,6 @@ def compress(
     _check_site(site)
     target = files.Output.choose(input_name, output, to_stdout, force, input_name + files.EXTENSION)
     target.check(binary=True)
-    data = files.read(input_name)
     chosen = (
         Readout(memory_share, effort)
         if site == "readout"
@@ -127,21 +126,22 @@ def compress(
     )
     chosen.check()
     start = time.monotonic()
-    with Bars(quiet) as bars:
-        bars.doing("loading")
-        from memcodec import codec
+    with files.opened(input_name) as source:
+        with Bars(quiet) as bars:
+            bars.doing("loading")
+            from memcodec import codec
 
-        blob = codec.without_model(data)
-        if blob is None:
-            loaded = codec.Codec.load(model, device=device, threads=threads, progress=bars.model)
-            blob = loaded.encode(
-                data, site=chosen, chunk_tokens=chunk_tokens, context=context, batch=batch,
-                verify=not no_verify, progress=bars.document(len(data), "fit"),
-            )  # fmt: skip
-    seconds = time.monotonic() - start
-    target.write(blob)
-    if bars.shown:
-        close_line(files.shown(input_name), data, len(blob), seconds)
+            blob = codec.without_model(source)
+            if blob is None:
+                loaded = codec.Codec.load(model, device=device, threads=threads, progress=bars.model)
+                blob = loaded.encode(
+                    source, site=chosen, chunk_tokens=chunk_tokens, context=context, batch=batch,
+                    verify=not no_verify, progress=bars.document(source.size, "fit"),
+                )  # fmt: skip
+        seconds = time.monotonic() - start
+        target.write([blob])
+        if bars.shown:
+            close_line(files.shown(input_name), source.size, len(blob), seconds, source)
 
 
 @click.command()
@@ -169,8 +169,6 @@ def decompress(
     start = time.monotonic()
     with Bars(quiet) as bars:
         bars.doing("loading")
-        data = decode(parsed, Loaded(model, allow_download, device, threads), batch, bars)
-    seconds = time.monotonic() - start
-    target.write(data)
+        size = target.write(decode(parsed, Loaded(model, allow_download, device, threads), batch, bars))
     if bars.shown:
-        close_line(files.shown(input_name), data, sum(parsed.sizes.values()), seconds)
+        close_line(files.shown(input_name), size, sum(parsed.sizes.values()), time.monotonic() - start)

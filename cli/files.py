@@ -2,8 +2,11 @@
 
 import os
 import secrets
+import shutil
 import sys
 import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -11,19 +14,35 @@ from typing import BinaryIO
 import click
 
 from memcodec import container
+from memcodec.source import Source
 
 STANDARD = "-"  # standard input or output
 EXTENSION = ".memz"
+_SPOOLED = 1 << 24  # bytes that wait in memory until the last is there
 
 
 def read(name: str) -> bytes:
     """The bytes of a file, or of standard input for "-". Raises OSError with the file's name."""
+    with opened(name) as source:
+        return source.read(0, source.size)
+
+
+@contextmanager
+def opened(name: str) -> Iterator[Source]:
+    """A file, or standard input for "-", to be read in pieces. Raises OSError with the file's name."""
     if name == STANDARD:
-        return bytes(_standard_input().read())
+        yield Source(_standard_input(), shown(name))
+        return
     try:
-        return Path(name).read_bytes()
+        file = Path(name).open("rb")  # noqa: SIM115 (errors of what is done with it are others')
     except OSError as error:
         raise _named(error, name) from error
+    with file:
+        try:
+            source = Source(file, shown(name))
+        except OSError as error:
+            raise _named(error, name) from error
+        yield source
 
 
 def read_start_first(name: str) -> bytes:
@@ -113,37 +132,52 @@ class Output:
             except OSError as error:
                 raise _named(error, str(folder)) from error
 
-    def write(self, data: bytes) -> None:
-        """Write everything, or leave nothing: to a new file beside the target, which then takes its name."""
+    def write(self, pieces: Iterable[bytes]) -> int:
+        """Write everything, or leave nothing: to a new file beside the target, which then takes its name.
+
+        Standard output, devices and pipes get everything when the last piece is there. Gives the number of bytes.
+        """
         try:
             if self.path is None:
                 if sys.stdout is None:
                     raise click.ClickException("standard output is closed")
-                stream = sys.stdout.buffer
-                stream.write(data)
-                stream.flush()
-            elif _is_special(self.path):
-                self.path.write_bytes(data)  # a device or a pipe: a rename would replace it
-            else:
-                self._replace(self.path.resolve(), data)
+                return _copy(pieces, sys.stdout.buffer)
+            if _is_special(self.path):  # a rename would replace it
+                with self.path.open("wb") as file:
+                    return _copy(pieces, file)
+            return self._replace(self.path.resolve(), pieces)
         except OSError as error:
             raise _named(error, "standard output" if self.path is None else str(self.path)) from error
 
-    def _replace(self, target: Path, data: bytes) -> None:
+    def _replace(self, target: Path, pieces: Iterable[bytes]) -> int:
         temporary = target.with_name(f".memcodec-{secrets.token_hex(6)}")
         try:
             with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, self.mode)) as file:
-                file.write(data)
+                size = 0
+                for piece in pieces:
+                    size += file.write(piece)
                 file.flush()
                 os.fsync(file.fileno())
             self._refuse_existing()
             temporary.replace(target)
+            return size
         finally:
             temporary.unlink(missing_ok=True)
 
     def _refuse_existing(self) -> None:
         if self.path is not None and self.path.exists() and not self.force and not _is_special(self.path):
             raise click.ClickException(f"{shown(str(self.path))} exists: overwrite it with -f, or name another with -o")
+
+
+def _copy(pieces: Iterable[bytes], out: BinaryIO) -> int:
+    with tempfile.SpooledTemporaryFile(_SPOOLED) as spool:
+        for piece in pieces:
+            spool.write(piece)
+        size = spool.tell()
+        spool.seek(0)
+        shutil.copyfileobj(spool, out)
+    out.flush()
+    return size
 
 
 def _is_special(path: Path) -> bool:

@@ -79,11 +79,13 @@ def verify(
             parsed = files.read_container(name)
             if decode:
                 with Bars(quiet) as bars:
-                    decode_file(parsed, loaded, batch, bars)
+                    for _ in decode_file(parsed, loaded, batch, bars):
+                        pass
             else:
                 for part in parsed.parts:
                     if isinstance(part, container.StoredSpan):
-                        part.read()
+                        for _ in part.pieces():
+                            pass
         except (memcodec.MemcodecError, OSError) as error:
             reason = files.describe(error) if isinstance(error, OSError) else f"{files.shown(name)}: {error}"
             click.echo(f"memcodec: error: {' '.join(reason.split())}", err=True)

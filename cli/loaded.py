@@ -1,5 +1,6 @@
 """The codec that files need: one for as many of them as it fits."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from memcodec.container import Container
@@ -37,11 +38,11 @@ class Loaded:
         return found
 
 
-def decode(parsed: Container, loaded: Loaded, batch: int, bars: Bars) -> bytes:
-    """The document of a file. Raises MemcodecError."""
+def decode(parsed: Container, loaded: Loaded, batch: int, bars: Bars) -> Iterator[bytes]:
+    """The document of a file, in pieces that count when the last was given out. Raises MemcodecError."""
     from memcodec.assembly import document_of
 
     if parsed.model is None:
         return document_of(parsed, [], None)
     codec = loaded.codec_for(parsed, bars)
-    return codec.decode_container(parsed, batch=batch, progress=bars.document(parsed.size, "decode"))
+    return codec.decode_pieces(parsed, batch=batch, progress=bars.document(parsed.size, "decode"))

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from memcodec.models import ByteProgress
 from memcodec.progress import Progress, ProgressCallback
+from memcodec.source import Source
 
 _STAGES = {"fit": "fitting", "verify": "verifying", "decode": "decoding"}
 
@@ -72,16 +73,12 @@ class Bars:
 _LARGE = 1 << 24  # bytes from which on zstd -19 would take a quarter of a minute
 
 
-def close_line(name: str, original: bytes, compressed_bytes: int, seconds: float) -> None:
-    """Print sizes, ratio, the same for zstd -19 if that is quick, and seconds. original: the uncompressed bytes."""
+def close_line(name: str, size: int, compressed: int, seconds: float, original: Source | None = None) -> None:
+    """Print sizes, ratio, and seconds; original: for the same of zstd -19, if that is quick."""
     from memcodec.document import zstd_size
 
-    line = f"{name}: {len(original):,} bytes, {compressed_bytes:,} compressed ({_ratio(original, compressed_bytes)}); "
-    if len(original) < _LARGE:
-        zstd = zstd_size(original)
-        line += f"zstd -19: {zstd:,} ({_ratio(original, zstd)}); "
+    line = f"{name}: {size:,} bytes, {compressed:,} compressed ({size / max(compressed, 1):.2f}x); "
+    if original is not None and size < _LARGE:
+        zstd = zstd_size(original.read(0, size))
+        line += f"zstd -19: {zstd:,} ({size / max(zstd, 1):.2f}x); "
     click.echo(f"{line}{seconds:.1f} s", err=True)
-
-
-def _ratio(original: bytes, size: int) -> str:
-    return f"{len(original) / max(size, 1):.2f}x"

@@ -1,7 +1,7 @@
 """memcodec: lossless text compression with memory embeddings under a frozen language model."""
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from memcodec.errors import (
     ChecksumError,
@@ -43,7 +43,7 @@ __all__ = [
 
 
 def encode(
-    data: bytes | bytearray | memoryview | str,
+    data: bytes | bytearray | memoryview | str | BinaryIO,
     model: str = "smollm2-135m",
     *,
     site: Readout | Prompt = Readout(),  # noqa: B008 (frozen)
@@ -55,19 +55,19 @@ def encode(
     threads: int | None = None,
     progress: "ProgressCallback | None" = None,
 ) -> bytes:
-    """Compress bytes (or text, as UTF-8) to the bytes of a .memz file; settings as in `Codec.encode`.
+    """Compress bytes (or text, as UTF-8, or an open file) to the bytes of a .memz file; settings as `Codec.encode`.
 
     Loads the model each time, if there is any text: to encode often, keep a `Codec`. Raises ModelNotFoundError,
     EncodeError, MachineError.
     """
     from memcodec import codec
 
-    data = codec.as_bytes(data, "data")
+    source = codec.as_source(data, "data")
     codec.check_settings(site, chunk_tokens, batch, context)
-    if (stored := codec.without_model(data)) is not None:
+    if (stored := codec.without_model(source)) is not None:
         return stored
     return codec.Codec.load(model, device=device, threads=threads).encode(
-        data, site=site, chunk_tokens=chunk_tokens, context=context, batch=batch, verify=verify, progress=progress
+        source, site=site, chunk_tokens=chunk_tokens, context=context, batch=batch, verify=verify, progress=progress
     )
 
 
@@ -91,8 +91,8 @@ def decode(
     parsed = container.unpack(codec.as_bytes(blob, "blob"))
     found = codec.Codec.load_for(parsed, model, device=device, threads=threads, allow_download=allow_download)
     if found is None:
-        return assembly.document_of(parsed, [], None)
-    return found.decode_container(parsed, batch=batch, progress=progress)
+        return b"".join(assembly.document_of(parsed, [], None))
+    return b"".join(found.decode_pieces(parsed, batch=batch, progress=progress))
 
 
 # On first use, because they bring numba or torch: `inspect` and `--help` answer at once without.

@@ -1,37 +1,60 @@
 """From coded groups to the parts of a container, and from decoded ones to the document."""
 
+import hashlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
+from memcodec import container as box
 from memcodec import document
 from memcodec.chunks import Coded
-from memcodec.container import Chunk, Container, Part, Segment, StoredSpan, chunk_checksum, document_hash
+from memcodec.container import Chunk, Container, ModelId, Segment, Settings, StoredSpan, chunk_checksum
 from memcodec.errors import ChecksumError
+from memcodec.source import Source
 from memcodec.tokens import ByteTokenizer
 
 _SEGMENT_BYTES, _CHUNK_BYTES = 2, 1.5  # what they cost in the index
 
 
+@dataclass(frozen=True)
+class Place:
+    """Bytes of the document that are to be stored, from `start` to `end`."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A segment, with the bytes that it holds and where they begin."""
+
+    segment: Segment
+    data: bytes
+    start: int
+
+
 def parts_of(
     spans: list[document.Span],
     runs: list[list[np.ndarray]],
+    start: int,
     coded: Iterator[Coded],
     tokenizer: ByteTokenizer,
     store: bool,
-) -> list[Part]:
-    """Parts of a document, from its spans, the chunks of each that is text, and its groups as they are coded.
+) -> list[Segment | Place]:
+    """Parts of a block, from its spans, the chunks of each that is text, and its groups as they are coded.
 
-    store: whether to store groups that zstd makes smaller.
+    start: of the block; store: whether to store groups that zstd makes smaller.
     """
-    parts: list[Part] = []
+    parts: list[Segment | Place] = []
     group, at = Coded((), (), b""), 0
     chunks_of = iter(runs)
     for span in spans:
         if isinstance(span, document.Stored):
-            parts.append(StoredSpan.of(span.data))
+            parts.append(Place(start, start + len(span.data)))
+            start += len(span.data)
             continue
-        run: list[tuple[Segment, bytes]] = []
+        run: list[_Piece] = []
         left = next(chunks_of)
         while left:
             if at == len(group.lengths):
@@ -42,62 +65,87 @@ def parts_of(
                 Chunk(len(tokens), memory, chunk_checksum(piece))
                 for tokens, memory, piece in zip(left, group.memories[at : at + count], data, strict=False)
             )
-            run.append((Segment(sum(map(len, data)), chunks, None if at else group.corrections), b"".join(data)))
+            segment = Segment(sum(map(len, data)), chunks, None if at else group.corrections)
+            run.append(_Piece(segment, b"".join(data), start))
+            start += segment.size
             left, at = left[count:], at + count
-        whole_groups = _whole(run, at == len(group.lengths))
-        for stretch, alone in whole_groups:
-            parts += _store_losers(stretch) if store and alone else [segment for segment, _ in stretch]
-    return _merged(parts)
+        for stretch, alone in _whole(run, at == len(group.lengths)):
+            parts += _store_losers(stretch) if store and alone else [piece.segment for piece in stretch]
+    return parts
 
 
-def _whole(run: list[tuple[Segment, bytes]], ends: bool) -> list[tuple[list[tuple[Segment, bytes]], bool]]:
+def _whole(run: list[_Piece], ends: bool) -> list[tuple[list[_Piece], bool]]:
     """A run's first segment where its group began before, its last where that goes on, and what is between.
 
     ends: whether the last group ends with the run. Those between may be stored, each by itself.
     """
-    first = int(run[0][0].corrections is None)
+    first = int(run[0].segment.corrections is None)
     last = len(run) if ends else max(first, len(run) - 1)
     found = [(run[:first], False), (run[first:last], True), (run[last:], False)]
     return [(stretch, alone) for stretch, alone in found if stretch]
 
 
-def _store_losers(run: list[tuple[Segment, bytes]]) -> list[Part]:
+def _store_losers(run: list[_Piece]) -> list[Segment | Place]:
     """Store the stretches of some groups that zstd makes smaller: all, else the halves, and so on."""
-    segments = [segment for segment, _ in run]
+    segments = [piece.segment for piece in run]
     lm_size = sum(
         sum(len(chunk.memory) + _CHUNK_BYTES for chunk in segment.chunks) + len(segment.corrections or b"")
         for segment in segments
     )
     lm_size += _SEGMENT_BYTES * len(run)
-    joined = b"".join(data for _, data in run)
+    joined = b"".join(piece.data for piece in run)
     zstd = min(document.zstd_size(joined), len(joined)) + 4 * _SEGMENT_BYTES
     if zstd <= lm_size:
-        return [StoredSpan.of(joined)]
+        return [Place(run[0].start, run[0].start + len(joined))]
     if len(run) == 1 or zstd > 3 * lm_size:
         return list(segments)
     half = len(run) // 2
     return _store_losers(run[:half]) + _store_losers(run[half:])
 
 
-def _merged(parts: list[Part]) -> list[Part]:
-    """Stored neighbours as one."""
-    result: list[Part] = []
+def container_of(source: Source, parts: list[Segment | Place], model: ModelId, settings: Settings) -> Container:
+    """The container of a document whose blocks have these parts, one after the other; stored neighbours as one."""
+    joined: list[Segment | Place] = []
     for part in parts:
-        if isinstance(part, StoredSpan) and result and isinstance(result[-1], StoredSpan):
-            result[-1] = StoredSpan.of(result[-1].read() + part.read())
+        if isinstance(part, Place) and joined and isinstance(before := joined[-1], Place):
+            joined[-1] = Place(before.start, part.end)
         else:
-            result.append(part)
-    return result
+            joined.append(part)
+    found = [_stored(source, part) if isinstance(part, Place) else part for part in joined]
+    return box.describe(source.size, _hash(source), found, model, settings)
 
 
-def document_of(parsed: Container, groups: Iterable[np.ndarray], tokenizer: ByteTokenizer | None) -> bytes:
-    """The document, from the tokens of its groups, int64 [tokens] each. Raises ChecksumError, FormatError."""
-    pieces = []
+def stored(source: Source) -> Container:
+    """The container that stores a whole document, and needs no model."""
+    whole = [_stored(source, Place(0, source.size))] if source.size else []
+    return box.describe(source.size, _hash(source), list(whole))
+
+
+def _stored(source: Source, place: Place) -> StoredSpan:
+    return StoredSpan.of_pieces(lambda: source.pieces(place.start, place.end), place.end - place.start)
+
+
+def _hash(source: Source) -> bytes:
+    found = hashlib.sha256()
+    for piece in source.pieces():
+        found.update(piece)
+    return found.digest()[: box.HASH_BYTES]
+
+
+def document_of(parsed: Container, groups: Iterable[np.ndarray], tokenizer: ByteTokenizer | None) -> Iterator[bytes]:
+    """The document in pieces, from the tokens of its groups, int64 [tokens] each.
+
+    Raises ChecksumError, FormatError; the whole is checked behind the last piece.
+    """
     written = iter(groups)
     tokens, number = np.empty(0, dtype=np.int64), 0
+    whole, length = hashlib.sha256(), 0
     for part in parsed.parts:
         if isinstance(part, StoredSpan):
-            pieces.append(part.read())
+            for piece in part.pieces():
+                whole.update(piece)
+                length += len(piece)
+                yield piece
             continue
         if part.corrections is not None:
             tokens = next(written)
@@ -107,12 +155,12 @@ def document_of(parsed: Container, groups: Iterable[np.ndarray], tokenizer: Byte
             data, tokens = tokenizer.decode(tokens[: chunk.tokens]), tokens[chunk.tokens :]
             if chunk_checksum(data) != chunk.checksum:
                 raise ChecksumError(f"chunk {number} does not match its checksum: damaged file")
-            pieces.append(data)
             size += len(data)
             number += 1
+            whole.update(data)
+            yield data
+        length += size
         if size != part.size:
             raise ChecksumError(f"the chunks up to {number - 1} have not the length that the index says: damaged file")
-    result = b"".join(pieces)
-    if len(result) != parsed.size or document_hash(result) != parsed.sha256:
+    if length != parsed.size or whole.digest()[: box.HASH_BYTES] != parsed.sha256:
         raise ChecksumError("the decoded bytes do not match the original's SHA-256")
-    return result

@@ -5,7 +5,7 @@ What goes in and comes out are arrays and bytes, so that a batch can be done by 
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, repeat, tee
 
 import numpy as np
 
@@ -66,7 +66,7 @@ def cut(tokens: np.ndarray, chunk_tokens: int) -> list[np.ndarray]:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a document's tokens are cut. runs: chunks of each run between stored spans; groups: the same chunks;
+    """How a block's tokens are cut. runs: chunks of each run between stored spans; groups: the same chunks;
     context: tokens of its group that the LM sees before each at most."""
 
     runs: list[list[np.ndarray]]
@@ -74,24 +74,33 @@ class Plan:
     context: int
 
 
-def plan(runs: list[np.ndarray], chunk_tokens: int, context: Context, positions: int) -> Plan:
+def seen(context: Context, positions: int) -> int:
+    """Tokens that the LM sees before each, at most. positions: that it has for tokens."""
+    most = min(positions, MAX_CONTEXT)
+    return most if context in ("auto", "max", 0) else min(int(context), most)
+
+
+def plan(runs: list[np.ndarray], chunk_tokens: int, context: Context, positions: int, alone: bool = True) -> Plan:
     """Cut runs of tokens, int64 [tokens] each, into groups of chunks, of lengths as even as can be.
 
     positions: that the LM has for tokens. context: 0, each chunk is a group; "max", all are one; "auto", as long as
     AUTO_GROUPS of them remain, up to AUTO_TOKENS; a number, GROUP_CONTEXTS times as long, so that most tokens see it.
+    alone: nothing else fills a batch with these.
     """
     total, most = sum(map(len, runs)), min(positions, MAX_CONTEXT)
+    if not total:
+        return Plan([], [], 1)
     if context == 0:
-        alone = [cut(run, chunk_tokens) for run in runs]
-        longest = max((len(chunk) for chunks in alone for chunk in chunks), default=1)
-        return Plan(alone, [[chunk] for chunks in alone for chunk in chunks], min(longest, most))
+        single = [cut(run, chunk_tokens) for run in runs]
+        longest = max((len(chunk) for chunks in single for chunk in chunks), default=1)
+        return Plan(single, [[chunk] for chunks in single for chunk in chunks], min(longest, most))
     if context == "max":
-        count, seen = 1, most
+        count = 1
     elif context == "auto":
-        count = max(min(-(-total // chunk_tokens), AUTO_GROUPS), -(-total // min(AUTO_TOKENS, most)))
-        seen = most
+        fewest = min(-(-total // chunk_tokens), AUTO_GROUPS) if alone else 1
+        count = max(fewest, -(-total // min(AUTO_TOKENS, most)))
     else:
-        count, seen = total // (GROUP_CONTEXTS * context), min(context, most)
+        count = total // (GROUP_CONTEXTS * context)
     count = max(1, min(count, total))
     ends = [total * i // count for i in range(1, count + 1)]
     by_run: list[list[np.ndarray]] = []
@@ -110,7 +119,7 @@ def plan(runs: list[np.ndarray], chunk_tokens: int, context: Context, positions:
             done, at = done + taken, at + taken
         by_run.append(chunks)
     longest = max(sum(map(len, group)) for group in groups)
-    return Plan(by_run, [group for group in groups if group], max(1, min(seen, longest)))
+    return Plan(by_run, [group for group in groups if group], max(1, min(seen(context, positions), longest)))
 
 
 def windows(tokens: int, context: int) -> Iterator[Window]:
@@ -203,49 +212,52 @@ def _piece(lm: ExactLM, slot: int, vectors: np.ndarray | None, tokens: np.ndarra
 
 
 def encode(
-    lm: ExactLM, site: Site, groups: list[list[np.ndarray]], context: int, report: Report = lambda _: None
+    lm: ExactLM, site: Site, groups: Iterable[list[np.ndarray]], context: int, report: Report = lambda _: None
 ) -> Iterator[Coded]:
     """Fit the memories of groups of chunks, int64 [tokens] each, and write their corrections: group after group.
 
-    context: tokens of its group that the LM sees before each, at most; report: is told how many tokens of the next
-    group are done.
+    groups: are taken as they are needed, some ahead; context: tokens of its group that the LM sees before each, at
+    most; report: is told how many tokens of the next group are done.
     """
-    chunks = [(number, chunk) for number, group in enumerate(groups) for chunk in group]
-    left = [len(group) for group in groups]
-    stream = look(lm, groups, context, (None for _ in groups))
-    streams: dict[int, corrections.Encoder] = {}
-    kept: dict[int, list[bytes]] = {}
-    waiting = 0  # tokens that are done, of the group that is not
-    for first in range(0, len(chunks), FIT_CHUNKS):
-        some = [tokens for _, tokens in chunks[first : first + FIT_CHUNKS]]
-        numbers = [number for number, _ in chunks[first : first + FIT_CHUNKS]]
+    ours, theirs = tee(groups)
+    chunks = ((number, group, chunk) for number, group in enumerate(ours) for chunk in group)
+    stream = look(lm, theirs, context, repeat(None))
+    writing: dict[int, _Group] = {}
+    waiting = 0  # tokens that are done, of groups that are not
+    while some := list(islice(chunks, FIT_CHUNKS)):
+        tokens = [chunk for _, _, chunk in some]
 
         def look_at(
-            vectors: list[np.ndarray | None], some: list[np.ndarray] = some, waiting: int = waiting
+            vectors: list[np.ndarray | None], tokens: list[np.ndarray] = tokens, waiting: int = waiting
         ) -> list[Look]:
             if any(given is not None for given in vectors):
-                return list(look(lm, [[tokens] for tokens in some], context, vectors))
+                return list(look(lm, [[chunk] for chunk in tokens], context, vectors))
             looks = []
-            for found in islice(stream, len(some)):
+            for found in islice(stream, len(tokens)):
                 looks.append(found)
                 report(waiting + sum(len(known.tokens) for known in looks))
             return looks
 
-        memories, looks = site.fit(some, look_at, report)
-        steering = memories if site.share else [b""] * len(some)
-        for number in numbers:
-            if number not in streams:
-                streams[number] = corrections.Encoder(lm.steering, site.share)
-                kept[number] = []
-        corrections.write([streams[number] for number in numbers], looks, steering, lm.team)
-        waiting += sum(map(len, some))
-        for number, memory in zip(numbers, memories, strict=True):
-            kept[number].append(memory)
-            left[number] -= 1
-            if not left[number]:
-                own = tuple(len(chunk) for chunk in groups[number])
-                waiting -= sum(own)
-                yield Coded(own, tuple(kept.pop(number)), streams.pop(number).finish())
+        memories, looks = site.fit(tokens, look_at, report)
+        own = [writing.setdefault(number, _Group(lm, site, group)) for number, group, _ in some]
+        corrections.write(
+            [group.encoder for group in own], looks, memories if site.share else [b""] * len(some), lm.team
+        )
+        waiting += sum(map(len, tokens))
+        for (number, _, _), group, memory in zip(some, own, memories, strict=True):
+            group.memories.append(memory)
+            if len(group.memories) == len(group.lengths):
+                waiting -= sum(group.lengths)
+                yield Coded(group.lengths, tuple(group.memories), writing.pop(number).encoder.finish())
+
+
+class _Group:
+    """A group while it is encoded."""
+
+    def __init__(self, lm: ExactLM, site: Site, group: list[np.ndarray]) -> None:
+        self.lengths = tuple(map(len, group))
+        self.memories: list[bytes] = []
+        self.encoder = corrections.Encoder(lm.steering, site.share)
 
 
 # ---- decoding

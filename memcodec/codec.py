@@ -1,17 +1,19 @@
 """The whole path, each way: bytes -> spans -> chunks -> memories and corrections -> container, and back."""
 
+import io
 import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from memcodec import chunks as work
 from memcodec import container as box
-from memcodec import document, models
-from memcodec.assembly import document_of, parts_of
+from memcodec import document, feed, models
+from memcodec.assembly import Place, container_of, document_of, parts_of, stored
 from memcodec.chunks import Coded
-from memcodec.container import Container, ModelId, Part, Segment, Settings
+from memcodec.container import Container, ModelId, Segment, Settings
 from memcodec.errors import (
     ChecksumError,
     EncodeError,
@@ -20,6 +22,7 @@ from memcodec.errors import (
     ModelMismatchError,
     ModelNotFoundError,
 )
+from memcodec.feed import Block, Cutting
 from memcodec.lm import arithmetic
 from memcodec.lm.compiled import are_kept
 from memcodec.lm.model import ExactLM, find_device
@@ -27,6 +30,7 @@ from memcodec.lm.passes import Piece
 from memcodec.memory import Site
 from memcodec.memory.settings import DEFAULT_BATCH, Context, Prompt, Readout
 from memcodec.progress import ProgressCallback, Reporter
+from memcodec.source import Source
 from memcodec.tokens import ByteTokenizer
 
 Data = bytes | bytearray | memoryview | str
@@ -137,7 +141,7 @@ class Codec:
 
     def encode(
         self,
-        data: Data,
+        data: "Data | BinaryIO | Source",
         *,
         site: Readout | Prompt = Readout(),  # noqa: B008 (frozen)
         chunk_tokens: int = box.DEFAULT_CHUNK_TOKENS,
@@ -146,7 +150,7 @@ class Codec:
         verify: bool = True,
         progress: ProgressCallback | None = None,
     ) -> bytes:
-        """Compress bytes (or text, as UTF-8) to the bytes of a .memz file.
+        """Compress bytes (or text, as UTF-8) to the bytes of a .memz file; a file open for reading, piece by piece.
 
         With the readout site they are the same on every machine with the same zstd; the prompt site fits in floating
         point. site: where memories enter the LM, with its settings; chunk_tokens: 1 to 4096; context: tokens before a
@@ -155,41 +159,48 @@ class Codec:
         compare. Raises EncodeError for settings out of range, and
         where `pure` chunks need corrections, naming them; MachineError where the result does not decode to the input.
         """
-        data = as_bytes(data, "data")
+        source = as_source(data, "data")
         check_settings(site, chunk_tokens, batch, context)
-        found = document.parts(data)
-        stored = box.store(data)
-        if all(isinstance(part, bytes) for part in found):
-            return box.pack(stored)
-        where = self._site(site, chunk_tokens)
-        spans = [self._known(span) for span in document.tokenize(found, self.tokenizer)]
-        plan = self._plan(spans, chunk_tokens, self._context(context, site))
-        lengths = [len(tokens) for group in plan.groups for tokens in group]
-        pure = isinstance(site, Prompt) and site.pure
-        whole = box.pack(stored)
-        if isinstance(site, Prompt) and not pure:
-            _check_worth(site, where, len(lengths), len(whole))
-        stages = _Stages(progress, where.name, min(batch, len(plan.groups)) if verify else 0, lengths)
-        parts = parts_of(spans, plan.runs, self._encode(where, plan, stages.fit()), self.tokenizer, not pure)
-        settings = Settings(where.name, where.fields, chunk_tokens, plan.context)
-        blob = box.pack(box.describe(data, parts, self.model, settings))
-        if pure:
-            _check_pure(parts)
-        elif len(whole) <= len(blob):
-            return whole
+        if not document.has_text(source):
+            return box.pack(stored(source))
+        stages = _Stages(progress, source.size, site, _rows(source.size, chunk_tokens, context, batch, verify))
+        ((_, made),) = self._encode([source], site, chunk_tokens, context, stages.fit())
+        blob = box.pack(made)
+        if isinstance(site, Prompt) and site.pure:
+            _check_pure(made)
+        elif len(whole := box.pack(stored(source))) <= len(blob):
+            blob, verify = whole, False
+        source.check_unchanged()
         if verify:
-            self._verify(blob, data, batch, stages)
+            self._verify(blob, source, batch, stages.verify())
         return blob
 
-    def _known(self, span: document.Span) -> document.Span:
-        """A span of tokens that the LM knows. Raises EncodeError."""
-        if isinstance(span, document.Text) and span.tokens.max() >= self.lm.vocabulary:
-            raise EncodeError(f"{self.name}: its tokenizer has tokens that the model has not")
-        return span
-
-    def _plan(self, spans: list[document.Span], chunk_tokens: int, context: Context) -> work.Plan:
-        runs = [span.tokens for span in spans if isinstance(span, document.Text)]
-        return work.plan(runs, chunk_tokens, context, self.lm.positions - len(self.lm.prefix))
+    def _encode(
+        self, sources: Iterable[Source], site: Readout | Prompt, chunk_tokens: int, context: Context, report: Reporter
+    ) -> Iterator[tuple[Source, Container]]:
+        """The containers of some documents, whose groups are coded in common batches. Raises EncodeError."""
+        where = self._site(site, chunk_tokens)
+        positions = self.lm.positions - len(self.lm.prefix)
+        cutting = Cutting(chunk_tokens, self._context(context, site), positions, self.lm.vocabulary)
+        pure = isinstance(site, Prompt) and site.pure
+        sources = list(sources)
+        alone = len(sources) == 1
+        read = chain.from_iterable(feed.read(source, self.tokenizer, cutting, alone) for source in sources)
+        if isinstance(site, Prompt) and not pure:
+            blocks = feed.Feed(_expected(_worthwhile(read, site, where), report))
+        else:
+            blocks = feed.Feed(_expected(read, report))
+        seen = work.seen(cutting.context, positions)
+        coded = _reported(work.encode(self.lm, where, blocks.groups(), seen, report.ahead), report)
+        parts: list[Segment | Place] = []
+        furthest = 1
+        for block in blocks.blocks():
+            parts += parts_of(block.spans, block.plan.runs, block.start, coded, self.tokenizer, not pure)
+            furthest = max(furthest, block.plan.context)
+            if block.last:
+                settings = Settings(where.name, where.fields, chunk_tokens, furthest)
+                yield block.source, container_of(block.source, parts, self.model, settings)
+                parts, furthest = [], 1
 
     def _site(self, site: Readout | Prompt, chunk_tokens: int) -> Site:
         """What fits memories with these settings. Raises EncodeError."""
@@ -216,20 +227,19 @@ class Codec:
             return 0
         return context
 
-    def _encode(self, site: Site, plan: work.Plan, report: Reporter) -> Iterator[Coded]:
-        for coded in work.encode(self.lm, site, plan.groups, plan.context, report.ahead):
-            report.finish(list(coded.lengths))
-            yield coded
-
-    def _verify(self, blob: bytes, data: bytes, batch: int, stages: "_Stages") -> None:
+    def _verify(self, blob: bytes, source: Source, batch: int, report: Reporter) -> None:
         """Decode what is about to be given out. Raises MachineError."""
+        at = 0
         try:
-            parsed = box.unpack(blob)
-            same = self._decode(parsed, batch, stages.verify([chunk.tokens for chunk in parsed.chunks])) == data
+            for piece in self._decode(box.unpack(blob), batch, report):
+                end = min(at + len(piece), source.size)
+                if source.read(at, end) != piece:
+                    raise MachineError("what was encoded decodes to other bytes here: nothing was written")
+                at = end
         except (FormatError, ChecksumError) as error:
             raise MachineError(f"what was encoded does not decode here ({error}): nothing was written") from error
-        if not same:
-            raise MachineError("what was encoded decodes to other bytes here: nothing was written")
+        if at != source.size:
+            raise MachineError("what was encoded decodes to fewer bytes here: nothing was written")
 
     # ---- decoding
 
@@ -245,19 +255,23 @@ class Codec:
         batch: groups decoded side by side. Raises FormatError, ChecksumError, ModelMismatchError; EncodeError for a
         batch out of range.
         """
-        return self.decode_container(box.unpack(as_bytes(blob, "blob")), batch=batch, progress=progress)
+        parsed = box.unpack(as_bytes(blob, "blob"))
+        return b"".join(self.decode_pieces(parsed, batch=batch, progress=progress))
 
-    def decode_container(
+    def decode_pieces(
         self, parsed: Container, *, batch: int = DEFAULT_BATCH, progress: ProgressCallback | None = None
-    ) -> bytes:
-        """As `decode`, for a file that is unpacked already."""
+    ) -> Iterator[bytes]:
+        """As `decode`, for a file that is unpacked already, piece by piece; the whole is checked behind the last one.
+
+        So what was given out counts only when the end was reached without an error.
+        """
         if batch < 1:
             raise EncodeError(f"batch {batch}: give 1 or more groups")
-        report = Reporter(progress, "decode", [chunk.tokens for chunk in parsed.chunks], 0, 1)
-        return self._decode(parsed, batch, report)
+        return self._decode(parsed, batch, Reporter(progress, "decode", parsed.size, 0, 1))
 
-    def _decode(self, parsed: Container, batch: int, report: Reporter) -> bytes:
+    def _decode(self, parsed: Container, batch: int, report: Reporter) -> Iterator[bytes]:
         written: Iterator[np.ndarray] = iter(())
+        report.expect([chunk.tokens for chunk in parsed.chunks], parsed.size)
         if parsed.settings is not None:
             self.check(parsed)
             coded = [Coded.of(group) for group in parsed.groups]
@@ -325,13 +339,15 @@ class Codec:
         """
         check_settings(Readout(), chunk_tokens, 1, context)
         self._check_chunk_tokens(chunk_tokens, 0)
-        spans = list(document.split(as_bytes(data, "data"), self.tokenizer))
-        total = float(sum(document.zstd_size(span.data) for span in spans if isinstance(span, document.Stored)))
-        plan = self._plan(spans, chunk_tokens, context)
-        for group in plan.groups:
-            tokens = np.concatenate(group)
-            for w in work.windows(len(tokens), plan.context):
-                total += float(self.token_bits(tokens[w.start : w.last], w.first - w.start).sum()) / 8
+        positions = self.lm.positions - len(self.lm.prefix)
+        cutting = Cutting(chunk_tokens, context, positions, self.lm.vocabulary)
+        total = 0.0
+        for block in feed.read(as_source(data, "data"), self.tokenizer, cutting):
+            total += sum(document.zstd_size(span.data) for span in block.spans if isinstance(span, document.Stored))
+            for group in block.plan.groups:
+                tokens = np.concatenate(group)
+                for w in work.windows(len(tokens), work.seen(context, positions)):
+                    total += float(self.token_bits(tokens[w.start : w.last], w.first - w.start).sum()) / 8
         return total
 
     def token_bits(self, tokens: np.ndarray, skip: int = 0) -> np.ndarray:
@@ -368,11 +384,18 @@ def as_bytes(data: Any, name: str) -> bytes:
         raise TypeError(f"{name}: give bytes, anything bytes-like, or str, not {type(data).__name__}") from None
 
 
-def without_model(data: bytes) -> bytes | None:
+def as_source(data: Any, name: str) -> Source:
+    """What can be read in pieces, of anything bytes-like, text, or a file open for reading. Raises as `as_bytes`."""
+    if isinstance(data, Source):
+        return data
+    if isinstance(data, io.TextIOBase):
+        raise TypeError(f"{name}: the file is open for text: open it with mode 'rb'")
+    return Source(data) if hasattr(data, "read") else Source.of(as_bytes(data, name))
+
+
+def without_model(source: Source) -> bytes | None:
     """The file of a document that no LM is needed for; None where there is text."""
-    if any(isinstance(part, str) for part in document.parts(data)):
-        return None
-    return box.pack(box.store(data))
+    return None if document.has_text(source) else box.pack(stored(source))
 
 
 def check_settings(site: Readout | Prompt, chunk_tokens: int, batch: int, context: Context = "auto") -> None:
@@ -392,40 +415,66 @@ def check_settings(site: Readout | Prompt, chunk_tokens: int, batch: int, contex
         raise EncodeError(f"context {context!r}: give auto, max, or 0 to {box.MAX_CONTEXT:,} tokens")
 
 
+def _rows(size: int, chunk_tokens: int, context: Context, batch: int, verify: bool) -> int:
+    """About how many groups of a document are verified side by side; 0: none are."""
+    tokens = size // 4 + 1
+    group = work.GROUP_CONTEXTS * context if isinstance(context, int) else tokens
+    if context in ("auto", 0):
+        group = chunk_tokens if context == 0 or tokens < work.AUTO_GROUPS * chunk_tokens else work.AUTO_TOKENS
+    return min(batch, -(-tokens // group)) if verify else 0
+
+
 class _Stages:
     """Which part of an encoder's time goes into which stage."""
 
-    def __init__(self, callback: ProgressCallback | None, site: str, rows: int, lengths: list[int]) -> None:
+    def __init__(self, callback: ProgressCallback | None, size: int, site: Readout | Prompt, rows: int) -> None:
         """rows: groups that are verified side by side; 0, none."""
         self._callback = callback
-        self._lengths = lengths
-        self._border = _FIT_TIME[site] / (_FIT_TIME[site] + 1 + _ALONE / rows) if rows else 1.0
+        self._size = size
+        own = _FIT_TIME["readout" if isinstance(site, Readout) else "prompt"]
+        self._border = own / (own + 1 + _ALONE / rows) if rows else 1.0
 
     def fit(self) -> Reporter:
         """Of fitting all chunks."""
-        return Reporter(self._callback, "fit", self._lengths, 0, self._border)
+        return Reporter(self._callback, "fit", self._size, 0, self._border)
 
-    def verify(self, lengths: list[int]) -> Reporter:
+    def verify(self) -> Reporter:
         """Of decoding those that were not stored."""
-        return Reporter(self._callback, "verify", lengths, self._border, 1)
+        return Reporter(self._callback, "verify", self._size, self._border, 1)
 
 
-def _check_worth(settings: Prompt, site: Site, chunks: int, stored: int) -> None:
+def _expected(blocks: Iterable[Block], report: Reporter) -> Iterator[Block]:
+    for block in blocks:
+        report.expect(block.lengths, block.size)
+        yield block
+
+
+def _reported(coded: Iterable[Coded], report: Reporter) -> Iterator[Coded]:
+    for group in coded:
+        report.finish(list(group.lengths))
+        yield group
+
+
+def _worthwhile(blocks: Iterable[Block], settings: Prompt, site: Site) -> Iterator[Block]:
     """Raise EncodeError where vectors alone are larger than the file that stores all: a fit would be for nothing."""
     from memcodec.memory.prompt import vector_bytes
 
     bits, dimensions = site.fields
     size = (settings.vectors or 1) * vector_bytes(dimensions, bits)
-    if chunks and chunks * size >= stored:
-        raise EncodeError(
-            f"{chunks} chunks with {size:,} bytes of vectors each: stored, the file has {stored:,} bytes; use --pure "
-            "for vectors whatever their size, fewer --bits, or longer chunks"
-        )
+    chunks = 0
+    for block in blocks:
+        chunks += len(block.lengths)
+        if chunks and chunks * size >= (whole := len(box.pack(stored(block.source)))):
+            raise EncodeError(
+                f"{chunks} chunks with {size:,} bytes of vectors each: stored, the file has {whole:,} bytes; use "
+                "--pure for vectors whatever their size, fewer --bits, or longer chunks"
+            )
+        yield block
 
 
-def _check_pure(parts: list[Part]) -> None:
+def _check_pure(made: Container) -> None:
     """Raise EncodeError where a chunk has corrections."""
-    chunks = [part for part in parts if isinstance(part, Segment)]  # one each
+    chunks = made.segments  # one each
     failed = [str(n) for n, chunk in enumerate(chunks) if chunk.corrections]
     if failed:
         more = ", ..." if len(failed) > 10 else ""

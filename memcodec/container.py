@@ -5,11 +5,10 @@ where they are too few for a tensor of their own. Knows bytes and lengths, nothi
 inverses; `unpack` trusts nothing that it reads, and copies little.
 """
 
-import hashlib
 import json
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import zstandard
@@ -98,17 +97,34 @@ class StoredSpan:
     @classmethod
     def of(cls, data: bytes) -> "StoredSpan":
         """Store some bytes, as small as zstd makes them."""
-        method, packed = compress(data)
-        return cls(len(data), method, packed, zlib.crc32(data))
+        return cls.of_pieces(lambda: [data], len(data))
+
+    @classmethod
+    def of_pieces(cls, pieces: Callable[[], Iterable[bytes]], size: int) -> "StoredSpan":
+        """The same for so many bytes in pieces, which are asked for up to three times."""
+        method, packed = compress(pieces, size)
+        checksum = 0
+        for piece in pieces():
+            checksum = zlib.crc32(piece, checksum)
+        return cls(size, method, packed, checksum)
+
+    def pieces(self) -> Iterator[bytes]:
+        """The bytes, in pieces. Raises FormatError or ChecksumError, at their end where nothing is wrong before."""
+        size = checksum = 0
+        for piece in _slices(self.packed) if self.method == _RAW else _expand(self.packed, self.size):
+            size += len(piece)
+            if size > self.size:
+                break
+            checksum = zlib.crc32(piece, checksum)
+            yield piece
+        if size != self.size:
+            raise FormatError("damaged stored span: not the length that the index says")
+        if checksum != self.checksum:
+            raise ChecksumError("damaged file: a stored span does not match its checksum")
 
     def read(self) -> bytes:
         """The bytes. Raises FormatError or ChecksumError; memory follows what is really there."""
-        data = bytes(self.packed) if self.method == _RAW else _expand(self.packed, self.size)
-        if len(data) != self.size:
-            raise FormatError("damaged stored span: not the length that the index says")
-        if zlib.crc32(data) != self.checksum:
-            raise ChecksumError("damaged file: a stored span does not match its checksum")
-        return data
+        return b"".join(self.pieces())
 
 
 Part = Segment | StoredSpan
@@ -146,11 +162,6 @@ class Container:
         return [Group(tuple(chunks), corrections) for chunks, corrections in found]
 
 
-def document_hash(data: bytes) -> bytes:
-    """What a file keeps of the SHA-256 of its document."""
-    return hashlib.sha256(data).digest()[:HASH_BYTES]
-
-
 def chunk_checksum(data: bytes) -> int:
     """What a file keeps of a chunk's CRC-32: the lowest 8 bits."""
     return zlib.crc32(data) & 0xFF
@@ -162,45 +173,58 @@ def lengths(tokens: int, chunk_tokens: int) -> list[int]:
     return [tokens // count + (i < tokens % count) for i in range(count)]
 
 
-def compress(data: bytes) -> tuple[int, bytes]:
-    """Method and bytes of a stored span: zstd -19 (-12 from 16 MiB on), or raw where that is no smaller."""
-    large = len(data) >= _ZSTD_LARGE
-    if len(data) >= 1 << 18:  # a quick look, far back too: -19 would look for seconds at what has nothing to find
+def compress(pieces: Callable[[], Iterable[bytes]], size: int) -> tuple[int, bytes]:
+    """Method and bytes of a stored span: zstd -19 (-12 from 16 MiB on), or raw where that is no smaller.
+
+    pieces: gives the span's `size` bytes, piece by piece, as often as it is asked.
+    """
+    large = size >= _ZSTD_LARGE
+    if size >= 1 << 18:  # a quick look, far back too: -19 would look for seconds at what has nothing to find
         quick = zstandard.ZstdCompressionParameters.from_level(1, window_log=_ZSTD_WINDOW, enable_ldm=True)
-        if len(zstandard.ZstdCompressor(compression_params=quick).compress(data)) > 0.995 * len(data):
-            return _RAW, data
+        if sum(map(len, _frame(zstandard.ZstdCompressor(compression_params=quick), pieces, size))) > 0.995 * size:
+            return _RAW, b"".join(pieces())
     level, threads = (_ZSTD_FAST_LEVEL, -1) if large else (_ZSTD_LEVEL, 0)
-    frame = zstandard.ZstdCompressor(level=level, threads=threads, write_content_size=False).compress(data)
-    return (_ZSTD, frame) if len(frame) < len(data) else (_RAW, data)
+    compressor = zstandard.ZstdCompressor(level=level, threads=threads, write_content_size=False)
+    frame = b"".join(_frame(compressor, pieces, size))
+    return (_ZSTD, frame) if len(frame) < size else (_RAW, b"".join(pieces()))
 
 
-def _expand(frame: bytes | memoryview, expected: int) -> bytes:
-    pieces, total = [], 0
+def _frame(compressor: zstandard.ZstdCompressor, pieces: Callable[[], Iterable[bytes]], size: int) -> Iterator[bytes]:
+    stream = compressor.compressobj(size=size)
+    for piece in pieces():
+        yield stream.compress(piece)
+    yield stream.flush()
+
+
+_PIECE = 1 << 20
+
+
+def _slices(data: bytes | memoryview) -> Iterator[bytes]:
+    for start in range(0, len(data), _PIECE):
+        yield bytes(data[start : start + _PIECE])
+
+
+def _expand(frame: bytes | memoryview, expected: int) -> Iterator[bytes]:
+    total = 0
     try:
         reader = zstandard.ZstdDecompressor(max_window_size=1 << _ZSTD_WINDOW).stream_reader(frame)
-        while piece := reader.read(min(1 << 20, expected + 1 - total)):  # never more than one byte too many
-            pieces.append(piece)
+        while piece := reader.read(min(_PIECE, expected + 1 - total)):  # never more than one byte too many
+            yield piece
             total += len(piece)
-            if total > expected:
-                break
     except zstandard.ZstdError as error:
         raise FormatError("damaged stored span: zstd does not read it") from error
-    return b"".join(pieces)
 
 
 # ---- writing
 
 
-def describe(data: bytes, parts: list[Part], model: ModelId | None, settings: Settings | None) -> Container:
-    """The container of a document; the model is left out where no chunk needs it."""
+def describe(
+    size: int, sha256: bytes, parts: list[Part], model: ModelId | None = None, settings: Settings | None = None
+) -> Container:
+    """The container of a document; the model is left out where no chunk needs it. sha256: the bytes that are kept."""
     if not any(isinstance(part, Segment) for part in parts):
         model = settings = None
-    return Container(len(data), document_hash(data), parts, model, settings)
-
-
-def store(data: bytes) -> Container:
-    """A container that stores everything and needs no model."""
-    return describe(data, [StoredSpan.of(data)] if data else [], None, None)
+    return Container(size, sha256, parts, model, settings)
 
 
 def pack(container: Container) -> bytes:

@@ -1,4 +1,7 @@
-"""A document as spans: text that the LM will carry, as tokens, and bytes that are stored."""
+"""A document as spans: text that the LM will carry, as tokens, and bytes that are stored.
+
+It is read in blocks, each of which is split by itself, so that memory does not follow its size.
+"""
 
 import re
 from collections.abc import Iterator
@@ -8,7 +11,10 @@ from itertools import chain
 import numpy as np
 import zstandard
 
+from memcodec.source import Source
 from memcodec.tokens import ByteTokenizer
+
+BLOCK_BYTES = 1 << 20  # of a document that are tokenized at one time
 
 PIECE_CHARACTERS = 1 << 16  # text is tokenized in pieces of this size, to bound the tokenizer's memory
 MIN_TEXT_BYTES = 160  # text shorter than this between stored bytes is stored with them: a span costs ~20 bytes
@@ -16,9 +22,32 @@ MAX_ZSTD_RATIO = 20  # zstd does better than this: the LM, at 5 bytes a chunk an
 MAX_LOSS = 0.1  # share of bytes that are not UTF-8, above which a document is binary
 MAX_CONTROLS = 0.05  # share of characters that only binary data has, above which it is binary too
 
-_LOOK = 1 << 20  # bytes that are looked at at one time
 _LONE = re.compile("[\ud800-\udfff]+")  # bytes that are not UTF-8, as "surrogateescape" has them
 _CONTROLS = bytes(set(range(32)) - set(b"\t\n\r\f\x1b\b")) + b"\x7f"
+
+
+def blocks(source: Source) -> Iterator[bytes]:
+    """The document in pieces of about BLOCK_BYTES, cut behind a line or, where those are long, a character."""
+    at = 0
+    while at < source.size:
+        block = source.read(at, min(at + BLOCK_BYTES, source.size))
+        if at + len(block) < source.size:
+            line = block.rfind(b"\n", len(block) - _LINE) + 1
+            block = block[: line or _whole_characters(block)]
+        yield block
+        at += len(block)
+
+
+_LINE = 1 << 12
+
+
+def _whole_characters(block: bytes) -> int:
+    """Bytes of a block without those of a character that is cut at its end."""
+    for back in range(1, 4):
+        if block[-back] & 0xC0 != 0x80:  # the first byte of a character
+            length = 2 + (block[-back] >= 0xE0) + (block[-back] >= 0xF0) if block[-back] >= 0xC0 else 1
+            return len(block) - back if length > back else len(block)
+    return len(block)
 
 
 @dataclass(frozen=True)
@@ -43,18 +72,23 @@ def zstd_size(data: bytes, level: int = 19) -> int:
     return len(zstandard.ZstdCompressor(level=level).compress(data))
 
 
+def has_text(source: Source) -> bool:
+    """Whether an LM is needed; needs no tokenizer."""
+    return any(isinstance(part, str) for block in blocks(source) for part in parts(block))
+
+
 def parts(data: bytes) -> list[str | bytes]:
-    """Runs of text and what is between them, in order; needs no tokenizer."""
+    """Runs of text of a block and what is between them, in order; needs no tokenizer."""
     return list(_parts(data))
 
 
 def split(data: bytes, tokenizer: ByteTokenizer) -> list[Span]:
-    """Split a document into spans, in order; neighbours are of different kinds. Restores to `data` exactly."""
+    """Split a block into spans, in order; neighbours are of different kinds. Restores to `data` exactly."""
     return tokenize(parts(data), tokenizer)
 
 
 def tokenize(found: list[str | bytes], tokenizer: ByteTokenizer) -> list[Span]:
-    """The spans of a document's `parts`."""
+    """The spans of a block's `parts`."""
     spans: list[Span] = []
     for part in found:
         spans += [Stored(part)] if isinstance(part, bytes) else _exactly(part, tokenizer)
@@ -88,11 +122,8 @@ def _parts(data: bytes) -> Iterator[str | bytes]:
 
 
 def _is_binary(data: bytes) -> bool:
-    controls = lost = 0
-    for start in range(0, len(data), _LOOK):  # a character cut by the end of a look counts as lost, which is rare
-        piece = data[start : start + _LOOK]
-        controls += len(piece) - len(piece.translate(None, _CONTROLS))
-        lost += len(piece) - len(piece.decode("utf-8", "ignore").encode())
+    controls = len(data) - len(data.translate(None, _CONTROLS))
+    lost = len(data) - len(data.decode("utf-8", "ignore").encode())
     return controls > MAX_CONTROLS * len(data) or lost > MAX_LOSS * len(data)
 
 

@@ -38,6 +38,7 @@ from transformers import (  # noqa: E402
     Qwen3ForCausalLM,
 )
 
+from memcodec import container  # noqa: E402
 from memcodec.codec import Codec  # noqa: E402
 
 hypothesis.settings.register_profile("memcodec", deadline=None)  # the first call of a kernel compiles it
@@ -130,6 +131,13 @@ def llama_folder(tiny_folders: Callable[[str], Path]) -> Path:
 def gpt2_folder(tiny_folders: Callable[[str], Path]) -> Path:
     """A GPT-2 of two layers, with learned position embeddings, taught a few lines, as a model folder."""
     return tiny_folders("gpt2")
+
+
+def store_nothing(patch: pytest.MonkeyPatch) -> None:
+    """All text is carried by the LM, though zstd might be smaller."""
+    patch.setattr("memcodec.assembly._store_losers", lambda run: [piece.segment for piece in run])
+    large = [container.StoredSpan(1, 0, bytes(1 << 17), 0)]
+    patch.setattr("memcodec.codec.stored", lambda source: container.describe(source.size, bytes(16), list(large)))
 
 
 def random_codec(model: torch.nn.Module, folder: Path) -> Codec:

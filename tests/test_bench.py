@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 import memcodec.codec
 from memcodec import chunks as work
-from memcodec import container, document
+from memcodec import document
 from memcodec.bench import comparison, measure, rivals, table
 from memcodec.bench.comparison import BOUND, CONTEXT_BOUND, Bench, Row, Text, break_even, worth
 from memcodec.bench.results import Store
@@ -24,6 +24,7 @@ from memcodec.codec import Codec
 from memcodec.coding import corrections
 from memcodec.memory.settings import Readout
 from memcodec_cli import main
+from tests.conftest import store_nothing
 
 STORY = ("She sells sea shells by the sea shore, the shells she sells are sea shells. " * 14).encode()
 
@@ -31,9 +32,8 @@ STORY = ("She sells sea shells by the sea shore, the shells she sells are sea sh
 @pytest.fixture(autouse=True)
 def never_stored(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks stay chunks, though zstd would beat the tiny LM."""
+    store_nothing(monkeypatch)
     monkeypatch.setattr(document, "zstd_size", lambda data, level=19: 2 * len(data))
-    nothing = container.StoredSpan(0, 0, bytes(100_000), 0)
-    monkeypatch.setattr(container, "store", lambda data: container.Container(0, bytes(16), [nothing]))
 
 
 @pytest.fixture

@@ -23,14 +23,16 @@ from click.testing import CliRunner, Result
 
 import memcodec
 from memcodec import Prompt, Readout, container, models
+from memcodec.assembly import stored
 from memcodec.codec import Codec
 from memcodec.memory.settings import Context
+from memcodec.source import Source
 from memcodec_cli import main
 from memcodec_cli.progress import Bars
 
 from .conftest import TEXT
 
-RESULT = container.pack(container.store(b"stored " * 400))  # a .memz file that needs no model
+RESULT = container.pack(stored(Source.of(b"stored " * 400)))  # a .memz file that needs no model
 PROGRAM = [sys.executable, "-m", "memcodec_cli"]
 
 Run = Callable[..., Result]
@@ -123,8 +125,8 @@ def test_every_option_reaches_the_codec(
     seen: dict[str, object] = {}
 
     class Spy:
-        def encode(self, data: bytes, **settings: object) -> bytes:
-            seen.update(settings, data=data)
+        def encode(self, data: Source, **settings: object) -> bytes:
+            seen.update(settings, data=data.read(0, data.size))
             return RESULT
 
     def load(model: str, *, device: str, threads: int | None, progress: object) -> Spy:
@@ -327,11 +329,11 @@ def test_inputs_that_cannot_be_read(run: Run, command: list[str]) -> None:
 
 
 def test_an_input_without_permission(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def read_bytes(path: Path) -> bytes:
+    def refuse(path: Path, mode: str) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
     Path("a").write_text("x")
-    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    monkeypatch.setattr(Path, "open", refuse)
     assert refused(run("compress", "a")) == "memcodec: error: a: permission denied\n"
 
 

@@ -39,9 +39,10 @@ from memcodec.memory.prompt import PromptSite
 from memcodec.memory.readout import ReadoutSite, share_steps
 from memcodec.memory.settings import Context
 from memcodec.progress import Progress
+from memcodec.source import Source
 
 from . import second
-from .conftest import TEXT
+from .conftest import TEXT, store_nothing
 from .reference import Reference
 
 QUICK = Readout(effort=128)
@@ -160,10 +161,7 @@ def all_by_the_lm(
 ) -> bytes:
     """A file whose chunks are all carried by the LM, though zstd might be smaller."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("memcodec.assembly._store_losers", lambda run: [segment for segment, _ in run])
-        patch.setattr(
-            box, "store", lambda data: box.describe(data, [box.StoredSpan(len(data), 0, bytes(1 << 16), 0)], None, None)
-        )
+        store_nothing(patch)
         return codec.encode(text, site=Readout(share, 128), chunk_tokens=chunk_tokens, context=context)
 
 
@@ -284,13 +282,10 @@ def test_a_decoder_written_from_the_page_agrees(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With a stored span in between, and with all of the logits computed in plain integers."""
-    monkeypatch.setattr("memcodec.assembly._store_losers", lambda run: [segment for segment, _ in run])
-    monkeypatch.setattr(codecs, "_check_worth", lambda *_: None)
+    store_nothing(monkeypatch)
     codec = Codec.load(str(tiny_folders(kind)), device="cpu")
     weights, _ = models.load_exact(models.ModelFolder(kind, tiny_folders(kind)))
     data = TEXT[:180].encode() + bytes(range(128, 150)) + "Niemand hat das je gewußt, außer uns dreien.\n".encode() * 4
-    stored = box.store(data)
-    monkeypatch.setattr(box, "store", lambda _: replace(stored, parts=[box.StoredSpan(9999, 0, bytes(9999), 0)]))
     blob = codec.encode(data, site=site, chunk_tokens=size, context=context)
     parsed = box.unpack(blob)
     assert len(parsed.chunks) >= 4 and len(parsed.parts) > len(parsed.segments)
@@ -367,7 +362,7 @@ def test_a_changed_memory_or_correction_is_noticed(tiny: Codec) -> None:
 
 
 def test_a_wrong_hash_of_the_whole_is_noticed(tiny: Codec) -> None:
-    stored = box.store(b"stored")
+    stored = codecs.stored(Source.of(b"stored"))
     with pytest.raises(ChecksumError, match="SHA-256"):
         tiny.decode(box.pack(replace(stored, sha256=bytes(16))))
     parsed = box.unpack(tiny.encode(LINES, site=QUICK))

@@ -18,7 +18,7 @@ from transformers import (
     OPTForCausalLM,
 )
 
-from memcodec import ChecksumError, EncodeError, FormatError, ModelMismatchError, chunks, codec, container, inspect
+from memcodec import ChecksumError, EncodeError, FormatError, ModelMismatchError, chunks, container, inspect
 from memcodec.codec import Codec
 from memcodec.errors import ModelNotFoundError
 from memcodec.memory import fitting as fits
@@ -27,7 +27,7 @@ from memcodec.memory.embedding import MemoryEmbedding
 from memcodec.memory.settings import Prompt
 from memcodec.progress import Progress
 from memcodec_cli import main as cli
-from tests.conftest import TEXT, random_codec
+from tests.conftest import TEXT, random_codec, store_nothing
 
 SHORT = TEXT[4:60]
 FITTING = Prompt(vectors=2, bits=8, steps=300)
@@ -58,10 +58,7 @@ def opt(tmp_path_factory: pytest.TempPathFactory) -> Codec:
 def blob(tiny: Codec) -> bytes:
     """A file of several chunks, with corrections, and with different numbers of vectors."""
     with pytest.MonkeyPatch.context() as patch:  # whatever zstd would make of so short a text
-        patch.setattr("memcodec.assembly._store_losers", lambda run: [segment for segment, _ in run])
-        patch.setattr(codec, "_check_worth", lambda *_: None)
-        nothing = container.StoredSpan(len(TEXT.encode()) * 2, 0, bytes(1 << 16), 0)
-        patch.setattr(container, "store", lambda data: container.describe(data, [nothing], None, None))
+        store_nothing(patch)
         return tiny.encode(TEXT * 2, site=Prompt(None, 1, 3), chunk_tokens=60)
 
 
@@ -308,10 +305,7 @@ def test_positions_of_the_exact_lm_bound_a_fit(
     data = narrow.tokenizer.decode(narrow.tokenizer.encode(TEXT)[:longest])
     used = Prompt(None, 16, 1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("memcodec.assembly._store_losers", lambda run: [segment for segment, _ in run])
-        patch.setattr(codec, "_check_worth", lambda *_: None)
-        nothing = container.StoredSpan(1 << 16, 0, bytes(1 << 16), 0)
-        patch.setattr(container, "store", lambda data: container.describe(data, [nothing], None, None))
+        store_nothing(patch)
         blob = narrow.encode(data, site=used, chunk_tokens=longest)
     assert narrow.decode(blob) == data and [c.tokens for c in container.unpack(blob).chunks] == [longest]
 

@@ -1,0 +1,97 @@
+"""Memory over time of long jobs: a curve that does not rise with what is done.
+
+    python benchmarks/memory.py [--bytes N] [--model M] [--out FOLDER]
+
+Compresses (with verification) and decompresses the first N bytes of the benchmark's texts, one after the other and over
+again, as commands of their own, and looks at their resident memory twice a second. Writes memory.json and memory.md to
+--out.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import corpora
+
+from memcodec.bench.results import machine, today
+from memcodec.models import DEFAULT_MODEL
+
+INTERVAL = 0.5  # seconds
+PARTS = 8  # of the time, whose highest memory is shown
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bytes", type=int, default=1 << 20)
+    parser.add_argument("--model", default=DEFAULT_MODEL)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        data = text(options.bytes)
+        (work / "text").write_bytes(data)
+        compress = watch([*"compress -q text --model".split(), options.model], work)
+        size = (work / "text.memz").stat().st_size
+        decompress = watch([*"decompress -q text.memz -o back --model".split(), options.model], work)
+        if (work / "back").read_bytes() != data:
+            sys.exit("memory: error: does not decode to its input")
+    found: dict[str, Any] = {
+        "date": today(), "machine": machine(), "model": options.model, "bytes": len(data), "file_bytes": size,
+        "interval": INTERVAL, "compress": compress, "decompress": decompress,
+    }  # fmt: skip
+    (options.out / "memory.json").write_text(json.dumps(found) + "\n")
+    (options.out / "memory.md").write_text(render(found))
+    print(render(found))
+
+
+def text(size: int) -> bytes:
+    """So many bytes."""
+    found = b""
+    for corpus in cycle(corpora.CORPORA):
+        found += corpora.contents(corpus)
+        if len(found) >= size:
+            return found[:size]
+    raise AssertionError
+
+
+def watch(command: list[str], folder: Path) -> list[int]:
+    """Resident bytes of a command, over time."""
+    process = subprocess.Popen([sys.executable, "-m", "memcodec_cli", *command], cwd=folder)
+    found = []
+    status = Path(f"/proc/{process.pid}/status")
+    while process.poll() is None:
+        lines = [line for line in status.read_text().splitlines() if line.startswith("VmRSS")]
+        found += [int(line.split()[1]) * 1024 for line in lines]
+        time.sleep(INTERVAL)
+    if process.returncode:
+        sys.exit(f"memory: error: {' '.join(command)} failed")
+    return found
+
+
+def render(found: dict[str, Any]) -> str:
+    """As Markdown."""
+    about = found["machine"]
+    lines = [
+        f"{found['date']}, {about['processor']}, {found['bytes']:,} bytes, {found['file_bytes']:,} compressed.",
+        "",
+    ]
+    lines += [f"| highest MB, by eighths of the time | s |{' |' * PARTS}", f"| --- | ---: |{' ---: |' * PARTS}"]
+    for what in ("compress", "decompress"):
+        samples = found[what]
+        ends = [len(samples) * i // PARTS for i in range(PARTS + 1)]
+        highest = [max(samples[a:b], default=0) / 1e6 for a, b in zip(ends[:-1], ends[1:], strict=True)]
+        cells = " | ".join(f"{n:.0f}" for n in highest)
+        lines.append(f"| {what} | {len(samples) * found['interval']:.0f} | {cells} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
