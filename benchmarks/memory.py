@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from itertools import cycle
+from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,9 @@ def main() -> None:
         work = Path(name)
         data = text(options.bytes)
         (work / "text").write_bytes(data)
-        compress = watch([*"compress -q text --model".split(), options.model], work)
+        compress = watch([*["compress", "-q", "text", "--model"], options.model], work)
         size = (work / "text.memz").stat().st_size
-        decompress = watch([*"decompress -q text.memz -o back --model".split(), options.model], work)
+        decompress = watch([*["decompress", "-q", "text.memz", "-o", "back", "--model"], options.model], work)
         if (work / "back").read_bytes() != data:
             sys.exit("memory: error: does not decode to its input")
     found: dict[str, Any] = {
@@ -87,7 +87,7 @@ def render(found: dict[str, Any]) -> str:
     for what in ("compress", "decompress"):
         samples = found[what]
         ends = [len(samples) * i // PARTS for i in range(PARTS + 1)]
-        highest = [max(samples[a:b], default=0) / 1e6 for a, b in zip(ends[:-1], ends[1:], strict=True)]
+        highest = [max(samples[a:b], default=0) / 1e6 for a, b in pairwise(ends)]
         cells = " | ".join(f"{n:.0f}" for n in highest)
         lines.append(f"| {what} | {len(samples) * found['interval']:.0f} | {cells} |")
     return "\n".join(lines) + "\n"
