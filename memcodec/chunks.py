@@ -131,7 +131,7 @@ def windows(tokens: int, context: int) -> Iterator[Window]:
         start, first = last - context // 2, last
 
 
-# ---- encoding
+# ---- what the LM says
 
 
 def look(
@@ -160,55 +160,68 @@ def look(
 
 def _look_side_by_side(lm: ExactLM, batch: list[tuple[list[np.ndarray], np.ndarray | None]]) -> Iterator[Look]:
     """Groups that fit a pass together."""
-    pieces = [_piece(lm, slot, given, np.concatenate(chunks)[:-1]) for slot, (chunks, given) in enumerate(batch)]
+    pieces = [_piece(slot, given, np.concatenate(chunks)[:-1]) for slot, (chunks, given) in enumerate(batch)]
     counts = [len(piece.tokens) for piece in pieces]
-    sequences = lm.sequences(len(batch), max(counts), sum(counts))
-    sequences.forward(pieces)
-    end = 0
+    sequences = lm.begun(len(batch), len(lm.prefix) + max(counts), sum(counts))
+    if any(counts):
+        sequences.forward([piece for piece in pieces if len(piece.tokens)])
+    begin = 0  # rows of the groups before
     for (chunks, given), count in zip(batch, counts, strict=True):
-        end += count
-        row = end - sum(map(len, chunks))
-        first = row if given is None else row - LATE
+        row = begin - 1 + (0 if given is None else len(given))  # that a chunk's first token follows
+        early = -row if given is None and lm.is_cold else LATE
         for tokens in chunks:
             found = Look.empty(tokens, lm.vocabulary)
-            for start in range(0, len(tokens), HEAD_ROWS):
-                at = row + start
-                logits = sequences.logits(slice(at, at + min(HEAD_ROWS, len(tokens) - start)))
-                found.fill(start, logits, lm.vocabulary, lm.team, at - first)
+            done = 0
+            while done < len(tokens):
+                at = row + done
+                if at < begin:
+                    n, logits = 1, lm.start.logits[None].copy()
+                else:
+                    n = min(HEAD_ROWS, len(tokens) - done)
+                    logits = sequences.logits(slice(at, at + n))
+                found.fill(done, logits, lm.vocabulary, lm.team, at + early)
+                done += n
             row += len(tokens)
             yield found
+        begin += count
 
 
 def _look_along(lm: ExactLM, chunks: list[np.ndarray], context: int, vectors: np.ndarray | None) -> Iterator[Look]:
     """One group, in passes one behind the other, in windows where it is longer than the context."""
     tokens = np.concatenate(chunks)
-    given, early = (0, 0) if vectors is None else (len(vectors), LATE)
-    sequences = lm.sequences(1, len(lm.prefix) + given + min(len(tokens), context), PASS_ROWS)
+    early = 0 if vectors is None and lm.is_cold else LATE
+    given = 0 if vectors is None else len(vectors)
+    sequences = lm.begun(1, len(lm.prefix) + given + min(len(tokens), context), PASS_ROWS)
     waiting = iter(chunks)
-    found, filled = Look.empty(next(waiting), lm.vocabulary), 0
+    found, filled, done = Look.empty(next(waiting), lm.vocabulary), 0, 0
     for window in windows(len(tokens), context):
         sequences.restart()
-        whole = _piece(lm, 0, vectors if not window.first else None, tokens[window.start : window.last - 1])
-        first = len(whole.tokens) - (window.last - window.first)  # the position that the token `first` follows
-        for start in range(0, len(whole.tokens), PASS_ROWS):
-            part = whole.tokens[start : start + PASS_ROWS]
-            sequences.forward([Piece(0, part, whole.vectors)])
-            at = max(first, start)
-            while at < start + len(part):
-                n = min(HEAD_ROWS, start + len(part) - at, len(found.tokens) - filled)
-                logits = sequences.logits(slice(at - start, at - start + n))
-                found.fill(filled, logits, lm.vocabulary, lm.team, window.first + at - first + early)
-                at, filled = at + n, filled + n
+        whole = _piece(0, vectors if not window.first else None, tokens[window.start : window.last - 1])
+        at = len(whole.tokens) - (window.last - window.first)  # the position that the token `first` follows
+        for start in range(-PASS_ROWS if at < 0 else 0, len(whole.tokens), PASS_ROWS):
+            end = min(start + PASS_ROWS, len(whole.tokens))
+            if start < 0:
+                end = 0
+            else:
+                sequences.forward([Piece(0, whole.tokens[start:end], whole.vectors)])
+            while at < end:
+                n = min(HEAD_ROWS, end - at, len(found.tokens) - filled)
+                logits = lm.start.logits[None].copy() if at < 0 else sequences.logits(slice(at - start, at - start + n))
+                found.fill(filled, logits, lm.vocabulary, lm.team, done + early)
+                at, filled, done = at + n, filled + n, done + n
                 if filled == len(found.tokens):
                     yield found
                     found, filled = Look.empty(next(waiting, _NOTHING), lm.vocabulary), 0
 
 
-def _piece(lm: ExactLM, slot: int, vectors: np.ndarray | None, tokens: np.ndarray) -> Piece:
-    """The start of a sequence: the prefix, vectors, tokens."""
+def _piece(slot: int, vectors: np.ndarray | None, tokens: np.ndarray) -> Piece:
+    """The start of a sequence, behind the prefix: vectors, tokens."""
     if vectors is None:
-        return Piece(slot, np.concatenate([lm.prefix, tokens]))
-    return Piece(slot, np.concatenate([lm.prefix, -1 - np.arange(len(vectors)), tokens]), vectors)
+        return Piece(slot, tokens)
+    return Piece(slot, np.concatenate([-1 - np.arange(len(vectors)), tokens]), vectors)
+
+
+# ---- encoding
 
 
 def encode(
@@ -273,10 +286,11 @@ def decode(
     order = sorted(range(len(batch)), key=lambda i: -batch[i].tokens)
     rows = [batch[i] for i in order]
     vectors = [site.vectors(row.memories[0]) for row in rows]
-    before = [len(lm.prefix) + (0 if given is None else len(given)) for given in vectors]
-    positions = max(n + min(row.tokens, context) for n, row in zip(before, rows, strict=True))
-    sequences = lm.sequences(len(rows), positions, max(sum(before), PASS_ROWS, len(rows)))
-    decoder = corrections.Decoder(rows, lm.steering, site.share, lm.team, any(given is not None for given in vectors))
+    before = [0 if given is None else len(given) for given in vectors]
+    longest = max(n + min(row.tokens, context) for n, row in zip(before, rows, strict=True))
+    sequences = lm.begun(len(rows), len(lm.prefix) + longest, max(sum(before), PASS_ROWS, len(rows)))
+    late = any(before) or not lm.is_cold
+    decoder = corrections.Decoder(rows, lm.steering, site.share, lm.team, late)
     written = np.empty((len(rows), min(rows[0].tokens, _FIRST_ROOM)), dtype=np.int64)
     live, done = len(rows), 0
     for window in windows(rows[0].tokens, context):
@@ -286,14 +300,16 @@ def decode(
                 written = np.concatenate([written, more], axis=1)
             while rows[live - 1].tokens <= t:
                 live -= 1
-            if t == 0:
-                sequences.forward([_piece(lm, slot, given, _NOTHING) for slot, given in enumerate(vectors)])
+            if t == 0 and any(before):
+                sequences.forward([_piece(slot, given, _NOTHING) for slot, given in enumerate(vectors)])
                 logits = sequences.logits(np.cumsum(before) - 1)
+            elif t == window.start:
+                sequences.restart()
+                logits = np.repeat(lm.start.logits[None], live, axis=0)
             else:
-                last = written[:live, t - 1]
                 if t == window.first:
-                    last = _refill(lm, sequences, written[:live, window.start : t])
-                sequences.step(last)
+                    _refill(sequences, written[:live, window.start : t - 1])
+                sequences.step(written[:live, t - 1])
                 logits = sequences.logits(slice(live))
             written[:live, t] = decoder.step(t, logits)
             done += live
@@ -304,26 +320,24 @@ def decode(
     return result
 
 
-def _refill(lm: ExactLM, sequences: Sequences, kept: np.ndarray) -> np.ndarray:
-    """Begin sequences anew with the tokens that are kept, int64 [rows, tokens]; gives the last, still to go in.
+def _refill(sequences: Sequences, kept: np.ndarray) -> None:
+    """Begin sequences anew with the tokens that are kept, int64 [rows, tokens].
 
     Integers are the same in a pass as in steps.
     """
     sequences.restart()
-    whole = [_piece(lm, slot, None, tokens).tokens for slot, tokens in enumerate(kept)]
-    together = max(1, PASS_ROWS // len(whole[0]))
-    for first in range(0, len(whole), together):
-        for start in range(0, len(whole[0]) - 1, PASS_ROWS):
-            end = min(start + PASS_ROWS, len(whole[0]) - 1)
-            slots = range(first, min(first + together, len(whole)))
-            sequences.forward([Piece(slot, whole[slot][start:end]) for slot in slots])
-    return np.array([tokens[-1] for tokens in whole])
+    count = kept.shape[1]
+    together = max(1, PASS_ROWS // max(count, 1))
+    for first in range(0, len(kept), together):
+        for start in range(0, count, PASS_ROWS):
+            slots = range(first, min(first + together, len(kept)))
+            sequences.forward([Piece(slot, kept[slot, start : start + PASS_ROWS]) for slot in slots])
 
 
 def batches(lm: ExactLM, site: Site, groups: list[Coded], context: int, size: int) -> Iterator[list[Coded]]:
     """Groups in the fewest batches of at most `size`, that the key-value cache holds, as even as can be."""
     vectors = (site.vectors(group.memories[0]) for group in groups)
-    before = max((len(given) for given in vectors if given is not None), default=0) + len(lm.prefix)
+    before = max((len(given) for given in vectors if given is not None), default=0) + len(lm.prefix) % PAGE
     longest = before + max((min(group.tokens, context) for group in groups), default=1)
     size = max(1, min(size, CACHE_POSITIONS // (-(-longest // PAGE) * PAGE)))
     for ends in np.array_split(np.arange(len(groups)), -(-len(groups) // size)) if groups else []:

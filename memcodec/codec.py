@@ -3,7 +3,8 @@
 import io
 import math
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
+from copy import copy
+from itertools import chain, pairwise
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -21,14 +22,17 @@ from memcodec.errors import (
     MachineError,
     ModelMismatchError,
     ModelNotFoundError,
+    PrimerMismatchError,
 )
 from memcodec.feed import Block, Cutting
+from memcodec.frames import FrameSettings, Packer
 from memcodec.lm import arithmetic
 from memcodec.lm.compiled import are_kept
 from memcodec.lm.model import ExactLM, find_device
 from memcodec.lm.passes import Piece
 from memcodec.memory import Site
 from memcodec.memory.settings import DEFAULT_BATCH, Context, Prompt, Readout
+from memcodec.primer import Primer
 from memcodec.progress import ProgressCallback, Reporter
 from memcodec.source import Source
 from memcodec.tokens import ByteTokenizer
@@ -54,9 +58,27 @@ class Codec:
         self._refusal = refusal
         self._device = device
         self._floats: Any = None
+        self._plain = lm
+        self.primer: Primer | None = None
 
     def __repr__(self) -> str:
-        return f"<memcodec.Codec of {self.name!r} on {self._device}>"
+        primed = f" with a primer of {len(self.primer.tokens)} tokens" if self.primer else ""
+        return f"<memcodec.Codec of {self.name!r} on {self._device}{primed}>"
+
+    def with_primer(self, primer: "Primer | None") -> "Codec":
+        """The same codec, where every group and frame sees a primer before it; None: without. Shares the model.
+
+        Raises ModelNotFoundError; EncodeError where the model has not as many positions; ModelMismatchError where the
+        primer is of another model.
+        """
+        other = copy(self)
+        other.primer, other._floats, other._exact = primer, None, self._plain
+        if primer is not None:
+            if self.tokenizer.decode(primer.tokens) != primer.text or primer.tokens.max() >= self.lm.vocabulary:
+                raise ModelMismatchError(f"the primer was made for another model than {self.name!r}: make one for it")
+            assert self._plain is not None
+            other._exact = self._plain.behind(primer.tokens)
+        return other
 
     @classmethod
     def load(
@@ -86,12 +108,13 @@ class Codec:
         threads: int | None = None,
         kernels: str = "auto",
         allow_download: bool = False,
+        primer: "Primer | None" = None,
         progress: models.ByteProgress | None = None,
     ) -> "Codec | None":
-        """The codec that a file needs: its model by name, or `model`; None where all is stored.
+        """The codec that a file needs: its model by name, or `model`, behind `primer`; None where all is stored.
 
         allow_download: fetch a model from the Hugging Face hub that only the file names. Raises FormatError,
-        ChecksumError, ModelNotFoundError, ModelMismatchError, MachineError.
+        ChecksumError, ModelNotFoundError, ModelMismatchError (PrimerMismatchError for a primer), MachineError.
         """
         parsed = file if isinstance(file, Container) else box.unpack(as_bytes(file, "file"))
         if parsed.model is None:
@@ -100,7 +123,7 @@ class Codec:
             folder = models.resolve(model, progress)
         else:
             folder = models.resolve_named(parsed.model.name, allow_download, progress)
-        codec = cls._load(folder, device, threads, kernels, progress)
+        codec = cls._load(folder, device, threads, kernels, progress).with_primer(primer)
         codec.check(parsed)
         return codec
 
@@ -129,7 +152,8 @@ class Codec:
         if self._floats is None:
             from memcodec.lm.floats import FrozenLM
 
-            self._floats = FrozenLM.load(self._folder.path, list(self.tokenizer.prefix()), self._device)
+            prefix = self.tokenizer.prefix() if self._exact is None else self._exact.prefix.tolist()
+            self._floats = FrozenLM.load(self._folder.path, list(prefix), self._device)
         return self._floats
 
     @property
@@ -198,7 +222,8 @@ class Codec:
             parts += parts_of(block.spans, block.plan.runs, block.start, coded, self.tokenizer, not pure)
             furthest = max(furthest, block.plan.context)
             if block.last:
-                settings = Settings(where.name, where.fields, chunk_tokens, furthest)
+                primer = self.primer.identity if self.primer else b""
+                settings = Settings(where.name, where.fields, chunk_tokens, furthest, primer)
                 yield block.source, container_of(block.source, parts, self.model, settings)
                 parts, furthest = [], 1
 
@@ -287,6 +312,86 @@ class Codec:
             report.finish([n for group in some for n in group.lengths])
             yield from found
 
+    # ---- frames
+
+    def encode_frame(self, message: Data, settings: FrameSettings = FrameSettings()) -> bytes:  # noqa: B008 (frozen)
+        """A message as a frame: `encode_frames` of one."""
+        return self.encode_frames([message], settings)[0]
+
+    def decode_frame(self, frame: bytes, settings: FrameSettings = FrameSettings()) -> bytes:  # noqa: B008 (frozen)
+        """The message of a frame, as bytes: `decode_frames` of one."""
+        return self.decode_frames([frame], settings)[0]
+
+    def encode_frames(
+        self,
+        messages: Iterable[Data],
+        settings: FrameSettings = FrameSettings(),  # noqa: B008 (frozen)
+        *,
+        progress: ProgressCallback | None = None,
+    ) -> list[bytes]:
+        """Messages (bytes, or text as UTF-8) as frames, in common batches: for one model, primer and settings.
+
+        Each is as short as the LM, zstd or none makes it: 1 byte and the checksum longer than it was, at most. They are
+        not decoded to verify. Raises EncodeError for settings out of range and for messages that are too long.
+        """
+        packer = Packer(settings)
+        self._check_chunk_tokens(settings.chunk_tokens, 0)
+        data = [as_bytes(message, "message") for message in messages]
+        if data and (longest := max(map(len, data))) > settings.max_bytes:
+            raise EncodeError(f"a message of {longest:,} bytes: frames have {settings.max_bytes:,} at most (max_bytes)")
+        texts = [self._text_of(message) for message in data]
+        groups = [work.cut(tokens, settings.chunk_tokens) for tokens in texts if len(tokens)]
+        report = Reporter(progress, "fit", sum(map(len, data)), 0, 1)
+        report.expect([len(chunk) for group in groups for chunk in group], sum(map(len, data)))
+        positions = self.lm.positions - len(self.lm.prefix)
+        site = self._site(settings.site, settings.chunk_tokens)
+        made = _reported(work.encode(self.lm, site, groups, work.seen("auto", positions), report.ahead), report)
+        return [
+            packer.pack(message, next(made) if len(tokens) else None)
+            for message, tokens in zip(data, texts, strict=True)
+        ]
+
+    def _text_of(self, message: bytes) -> np.ndarray:
+        """A message's tokens, int64; none where they would not restore it."""
+        try:
+            tokens = self.tokenizer.encode(message.decode())
+        except UnicodeDecodeError:
+            return np.empty(0, dtype=np.int64)
+        known = not len(tokens) or tokens.max() < self.lm.vocabulary
+        return tokens if known and self.tokenizer.decode(tokens) == message else tokens[:0]
+
+    def decode_frames(
+        self,
+        frames: Iterable[bytes],
+        settings: FrameSettings = FrameSettings(),  # noqa: B008 (frozen)
+        *,
+        batch: int = DEFAULT_BATCH,
+        progress: ProgressCallback | None = None,
+    ) -> list[bytes]:
+        """The messages of frames, as bytes, decoded side by side. batch: so many of them at one time.
+
+        Raises FormatError or ChecksumError where one is damaged, or was made with another model, primer or setting: a
+        checksum of 0 bytes notices little of that.
+        """
+        if batch < 1:
+            raise EncodeError(f"batch {batch}: give 1 or more frames")
+        packer = Packer(settings)
+        given = [as_bytes(frame, "frame") for frame in frames]
+        found = [packer.unpack(frame) for frame in given]
+        waiting = [(i, coded) for i, coded in enumerate(found) if isinstance(coded, Coded)]
+        waiting.sort(key=lambda pair: -pair[1].tokens)  # batches of about one length
+        site = self._site(settings.site, settings.chunk_tokens)
+        positions = self.lm.positions - len(self.lm.prefix)
+        report = Reporter(progress, "decode", 1, 0, 1)
+        report.expect([coded.tokens for _, coded in waiting], 1)
+        groups = [coded for _, coded in waiting]
+        written = self._decode_groups(site, groups, work.seen("auto", positions), batch, report)
+        messages = [message if isinstance(message, bytes) else b"" for message in found]
+        for (i, _), tokens in zip(waiting, written, strict=True):
+            messages[i] = self.tokenizer.decode(tokens)
+            packer.check(messages[i], given[i])
+        return messages
+
     def site_in(self, parsed: Container) -> Site:
         """What reads the memories of a file. Raises FormatError."""
         assert parsed.settings is not None
@@ -303,12 +408,14 @@ class Codec:
         return parsed.model is not None and parsed.model.identity != self.model.identity
 
     def check(self, parsed: Container) -> None:
-        """Raise ModelMismatchError where a file needs another model."""
+        """Raise ModelMismatchError where a file needs another model, PrimerMismatchError where another primer."""
         if parsed.model is not None and self.differs(parsed):
             raise ModelMismatchError(
                 f"the file needs model {parsed.model.name!r} ({parsed.model.identity.hex()}); {self.name!r} is "
                 f"{self.model.identity.hex()}: pass the right one as --model"
             )
+        if parsed.settings is not None:
+            check_primer(parsed.settings.primer, self.primer)
 
     def _check_positions(self, site: Site, batch: list[Coded], context: int) -> None:
         for coded in batch:
@@ -352,14 +459,17 @@ class Codec:
 
     def token_bits(self, tokens: np.ndarray, skip: int = 0) -> np.ndarray:
         """-log2 p of tokens of one sequence under the exact LM, float64, all but the first `skip` of them."""
-        row = np.concatenate([self.lm.prefix, tokens[:-1]])
-        sequences = self.lm.sequences(1, len(row), len(row))
-        sequences.forward([Piece(0, row)])
-        first = len(self.lm.prefix) - 1
+        sequences = self.lm.begun(1, len(self.lm.prefix) + len(tokens), len(tokens))
+        if len(tokens) > 1:
+            sequences.forward([Piece(0, tokens[:-1])])
         found = []
-        for start in range(skip, len(tokens), work.HEAD_ROWS):
-            end = min(start + work.HEAD_ROWS, len(tokens))
-            units = sequences.logits(slice(first + start, first + end))[:, : self.lm.vocabulary].astype(np.float64)
+        starts = [0, *range(1, len(tokens), work.HEAD_ROWS)]
+        for start, end in pairwise([*starts, len(tokens)]):
+            start = max(start, skip)
+            if start >= end:
+                continue
+            logits = sequences.logits(slice(start - 1, end - 1)) if start else self.lm.start.logits[None]
+            units = logits[:, : self.lm.vocabulary].astype(np.float64)
             nats = units * (math.log(2) / arithmetic.UNIT)
             top = nats.max(axis=1)
             total = top + np.log(np.exp(nats - top[:, None]).sum(axis=1))
@@ -382,6 +492,16 @@ def as_bytes(data: Any, name: str) -> bytes:
         return memoryview(data).tobytes()
     except TypeError:
         raise TypeError(f"{name}: give bytes, anything bytes-like, or str, not {type(data).__name__}") from None
+
+
+def check_primer(needed: bytes, primer: "Primer | None") -> None:
+    """Raise PrimerMismatchError where what is at hand is not what is needed, by the first bytes of its hash."""
+    given = primer.identity if primer else b""
+    if needed != given:
+        if not needed:
+            raise PrimerMismatchError("the file was made without a primer: give none")
+        what = f"the one given is {given.hex()}" if given else "none is given"
+        raise PrimerMismatchError(f"the file needs the primer {needed.hex()}; {what}: pass it as --primer")
 
 
 def as_source(data: Any, name: str) -> Source:

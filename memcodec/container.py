@@ -22,6 +22,7 @@ DEFAULT_CHUNK_TOKENS = 200
 MAX_CONTEXT = 1 << 15  # tokens before a position that the LM may see: what a reader keeps of them is bounded so
 HASH_BYTES = 16  # of the document's SHA-256
 IDENTITY_BYTES = 8  # of the LM's
+PRIMER_BYTES = 8  # of the primer's hash
 MAX_FIELDS = 8  # numbers that a site may have in the header
 MAX_CHUNKS = 1 << 21  # in one file: what a reader keeps of each is a few hundred bytes
 START = 512  # bytes that tell whether a file is one of ours
@@ -43,12 +44,16 @@ class ModelId:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a decoder must know of the encoder's choices: the site, its own numbers, and how far the LM looks back."""
+    """What a decoder must know of the encoder's choices: the site, its own numbers, and how far the LM looks back.
+
+    primer: the first bytes of its hash, where every group sees one.
+    """
 
     site: str
     fields: tuple[int, ...]
     chunk_tokens: int = DEFAULT_CHUNK_TOKENS
     context: int = DEFAULT_CHUNK_TOKENS
+    primer: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -274,8 +279,7 @@ def _pack_index(container: Container) -> bytes:
     if container.model is not None and container.settings is not None:
         settings, segments, chunks = container.settings, container.segments, container.chunks
         out += container.model.identity
-        out += varint(SITES.index(settings.site)) + varint(settings.chunk_tokens) + varint(settings.context)
-        out += varint(len(settings.fields)) + b"".join(map(varint, settings.fields))
+        out += pack_settings(settings)
         for column in (
             [segment.tokens for segment in segments],
             [segment.size for segment in segments],
@@ -288,6 +292,14 @@ def _pack_index(container: Container) -> bytes:
 
 
 SITES = ("readout", "prompt")  # by their numbers in the index
+_PRIMER = 2  # added to them where there is a primer
+
+
+def pack_settings(settings: Settings) -> bytes:
+    """Settings as an index has them."""
+    site = SITES.index(settings.site) + (_PRIMER if settings.primer else 0)
+    numbers = (site, settings.chunk_tokens, settings.context, len(settings.fields), *settings.fields)
+    return b"".join(map(varint, numbers)) + settings.primer
 
 
 def pack_column(values: Sequence[int]) -> bytes:
@@ -410,7 +422,7 @@ def _read_index(
         if model_name is None:
             raise FormatError("damaged header: chunks without a model")
         model = ModelId(model_name, bytes(reader.take(IDENTITY_BYTES)))
-        settings = _read_settings(reader)
+        settings = read_settings(reader)
         columns = _read_columns(reader, runs, settings)
         source = reader if apart is None else apart
         memories = [bytes(source.take(count)) for count in columns.memory_bytes]
@@ -430,13 +442,16 @@ def _read_index(
     return size, sha256, parts, model, settings
 
 
-def _read_settings(reader: "Reader") -> Settings:
+def read_settings(reader: "Reader") -> Settings:
+    """What `pack_settings` wrote. Raises FormatError."""
     site, chunk_tokens, context, count = (reader.varint() for _ in range(4))
+    primed, site = site >= _PRIMER, site % _PRIMER if site < 2 * _PRIMER else site
     if site >= len(SITES) or count > MAX_FIELDS:
         raise FormatError("unknown site: install a newer memcodec")
     if not (1 <= chunk_tokens <= MAX_CHUNK_TOKENS and 1 <= context <= MAX_CONTEXT):
         raise FormatError("damaged index: chunk tokens or context out of range")
-    return Settings(SITES[site], tuple(reader.varint() for _ in range(count)), chunk_tokens, context)
+    fields = tuple(reader.varint() for _ in range(count))
+    return Settings(SITES[site], fields, chunk_tokens, context, bytes(reader.take(PRIMER_BYTES)) if primed else b"")
 
 
 @dataclass(frozen=True)

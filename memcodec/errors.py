@@ -17,6 +17,10 @@ class ModelMismatchError(MemcodecError):
     """The model at hand is not the one that the file was encoded with."""
 
 
+class PrimerMismatchError(ModelMismatchError):
+    """The primer at hand is not the one that the file was encoded with, or there is none."""
+
+
 class ModelNotFoundError(MemcodecError):
     """The model cannot be found, fetched, or used (not a causal LM, no byte-level BPE)."""
 

@@ -90,7 +90,10 @@ class Weights(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """Keys and values of each slot (a sequence), in panels: positions are columns of keys, and pairs of values."""
+    """Keys and values of each slot (a sequence), in panels: positions are columns of keys, and pairs of values.
+
+    The first positions may be shared by all slots; each slot's own come after them. Scales are each slot's, of all.
+    """
 
     keys: np.ndarray  # int8 [layers, slots, key_heads, bytes]
     flat_keys: np.ndarray  # the same as one row
@@ -98,6 +101,9 @@ class Cache(NamedTuple):
     values: np.ndarray
     flat_values: np.ndarray
     value_scale: np.ndarray
+    shared: int  # positions, whole panels
+    shared_keys: np.ndarray  # int8 [layers * key_heads * bytes]
+    shared_values: np.ndarray
 
 
 class Room(NamedTuple):
@@ -342,10 +348,12 @@ def _head_stage(
     """Heads of each row: queries as integers, keys and values into the cache."""
     apart()
     size, heads, key_heads = sizes.head_size, sizes.heads, sizes.key_heads
-    positions, keys_size, values_size = cache.key_scale.shape[3], cache.keys.shape[3], cache.values.shape[3]
+    keys_size, values_size = cache.keys.shape[3], cache.values.shape[3]
+    own = cache.key_scale.shape[3] - cache.shared
     keys, values = cache.flat_keys, cache.flat_values
     for m in range(worker, len(outputs), workers):
         y, slot, position = outputs[m], row_slot[m], row_position[m]
+        here = position - cache.shared
         place = position if sizes.rotary else 0
         cosine, sine, row = cosines[place], sines[place], queries[m]
         for head in range(heads):
@@ -357,11 +365,11 @@ def _head_stage(
             at = (heads + group) * size
             scale = _turned(sizes, y, at, key_gain, cosine, sine)
             most = largest(y, at, size)
-            _store_key(y, at, size, _WEIGHT / most, keys, sequence * keys_size, position)
+            _store_key(y, at, size, _WEIGHT / most, keys, sequence * keys_size, here)
             cache.key_scale[layer, slot, group, position] = most / _WEIGHT * scale
             at = (heads + key_heads + group) * size
             most = largest(y, at, size)
-            _store_value(y, at, size, _WEIGHT / most, values, sequence * values_size, position, positions)
+            _store_value(y, at, size, _WEIGHT / most, values, sequence * values_size, here, own)
             cache.value_scale[layer, slot, group, position] = most / _WEIGHT
 
 
@@ -413,11 +421,17 @@ def _share_out(scores, start, count, factor, key_scale, value_scale, powers, por
 @part
 def _attend(
     sizes, outputs, queries, query_scale, powers, keys, keys_start, key_scale, values, values_start, value_scale,
-    some, scales, scores, portions, shares, tile, m0, start, count, group,
+    shared, shared_keys, shared_values, shared_at, some, scales, scores, portions, shares, tile, m0, start, count,
+    group,
 ):  # fmt: skip
-    """What the queries of one head of keys make of all keys and values so far, at new positions of one sequence."""
+    """What the queries of one head of keys make of all keys and values so far, at new positions of one sequence.
+
+    shared: positions that all sequences have, whose keys and values are those of head number `shared_at`.
+    """
     apart()
     size, repeat, positions = sizes.head_size, sizes.heads // sizes.key_heads, key_scale.shape[0]
+    width = (size + COLUMNS - 1) // COLUMNS * COLUMNS
+    second = len(tile) // 2
     at_once = max(1, TILE_ROWS // repeat)
     for b0 in range(0, count, at_once):
         block = min(at_once, count - b0)
@@ -429,20 +443,28 @@ def _attend(
             for j in range(u8(repeat * size)):
                 some[to + j] = row[first + j]
         rows = block * repeat
-        seen = start + b0 + block
+        seen = start + b0 + block - shared
+        for panel in range(shared // COLUMNS):
+            multiply(some, _ZERO, size, rows, shared_keys, (shared_at * shared + panel * COLUMNS) * size, size // 2,
+                     scores, panel * COLUMNS, positions, sizes.slowly)  # fmt: skip
         for panel in range((seen + COLUMNS - 1) // COLUMNS):
             multiply(some, _ZERO, size, rows, keys, keys_start + panel * COLUMNS * size, size // 2, scores,
-                     panel * COLUMNS, positions, sizes.slowly)  # fmt: skip
+                     shared + panel * COLUMNS, positions, sizes.slowly)  # fmt: skip
         pairs = (seen + 1) // 2
         for row in range(rows):
             own = start + b0 + row // repeat + 1
             scales[row] = _share_out(scores, row * positions, own, scales[row], key_scale, value_scale, powers,
                                      portions, shares, row * positions)  # fmt: skip
-            for n in range(own, 2 * pairs):
+            for n in range(own, shared + 2 * pairs):
                 shares[row * positions + n] = 0
         for d0 in range(0, size, COLUMNS):
-            multiply(shares, _ZERO, positions, rows, values, values_start + d0 * positions, pairs, tile, _ZERO,
-                     _COLUMNS, sizes.slowly)  # fmt: skip
+            multiply(shares, shared, positions, rows, values, values_start + d0 * (positions - shared), pairs, tile,
+                     _ZERO, _COLUMNS, sizes.slowly)  # fmt: skip
+            if shared:
+                multiply(shares, _ZERO, positions, rows, shared_values, (shared_at * width + d0) * shared, shared // 2,
+                         tile, second, _COLUMNS, sizes.slowly)  # fmt: skip
+                for i in range(u8(rows * COLUMNS)):
+                    tile[i] += tile[u8(second) + i]
             for row in range(rows):
                 y, scale = outputs[m0 + b0 + row // repeat], scales[row]
                 first, t = u8((group * repeat + row % repeat) * size + d0), u8(row * COLUMNS)
@@ -499,8 +521,9 @@ def forward(
                     at = (layer * cache.keys.shape[1] + slot) * sizes.key_heads + group
                     _attend(sizes, outputs, queries, query_scale, weights.powers, cache.flat_keys, at * keys_size,
                             cache.key_scale[layer, slot, group], cache.flat_values, at * values_size,
-                            cache.value_scale[layer, slot, group], some, scales, scores, portions, shares, tile, m0,
-                            starts[sequence], counts[sequence], group)  # fmt: skip
+                            cache.value_scale[layer, slot, group], cache.shared, cache.shared_keys,
+                            cache.shared_values, layer * sizes.key_heads + group, some, scales, scores, portions,
+                            shares, tile, m0, starts[sequence], counts[sequence], group)  # fmt: skip
             m0 += counts[sequence]
         wait_for_all(barrier, passed + 3, workers)
         _integer_stage(outputs, inputs, input_scale, rows, mixed, sizes.mixed_limit, worker, workers)

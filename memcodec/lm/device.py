@@ -6,6 +6,7 @@ are exact, no addcmul, no compiler, no TF32. Rows of a pass are padded to one le
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -143,9 +144,16 @@ class DeviceLM:
         self.powers = torch.from_numpy(_long_powers()).to(self.device)
         self.gate = torch.from_numpy(arithmetic.gate(self.architecture.gate)).to(self.device)
 
-    def sequences(self, slots: int, positions: int) -> "DeviceSequences":
-        """Room for so many sequences of so many positions."""
-        return DeviceSequences(self, slots, positions)
+    def sequences(self, slots: int, positions: int, start: "Start | None" = None) -> "DeviceSequences":
+        """Room for so many sequences of so many positions. start: what they have read already."""
+        return DeviceSequences(self, slots, positions, start)
+
+    def start(self, prefix: np.ndarray) -> "Start":
+        """What a prefix leaves, int64 [tokens]."""
+        sequences = DeviceSequences(self, 1, len(prefix))
+        sequences.forward([Piece(0, prefix)])
+        logits = sequences.logits(np.array([len(prefix) - 1]))[0]
+        return Start(len(prefix), sequences._kept, sequences._scales, logits)
 
     # ---- one operation of the specification each
 
@@ -226,17 +234,31 @@ class DeviceLM:
         return parts["down"](*_to_integers(z, parts["down"].limit))
 
 
+@dataclass(frozen=True)
+class Start:
+    """What a prefix leaves: keys and values, their scales, and the logits of what follows, int32 [vocabulary]."""
+
+    length: int
+    kept: list[torch.Tensor]
+    scales: list[torch.Tensor]
+    logits: np.ndarray
+
+
 class DeviceSequences:
     """`Sequences` on a device."""
 
-    def __init__(self, lm: DeviceLM, slots: int, positions: int) -> None:
+    def __init__(self, lm: DeviceLM, slots: int, positions: int, start: Start | None = None) -> None:
         a = lm.architecture
         self._lm = lm
-        self._lengths = np.zeros(slots, dtype=np.int64)
+        self._first = 0 if start is None else start.length
+        self._lengths = np.full(slots, self._first, dtype=np.int64)
         self._positions = min(positions, a.positions)
         shape = (a.layers, slots, a.key_heads, positions)
         self._kept = [torch.zeros(*shape, a.head_size, dtype=torch.int8, device=lm.device) for _ in range(2)]
         self._scales = [torch.zeros(*shape, 1, device=lm.device) for _ in range(2)]
+        if start is not None:
+            for own, read in zip([*self._kept, *self._scales], [*start.kept, *start.scales], strict=True):
+                own[:, :, :, : start.length] = read[:, :, :, : start.length]
         self._rows = np.empty(0, dtype=np.int64)  # where the last pass's rows are in the padded ones
         self._integers: tuple[torch.Tensor, torch.Tensor] | None = None
         self._steps: dict[int, _Step] = {}
@@ -272,7 +294,7 @@ class DeviceSequences:
 
     def restart(self) -> None:
         """Begin anew."""
-        self._lengths[:] = 0
+        self._lengths[:] = self._first
 
     def step(self, tokens: np.ndarray) -> None:
         """A token of each of the first sequences; on CUDA in a graph that is captured once for so many of them."""

@@ -3,6 +3,8 @@
 import ctypes
 import os
 import sys
+from copy import copy
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -19,6 +21,7 @@ from memcodec.memory.readout import Steering
 
 compute: Any = cpu  # kernels, which have no types
 PAGE = 2 * COLUMNS  # positions in a cache are a multiple of it
+_READ_ROWS = 400  # positions of a prefix in one pass
 
 
 class ExactLM:
@@ -44,6 +47,8 @@ class ExactLM:
             raise EncodeError(f"threads {threads}: give 1 to 1024")
         if kernels not in ("auto", "numba", "torch") or (kernels == "numba" and device not in ("auto", "cpu")):
             raise EncodeError(f"kernels {kernels!r} on {device!r}: give auto or torch, or numba on the CPU")
+        self._start: Any = None
+        self._cold = len(self.prefix)
         self.team = team_of(threads or cores())
         head = "embedding" if weights.architecture.tied else "head"
         tensors = weights.tensors
@@ -65,22 +70,104 @@ class ExactLM:
             return self._device_lm.sequences(slots, positions)
         return CpuSequences(self, slots, positions, rows)
 
+    def begun(self, slots: int, positions: int, rows: int) -> Sequences:
+        """The same, for sequences that have read the prefix; on the CPU they share what is cached of it."""
+        if self._device_lm is not None:
+            return self._device_lm.sequences(slots, positions, self.start)
+        return CpuSequences(self, slots, positions, rows, self.start)
+
+    @property
+    def start(self) -> Any:
+        """What the prefix leaves: `Start`, or what a device has of it; with the logits of a first token."""
+        if self._start is None:
+            if self._device_lm is not None:
+                self._start = self._device_lm.start(self.prefix)
+            else:
+                self._start = _start_of(self)
+        return self._start
+
+    @property
+    def is_cold(self) -> bool:
+        """Whether nothing of the kind stands before a first token: the prefix is that of all documents."""
+        return len(self.prefix) == self._cold
+
+    def behind(self, tokens: np.ndarray) -> "ExactLM":
+        """The same LM, where more tokens belong to the prefix, int64 [tokens]. Raises EncodeError where too many."""
+        other = copy(self)
+        other.prefix, other._start = np.concatenate([self.prefix, tokens]), None
+        if len(other.prefix) >= self.positions:
+            raise EncodeError(f"a primer of {len(tokens)} tokens: this model has {self.positions} positions")
+        return other
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a prefix leaves on the CPU, int8 and float32 [layers, key_heads, ...].
+
+    shared: its positions in whole pages, whose keys and values all sequences read; what is left, each has a copy of.
+    logits: int32 [columns], of what follows.
+    """
+
+    length: int
+    shared: int
+    keys: np.ndarray  # [..., shared * head_size]
+    values: np.ndarray  # [..., width, shared]
+    rest_keys: np.ndarray  # [..., PAGE * head_size]
+    rest_values: np.ndarray  # [..., width / COLUMNS, PAGE * COLUMNS]
+    key_scale: np.ndarray  # [..., length]
+    value_scale: np.ndarray
+    logits: np.ndarray
+
+
+def _start_of(lm: ExactLM) -> Start:
+    a, n = lm.architecture, len(lm.prefix)
+    sequences = CpuSequences(lm, 1, n, min(n, _READ_ROWS))
+    for first in range(0, n, _READ_ROWS):
+        part = lm.prefix[first : first + _READ_ROWS]
+        sequences.forward([Piece(0, part)])
+    logits = sequences.logits(slice(len(part) - 1, len(part)))[0].copy()
+    cache, shared = sequences._cache, n // PAGE * PAGE
+    keys = cache.keys[:, 0]
+    values = cache.values[:, 0].reshape(a.layers, a.key_heads, -1, cache.key_scale.shape[3] * COLUMNS)
+    rest_keys = np.zeros((a.layers, a.key_heads, PAGE * a.head_size), dtype=np.int8)
+    rest_values = np.zeros((*values.shape[:3], PAGE * COLUMNS), dtype=np.int8)
+    if n > shared:
+        rest_keys[:] = keys[..., shared * a.head_size :]
+        rest_values[:] = values[..., shared * COLUMNS :]
+    return Start(
+        n, shared, np.ascontiguousarray(keys[..., : shared * a.head_size]),
+        np.ascontiguousarray(values[..., : shared * COLUMNS]), rest_keys, rest_values,
+        cache.key_scale[:, 0, :, :n].copy(), cache.value_scale[:, 0, :, :n].copy(), logits,
+    )  # fmt: skip
+
 
 class CpuSequences:
     """`Sequences` on the CPU."""
 
-    def __init__(self, lm: ExactLM, slots: int, positions: int, rows: int) -> None:
+    def __init__(self, lm: ExactLM, slots: int, positions: int, rows: int, start: Start | None = None) -> None:
         a = lm.architecture
         self._positions = min(positions, lm.positions)
-        positions = -(-positions // PAGE) * PAGE
+        shared = 0 if start is None else start.shared
+        own = max(1, -(-(positions - shared) // PAGE)) * PAGE
+        positions = shared + own
         width = -(-a.head_size // COLUMNS) * COLUMNS
         heads = (a.layers, slots, a.key_heads)
         self._lm = lm
-        self._lengths = np.zeros(slots, dtype=np.int64)
-        keys = np.zeros((*heads, positions * a.head_size), dtype=np.int8)
-        values = np.zeros((*heads, positions * width), dtype=np.int8)
+        self._first = 0 if start is None else start.length
+        self._lengths = np.full(slots, self._first, dtype=np.int64)
+        keys = np.zeros((*heads, own * a.head_size), dtype=np.int8)
+        values = np.zeros((*heads, own * width), dtype=np.int8)
         scales = [np.zeros((*heads, positions), dtype=np.float32) for _ in range(2)]
-        self._cache = cpu.Cache(keys, keys.reshape(-1), scales[0], values, values.reshape(-1), scales[1])
+        common = [np.zeros(0, dtype=np.int8)] * 2
+        if start is not None:
+            common = [start.keys.reshape(-1), start.values.reshape(-1)]
+            keys[..., : PAGE * a.head_size] = start.rest_keys[:, None]
+            values.reshape(*heads, -1, own * COLUMNS)[..., : PAGE * COLUMNS] = start.rest_values[:, None]
+            scales[0][..., : start.length] = start.key_scale[:, None]
+            scales[1][..., : start.length] = start.value_scale[:, None]
+        self._cache = cpu.Cache(
+            keys, keys.reshape(-1), scales[0], values, values.reshape(-1), scales[1], shared, *common
+        )
         w = lm.weights
         mixed = a.heads * a.head_size
         widest = max(w.qkv_scale.shape[1], -(-a.inner // COLUMNS) * COLUMNS, a.hidden, mixed)
@@ -95,7 +182,7 @@ class CpuSequences:
             np.empty((rows, widest), dtype=np.float32),
             np.empty((rows, mixed), dtype=np.int16),
             np.empty((rows, a.heads), dtype=np.float32),
-            _rooms(workers, tall * COLUMNS, np.int32),
+            _rooms(workers, 2 * tall * COLUMNS, np.int32),
             _rooms(workers, COLUMNS, np.float32),
             _rooms(workers, COLUMNS, np.int32),
             _rooms(workers, tall * a.head_size, np.int16),
@@ -157,7 +244,7 @@ class CpuSequences:
 
     def restart(self) -> None:
         """Begin anew."""
-        self._lengths[:] = 0
+        self._lengths[:] = self._first
 
     def logits(self, rows: Rows) -> np.ndarray:
         """Logits of some rows of the last pass."""
@@ -218,6 +305,7 @@ def _slowly_on_cpu(team: Team) -> bool:
             lm = ExactLM.__new__(ExactLM)
             lm.architecture, lm.vocabulary = weights.architecture, weights.architecture.vocabulary
             lm.positions, lm.team, lm._device_lm = weights.architecture.positions, team, None
+            lm._start = None
             lm.sizes, lm.weights = _sizes(weights.architecture, slowly), _pack(weights)
             return logits_of(lm, tokens)
 

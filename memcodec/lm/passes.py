@@ -29,7 +29,7 @@ class Sequences(Protocol):
         """One pass over a token of each of the first sequences, int64 [rows]."""
 
     def restart(self) -> None:
-        """Begin all of them anew, at position 0."""
+        """Begin all of them anew, where they began: at position 0, or behind the prefix."""
 
     def logits(self, rows: Rows) -> np.ndarray:
         """Logits of some rows of the last pass, int32 [rows, columns >= vocabulary] in units.
