@@ -27,6 +27,7 @@ from memcodec.models import BUILT_IN, DEFAULT_MODEL
 
 DEFAULT_BYTES = 20_480  # of each text: a quarter of an hour on 2 CPU cores
 PROMPT_BYTES = 512
+ENGLISH = tuple(corpus.name for corpus in corpora.CORPORA if corpus.english)
 SIZE_NAMES = tuple(name for name, rival in rivals.RIVALS.items() if not rival.dictionary)
 
 
@@ -78,16 +79,16 @@ def measure(bench: Bench, texts: list[Text], sizes: list[int]) -> dict[str, Any]
     rows = list(bench.compare(texts))
     rows += [bench.memcodec(text, Readout(0), MAX_CONTEXT, context="max") for text in texts]
     sample = texts[0]
-    by_size = [Text.cut(sample.name, sample.whole, size) for size in sizes if size <= len(sample.whole)]
+    books = b"".join(text.whole for text in texts if text.name in ENGLISH)  # the first is the sample's whole text
+    by_size = [Text.cut(sample.name, books, size) for size in sizes if size <= len(books)]
     sized: list[Row] = []
     for text in by_size:
         for name in SIZE_NAMES:
             sized += bench.rival(name, text)
         sized += [bench.limit("bound", text), bench.memcodec(text, Readout())]
-    english = [corpus.name for corpus in corpora.CORPORA if corpus.english]
-    wholes = [(len(text.whole), zstd_bytes(bench, text)) for text in texts if text.name in english]
+    wholes = [(len(text.whole), zstd_bytes(bench, text)) for text in texts if text.name in ENGLISH]
     model_bytes = BUILT_IN[DEFAULT_MODEL].wheel_bytes
-    counted = [row for row in rows if row.text in english]
+    counted = [row for row in rows if row.text in ENGLISH]
     prompt_text = Text.cut(sample.name, sample.whole, PROMPT_BYTES)
     return {
         "date": today(),
@@ -116,7 +117,7 @@ def measure(bench: Bench, texts: list[Text], sizes: list[int]) -> dict[str, Any]
         "prompt_bytes": len(prompt_text.data),
         "prompt_zstd": zstd_bytes(bench, Text(prompt_text.name, prompt_text.data, prompt_text.data)),
         "break_even": {
-            "texts": english,
+            "texts": list(ENGLISH),
             "zstd_whole": wholes,
             "bytes": break_even(counted, wholes, model_bytes, "memcodec 0.1"),
         },

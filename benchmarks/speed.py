@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from memcodec import chunks, document
 from memcodec import container as box
 from memcodec.bench.results import machine, today
 from memcodec.codec import Codec
+from memcodec.lm.model import cores
 from memcodec.lm.passes import Piece
 from memcodec.models import DEFAULT_MODEL, float_source, resolve
 
@@ -45,6 +47,8 @@ def main() -> None:
     found["threads"] = codec.lm.team.workers
     found["codec"] = codec_speed(codec, text)
     found["lm"] = lm_speed(codec)
+    found["by_threads"] = by_threads(text)
+    found["by_batch"] = by_batch(codec, text)
     (options.out / "speed.json").write_text(json.dumps(found, indent=1) + "\n")
     (options.out / "speed.md").write_text(render(found))
     print(render(found))
@@ -84,7 +88,7 @@ def lm_speed(codec: Codec) -> list[dict[str, Any]]:
     result = []
     theirs, ours = in_turn(lambda: floats(ids), exact_pass, rounds=3)
     result.append({"what": "full pass, 8 chunks of 200 tokens", "transformers": 1600 / theirs, "exact": 1600 / ours})
-    for batch in (1, 8, 32, 64):
+    for batch in (1, 8, 32, 64, 128):
         known = torch.from_numpy(np.resize(rows, (batch, POSITION)))
         cache = DynamicCache()
         floats(known, past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -106,6 +110,26 @@ def lm_speed(codec: Codec) -> list[dict[str, Any]]:
         tokens = batch * steps
         result.append({"what": f"cached steps, batch {batch}", "transformers": tokens / theirs, "exact": tokens / ours})
     return result
+
+
+def by_threads(text: bytes) -> list[dict[str, Any]]:
+    """The codec with fewer threads."""
+    rows = []
+    codecs = [Codec.load(device="cpu", threads=threads) for threads in range(1, cores() + 1)]
+    blob = codecs[0].encode(text, verify=False)
+    encode = in_turn(*(partial(codec.encode, text, verify=False) for codec in codecs), rounds=2)
+    decode = in_turn(*(partial(codec.decode, blob) for codec in codecs), rounds=2)
+    for codec, a, b in zip(codecs, encode, decode, strict=True):
+        rows.append({"threads": codec.lm.team.workers, "encode": len(text) / a, "decode": len(text) / b})
+    return rows
+
+
+def by_batch(codec: Codec, text: bytes) -> list[dict[str, Any]]:
+    """Decoding with so many groups side by side, chunks without context."""
+    blob = codec.encode(text, context=0, verify=False)
+    batches = (1, 4, 16, 64)
+    seconds = in_turn(*(partial(codec.decode, blob, batch=batch) for batch in batches), rounds=1)
+    return [{"batch": batch, "decode": len(text) / s} for batch, s in zip(batches, seconds, strict=True)]
 
 
 def codec_speed(codec: Codec, text: bytes) -> dict[str, Any]:
@@ -192,6 +216,10 @@ def render(found: dict[str, Any]) -> str:
     for row in found["lm"]:
         ratio = row["exact"] / row["transformers"]
         lines.append(f"| {row['what']} | {row['transformers']:.0f} | {row['exact']:.0f} | {ratio:.2f} |")
+    lines += ["", "| threads | encode, bytes/s | decode, bytes/s |", "| ---: | ---: | ---: |"]
+    lines += [f"| {row['threads']} | {row['encode']:,.0f} | {row['decode']:,.0f} |" for row in found["by_threads"]]
+    lines += ["", "| batch | decode, bytes/s |", "| ---: | ---: |"]
+    lines += [f"| {row['batch']} | {row['decode']:,.0f} |" for row in found["by_batch"]]
     codec = found["codec"]
     lines += ["", f"| {codec['bytes']:,} bytes, {codec['tokens']:,} tokens, {codec['chunks']} chunks | s | ratio |"]
     lines += ["| --- | ---: | ---: |", f"| LM alone, full pass | {codec['full_pass']:.2f} | |"]

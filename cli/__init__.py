@@ -1,23 +1,34 @@
 """The command line: `memcodec`. Every command has its Python twin; a command imports torch only when it runs."""
 
 import io
+import signal
 import sys
 import warnings
 from contextlib import suppress
 from typing import Any, NoReturn
 
 import click
+from click.shell_completion import get_completion_class
 
 import memcodec
 from memcodec_cli import files
 from memcodec_cli.bench import bench
-from memcodec_cli.compress import compress, decompress
-from memcodec_cli.inspect import inspect, verify
+from memcodec_cli.compress import cat, compress, decompress
+from memcodec_cli.inspect import inspect, list_files, verify
+from memcodec_cli.messages import pack, primer, unpack
 from memcodec_cli.models import models
+
+_SHORT = {"-z": ["compress"], "-d": ["decompress"], "-t": ["verify", "--decode"], "-l": ["list"]}
 
 
 class Program(click.Group):
     """A group of commands that reports every error as one line: status 1, 2 for usage, 130 for Ctrl-C."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """-d, -t, -l and -z in front stand for commands, as with gzip and zstd."""
+        if args and args[0] in _SHORT:
+            args = [*_SHORT[args[0]], *args[1:]]
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command and hand over all that it prints."""
@@ -29,13 +40,17 @@ class Program(click.Group):
             if sys.stdout is not None:
                 sys.stdout.flush()  # now, while an error still becomes a line and a status
             return result
+        except Terminated:
+            _fail("terminated", 143)
         except KeyboardInterrupt:  # before click prints an empty line for it
             _fail("interrupted", 130)
 
     def main(self, *args: Any, **extra: Any) -> NoReturn:
         """Parse the arguments, run, and exit."""
+        with suppress(ValueError):  # not the main thread
+            signal.signal(signal.SIGTERM, _terminated)
         try:
-            status = super().main(*args, **(extra | {"standalone_mode": False}))
+            status = super().main(*args, **(extra | {"standalone_mode": False, "complete_var": "_MEMCODEC_COMPLETE"}))
         except click.exceptions.NoArgsIsHelpError as error:
             error.show()
             sys.exit(2)
@@ -53,6 +68,14 @@ class Program(click.Group):
                 raise  # a bug: its traceback is wanted
             _fail("out of memory: try a smaller --batch, or --device cpu", 1)
         sys.exit(status if isinstance(status, int) else 0)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as clean as Ctrl-C."""
+
+
+def _terminated(*_: Any) -> NoReturn:
+    raise Terminated
 
 
 def _fail(message: str, status: int) -> NoReturn:
@@ -75,8 +98,24 @@ def main() -> None:
     """Lossless text compression with memory embeddings under a frozen language model.
 
     A file decodes with the model that it was encoded with, on any machine, device, thread count and batch size.
+
+    In short, as with gzip: -d FILE for decompress, -t for verify --decode, -l for list.
+
+    Exit status: 0, all is well; 1, an error, or some of many files failed; 2, wrong usage; 130 and 143, interrupted.
+    MEMCODEC_CACHE is the folder of models, and of kernels that are compiled.
     """
 
 
-for command in (compress, decompress, inspect, verify, bench, models):
+@main.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print what makes SHELL complete commands and options: eval "$(memcodec completion bash)"."""
+    found = get_completion_class(shell)
+    assert found is not None
+    click.echo(found(main, {}, "memcodec", "_MEMCODEC_COMPLETE").source())
+
+
+for command in (
+    compress, decompress, cat, list_files, inspect, verify, pack, unpack, primer, bench, models,
+):  # fmt: skip
     main.add_command(command)

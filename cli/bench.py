@@ -36,13 +36,14 @@ DEFAULT_BYTES = 16_384
 )
 @options.context
 @click.option("--profile", is_flag=True, help="Show where memcodec's time goes instead, by stage, at its defaults.")
+@click.option("--fresh", is_flag=True, help="Measure everything anew.  [default: keep what was measured before]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with the machine and the versions.")
 @options.encoding_model
 @options.running
 @options.quiet
 def bench(
     paths: tuple[str, ...], size: int, full: bool, shares: tuple[float, ...], context: Context, profile: bool,
-    as_json: bool, model: str, device: str, batch: int, threads: int | None, quiet: bool,
+    fresh: bool, as_json: bool, model: str, device: str, batch: int, threads: int | None, quiet: bool,
 ) -> None:  # fmt: skip
     """Compare memcodec with gzip, bzip2, xz, zstd and brotli on the files PATH.
 
@@ -69,7 +70,7 @@ def bench(
             shown = [f"{text.name}\n{stages.render(text.data, found[text.name])}" for text in texts]
             click.echo(json.dumps({"machine": machine(), "seconds": found}) if as_json else "\n\n".join(shown))
             return
-        rows = list(Bench(codec, Store(), say, batch).compare(texts, shares, context=context))
+        rows = list(Bench(codec, Store(fresh=fresh), say, batch).compare(texts, shares, context=context))
     if not as_json:
         click.echo(table.render(rows))
         return

@@ -1,15 +1,24 @@
-"""`memcodec compress` and `memcodec decompress`."""
+"""`memcodec compress`, `memcodec decompress` and `memcodec cat`."""
 
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
-from memcodec import container
+from memcodec import MemcodecError, container
 from memcodec.memory.settings import MAX_VECTORS, MEMORY_BITS, MOST_SHARE, SHARE_STEPS, Context, Prompt, Readout
+from memcodec.source import Source
 from memcodec_cli import files, options
-from memcodec_cli.loaded import Loaded, decode
-from memcodec_cli.progress import Bars, close_line
+from memcodec_cli.loaded import Loaded, decode, read_part, read_primer
+from memcodec_cli.progress import Bars, close_line, wants_line
+
+if TYPE_CHECKING:
+    from memcodec.codec import Codec
 
 _READOUT, _PROMPT = Readout(), Prompt()
 
@@ -35,10 +44,12 @@ def _check_site(site: str) -> None:
 
 
 @click.command()
-@click.argument("input_name", metavar="INPUT")
-@click.option("-o", "--output", metavar="OUT", help="Output file; - is standard output.  [default: INPUT.memz]")
+@click.argument("names", metavar="[FILE]...", nargs=-1)
+@click.option("-o", "--output", metavar="OUT", help="Output of one FILE; - is standard output.  [default: FILE.memz]")
 @options.writing
+@click.option("-r", "--recursive", is_flag=True, help="The files in folders too, but for .memz files.")
 @options.encoding_model
+@options.primer
 @click.option(
     "--chunk-tokens",
     type=click.IntRange(1, container.MAX_CHUNK_TOKENS),
@@ -97,6 +108,8 @@ def _check_site(site: str) -> None:
     default=_READOUT.share,
     show_default=True,
     metavar="S",
+    envvar="MEMCODEC_MEMORY_SHARE",
+    show_envvar=True,
     help="Readout site: the part of a chunk's information that its memory carries, 0 (none) to 0.5.",
 )
 @click.option(
@@ -109,66 +122,210 @@ def _check_site(site: str) -> None:
 )
 @options.running
 @click.option("--no-verify", is_flag=True, help="Do not decode the result before it is written.  [default: verify]")
-@options.quiet
+@options.saying
 def compress(
-    input_name: str, output: str | None, to_stdout: bool, force: bool, model: str, chunk_tokens: int,
-    context: Context, site: str, vectors: int | None, bits: str, steps: int, seed: int, pure: bool,
-    memory_share: float, effort: int, device: str, batch: int, threads: int | None, no_verify: bool, quiet: bool,
+    names: tuple[str, ...], output: str | None, to_stdout: bool, force: bool, keep: bool, remove: bool,
+    output_dir: str | None, recursive: bool, model: str, primer: str | None, chunk_tokens: int, context: Context,
+    site: str, vectors: int | None, bits: str, steps: int, seed: int, pure: bool, memory_share: float, effort: int,
+    device: str, batch: int, threads: int | None, no_verify: bool, quiet: bool, verbose: bool, no_progress: bool,
 ) -> None:  # fmt: skip
-    """Compress the file INPUT; - is standard input."""
+    """Compress each FILE; - is standard input, as is none.
+
+    Of several files, those that fail are named, and the rest is done.
+    """
     _check_site(site)
-    target = files.Output.choose(input_name, output, to_stdout, force, input_name + files.EXTENSION)
-    target.check(binary=True)
+    jobs = _jobs(files.inputs(names, recursive, packed=False), output, output_dir, remove and not keep)
     chosen = (
         Readout(memory_share, effort)
         if site == "readout"
         else Prompt(vectors=vectors, bits=int(bits), steps=steps, seed=seed, pure=pure)
     )
     chosen.check()
-    start = time.monotonic()
-    with files.opened(input_name) as source:
-        with Bars(quiet) as bars:
-            bars.doing("loading")
-            from memcodec import codec
+    failures = files.Failures(len(jobs) > 1)
+    targets: list[tuple[str, files.Output]] = []
+    for name, folder in jobs:
+        with failures.of(name):
+            beside = files.place(name, folder, output_dir) + files.EXTENSION
+            target = files.Output.choose(name, output, to_stdout, force, beside)
+            target.check(binary=True)
+            targets.append((name, target))
+    settings: dict[str, Any] = {
+        "site": chosen, "chunk_tokens": chunk_tokens, "context": context, "batch": batch, "verify": not no_verify,
+    }  # fmt: skip
+    line, behind = wants_line(quiet, verbose), read_primer(primer)
+    with Bars(quiet, no_progress) as bars:
+        bars.doing("loading")
+        from memcodec import codec
 
-            blob = codec.without_model(source)
-            if blob is None:
-                loaded = codec.Codec.load(model, device=device, threads=threads, progress=bars.model)
-                blob = loaded.encode(
-                    source, site=chosen, chunk_tokens=chunk_tokens, context=context, batch=batch,
-                    verify=not no_verify, progress=bars.document(source.size, "fit"),
-                )  # fmt: skip
-        seconds = time.monotonic() - start
-        target.write([blob])
-        if bars.shown:
-            close_line(files.shown(input_name), source.size, len(blob), seconds, source)
+        @cache
+        def loaded() -> "codec.Codec":
+            found = codec.Codec.load(model, device=device, threads=threads, progress=bars.model)
+            return found if behind is None else found.with_primer(behind)
+
+        for first in range(0, len(targets), _TOGETHER):
+            _compress(targets[first : first + _TOGETHER], loaded, settings, failures, bars, line, remove and not keep)
+    failures.finish(len(jobs))
+
+
+_TOGETHER = 200  # files that are open at one time
+
+
+def _jobs(
+    found: list[tuple[str, str]], output: str | None, output_dir: str | None, remove: bool
+) -> list[tuple[str, str]]:
+    """Check what goes together."""
+    if len(found) > 1 and output not in (None, files.STANDARD):
+        raise click.UsageError("-o is for one FILE: give --output-dir")
+    if output is not None and output_dir is not None:
+        raise click.UsageError("give -o or --output-dir, not both")
+    if remove and files.STANDARD in (output, *(name for name, _ in found)):
+        raise click.UsageError("--rm goes with files alone")
+    return found
+
+
+def _compress(
+    targets: list[tuple[str, files.Output]], loaded: "Callable[[], Codec]", settings: dict[str, Any],
+    failures: files.Failures, bars: Bars, line: bool, remove: bool,
+) -> None:  # fmt: skip
+    """Some files, whose groups are coded together."""
+    from memcodec import codec
+
+    with ExitStack() as stack:
+        waiting: list[tuple[str, files.Output, Source]] = []
+        start = [time.monotonic()]
+
+        def write(name: str, target: files.Output, source: Source, blob: bytes) -> None:
+            target.write([blob])
+            seconds, start[0] = time.monotonic() - start[0], time.monotonic()
+            if remove:
+                Path(name).unlink()
+            if line:
+                bars.close()
+                close_line(files.shown(name), source.size, len(blob), seconds, source)
+
+        for name, target in targets:
+            with failures.of(name):
+                source = stack.enter_context(files.opened(name))
+                if files.is_compressed(source):
+                    click.echo(f"memcodec: warning: {files.shown(name)}: is compressed already", err=True)
+                if (blob := codec.without_model(source)) is not None:
+                    write(name, target, source, blob)
+                else:
+                    waiting.append((name, target, source))
+        if not waiting:
+            return
+        found = loaded()
+        size = sum(source.size for _, _, source in waiting)
+        if bars.shown and size >= _LONG:
+            bars.close()
+            seconds = found.estimate(size, settings["context"], settings["batch"], settings["verify"])
+            click.echo(f"{size / 1e6:.1f} MB: about {_duration(seconds)}", err=True)
+        alone = len(waiting) == 1
+        while waiting:
+            try:
+                if alone:
+                    progress = bars.document(waiting[0][2].size, "fit")
+                    with failures.of(waiting[0][0]):
+                        blob = found.encode(waiting[0][2], **settings, progress=progress)
+                        write(*waiting[0], blob)
+                    waiting.pop(0)
+                    continue
+                size = sum(source.size for _, _, source in waiting)
+                sources = [source for _, _, source in waiting]
+                for blob in found.encode_many(sources, **settings, progress=bars.document(size, "fit")):
+                    with failures.of(waiting[0][0]):
+                        write(*waiting[0], blob)
+                    waiting.pop(0)
+            except MemcodecError:  # of one of them: the first is done by itself, and then the others together again
+                alone = True
+            else:
+                alone = False
+
+
+_LONG = 200_000  # bytes from which on it is said how long it will take
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{max(1, round(seconds / 60))} min"
 
 
 @click.command()
-@click.argument("input_name", metavar="INPUT")
+@click.argument("names", metavar="[FILE]...", nargs=-1)
 @click.option(
-    "-o", "--output", metavar="OUT", help="Output file; - is standard output.  [default: INPUT without .memz]"
+    "-o", "--output", metavar="OUT", help="Output of one FILE; - is standard output.  [default: FILE without .memz]"
 )
 @options.writing
+@click.option("-r", "--recursive", is_flag=True, help="The .memz files in folders too.")
+@click.option(
+    "--range",
+    "part",
+    metavar="START:LENGTH",
+    callback=lambda ctx, param, value: _range(value),
+    help="Only these bytes; no more is decoded than the groups that hold them.  [default: all]",
+)
 @options.decoding_model
+@options.primer
+@options.running
+@options.saying
+def decompress(
+    names: tuple[str, ...], output: str | None, to_stdout: bool, force: bool, keep: bool, remove: bool,
+    output_dir: str | None, recursive: bool, part: tuple[int, int | None] | None, model: str | None,
+    allow_download: bool, primer: str | None, device: str, batch: int, threads: int | None, quiet: bool, verbose: bool,
+    no_progress: bool,
+) -> None:  # fmt: skip
+    """Decompress each FILE; - is standard input, as is none.
+
+    An output gets its name only when every chunk and the whole have matched their checksums. Of several files, those
+    that fail are named, and the rest is done.
+    """
+    found = _jobs(files.inputs(names, recursive, packed=True), output, output_dir, remove and not keep)
+    if part is not None and len(found) > 1:
+        raise click.UsageError("--range is for one FILE")
+    failures = files.Failures(len(found) > 1)
+    loaded = Loaded(model, allow_download, device, threads, primer)
+    with Bars(quiet, no_progress) as bars:
+        for name, folder in found:
+            with failures.of(name):
+                stem = name.removesuffix(files.EXTENSION)
+                beside = files.place(stem, folder, output_dir) if stem != name and stem[-1:] not in ("", "/") else ""
+                target = files.Output.choose(name, output, to_stdout, force, beside)
+                target.check(binary=False)
+                parsed = files.read_containers(name)
+                start = time.monotonic()
+                bars.doing("loading")
+                pieces = decode(parsed, loaded, batch, bars) if part is None else read_part(parsed, part, loaded, bars)
+                size = target.write(pieces)
+                if remove and not keep:
+                    Path(name).unlink()
+                if wants_line(quiet, verbose):
+                    bars.close()
+                    packed = sum(sum(one.sizes.values()) for one in parsed)
+                    close_line(files.shown(name), size, packed, time.monotonic() - start)
+    failures.finish(len(found))
+
+
+def _range(value: str | None) -> tuple[int, int | None] | None:
+    if value is None:
+        return None
+    start, separator, length = value.partition(":")
+    if not start.isdecimal() or not separator or not (length.isdecimal() or not length):
+        raise click.BadParameter("give START:LENGTH in bytes, or START: for all that follows")
+    return int(start), int(length) if length else None
+
+
+@click.command()
+@click.argument("names", metavar="[FILE]...", nargs=-1)
+@options.decoding_model
+@options.primer
 @options.running
 @options.quiet
-def decompress(
-    input_name: str, output: str | None, to_stdout: bool, force: bool, model: str | None, allow_download: bool,
-    device: str, batch: int, threads: int | None, quiet: bool,
+def cat(
+    names: tuple[str, ...], model: str | None, allow_download: bool, primer: str | None, device: str, batch: int,
+    threads: int | None, quiet: bool,
 ) -> None:  # fmt: skip
-    """Decompress the file INPUT; - is standard input.
-
-    The output gets its name only when every chunk and the whole have matched their checksums.
-    """
-    stem = input_name.removesuffix(files.EXTENSION)
-    named = stem != input_name and stem[-1:] not in ("", "/")
-    target = files.Output.choose(input_name, output, to_stdout, force, stem if named else "")
-    target.check(binary=False)
-    parsed = files.read_container(input_name)
-    start = time.monotonic()
+    """Write the documents of each FILE to standard output, one behind the other."""
+    loaded = Loaded(model, allow_download, device, threads, primer)
+    target = files.Output(None, force=True)
     with Bars(quiet) as bars:
-        bars.doing("loading")
-        size = target.write(decode(parsed, Loaded(model, allow_download, device, threads), batch, bars))
-    if bars.shown:
-        close_line(files.shown(input_name), size, sum(parsed.sizes.values()), time.monotonic() - start)
+        for name, _ in files.inputs(names, recursive=False, packed=True):
+            target.write(decode(files.read_containers(name), loaded, batch, bars))

@@ -1,8 +1,8 @@
 """Documents and results: whole files read, and files written whole or not at all."""
 
 import os
-import secrets
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -13,8 +13,8 @@ from typing import BinaryIO
 
 import click
 
-from memcodec import container
-from memcodec.source import Source
+from memcodec import FormatError, MemcodecError, container
+from memcodec.source import Source, replace
 
 STANDARD = "-"  # standard input or output
 EXTENSION = ".memz"
@@ -64,9 +64,75 @@ def read_start_first(name: str) -> bytes:
         raise _named(error, name) from error
 
 
-def read_container(name: str) -> container.Container:
-    """A .memz file, unpacked. Raises FormatError, ChecksumError, OSError."""
-    return container.unpack(read_start_first(name))
+def read_containers(name: str) -> list[container.Container]:
+    """A .memz file, unpacked, or several in one, one behind the other. Raises FormatError, ChecksumError, OSError."""
+    return container.unpack_all(read_start_first(name))
+
+
+def is_compressed(source: Source) -> bool:
+    """Whether a document is a .memz file, or begins like one."""
+    try:
+        container.check_start(source.read(0, min(source.size, container.START)))
+    except FormatError:
+        return False
+    return True
+
+
+def inputs(names: tuple[str, ...], recursive: bool, packed: bool) -> list[tuple[str, str]]:
+    """Files that were named, with the folder that each was found in, or "": standard input where none were.
+
+    recursive: the files in folders too, those that end in .memz where `packed`, else all others.
+    """
+    if not names:
+        if sys.stdin is not None and sys.stdin.isatty():
+            raise click.UsageError("name a FILE, or pipe something in")
+        return [(STANDARD, "")]
+    found: list[tuple[str, str]] = []
+    for name in names:
+        if not (recursive and name != STANDARD and Path(name).is_dir()):
+            found.append((name, ""))
+            continue
+        for path in sorted(Path(name).rglob("*")):
+            if path.is_file() and not path.is_symlink() and (path.suffix == EXTENSION) is packed:
+                found.append((str(path), name))
+    return found
+
+
+def place(name: str, folder: str, output_dir: str | None) -> str:
+    """Where an output of this name goes: beside its input, or into --output-dir, under the folder it was found in."""
+    if output_dir is None:
+        return name
+    path = Path(output_dir) / (Path(name).relative_to(folder) if folder else Path(name).name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return str(path)
+
+
+class Failures:
+    """What goes wrong with one of many files: it is named, and the rest is done. With one file, it is raised."""
+
+    def __init__(self, many: bool) -> None:
+        self._many = many
+        self._count = 0
+
+    @contextmanager
+    def of(self, name: str) -> Iterator[None]:
+        """Around the work on one file."""
+        try:
+            yield
+        except (MemcodecError, OSError, click.ClickException) as error:
+            if not self._many:
+                raise
+            reason = error.format_message() if isinstance(error, click.ClickException) else str(error)
+            reason = describe(error) if isinstance(error, OSError) and error.strerror else reason
+            prefix = "" if reason.startswith(shown(name)) else f"{shown(name)}: "
+            click.echo(f"memcodec: error: {prefix}{' '.join(reason.split())}", err=True)
+            self._count += 1
+
+    def finish(self, total: int) -> None:
+        """Exit with status 1 where anything went wrong."""
+        if self._count:
+            click.echo(f"memcodec: {self._count} of {total} files failed; the rest is done", err=True)
+            sys.exit(1)
 
 
 def _standard_input() -> BinaryIO:
@@ -88,18 +154,15 @@ def describe(error: OSError) -> str:
 
 @dataclass(frozen=True)
 class Output:
-    """Where a result goes. path: None for standard output; mode: permissions, before the umask."""
+    """Where a result goes. path: None for standard output; like: an input whose permissions and times it gets."""
 
     path: Path | None
     force: bool
-    mode: int = 0o666
+    like: os.stat_result | None = None
 
     @classmethod
     def choose(cls, input_name: str, output_name: str | None, to_stdout: bool, force: bool, default: str) -> "Output":
-        """From the options of a command. default: the name for want of any, "" where there is none.
-
-        The result is readable for nobody who could not read the input.
-        """
+        """From the options of a command. default: the name for want of any, "" where there is none."""
         if to_stdout and output_name not in (None, STANDARD):
             raise click.UsageError("give -o or -c, not both")
         if to_stdout or output_name == STANDARD or (output_name is None and input_name == STANDARD):
@@ -107,11 +170,11 @@ class Output:
         if not (output_name or default):
             raise click.UsageError(f"{shown(input_name)} does not end in {EXTENSION}: name the output with -o")
         source = Path(input_name)
-        mode = 0o666 & source.stat().st_mode if input_name != STANDARD and source.is_file() else 0o666
+        like = source.stat() if input_name != STANDARD and source.is_file() else None
         path = Path(output_name or default)
         if input_name != STANDARD and source.exists() and path.exists() and path.samefile(source):
             raise click.ClickException(f"{shown(input_name)} is both input and output")
-        return cls(path, force, mode)
+        return cls(path, force, like)
 
     def check(self, binary: bool) -> None:
         """Refuse now what `write` would have to refuse after the work. binary: the result is not for a terminal."""
@@ -145,24 +208,16 @@ class Output:
             if _is_special(self.path):  # a rename would replace it
                 with self.path.open("wb") as file:
                     return _copy(pieces, file)
-            return self._replace(self.path.resolve(), pieces)
+            mode = 0o666 if self.like is None else 0o600  # for nobody else before it is whole
+            return replace(self.path, pieces, mode, self._before_naming)
         except OSError as error:
             raise _named(error, "standard output" if self.path is None else str(self.path)) from error
 
-    def _replace(self, target: Path, pieces: Iterable[bytes]) -> int:
-        temporary = target.with_name(f".memcodec-{secrets.token_hex(6)}")
-        try:
-            with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, self.mode)) as file:
-                size = 0
-                for piece in pieces:
-                    size += file.write(piece)
-                file.flush()
-                os.fsync(file.fileno())
-            self._refuse_existing()
-            temporary.replace(target)
-            return size
-        finally:
-            temporary.unlink(missing_ok=True)
+    def _before_naming(self, temporary: Path) -> None:
+        self._refuse_existing()
+        if self.like is not None:
+            temporary.chmod(stat.S_IMODE(self.like.st_mode))
+            os.utime(temporary, ns=(self.like.st_atime_ns, self.like.st_mtime_ns))
 
     def _refuse_existing(self) -> None:
         if self.path is not None and self.path.exists() and not self.force and not _is_special(self.path):

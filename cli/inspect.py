@@ -15,12 +15,23 @@ from memcodec_cli.progress import Bars
 
 
 @click.command()
-@click.argument("name", metavar="FILE")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.  [default: a table]")
-def inspect(name: str, as_json: bool) -> None:
-    """Show the header of FILE, its sizes by part in bytes, and its groups of chunks. Needs no model."""
-    facts = memcodec.inspect(files.read_start_first(name))
-    click.echo(json.dumps(facts, indent=2) if as_json else "\n".join(_table(facts)))
+@click.argument("names", metavar="FILE...", nargs=-1, required=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, of several files a list.  [default: a table]")
+def inspect(names: tuple[str, ...], as_json: bool) -> None:
+    """Show the header of each FILE, its sizes by part in bytes, and its groups of chunks. Needs no model."""
+    failures = files.Failures(len(names) > 1)
+    found = []
+    for name in names:
+        with failures.of(name):
+            found.append((name, memcodec.inspect(files.read_start_first(name))))
+    if as_json:
+        every = [{"file": name} | facts for name, facts in found]
+        click.echo(json.dumps(every if len(names) > 1 else found[0][1], indent=2))
+    else:
+        titles = [[files.shown(name)] if len(names) > 1 else [] for name, _ in found]
+        tables = ["\n".join([*title, *_table(facts)]) for title, (_, facts) in zip(titles, found, strict=True)]
+        click.echo("\n\n".join(tables))
+    failures.finish(len(names))
 
 
 def _table(facts: dict[str, Any]) -> list[str]:
@@ -61,11 +72,12 @@ def _plain(text: str) -> str:
 @click.argument("names", metavar="FILE...", nargs=-1, required=True)
 @click.option("--decode", is_flag=True, help="Decode everything too.  [default: structure and checksums only]")
 @options.decoding_model
+@options.primer
 @options.running
 @options.quiet
 def verify(
-    names: tuple[str, ...], decode: bool, model: str | None, allow_download: bool, device: str, batch: int,
-    threads: int | None, quiet: bool,
+    names: tuple[str, ...], decode: bool, model: str | None, allow_download: bool, primer: str | None, device: str,
+    batch: int, threads: int | None, quiet: bool,
 ) -> None:  # fmt: skip
     """Check that each FILE is whole: structure and checksums, or with --decode the document itself.
 
@@ -73,16 +85,16 @@ def verify(
     with --decode.
     """
     bad = 0
-    loaded = Loaded(model, allow_download, device, threads)
+    loaded = Loaded(model, allow_download, device, threads, primer)
     for name in names:
         try:
-            parsed = files.read_container(name)
+            found = files.read_containers(name)
             if decode:
                 with Bars(quiet) as bars:
-                    for _ in decode_file(parsed, loaded, batch, bars):
+                    for _ in decode_file(found, loaded, batch, bars):
                         pass
             else:
-                for part in parsed.parts:
+                for part in (part for parsed in found for part in parsed.parts):
                     if isinstance(part, container.StoredSpan):
                         for _ in part.pieces():
                             pass
@@ -91,6 +103,33 @@ def verify(
             click.echo(f"memcodec: error: {' '.join(reason.split())}", err=True)
             bad += 1
         else:
-            click.echo(f"{files.shown(name)}: ok" + (f", decodes to {parsed.size:,} bytes" if decode else ""))
+            size = sum(parsed.size for parsed in found)
+            click.echo(f"{files.shown(name)}: ok" + (f", decodes to {size:,} bytes" if decode else ""))
     if bad:
         sys.exit(1)
+
+
+@click.command("list")
+@click.argument("names", metavar="FILE...", nargs=-1, required=True)
+def list_files(names: tuple[str, ...]) -> None:
+    """List compressed and original bytes of each FILE, or the documents of an archive. Needs no model."""
+    failures = files.Failures(len(names) > 1)
+    click.echo(f"{'compressed':>12}{'original':>14}{'ratio':>8}  name")
+    for name in names:
+        with failures.of(name):
+            blob = files.read_start_first(name)
+            if container.is_archive(blob):
+                _list_archive(name)
+                continue
+            original = sum(parsed.size for parsed in container.unpack_all(blob))
+            click.echo(f"{len(blob):12,}{original:14,}{original / len(blob):8.2f}  {_plain(files.shown(name))}")
+    failures.finish(len(names))
+
+
+def _list_archive(name: str) -> None:
+    from memcodec.archive import Archive
+
+    archive = Archive(name)
+    keys = archive.keys() or [str(i) for i in range(len(archive))]
+    for number, key in enumerate(keys):
+        click.echo(f"{archive.frame_size(number):12,}{'':14}{'':8}  {_plain(files.shown(name))}: {_plain(key)}")

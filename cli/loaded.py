@@ -8,13 +8,17 @@ from memcodec_cli.progress import Bars
 
 if TYPE_CHECKING:
     from memcodec.codec import Codec
+    from memcodec.primer import Primer
 
 
 class Loaded:
     """Loads the model of a file, and keeps it for the next one that needs the same."""
 
-    def __init__(self, model: str | None, allow_download: bool, device: str, threads: int | None) -> None:
-        """model: instead of the ones that the files name."""
+    def __init__(
+        self, model: str | None, allow_download: bool, device: str, threads: int | None, primer: str | None = None
+    ) -> None:
+        """model: instead of the ones that the files name; primer: a file."""
+        self._primer = read_primer(primer)
         self._model = model
         self._allow_download = allow_download
         self._device = device
@@ -26,23 +30,58 @@ class Loaded:
         from memcodec.codec import Codec
 
         kept = self._codec
+        primer = self._primer if parsed.settings is not None and parsed.settings.primer else None
         if kept is not None and (self._model or not kept.differs(parsed)):  # whatever the model's folder is called
+            if kept.primer is not primer:
+                kept = self._codec = kept.with_primer(primer)
             kept.check(parsed)
             return kept
         found = Codec.load_for(
             parsed, self._model, device=self._device, threads=self._threads, allow_download=self._allow_download,
-            progress=bars.model,
+            primer=primer, progress=bars.model,
         )  # fmt: skip
         assert found is not None
         self._codec = found
         return found
 
 
-def decode(parsed: Container, loaded: Loaded, batch: int, bars: Bars) -> Iterator[bytes]:
-    """The document of a file, in pieces that count when the last was given out. Raises MemcodecError."""
+def read_primer(name: str | None) -> "Primer | None":
+    """The primer in a file. Raises FormatError, OSError with the file's name."""
+    if name is None:
+        return None
+    from memcodec.primer import Primer
+
+    try:
+        return Primer.load(name)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, name) from error
+
+
+def decode(files: list[Container], loaded: Loaded, batch: int, bars: Bars) -> Iterator[bytes]:
+    """The documents of some files, in pieces that count when the last was given out. Raises MemcodecError."""
     from memcodec.assembly import document_of
 
-    if parsed.model is None:
-        return document_of(parsed, [], None)
-    codec = loaded.codec_for(parsed, bars)
-    return codec.decode_pieces(parsed, batch=batch, progress=bars.document(parsed.size, "decode"))
+    for parsed in files:
+        if parsed.model is None:
+            yield from document_of(parsed, [], None)
+        else:
+            codec = loaded.codec_for(parsed, bars)
+            yield from codec.decode_pieces(parsed, batch, bars.document(parsed.size, "decode"))
+
+
+def read_part(files: list[Container], part: tuple[int, int | None], loaded: Loaded, bars: Bars) -> Iterator[bytes]:
+    """Some bytes of the documents of files, from a place on. Raises MemcodecError where they end before it."""
+    from memcodec.errors import EncodeError
+    from memcodec.file import Decoded
+
+    start, left = part
+    size = sum(parsed.size for parsed in files)
+    if start > size:
+        raise EncodeError(f"range from {start:,}: the document has {size:,} bytes")
+    raw = Decoded(files, lambda parsed: loaded.codec_for(parsed, bars))
+    raw.seek(start)
+    left = size - start if left is None else min(left, size - start)
+    while left:
+        piece = raw.read(min(left, 1 << 16))
+        left -= len(piece)
+        yield piece

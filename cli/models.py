@@ -1,5 +1,7 @@
 """`memcodec models`: the built-in models and the cache."""
 
+import shutil
+
 import click
 
 from memcodec import models as store
@@ -28,6 +30,18 @@ def pull(name: str, quiet: bool) -> None:
     """Fetch the built-in model NAME into the cache, unless it is there."""
     with Bars(quiet) as bars:
         store.pull(name, bars.model)
+
+
+@models.command("rm")
+@click.argument("name", metavar="NAME")
+def remove(name: str) -> None:
+    """Remove the built-in model NAME from the cache."""
+    folder = store.cached(name)
+    if folder is None:
+        raise click.ClickException(f"{name} is not in the cache")
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    shutil.rmtree(folder)
+    click.echo(f"{name}: removed, {size / 1e6:.0f} MB")
 
 
 @models.command()

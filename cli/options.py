@@ -12,7 +12,7 @@ from memcodec.models import BUILT_IN, DEFAULT_MODEL
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-def _together(*decorators: Decorator) -> Decorator:
+def together(*decorators: Decorator) -> Decorator:
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         for decorator in reversed(decorators):
             function = decorator(function)
@@ -25,12 +25,14 @@ encoding_model = click.option(
     "--model",
     default=DEFAULT_MODEL,
     show_default=True,
+    envvar="MEMCODEC_MODEL",
+    show_envvar=True,
     metavar="M",
     help=f"Built-in name ({', '.join(BUILT_IN)}), Hugging Face id (or id@revision), or directory of a Llama, Mistral, "
     "Qwen2, Qwen3 or GPT-2 model with byte-level BPE.",
 )
 
-decoding_model = _together(
+decoding_model = together(
     click.option(
         "--model",
         metavar="M",
@@ -44,12 +46,14 @@ decoding_model = _together(
     ),
 )
 
-running = _together(
+running = together(
     click.option(
         "--device",
         type=click.Choice(["auto", "cpu", "cuda"]),
         default="auto",
         show_default=True,
+        envvar="MEMCODEC_DEVICE",
+        show_envvar=True,
         help="Where the model runs; auto takes a CUDA GPU if there is one.",
     ),
     click.option(
@@ -57,13 +61,18 @@ running = _together(
         type=click.IntRange(min=1),
         default=DEFAULT_BATCH,
         show_default=True,
+        envvar="MEMCODEC_BATCH",
+        show_envvar=True,
         metavar="N",
         help="Groups of chunks decoded side by side; does not change the result.",
     ),
     click.option(
+        "-T",
         "--threads",
         type=click.IntRange(1, 1024),
         metavar="N",
+        envvar="MEMCODEC_THREADS",
+        show_envvar=True,
         help="CPU threads; does not change the result.  [default: one per core]",
     ),
 )
@@ -84,13 +93,33 @@ context = click.option(
     callback=_context,
     default="auto",
     show_default=True,
+    envvar="MEMCODEC_CONTEXT",
+    show_envvar=True,
     metavar="N",
     help="Tokens before each that the model sees: a number, 0 for those of its chunk alone, auto for as many as cost "
     "little time, max for the smallest file, slowly.",
 )
 quiet = click.option("-q", "--quiet", is_flag=True, help="No progress bar and no closing line on the terminal.")
+saying = together(
+    quiet,
+    click.option("-v", "--verbose", is_flag=True, help="The closing line also where there is no terminal."),
+    click.option("--no-progress", is_flag=True, help="No progress bar; the closing line stays."),
+)
+primer = click.option(
+    "--primer",
+    metavar="P",
+    envvar="MEMCODEC_PRIMER",
+    show_envvar=True,
+    help="Primer file (memcodec primer train), which every chunk sees; a file made with one is read with it.  "
+    "[default: none]",
+)
 
-writing = _together(
+writing = together(
     click.option("-c", "--stdout", "to_stdout", is_flag=True, help="Write to standard output."),
     click.option("-f", "--force", is_flag=True, help="Overwrite an existing output; write binary to a terminal."),
+    click.option("-k", "--keep", is_flag=True, help="Keep the input; that is the default."),
+    click.option("--rm", "remove", is_flag=True, help="Remove each input when its output is written."),
+    click.option(
+        "--output-dir", metavar="DIR", help="Folder for the outputs, which is made.  [default: beside inputs]"
+    ),
 )

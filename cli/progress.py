@@ -17,8 +17,8 @@ _STAGES = {"fit": "fitting", "verify": "verifying", "decode": "decoding"}
 class Bars:
     """One bar at a time, of the work at hand."""
 
-    def __init__(self, quiet: bool) -> None:
-        self.shown = not quiet and sys.stderr is not None and sys.stderr.isatty()
+    def __init__(self, quiet: bool, no_progress: bool = False) -> None:
+        self.shown = not quiet and not no_progress and sys.stderr is not None and sys.stderr.isatty()
         self._total = -1  # one bar goes through all stages of one document, so that its time left is of the whole
         self._bar: Any = None
 
@@ -37,6 +37,11 @@ class Bars:
         """Show what is being done while nothing can be counted."""
         if self.shown:
             self._show(what, 0, 0)
+
+    def tokens(self, what: str, done: int, total: int) -> None:
+        """Show so many tokens of a total."""
+        if self.shown:
+            self._show(what, done, total)
 
     def document(self, size: int, stage: str) -> ProgressCallback | None:
         """What shows how far the codec is in a document of `size` bytes, from its first stage on."""
@@ -71,6 +76,11 @@ class Bars:
 
 
 _LARGE = 1 << 24  # bytes from which on zstd -19 would take a quarter of a minute
+
+
+def wants_line(quiet: bool, verbose: bool) -> bool:
+    """Whether the closing line is to be printed."""
+    return not quiet and sys.stderr is not None and (verbose or sys.stderr.isatty())
 
 
 def close_line(name: str, size: int, compressed: int, seconds: float, original: Source | None = None) -> None:

@@ -11,34 +11,46 @@ from memcodec.errors import (
     MemcodecError,
     ModelMismatchError,
     ModelNotFoundError,
+    PrimerMismatchError,
 )
 from memcodec.inspection import inspect
 from memcodec.memory.settings import DEFAULT_BATCH, Context, Prompt, Readout
 from memcodec.progress import Progress
 
 if TYPE_CHECKING:
+    from memcodec.archive import Archive as Archive
     from memcodec.codec import Codec as Codec
+    from memcodec.file import MemzFile as MemzFile
+    from memcodec.file import open as open
+    from memcodec.frames import FrameSettings as FrameSettings
     from memcodec.memory.embedding import MemoryEmbedding as MemoryEmbedding
+    from memcodec.primer import Primer as Primer
     from memcodec.progress import ProgressCallback
 
 __version__ = "0.2.0"
 
 __all__ = [
+    "Archive",
     "ChecksumError",
     "Codec",
     "EncodeError",
     "FormatError",
+    "FrameSettings",
     "MachineError",
     "MemcodecError",
     "MemoryEmbedding",
+    "MemzFile",
     "ModelMismatchError",
     "ModelNotFoundError",
+    "Primer",
+    "PrimerMismatchError",
     "Progress",
     "Prompt",
     "Readout",
     "decode",
     "encode",
     "inspect",
+    "open",
 ]
 
 
@@ -53,6 +65,7 @@ def encode(
     verify: bool = True,
     device: str = "auto",
     threads: int | None = None,
+    primer: "Primer | None" = None,
     progress: "ProgressCallback | None" = None,
 ) -> bytes:
     """Compress bytes (or text, as UTF-8, or an open file) to the bytes of a .memz file; settings as `Codec.encode`.
@@ -66,8 +79,12 @@ def encode(
     codec.check_settings(site, chunk_tokens, batch, context)
     if (stored := codec.without_model(source)) is not None:
         return stored
-    return codec.Codec.load(model, device=device, threads=threads).encode(
-        source, site=site, chunk_tokens=chunk_tokens, context=context, batch=batch, verify=verify, progress=progress
+    return (
+        codec.Codec.load(model, device=device, threads=threads)
+        .with_primer(primer)
+        .encode(
+            source, site=site, chunk_tokens=chunk_tokens, context=context, batch=batch, verify=verify, progress=progress
+        )
     )
 
 
@@ -79,24 +96,42 @@ def decode(
     device: str = "auto",
     threads: int | None = None,
     allow_download: bool = False,
+    primer: "Primer | None" = None,
     progress: "ProgressCallback | None" = None,
 ) -> bytes:
     """Decompress the bytes of a .memz file, with the model that it names or `model`; settings as in `Codec.decode`.
 
-    allow_download: fetch a model from the Hugging Face hub that only the file names. Raises FormatError, ChecksumError,
-    ModelMismatchError, ModelNotFoundError, MachineError; EncodeError for settings out of range.
+    allow_download: fetch a model from the Hugging Face hub that only the file names; primer: the one that it was made
+    with. Raises FormatError, ChecksumError, ModelMismatchError, ModelNotFoundError, MachineError; EncodeError for
+    settings out of range.
     """
     from memcodec import assembly, codec, container
 
-    parsed = container.unpack(codec.as_bytes(blob, "blob"))
-    found = codec.Codec.load_for(parsed, model, device=device, threads=threads, allow_download=allow_download)
-    if found is None:
-        return b"".join(assembly.document_of(parsed, [], None))
-    return b"".join(found.decode_pieces(parsed, batch=batch, progress=progress))
+    pieces: list[bytes] = []
+    kept: Codec | None = None
+    for parsed in container.unpack_all(codec.as_bytes(blob, "blob")):
+        if parsed.model is None:
+            pieces += assembly.document_of(parsed, [], None)
+            continue
+        if kept is None or kept.differs(parsed):
+            kept = codec.Codec.load_for(
+                parsed, model, device=device, threads=threads, allow_download=allow_download, primer=primer
+            )
+        assert kept is not None
+        pieces += kept.decode_pieces(parsed, batch, progress)
+    return b"".join(pieces)
 
 
 # On first use, because they bring numba or torch: `inspect` and `--help` answer at once without.
-_LATER = {"Codec": "memcodec.codec", "MemoryEmbedding": "memcodec.memory.embedding"}
+_LATER = {
+    "Archive": "memcodec.archive",
+    "Codec": "memcodec.codec",
+    "FrameSettings": "memcodec.frames",
+    "MemoryEmbedding": "memcodec.memory.embedding",
+    "MemzFile": "memcodec.file",
+    "Primer": "memcodec.primer",
+    "open": "memcodec.file",
+}
 
 if not TYPE_CHECKING:
 

@@ -168,7 +168,7 @@ def _look_side_by_side(lm: ExactLM, batch: list[tuple[list[np.ndarray], np.ndarr
     begin = 0  # rows of the groups before
     for (chunks, given), count in zip(batch, counts, strict=True):
         row = begin - 1 + (0 if given is None else len(given))  # that a chunk's first token follows
-        early = -row if given is None and lm.is_cold else LATE
+        first = row if given is None and lm.is_cold else None
         for tokens in chunks:
             found = Look.empty(tokens, lm.vocabulary)
             done = 0
@@ -179,7 +179,7 @@ def _look_side_by_side(lm: ExactLM, batch: list[tuple[list[np.ndarray], np.ndarr
                 else:
                     n = min(HEAD_ROWS, len(tokens) - done)
                     logits = sequences.logits(slice(at, at + n))
-                found.fill(done, logits, lm.vocabulary, lm.team, at + early)
+                found.fill(done, logits, lm.vocabulary, lm.team, LATE if first is None else at - first)
                 done += n
             row += len(tokens)
             yield found

@@ -2,6 +2,7 @@
 
 import io
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator
 from copy import copy
 from itertools import chain, pairwise
@@ -34,13 +35,14 @@ from memcodec.memory import Site
 from memcodec.memory.settings import DEFAULT_BATCH, Context, Prompt, Readout
 from memcodec.primer import Primer
 from memcodec.progress import ProgressCallback, Reporter
-from memcodec.source import Source
+from memcodec.source import PIECE_BYTES, Source
 from memcodec.tokens import ByteTokenizer
 
 Data = bytes | bytearray | memoryview | str
 
 _MOST_STATES = 1 << 26  # of the search for a memory, over a chunk: 5 bytes each, a thread
 _FIT_TIME = {"readout": 1.1, "prompt": 100.0}  # of a token, by that of decoding one in a full batch
+_LOT = 256  # documents that are verified together, at most
 _ALONE = 3.5  # what decoding a token takes more, by the rows of the batch
 
 
@@ -187,17 +189,64 @@ class Codec:
         check_settings(site, chunk_tokens, batch, context)
         if not document.has_text(source):
             return box.pack(stored(source))
-        stages = _Stages(progress, source.size, site, _rows(source.size, chunk_tokens, context, batch, verify))
-        ((_, made),) = self._encode([source], site, chunk_tokens, context, stages.fit())
-        blob = box.pack(made)
-        if isinstance(site, Prompt) and site.pure:
-            _check_pure(made)
-        elif len(whole := box.pack(stored(source))) <= len(blob):
-            blob, verify = whole, False
-        source.check_unchanged()
-        if verify:
-            self._verify(blob, source, batch, stages.verify())
+        (blob,) = self.encode_many(
+            [source], site=site, chunk_tokens=chunk_tokens, context=context, batch=batch, verify=verify,
+            progress=progress,
+        )  # fmt: skip
         return blob
+
+    def encode_many(
+        self,
+        documents: "Iterable[Data | BinaryIO | Source]",
+        *,
+        site: Readout | Prompt = Readout(),  # noqa: B008 (frozen)
+        chunk_tokens: int = box.DEFAULT_CHUNK_TOKENS,
+        context: Context = "auto",
+        batch: int = DEFAULT_BATCH,
+        verify: bool = True,
+        progress: ProgressCallback | None = None,
+    ) -> Iterator[bytes]:
+        """The files of several documents, in order, as soon as they are made: settings as in `encode`.
+
+        Groups of all documents are coded in common batches, and verified so. Raises as `encode`, at the first document
+        that fails.
+        """
+        check_settings(site, chunk_tokens, batch, context)
+        sources = [as_source(data, "data") for data in documents]
+        size = sum(source.size for source in sources)
+        stages = _Stages(progress, size, site, _rows(size, chunk_tokens, context, batch, verify))
+        checking = stages.verify()
+        lot: list[tuple[Source, bytes]] = []
+        groups = 0
+        for source, made in self._encode(sources, site, chunk_tokens, context, stages.fit()):
+            blob = box.pack(made)
+            if isinstance(site, Prompt) and site.pure:
+                _check_pure(made)
+            elif len(whole := box.pack(stored(source))) <= len(blob):
+                blob = whole
+            source.check_unchanged()
+            lot.append((source, blob))
+            groups += len(made.groups)
+            if groups >= batch or not verify or len(lot) == _LOT or len(sources) == 1:
+                yield from self._verified(lot, batch, checking) if verify else [blob for _, blob in lot]
+                lot, groups = [], 0
+        yield from self._verified(lot, batch, checking)
+
+    def _verified(self, lot: list[tuple[Source, bytes]], batch: int, report: Reporter) -> list[bytes]:
+        """Decode what is about to be given out, what is small side by side. Raises MachineError."""
+        small = [(source, blob) for source, blob in lot if source.size <= PIECE_BYTES]
+        if len(small) > 1:
+            parsed = [box.unpack(blob) for _, blob in small]
+            try:
+                found = self._decode_many(parsed, batch, report)
+            except (FormatError, ChecksumError) as error:
+                raise _undecodable(error) from error
+            if any(source.read(0, source.size) != back for (source, _), back in zip(small, found, strict=True)):
+                raise MachineError("what was encoded decodes to other bytes here: nothing was written")
+        for source, blob in lot:
+            if len(small) <= 1 or source.size > PIECE_BYTES:
+                self._verify(blob, source, batch, report)
+        return [blob for _, blob in lot]
 
     def _encode(
         self, sources: Iterable[Source], site: Readout | Prompt, chunk_tokens: int, context: Context, report: Reporter
@@ -229,14 +278,17 @@ class Codec:
 
     def _site(self, site: Readout | Prompt, chunk_tokens: int) -> Site:
         """What fits memories with these settings. Raises EncodeError."""
-        from memcodec.memory.readout import ReadoutSite, share_steps
-
         self._check_chunk_tokens(chunk_tokens, (site.vectors or 1) if isinstance(site, Prompt) else 0)
         if isinstance(site, Readout):
-            return ReadoutSite(share_steps(site), site, self.lm.steering, self.lm.team)
+            return self._readout(site)
         from memcodec.memory.prompt import PromptSite
 
         return PromptSite(site.bits, self.lm.architecture.hidden, site, lambda: self.floats, self.lm.positions)
+
+    def _readout(self, site: Readout) -> Site:
+        from memcodec.memory.readout import ReadoutSite, share_steps
+
+        return ReadoutSite(share_steps(site), site, self.lm.steering, self.lm.team)
 
     def _check_chunk_tokens(self, chunk_tokens: int, vectors: int) -> None:
         if chunk_tokens + vectors + len(self.lm.prefix) > self.lm.positions:
@@ -262,7 +314,7 @@ class Codec:
                     raise MachineError("what was encoded decodes to other bytes here: nothing was written")
                 at = end
         except (FormatError, ChecksumError) as error:
-            raise MachineError(f"what was encoded does not decode here ({error}): nothing was written") from error
+            raise _undecodable(error) from error
         if at != source.size:
             raise MachineError("what was encoded decodes to fewer bytes here: nothing was written")
 
@@ -275,24 +327,58 @@ class Codec:
         batch: int = DEFAULT_BATCH,
         progress: ProgressCallback | None = None,
     ) -> bytes:
-        """Decompress the bytes of a .memz file.
+        """Decompress the bytes of a .memz file, or of some, one behind the other.
 
         batch: groups decoded side by side. Raises FormatError, ChecksumError, ModelMismatchError; EncodeError for a
         batch out of range.
         """
-        parsed = box.unpack(as_bytes(blob, "blob"))
-        return b"".join(self.decode_pieces(parsed, batch=batch, progress=progress))
+        found = box.unpack_all(as_bytes(blob, "blob"))
+        return b"".join(piece for parsed in found for piece in self.decode_pieces(parsed, batch, progress))
 
     def decode_pieces(
-        self, parsed: Container, *, batch: int = DEFAULT_BATCH, progress: ProgressCallback | None = None
+        self, parsed: Container, batch: int = DEFAULT_BATCH, progress: ProgressCallback | None = None
     ) -> Iterator[bytes]:
         """As `decode`, for a file that is unpacked already, piece by piece; the whole is checked behind the last one.
 
         So what was given out counts only when the end was reached without an error.
         """
-        if batch < 1:
-            raise EncodeError(f"batch {batch}: give 1 or more groups")
+        _check_batch(batch)
         return self._decode(parsed, batch, Reporter(progress, "decode", parsed.size, 0, 1))
+
+    def decode_many(
+        self, blobs: Iterable[bytes], *, batch: int = DEFAULT_BATCH, progress: ProgressCallback | None = None
+    ) -> list[bytes]:
+        """The documents of several files, whose groups are decoded side by side. Raises as `decode`."""
+        _check_batch(batch)
+        found = [box.unpack(as_bytes(blob, "blob")) for blob in blobs]
+        size = sum(parsed.size for parsed in found)
+        return self._decode_many(found, batch, Reporter(progress, "decode", size, 0, 1))
+
+    def _decode_many(self, files: list[Container], batch: int, report: Reporter) -> list[bytes]:
+        together: dict[tuple[str, tuple[int, ...], int], list[int]] = {}  # files that one batch can hold
+        for i, parsed in enumerate(files):
+            report.expect([chunk.tokens for chunk in parsed.chunks], parsed.size)
+            if (s := parsed.settings) is not None:
+                self.check(parsed)
+                moves = max(sum(chunk.tokens for chunk in group.chunks) for group in parsed.groups) > s.context
+                together.setdefault((s.site, s.fields, s.context if moves else box.MAX_CONTEXT), []).append(i)
+        written: dict[int, list[np.ndarray]] = {}
+        for (_, _, context), numbers in together.items():
+            owners = [i for i in numbers for _ in files[i].groups]
+            coded = [Coded.of(group) for i in numbers for group in files[i].groups]
+            site = self.site_in(files[numbers[0]])
+            for i, tokens in zip(owners, self._decode_groups(site, coded, context, batch, report), strict=True):
+                written.setdefault(i, []).append(tokens)
+        return [b"".join(document_of(parsed, written.get(i, []), self.tokenizer)) for i, parsed in enumerate(files)]
+
+    def decode_group(self, parsed: Container, numbers: list[int], batch: int = DEFAULT_BATCH) -> list[np.ndarray]:
+        """The tokens of some groups of a file, by their numbers, int64 [tokens] each. Raises as `decode`."""
+        assert parsed.settings is not None
+        self.check(parsed)
+        groups = parsed.groups
+        coded = [Coded.of(groups[n]) for n in numbers]
+        silent = Reporter(None, "decode", 0, 0, 1)
+        return list(self._decode_groups(self.site_in(parsed), coded, parsed.settings.context, batch, silent))
 
     def _decode(self, parsed: Container, batch: int, report: Reporter) -> Iterator[bytes]:
         written: Iterator[np.ndarray] = iter(())
@@ -335,7 +421,6 @@ class Codec:
         not decoded to verify. Raises EncodeError for settings out of range and for messages that are too long.
         """
         packer = Packer(settings)
-        self._check_chunk_tokens(settings.chunk_tokens, 0)
         data = [as_bytes(message, "message") for message in messages]
         if data and (longest := max(map(len, data))) > settings.max_bytes:
             raise EncodeError(f"a message of {longest:,} bytes: frames have {settings.max_bytes:,} at most (max_bytes)")
@@ -344,8 +429,10 @@ class Codec:
         report = Reporter(progress, "fit", sum(map(len, data)), 0, 1)
         report.expect([len(chunk) for group in groups for chunk in group], sum(map(len, data)))
         positions = self.lm.positions - len(self.lm.prefix)
-        site = self._site(settings.site, settings.chunk_tokens)
-        made = _reported(work.encode(self.lm, site, groups, work.seen("auto", positions), report.ahead), report)
+        made = _reported(
+            work.encode(self.lm, self._readout(settings.site), groups, work.seen("auto", positions), report.ahead),
+            report,
+        )
         return [
             packer.pack(message, next(made) if len(tokens) else None)
             for message, tokens in zip(data, texts, strict=True)
@@ -373,14 +460,13 @@ class Codec:
         Raises FormatError or ChecksumError where one is damaged, or was made with another model, primer or setting: a
         checksum of 0 bytes notices little of that.
         """
-        if batch < 1:
-            raise EncodeError(f"batch {batch}: give 1 or more frames")
+        _check_batch(batch)
         packer = Packer(settings)
         given = [as_bytes(frame, "frame") for frame in frames]
         found = [packer.unpack(frame) for frame in given]
         waiting = [(i, coded) for i, coded in enumerate(found) if isinstance(coded, Coded)]
         waiting.sort(key=lambda pair: -pair[1].tokens)  # batches of about one length
-        site = self._site(settings.site, settings.chunk_tokens)
+        site = self._readout(settings.site)
         positions = self.lm.positions - len(self.lm.prefix)
         report = Reporter(progress, "decode", 1, 0, 1)
         report.expect([coded.tokens for _, coded in waiting], 1)
@@ -425,6 +511,17 @@ class Codec:
             before = len(self.lm.prefix) + (0 if given is None else len(given))
             if before + min(coded.tokens, context) > self.lm.positions:
                 raise FormatError(f"damaged index: groups longer than the model's {self.lm.positions} positions")
+
+    def estimate(self, size: int, context: Context = "auto", batch: int = DEFAULT_BATCH, verify: bool = True) -> float:
+        """About how many seconds so many bytes of text take to encode, from a short look at the LM's speed here."""
+        tokens = np.arange(work.PASS_ROWS // 2) % self.lm.vocabulary
+        seconds = []
+        for _ in range(2):
+            start = time.perf_counter()
+            self.token_bits(tokens)
+            seconds.append(time.perf_counter() - start)
+        rows = _rows(size, box.DEFAULT_CHUNK_TOKENS, context, batch, verify)
+        return size / 4 * min(seconds) / len(tokens) * (_FIT_TIME["readout"] + (1 + _ALONE / rows if rows else 0))
 
     # ---- memories by themselves, and what can be measured
 
@@ -492,6 +589,15 @@ def as_bytes(data: Any, name: str) -> bytes:
         return memoryview(data).tobytes()
     except TypeError:
         raise TypeError(f"{name}: give bytes, anything bytes-like, or str, not {type(data).__name__}") from None
+
+
+def _undecodable(error: Exception) -> MachineError:
+    return MachineError(f"what was encoded does not decode here ({error}): nothing was written")
+
+
+def _check_batch(batch: int) -> None:
+    if batch < 1:
+        raise EncodeError(f"batch {batch}: give 1 or more groups")
 
 
 def check_primer(needed: bytes, primer: "Primer | None") -> None:

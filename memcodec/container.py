@@ -336,6 +336,43 @@ def check_start(start: bytes) -> None:
         raise FormatError("not a memcodec file: a safetensors file of something else")
 
 
+def is_archive(blob: bytes | memoryview) -> bool:
+    """Whether a file begins like an archive (`memcodec.archive`)."""
+    return b'"memcodec":"archive ' in bytes(blob[:START])
+
+
+def unpack_all(blob: bytes | memoryview) -> list[Container]:
+    """The containers of files that stand one behind the other, at least one.
+
+    Raises FormatError, also for bytes behind the last that begin no other; ChecksumError.
+    """
+    view = memoryview(blob)
+    found = []
+    while True:
+        length = _length(view)
+        found.append(unpack(view[:length]))
+        if length == len(view):
+            return found
+        view = view[length:]
+        try:
+            check_start(bytes(view[:START]))
+        except FormatError as error:
+            raise FormatError(f"{len(view):,} trailing bytes behind the end of the file: cut them off") from error
+
+
+def _length(view: memoryview) -> int:
+    """Of the first file of some; all there is where it says nothing that can be."""
+    check_start(bytes(view[:START]))
+    (length,) = struct.unpack("<Q", view[:8])
+    try:
+        header = json.loads(bytes(view[8 : 8 + length]))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        end = 8 + length + max(ends)
+        return end if length + 8 < end < len(view) else len(view)
+    except (ValueError, AttributeError, KeyError, TypeError, IndexError, RecursionError):
+        return len(view)
+
+
 def unpack(blob: bytes | memoryview) -> Container:
     """Read a container, checking every length, and every checksum that needs no model.
 
@@ -343,10 +380,13 @@ def unpack(blob: bytes | memoryview) -> Container:
     """
     view = memoryview(blob)
     check_start(bytes(view[:START]))
-    metadata, memories, document, header_size = _read_header(view)
+    if is_archive(view):
+        raise FormatError("an archive of many documents: read it with memcodec unpack, or memcodec.Archive")
+    metadata, tensors, header_size = read_tensors(view, ("memories", "document"))
     version = metadata.get("memcodec", "")
     if version != str(VERSION):
         raise FormatError(f"format version {version[:20]!r} is not known to this memcodec: install a newer one")
+    document, memories = tensors.get("document", memoryview(b"")), tensors.get("memories")
     if len(document) < 4:
         raise FormatError("damaged file: it has no index")
     if zlib.crc32(view[:-4]) != struct.unpack("<I", view[-4:])[0]:
@@ -367,8 +407,11 @@ def unpack(blob: bytes | memoryview) -> Container:
     return Container(size, sha256, parts, model, settings, {name: n for name, n in sizes.items() if n})
 
 
-def _read_header(view: memoryview) -> tuple[dict[str, str], memoryview | None, memoryview, int]:
-    """Metadata, the two tensors, of which the first may be missing, and the bytes before them."""
+def read_tensors(view: memoryview, names: tuple[str, ...]) -> tuple[dict[str, str], dict[str, memoryview], int]:
+    """Metadata, byte tensors of these names, in this order, those that there are, and the bytes before them.
+
+    Raises FormatError where there are others, or anything beside them.
+    """
     (length,) = struct.unpack("<Q", view[:8])
     if len(view) < 8 + length:
         raise FormatError("truncated file: the header is cut")
@@ -386,10 +429,10 @@ def _read_header(view: memoryview) -> tuple[dict[str, str], memoryview | None, m
     base, end = 8 + length, max(ends, default=0)
     if len(view) < base + end:
         raise FormatError(f"truncated file: {len(view)} of {base + end} bytes")
-    if unknown := [name for name in entries if name not in ("memories", "document")]:
+    if unknown := [name for name in entries if name not in names]:
         raise FormatError(f"unknown tensor {unknown[0][:40]!r}: install a newer memcodec")
     tensors, at = {}, 0
-    for name in ("memories", "document"):
+    for name in names:
         if name in entries:
             start = at
             dtype, shape, offsets = entries[name]
@@ -397,9 +440,9 @@ def _read_header(view: memoryview) -> tuple[dict[str, str], memoryview | None, m
                 raise FormatError(f"damaged header: the tensor {name} is not where it must be")
             at = offsets[1]
             tensors[name] = view[base + start : base + at]
-    if "document" not in entries or base + at != len(view):
+    if base + at != len(view):
         raise FormatError("damaged header: it does not cover the file")
-    return metadata, tensors.get("memories"), tensors["document"], base
+    return metadata, tensors, base
 
 
 def _read_index(

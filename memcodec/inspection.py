@@ -47,10 +47,14 @@ def inspect(blob: bytes | bytearray | memoryview) -> dict[str, Any]:
     if parsed.model is not None and parsed.settings is not None:
         result["model"] = {"id": parsed.model.name, "identity_start": parsed.model.identity.hex()}
         settings = {"site": parsed.settings.site} | _fields(parsed.settings)
-        result["settings"] = settings | {
-            "chunk_tokens": parsed.settings.chunk_tokens,
-            "context": parsed.settings.context,
-        }
+        result["settings"] = (
+            settings
+            | {
+                "chunk_tokens": parsed.settings.chunk_tokens,
+                "context": parsed.settings.context,
+            }
+            | ({"primer": parsed.settings.primer.hex()} if parsed.settings.primer else {})
+        )
     return result
 
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 DEFAULT_TOKENS = 400
 MAX_PRIMER = 1 << 15  # tokens: more than any window
 
-_CANDIDATES = 8  # messages that are tried in each round of training
-_JUDGES = 24  # messages on which they are tried
+_CANDIDATES = 6  # messages that are tried in each round of training
+_JUDGES = 16  # messages on which they are tried
 _WORTH = 0.003  # part of the judges' bits that a message must save
 _FILE_BYTES = 1 << 24
 
@@ -48,6 +48,10 @@ class Primer:
     def identity(self) -> bytes:
         """The first bytes of the SHA-256 of its tokens, 4 bytes each: what a file says of the primer that it needs."""
         return hashlib.sha256(self.tokens.astype("<i4").tobytes()).digest()[:PRIMER_BYTES]
+
+    def _checksum(self) -> bytes:
+        """Of a file: the same over tokens and text."""
+        return hashlib.sha256(self.tokens.astype("<i4").tobytes() + self.text).digest()[:PRIMER_BYTES]
 
     @classmethod
     def from_texts(
@@ -87,7 +91,7 @@ class Primer:
         if not right or not 1 <= len(tokens) <= MAX_PRIMER or tokens.min() < 0:
             raise FormatError(f"{name}: damaged primer")
         primer = cls(text.tobytes(), tokens.astype(np.int64))
-        if tensors.get("hash", np.empty(0)).tobytes() != primer.identity:
+        if tensors.get("hash", np.empty(0)).tobytes() != primer._checksum():
             raise FormatError(f"{name}: damaged primer: its hash does not match")
         return primer
 
@@ -96,7 +100,7 @@ class Primer:
         tensors = {
             "text": np.frombuffer(self.text, dtype=np.uint8),
             "tokens": self.tokens.astype(np.int32),
-            "hash": np.frombuffer(self.identity, dtype=np.uint8),
+            "hash": np.frombuffer(self._checksum(), dtype=np.uint8),
         }
         return bytes(safetensors.numpy.save(tensors, {"memcodec-primer": "1"}))
 

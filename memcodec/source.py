@@ -1,10 +1,12 @@
-"""A document's bytes, wherever they are: read in pieces, and more than once."""
+"""A document's bytes, wherever they are: read in pieces, and more than once; and files written whole or not at all."""
 
 import io
 import os
+import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from memcodec.errors import EncodeError
@@ -66,3 +68,26 @@ class Source:
         except (OSError, ValueError):  # not a file of the system's
             return None
         return found.st_size, found.st_mtime_ns
+
+
+def replace(
+    path: Path, pieces: Iterable[bytes], mode: int = 0o666, before: Callable[[Path], object] = lambda _: None
+) -> int:
+    """Write a file beside the one of a name, which it then becomes; gives its size. Leaves nothing behind an error.
+
+    mode: permissions, before the umask; before: is called with the finished file, before it gets its name.
+    """
+    target = path.resolve()
+    temporary = target.with_name(f".memcodec-{secrets.token_hex(6)}")
+    try:
+        with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+            size = 0
+            for piece in pieces:
+                size += file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+        before(temporary)
+        temporary.replace(target)
+        return size
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -23,6 +23,7 @@ from typing import Any  # noqa: E402
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from click.testing import CliRunner, Result  # noqa: E402
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
 from transformers import (  # noqa: E402
     GPT2Config,
@@ -40,6 +41,7 @@ from transformers import (  # noqa: E402
 
 from memcodec import container  # noqa: E402
 from memcodec.codec import Codec  # noqa: E402
+from memcodec_cli import main  # noqa: E402
 
 hypothesis.settings.register_profile("memcodec", deadline=None)  # the first call of a kernel compiles it
 hypothesis.settings.load_profile("memcodec")
@@ -131,6 +133,17 @@ def llama_folder(tiny_folders: Callable[[str], Path]) -> Path:
 def gpt2_folder(tiny_folders: Callable[[str], Path]) -> Path:
     """A GPT-2 of two layers, with learned position embeddings, taught a few lines, as a model folder."""
     return tiny_folders("gpt2")
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs the command line in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    runner = CliRunner()
+    return lambda *args, stdin=None: runner.invoke(main, [str(a) for a in args], input=stdin, catch_exceptions=False)
 
 
 def store_nothing(patch: pytest.MonkeyPatch) -> None:

@@ -12,14 +12,13 @@ import stat
 import subprocess
 import sys
 import termios
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.numpy
 import torch
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 import memcodec
 from memcodec import Prompt, Readout, container, models
@@ -30,20 +29,10 @@ from memcodec.source import Source
 from memcodec_cli import main
 from memcodec_cli.progress import Bars
 
-from .conftest import TEXT
+from .conftest import TEXT, Run
 
 RESULT = container.pack(stored(Source.of(b"stored " * 400)))  # a .memz file that needs no model
 PROGRAM = [sys.executable, "-m", "memcodec_cli"]
-
-Run = Callable[..., Result]
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
-    """Runs the command line in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    runner = CliRunner()
-    yield lambda *args, stdin=None: runner.invoke(main, [str(a) for a in args], input=stdin, catch_exceptions=False)
 
 
 @pytest.fixture
@@ -167,7 +156,7 @@ def test_permissions_follow_the_umask_and_the_input(run: Run, llama_folder: Path
     finally:
         os.umask(before)
     modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in Path().glob("*.memz")}
-    assert modes == {"secret.memz": 0o600, "script.memz": 0o640}
+    assert modes == {"secret.memz": 0o600, "script.memz": 0o755}, "as gzip keeps them"
     assert stat.S_IMODE(Path("input").stat().st_mode) == 0o640
 
 
@@ -283,7 +272,10 @@ def test_standard_output_on_a_full_disk(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (1, "memcodec: error: standard output: no space left on device\n")
 
 
-def test_ctrl_c_in_the_middle(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("sent", "status", "word"), [(signal.SIGINT, 130, b"interrupted"), (signal.SIGTERM, 143, b"terminated")]
+)
+def test_signals_in_the_middle(tmp_path: Path, sent: signal.Signals, status: int, word: bytes) -> None:
     script = "import sys, time, memcodec.codec as c\n"
     script += "c.Codec.load = lambda *args, **settings: (print('working', flush=True), time.sleep(60))\n"
     script += "from memcodec_cli import main; main()"
@@ -293,9 +285,9 @@ def test_ctrl_c_in_the_middle(tmp_path: Path) -> None:
     )
     assert process.stdout is not None
     assert process.stdout.readline() == b"working\n"
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (130, b"memcodec: error: interrupted\n")
+    assert (process.returncode, errors) == (status, b"memcodec: error: " + word + b"\n")
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
@@ -405,7 +397,9 @@ def test_no_such_device(run: Run, llama_folder: Path, monkeypatch: pytest.Monkey
         ["--site", "moon"],
         ["--nonsense"],
         ["-c", "-o", "b"],
-        ["b"],
+        ["b", "-o", "c"],
+        ["-o", "c", "--output-dir", "d"],
+        ["-c", "--rm", "-"],
     ],
 )
 def test_usage(run: Run, args: list[str]) -> None:
@@ -415,7 +409,7 @@ def test_usage(run: Run, args: list[str]) -> None:
 
 
 def test_no_arguments(run: Run) -> None:
-    assert "Missing argument 'INPUT'" in refused(run("compress"), 2)
+    assert "Missing argument 'FILE...'" in refused(run("inspect"), 2)
     assert "No such command 'nonsense'" in refused(run("nonsense"), 2)
     assert run().exit_code == 2
 
@@ -559,7 +553,7 @@ def test_every_option_is_in_the_help_with_its_default(run: Run) -> None:
             if option.param_type_name == "option" and not option.is_flag:
                 shown = run(name, "--help").stdout
                 assert option.opts[-1] in shown
-                assert option.show_default or "default: " in (option.help or "")
+                assert option.required or option.show_default or "default: " in (option.help or "")
     assert run("--version").stdout == f"memcodec {memcodec.__version__}\n"
 
 

@@ -15,7 +15,7 @@ from memcodec.memory.settings import DEFAULT_BATCH, Context, Prompt, Readout
 SHARES = (0.0, 0.1, 0.2)
 CURVE_SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
 EFFORTS = (256, 1024, 4096, 16384)
-SIZES = (256, 1024, 4096, 16384, 65536)
+SIZES = (256, 1024, 4096, 16384, 65536, 262144)
 BOUND = "bound"
 CONTEXT_BOUND = "bound, context of 2048"
 MAX_CONTEXT = "memcodec 0, context max"

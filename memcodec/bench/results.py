@@ -21,8 +21,9 @@ _HARNESS = 2  # raise it when a measurement comes to mean something else
 class Store:
     """Results by what they depend on; each is written at once, so an interrupted run keeps what it has."""
 
-    def __init__(self, folder: Path | None = None) -> None:
-        """folder: the user's cache by default."""
+    def __init__(self, folder: Path | None = None, fresh: bool = False) -> None:
+        """folder: the user's cache by default; fresh: measure what is there, once more."""
+        self._fresh = fresh
         self._folder = folder or cache_folder() / "bench"
         self.reused = 0
         self.measured = 0
@@ -31,7 +32,7 @@ class Store:
         """The result kept under `key`, or what `measure` gives, which is kept then."""
         text = json.dumps(key | {"harness": _HARNESS}, sort_keys=True)
         path = self._folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
-        if path.is_file():
+        if path.is_file() and not self._fresh:
             self.reused += 1
             result: dict[str, Any] = json.loads(path.read_text())["result"]
             return result

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 
 from memcodec.bench.comparison import LIMITS, Row
+from memcodec.memory.settings import Readout
 
+_DEFAULT = f"memcodec {Readout().share:g}"
 _HEAD = f"{'':24}{'bytes':>9}{'ratio':>8}{'bits/byte':>11}{'encode':>12}{'decode':>12}{'peak':>9}"
 
 
@@ -29,6 +31,7 @@ def speed(value: float | None) -> str:
 
 def _line(row: Row) -> str:
     name = f"({row.codec})" if row.codec in LIMITS else row.codec
+    name += " (default)" if row.codec == _DEFAULT else ""
     peak = "-" if row.peak is None else f"{row.peak / 1e6:.0f} MB"
     return (
         f"{name:24}{row.file_bytes:9,.0f}{row.ratio:8.2f}{row.bits_per_byte:11.3f}"

@@ -1,0 +1,306 @@
+"""Files that are read and written like others, and archives."""
+
+import io
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+import memcodec
+from memcodec import Archive, EncodeError, FormatError, MemcodecError, ModelMismatchError, Readout, chunks
+from memcodec import container as box
+from memcodec.codec import Codec
+from memcodec.errors import ChecksumError, PrimerMismatchError
+from memcodec.file import BadFileError, MemzFile
+from memcodec.memory.settings import Context
+from memcodec.primer import Primer
+
+from .conftest import TEXT, store_nothing
+
+WHOLE = TEXT.encode() * 3 + bytes(range(128, 256)) * 2 + TEXT.encode() * 4
+QUICK = Readout(0.1, 64)
+
+
+@pytest.fixture(scope="module", params=[0, 60, "auto", "max"])
+def blob(tiny: Codec, request: pytest.FixtureRequest) -> bytes:
+    context: Context = request.param
+    with pytest.MonkeyPatch.context() as patch:
+        store_nothing(patch)
+        return tiny.encode(WHOLE, site=QUICK, chunk_tokens=50, context=context)
+
+
+def test_reads_at_random_places(tiny: Codec, blob: bytes) -> None:
+    file = memcodec.open(io.BytesIO(blob), codec=tiny)
+    assert isinstance(file, MemzFile) and file.readable() and file.seekable() and not file.writable()
+    plain, rng = io.BytesIO(WHOLE), random.Random(0)
+    for _ in range(60):
+        if rng.random() < 0.6:
+            place = rng.randrange(len(WHOLE) + 50)
+            assert file.seek(place) == plain.seek(place)
+        size = rng.choice([0, 1, 7, 100, 900])
+        assert file.read(size) == plain.read(size) and file.tell() == plain.tell()
+    assert file.seek(-20, os.SEEK_END) == len(WHOLE) - 20 and file.read() == WHOLE[-20:]
+    assert file.seek(0) == 0 and file.read() == WHOLE and file.read(5) == b""
+    file.seek(3)
+    file.seek(4, os.SEEK_CUR)
+    assert file.peek(1)[:1] == WHOLE[7:8] and file.read1(3) == WHOLE[7:10]
+    buffer = bytearray(6)
+    assert file.readinto(buffer) == 6 and buffer == WHOLE[10:16]
+    with pytest.raises(ValueError, match="negative"):
+        file.seek(-1)
+    with pytest.raises(io.UnsupportedOperation):
+        file.write(b"x")
+
+
+def test_lines(tiny: Codec, blob: bytes) -> None:
+    with memcodec.open(io.BytesIO(blob), codec=tiny) as file:
+        assert list(file) == list(io.BytesIO(WHOLE))
+    with memcodec.open(io.BytesIO(blob), "rt", encoding="latin-1", newline="", codec=tiny) as file:
+        assert file.readline() == WHOLE.decode("latin-1").split("\n")[0] + "\n"
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many groups each call decodes."""
+    seen: list[int] = []
+    real = chunks.decode
+
+    def counting(lm, site, batch, *rest):
+        seen.append(len(batch))
+        return real(lm, site, batch, *rest)
+
+    monkeypatch.setattr(chunks, "decode", counting)
+    return seen
+
+
+def test_no_more_is_decoded_than_is_read(tiny: Codec, decoded: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    store_nothing(monkeypatch)
+    words, rng = TEXT.split(), random.Random(0)
+    text = " ".join(rng.choice(words) for _ in range(3000)).encode()
+    blob = tiny.encode(text, site=Readout(0), chunk_tokens=50, context=0, verify=False)
+    file = memcodec.open(io.BytesIO(blob), codec=tiny)
+    file.seek(len(text) // 2)
+    assert decoded == [] and file.read(60) == text[len(text) // 2 :][:60]
+    assert sum(decoded) <= 2
+    file.seek(len(text) // 2)
+    before = sum(decoded)
+    assert file.read(60) == text[len(text) // 2 :][:60] and sum(decoded) == before, "what was read last is kept"
+    decoded.clear()
+    file.seek(0)
+    assert file.read() == text
+    assert max(decoded) >= 32 and len(decoded) < 30, "what goes on is read in batches"
+
+
+def test_stored_files_need_no_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(Codec, "load", None)
+    path = tmp_path / "x.memz"
+    with memcodec.open(path, "wb") as file:
+        assert file.write(bytes(range(256))) == 256 and file.write(b"") == 0
+        assert file.tell() == 256 and not path.exists()
+    with memcodec.open(str(path)) as file:
+        assert file.read() == bytes(range(256))
+    with pytest.raises(FileExistsError):
+        memcodec.open(path, "x")
+    with memcodec.open(tmp_path / "y", "xb") as file:
+        file.write(b"")
+    assert memcodec.decode((tmp_path / "y").read_bytes()) == b""
+
+
+def test_text_is_written_and_read(tiny: Codec, tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    with memcodec.open(path, "wt", encoding="utf-8", newline="", codec=tiny, site=Readout(0), context="max") as file:
+        for line in TEXT.splitlines(keepends=True):
+            file.write(line)
+    assert tiny.decode(path.read_bytes()) == TEXT.encode()
+    with memcodec.open(path, "rt", encoding="utf-8", newline="", codec=tiny) as file:
+        assert list(file) == TEXT.splitlines(keepends=True)
+
+
+def test_a_file_given_is_not_closed(tiny: Codec) -> None:
+    out = io.BytesIO()
+    with memcodec.open(out, "w", codec=tiny, site=Readout(0)) as file:
+        file.write(TEXT.encode())
+    assert not out.closed and tiny.decode(out.getvalue()) == TEXT.encode()
+    out.seek(0)
+    with memcodec.open(out, codec=tiny) as file:
+        assert file.read() == TEXT.encode()
+    assert not out.closed and file.closed
+    for work in (file.read, lambda: file.write(b"x"), file.readline):
+        with pytest.raises(ValueError, match="closed"):
+            work()
+
+
+def test_nothing_is_left_behind_an_error(tiny: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x"
+    with pytest.raises(KeyError), memcodec.open(path, "w", codec=tiny) as file:
+        file.write(TEXT.encode())
+        raise KeyError
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    file = memcodec.open(path, "w", codec=tiny)
+    file.write(b"\xff" * 50)
+    with pytest.raises(OSError, match="No space"):
+        file.close()
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(OSError):
+        memcodec.open(tmp_path / "none" / "x", "w")
+
+
+@pytest.mark.parametrize("mode", ["a", "rw", "rbt", "r+", "rr", "q"])
+def test_modes_that_are_none(mode: str) -> None:
+    with pytest.raises(ValueError, match="mode"):
+        memcodec.open("x", mode)
+
+
+def test_arguments_that_do_not_go_together() -> None:
+    with pytest.raises(ValueError, match="mode with t"):
+        memcodec.open("x", "rb", encoding="utf-8")
+    with pytest.raises(ValueError, match="for writing only"):
+        memcodec.open("x", "rb", context=0)
+
+
+def test_bad_files_are_os_errors(tiny: Codec, blob: bytes) -> None:
+    for data in (b"", b"something else", blob[:-5], blob[:100]):
+        with pytest.raises(OSError) as error:
+            memcodec.open(io.BytesIO(data))
+        assert isinstance(error.value, BadFileError | FormatError) and isinstance(error.value, MemcodecError)
+    parsed = box.unpack(blob)
+    first = parsed.segments[0]
+    changed = box.Segment(first.size, first.chunks, bytes([first.corrections[0] ^ 0x40]) + first.corrections[1:])  # type: ignore[index]
+    parts = [changed if part is first else part for part in parsed.parts]
+    bad = box.pack(box.Container(parsed.size, parsed.sha256, parts, parsed.model, parsed.settings))
+    with pytest.raises(OSError, match="damaged"):
+        memcodec.open(io.BytesIO(bad), codec=tiny).read()
+
+
+def test_the_whole_is_checked_where_it_is_read(tiny: Codec, blob: bytes) -> None:
+    parsed = box.unpack(blob)
+    bad = box.pack(box.Container(parsed.size, bytes(16), parsed.parts, parsed.model, parsed.settings))
+    file = memcodec.open(io.BytesIO(bad), codec=tiny)
+    file.seek(5)
+    assert file.read() == WHOLE[5:], "a part says nothing of the whole"
+    file.seek(0)
+    with pytest.raises(BadFileError, match="SHA-256"):
+        file.read()
+
+
+def test_files_one_behind_the_other(tiny: Codec, blob: bytes) -> None:
+    stored = memcodec.encode(b"\x01\x02\x03")
+    both = stored + blob + stored
+    whole = b"\x01\x02\x03" + WHOLE + b"\x01\x02\x03"
+    assert tiny.decode(both) == whole
+    file = memcodec.open(io.BytesIO(both), codec=tiny)
+    file.seek(len(WHOLE) - 100)
+    assert file.read(200) == whole[len(WHOLE) - 100 :][:200]
+    file.seek(0)
+    assert file.read() == whole
+    with pytest.raises(FormatError, match="5 trailing bytes behind the end of the file"):
+        tiny.decode(both + b"12345")
+    assert memcodec.decode(stored * 2) == b"\x01\x02\x03" * 2
+
+
+def test_many_documents_at_once(tiny: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    store_nothing(monkeypatch)
+    documents = [TEXT, b"", TEXT[:100] * 3, bytes(200), WHOLE, "é" * 200]
+    blobs = list(tiny.encode_many(documents, site=QUICK, chunk_tokens=50))
+    data = [x.encode() if isinstance(x, str) else x for x in documents]
+    assert tiny.decode_many(blobs, batch=3) == data
+    assert [tiny.decode(blob) for blob in blobs] == data
+    assert list(tiny.encode_many([])) == [] and tiny.decode_many([]) == []
+    mixed = [*blobs, tiny.encode(TEXT, site=Readout(0), context=5)]
+    assert tiny.decode_many(mixed) == [*data, TEXT.encode()]
+
+
+# ---- archives
+
+DOCUMENTS = [line.encode() for line in TEXT.splitlines()] + [b"", bytes(range(256)), TEXT.encode()]
+
+
+def test_archives(tiny: Codec, tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    made = Archive.create(path, DOCUMENTS, codec=tiny)
+    assert list(made) == DOCUMENTS
+    found = Archive(path, tiny)
+    assert len(found) == len(DOCUMENTS) and found.keys() == [] and list(found) == DOCUMENTS
+    assert found[1] == DOCUMENTS[1] and found[-1] == DOCUMENTS[-1] and found[1:3] == DOCUMENTS[1:3]
+    for bad in (len(DOCUMENTS), -len(DOCUMENTS) - 1):
+        with pytest.raises(IndexError):
+            found[bad]
+    with pytest.raises(KeyError):
+        found["key"]
+    found.append(["more", "and more"])
+    assert list(Archive(path, tiny)) == list(found) == [*DOCUMENTS, b"more", b"and more"]
+    with pytest.raises(EncodeError, match="keys"):
+        found.append(["x"], ["key"])
+    empty = Archive.create(path, [], codec=tiny)
+    assert len(empty) == 0 and list(empty) == []
+    with pytest.raises(FormatError, match="an archive of many documents"):
+        memcodec.decode(path.read_bytes())
+
+
+def test_archives_with_keys_and_a_primer(tiny: Codec, tmp_path: Path) -> None:
+    path, primer = tmp_path / "a", Primer.from_texts([TEXT], 200, tiny)
+    keys = [f"dir/ключ {i}" for i in range(len(DOCUMENTS))]
+    Archive.create(path, DOCUMENTS, keys, codec=tiny, primer=primer, memory_share=0.2, effort=64)
+    found = Archive(path, tiny)
+    assert found.keys() == keys and "dir/ключ 1" in found and found["dir/ключ 1"] == DOCUMENTS[1]
+    assert list(found) == DOCUMENTS and found.primer is not None
+    found.append([b"new"], ["new"])
+    assert Archive(path, tiny)["new"] == b"new"
+    for bad in (["new"], ["a", "b"]):
+        with pytest.raises(EncodeError, match="key"):
+            found.append([b"x"], bad)
+    Archive.create(path, DOCUMENTS, codec=tiny, primer=primer, with_primer=False)
+    with pytest.raises(PrimerMismatchError):
+        list(Archive(path, tiny))
+    assert list(Archive(path, tiny, primer)) == DOCUMENTS
+
+
+def test_the_index_of_an_archive_is_small(tiny: Codec, tmp_path: Path) -> None:
+    documents = [f"message {i} of {i * 7919 % 1000}".encode() for i in range(1000)]
+    Archive.create(tmp_path / "a", documents, codec=tiny)
+    bare = sum(map(len, tiny.encode_frames(documents, memcodec.FrameSettings(checksum=0))))
+    assert (tmp_path / "a").stat().st_size - bare < 5 * 1000
+
+
+def test_damaged_archives(tiny: Codec, llama: Codec, tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    Archive.create(path, DOCUMENTS, ["a" + str(i) for i in range(len(DOCUMENTS))], codec=tiny)
+    blob = path.read_bytes()
+    with pytest.raises(ModelMismatchError):
+        list(Archive(path, llama))
+    for cut in range(0, len(blob), 7):
+        path.write_bytes(blob[:cut])
+        with pytest.raises((FormatError, ChecksumError)):
+            Archive(path)
+    rng = random.Random(0)
+    for _ in range(300):
+        bad = bytearray(blob)
+        bad[rng.randrange(len(bad))] ^= 1 << rng.randrange(8)
+        path.write_bytes(bad)
+        with pytest.raises((FormatError, ChecksumError)):
+            Archive(path)
+    path.write_bytes(memcodec.encode(b"\xff"))
+    with pytest.raises(FormatError, match="not an archive"):
+        Archive(path)
+
+
+def test_hostile_archives(tiny: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole checksums, and numbers that lie."""
+    import zlib
+
+    path = tmp_path / "a"
+    Archive.create(path, DOCUMENTS, codec=tiny)
+    blob = path.read_bytes()
+    rng = random.Random(1)
+    for _ in range(400):
+        bad = bytearray(blob[:-4])
+        bad[rng.randrange(len(bad))] = rng.randrange(256)
+        path.write_bytes(bytes(bad) + zlib.crc32(bad).to_bytes(4, "little"))
+        try:
+            found = Archive(path, tiny)
+            monkeypatch.setattr(found, "_frames", found._frames[:2000])
+            [found[i] for i in range(min(len(found), 8)) if len(found._frame(i)) < 200 and found._frame(i)[0] < 100]
+        except MemcodecError as error:
+            assert "\n" not in str(error)

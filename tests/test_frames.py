@@ -1,0 +1,263 @@
+"""Frames and primers: short messages without a container, and what is agreed once."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import memcodec
+from memcodec import ChecksumError, EncodeError, FormatError, ModelMismatchError, PrimerMismatchError, Readout
+from memcodec import container as box
+from memcodec.codec import Codec
+from memcodec.frames import FrameSettings
+from memcodec.lm.model import PAGE
+from memcodec.memory.settings import Context
+from memcodec.primer import Primer, bits
+
+from .conftest import TEXT, TINY, store_nothing
+
+LINES = TEXT.splitlines()
+MESSAGES = [b"", b"a", *(line.encode() for line in LINES), TEXT.encode(), bytes(range(256)), b"\xff", b"z" * 300]
+PLAIN = FrameSettings()
+
+
+@pytest.fixture(scope="module")
+def primer(tiny: Codec) -> Primer:
+    """Longer than a page of the cache, and not whole pages."""
+    found = Primer.from_texts([TEXT, "She sells sea shells by the river.", "and more"], 400, tiny)
+    assert len(found.tokens) % PAGE and len(found.tokens) > 2 * PAGE
+    return found
+
+
+@pytest.fixture(scope="module")
+def primed(tiny: Codec, primer: Primer) -> Codec:
+    return tiny.with_primer(primer)
+
+
+VARIANTS = {
+    "plain": PLAIN,
+    "no checksum": FrameSettings(checksum=0),
+    "memories": FrameSettings(checksum=4, memory_share=0.3, chunk_tokens=40, effort=64),
+    "dictionary": FrameSettings(dictionary=TEXT.encode()),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("with_primer", [False, True])
+def test_frames_round_trip(tiny: Codec, primed: Codec, name: str, with_primer: bool) -> None:
+    codec, used = primed if with_primer else tiny, VARIANTS[name]
+    frames = codec.encode_frames(MESSAGES, used)
+    for batch in (1, 3, 64):
+        assert codec.decode_frames(frames, used, batch=batch) == MESSAGES
+    assert all(len(f) <= len(m) + 1 + used.checksum for f, m in zip(frames, MESSAGES, strict=True))
+    one = codec.encode_frame(LINES[0], used)
+    assert one == frames[2] and codec.decode_frame(one, used) == LINES[0].encode()
+    assert min(frame[0] for frame in frames) < 224, "the LM carries some"
+
+
+@given(st.one_of(st.text(max_size=60), st.binary(max_size=60)))
+@settings(max_examples=60)
+def test_any_message_comes_back_and_grows_by_two_bytes_at_most(tiny: Codec, message: str | bytes) -> None:
+    data = message.encode() if isinstance(message, str) else message
+    frame = tiny.encode_frame(data)
+    assert len(frame) <= len(data) + 2 and tiny.decode_frame(frame) == data
+
+
+@given(st.binary(max_size=40))
+@settings(max_examples=150)
+def test_noise_is_no_frame_or_a_message(tiny: Codec, frame: bytes) -> None:
+    small = FrameSettings(max_bytes=400)
+    try:
+        tiny.decode_frame(frame, small)
+    except (FormatError, ChecksumError) as error:
+        assert "\n" not in str(error)
+
+
+def test_every_flip_is_noticed_with_a_checksum_of_four_bytes(tiny: Codec) -> None:
+    used = FrameSettings(checksum=4, max_bytes=1000)
+    frame = tiny.encode_frame(LINES[0], used)
+    flipped = 0
+    for bit in range(8 * len(frame)):
+        bad = bytearray(frame)
+        bad[bit // 8] ^= 1 << bit % 8
+        try:
+            assert tiny.decode_frame(bytes(bad), used) == LINES[0].encode(), "the coder's last bits may say nothing"
+        except (FormatError, ChecksumError):
+            flipped += 1
+    assert flipped > 8 * len(frame) - 16
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (b"", "a frame of 0 bytes"),
+        (b"\x05", "a frame of 1 bytes"),
+        (b"\xe5xx", "a frame of kind 229"),
+        (b"\x00x", "no tokens"),
+        (b"\xfc\xff\xff\xff\x7fx", "more than 65536 bytes"),
+        (b"\xfc\xff", "ends too early"),
+        (b"\xfdnonsense", "zstd does not read it"),
+        (b"\xfenonsense", "needs a zstd dictionary"),
+        (b"\xff" + bytes(70000), "more than 65536 bytes"),
+    ],
+)
+def test_bad_frames_are_refused(tiny: Codec, frame: bytes, message: str) -> None:
+    with pytest.raises(FormatError, match=message):
+        tiny.decode_frame(frame)
+
+
+def test_a_zstd_bomb_is_refused_before_it_unfolds(tiny: Codec) -> None:
+    frame = tiny.encode_frame(bytes(1 << 22), FrameSettings(max_bytes=1 << 23))
+    assert len(frame) < 1000
+    with pytest.raises(FormatError, match="more than 65536"):
+        tiny.decode_frame(frame)
+
+
+@pytest.mark.parametrize(
+    "used",
+    [
+        FrameSettings(checksum=5),
+        FrameSettings(memory_share=0.6),
+        FrameSettings(chunk_tokens=0),
+        FrameSettings(max_bytes=0),
+    ],
+)
+def test_settings_out_of_range_are_refused(tiny: Codec, used: FrameSettings) -> None:
+    for work in (lambda: tiny.encode_frame("x", used), lambda: tiny.decode_frame(b"x", used)):
+        with pytest.raises(EncodeError):
+            work()
+
+
+def test_long_messages_are_refused(tiny: Codec) -> None:
+    with pytest.raises(EncodeError, match="max_bytes"):
+        tiny.encode_frame("x" * 70_000)
+
+
+def test_progress(tiny: Codec) -> None:
+    seen: list[memcodec.Progress] = []
+    frames = tiny.encode_frames(MESSAGES, progress=seen.append)
+    assert seen[-1].done == 1
+    tiny.decode_frames(frames, progress=seen.append)
+    assert seen[-1].done == 1 and seen[-1].stage == "decode"
+
+
+# ---- primers
+
+
+def test_a_primer_is_nothing_but_a_longer_prefix(tiny: Codec, primed: Codec, primer: Primer) -> None:
+    """Bits of a text behind it are those of the text in one sequence, whatever is shared."""
+    tokens = tiny.tokenizer.encode(LINES[1])
+    whole = tiny.token_bits(np.concatenate([primer.tokens, tokens]), len(primer.tokens))
+    assert np.array_equal(primed.token_bits(tokens), whole)
+
+
+@pytest.mark.parametrize("length", [1, PAGE - 2, PAGE - 1, PAGE, PAGE + 1, 2 * PAGE - 1, 3 * PAGE])
+@pytest.mark.parametrize("kind", TINY)
+def test_primers_of_every_length_and_architecture(tiny_folders, kind: str, length: int) -> None:
+    """Around the ends of the pages that are shared, on both kinds of kernels."""
+    for kernels in ("numba", "torch"):
+        codec = Codec.load(str(tiny_folders(kind)), device="cpu", kernels=kernels)
+        tokens = np.arange(length) * 7 % 250 + 5
+        text = codec.tokenizer.encode(LINES[0])[:30]
+        alone = codec.token_bits(np.concatenate([tokens, text]), length)
+        primed = codec.with_primer(Primer(codec.tokenizer.decode(tokens), tokens))
+        assert np.array_equal(primed.token_bits(text), alone)
+        if kernels == "numba":
+            frames = primed.encode_frames(LINES)
+        assert primed.decode_frames(frames) == [line.encode() for line in LINES]
+
+
+@pytest.mark.parametrize("context", [0, 60, "auto", "max"])
+def test_files_with_a_primer(tiny: Codec, primed: Codec, primer: Primer, context: Context) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        store_nothing(patch)
+        blob = primed.encode(TEXT * 3, site=Readout(0.1, 64), chunk_tokens=50, context=context)
+    assert primed.decode(blob, batch=2) == (TEXT * 3).encode()
+    assert box.unpack(blob).settings.primer == primer.identity  # type: ignore[union-attr]
+    assert memcodec.inspect(blob)["settings"]["primer"] == primer.identity.hex()
+    with pytest.raises(PrimerMismatchError, match=f"needs the primer {primer.identity.hex()}; none is given"):
+        tiny.decode(blob)
+    other = tiny.with_primer(Primer.from_texts(["another"], 5, tiny))
+    with pytest.raises(PrimerMismatchError, match="the one given is"):
+        other.decode(blob)
+    with pytest.MonkeyPatch.context() as patch:
+        store_nothing(patch)
+        plain = tiny.encode(TEXT, site=Readout(0))
+    with pytest.raises(PrimerMismatchError, match="made without a primer"):
+        primed.decode(plain)
+
+
+def test_primers_are_saved_and_loaded(tiny: Codec, primer: Primer, tmp_path: Path) -> None:
+    primer.save(tmp_path / "p")
+    found = Primer.load(tmp_path / "p")
+    assert found.text == primer.text and np.array_equal(found.tokens, primer.tokens)
+    blob = bytearray((tmp_path / "p").read_bytes())
+    blob[-3] ^= 1
+    (tmp_path / "p").write_bytes(blob)
+    with pytest.raises(FormatError, match="damaged primer"):
+        Primer.load(tmp_path / "p")
+    for data in (b"", b"text", b"\xff" * 100):
+        (tmp_path / "p").write_bytes(data)
+        with pytest.raises(FormatError, match="not a primer"):
+            Primer.load(tmp_path / "p")
+    with pytest.raises(OSError):
+        Primer.load(tmp_path / "none")
+
+
+def test_primers_of_texts(tiny: Codec) -> None:
+    some = Primer.from_texts(LINES, 100, tiny)
+    assert 50 < len(some.tokens) <= 100 and some.text == "".join(f"{line}\n" for line in LINES[:2]).encode()
+    assert len(Primer.from_texts(LINES, 10, tiny).tokens) == 10, "the beginning of the first, where it is too long"
+    with pytest.raises(EncodeError, match="0 tokens"):
+        Primer.from_texts([], 100, tiny)
+
+
+def test_primers_that_do_not_fit_are_refused(tiny: Codec) -> None:
+    tokens = np.full(1024, 30)
+    with pytest.raises(EncodeError, match="1024 positions"):
+        tiny.with_primer(Primer(tiny.tokenizer.decode(tokens), tokens))
+    with pytest.raises(ModelMismatchError, match="another model"):
+        tiny.with_primer(Primer(b"text", np.array([9, 9])))
+
+
+def test_training_picks_what_helps(tiny: Codec) -> None:
+    """On a model that knows nothing there is little to gain; what is picked is of the messages, within the budget."""
+    messages = [f"user {i} signed in from port {i * 7 % 100}" for i in range(60)]
+    seen: list[tuple[int, int]] = []
+    found = Primer.train(tiny, messages, 90, progress=lambda done, total: seen.append((done, total)))
+    assert len(found.tokens) <= 90 and seen and seen[-1] == (len(found.tokens), 90)
+    assert all(line in messages for line in found.text.decode().splitlines())
+    assert np.array_equal(found.tokens, Primer.train(tiny, messages, 90).tokens)
+    with pytest.raises(EncodeError, match="4 or more"):
+        Primer.train(tiny, ["a", "a", "a", "b"], 90)
+
+
+def test_training_helps_the_real_model(default_codec: Codec) -> None:
+    messages = [json.dumps({"user": i * 37 % 1000, "path": "/api/items", "status": 200}) for i in range(40)]
+    found = Primer.train(default_codec, messages[:30], 60)
+    held = messages[30:]
+    before, after = bits(default_codec, held), bits(default_codec.with_primer(found), held)
+    assert after < 0.6 * before
+    frames = default_codec.with_primer(found).encode_frames(held)
+    assert sum(map(len, frames)) < after / 8 + 3 * len(held)
+
+
+def test_vectors_decode(default_codec: Codec) -> None:
+    folder = Path(__file__).parent.parent / "spec" / "frames"
+    primer = Primer.load(folder / "primer.safetensors")
+    kinds = set()
+    names = sorted(folder.glob("*.json"))
+    assert len(names) == 4
+    for path in names:
+        found = json.loads(path.read_text())
+        about = found["settings"]
+        used = FrameSettings(about["checksum"], bytes.fromhex(about["dictionary"]), about["memory_share"],
+                             chunk_tokens=about["chunk_tokens"])  # fmt: skip
+        codec = default_codec.with_primer(primer if about["primer"] else None)
+        frames = [bytes.fromhex(pair["frame"]) for pair in found["frames"]]
+        assert codec.decode_frames(frames, used) == [bytes.fromhex(pair["message"]) for pair in found["frames"]]
+        kinds |= {min(frame[0], 224) if frame[0] < 252 else frame[0] for frame in frames}
+    assert {252, 253, 254, 255} <= kinds and min(kinds) < 224
