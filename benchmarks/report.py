@@ -24,6 +24,14 @@ The lines in brackets are no codecs. *Bound*: the sum of -log2 p(token) of the e
 tokens. *Bound, context of 2048*: the same, but each token sees the text before it, in windows of 2,048 tokens that move
 on by 1,024, so at least 1,024 tokens where there are so many: the difference is what independent chunks cost."""
 
+_OTHERS = (
+    "Frames, primers and archives beside zstd with a dictionary, on eight kinds of messages: "
+    "[docs/messages.md](../docs/messages.md), by `benchmarks/messages.py`.\n\n"
+    "![Bytes a message, by kind](../docs/messages/messages.png)\n\n"
+    "Throughput by batch and threads, the exact LM beside transformers, and memory over time of 1 MiB: "
+    "[docs/speed.md](../docs/speed.md), by `benchmarks/speed.py` and `benchmarks/memory.py`. Contexts on whole texts: "
+    "[docs/context.md](../docs/context.md), by `benchmarks/context.py`."
+)
 _PEERS = """\
 Published by others, **not measured here**, and not with the same model:
 
@@ -64,6 +72,8 @@ def render(found: dict[str, Any]) -> str:
         "## What a cold start costs",
         _positions(found),
         "![Bits per token by position](positions.png)",
+        "## Short messages, speed and memory",
+        _OTHERS,
         "## Peers",
         _PEERS,
         "## Texts",

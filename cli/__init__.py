@@ -101,7 +101,8 @@ def main() -> None:
 
     In short, as with gzip: -d FILE for decompress, -t for verify --decode, -l for list.
 
-    Exit status: 0, all is well; 1, an error, or some of many files failed; 2, wrong usage; 130 and 143, interrupted.
+    Exit status: 0, all is well; 1, an error, or some of many files failed; 2, wrong usage; 3,
+    --salvage lost something; 130 and 143, interrupted.
     MEMCODEC_CACHE is the folder of models, and of kernels that are compiled.
     """
 

@@ -7,13 +7,14 @@ import click
 
 from memcodec.memory.settings import MOST_SHARE, SHARE_STEPS, Context
 from memcodec_cli import files, options
+from memcodec_cli.messages import read_messages
 from memcodec_cli.progress import Bars
 
 DEFAULT_BYTES = 16_384
 
 
 @click.command()
-@click.argument("paths", metavar="PATH...", nargs=-1, required=True)
+@click.argument("paths", metavar="[PATH]...", nargs=-1)
 @click.option(
     "--bytes",
     "size",
@@ -36,6 +37,12 @@ DEFAULT_BYTES = 16_384
 )
 @options.context
 @click.option("--profile", is_flag=True, help="Show where memcodec's time goes instead, by stage, at its defaults.")
+@click.option(
+    "--messages",
+    "messages_name",
+    metavar="FILE",
+    help="Measure short messages instead: JSON lines (.jsonl), or a line each.  [default: whole files]",
+)
 @click.option("--fresh", is_flag=True, help="Measure everything anew.  [default: keep what was measured before]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with the machine and the versions.")
 @options.encoding_model
@@ -43,7 +50,8 @@ DEFAULT_BYTES = 16_384
 @options.quiet
 def bench(
     paths: tuple[str, ...], size: int, full: bool, shares: tuple[float, ...], context: Context, profile: bool,
-    fresh: bool, as_json: bool, model: str, device: str, batch: int, threads: int | None, quiet: bool,
+    messages_name: str | None, fresh: bool, as_json: bool, model: str, device: str, batch: int, threads: int | None,
+    quiet: bool,
 ) -> None:  # fmt: skip
     """Compare memcodec with gzip, bzip2, xz, zstd and brotli on the files PATH.
 
@@ -51,6 +59,11 @@ def bench(
     trained on the other files) is not counted. The lines in brackets are limits, not codecs: what an ideal arithmetic
     coder with the same model would need. Results are kept: a second run measures only what is new.
     """
+    if (messages_name is None) is not bool(paths):
+        raise click.UsageError("give files to measure, or --messages FILE")
+    if messages_name is not None:
+        _messages(messages_name, model, device, batch, threads, quiet, as_json)
+        return
     contents = [(files.shown(path), files.read(path)) for path in paths]
     for name, data in contents:
         if not data:
@@ -77,3 +90,20 @@ def bench(
     result: dict[str, Any] = {"machine": machine(), "model": codec.name, "identity": codec.lm.identity.hex()}
     result["rows"] = [{"text": r.text, "codec": r.codec, "original_bytes": r.original_bytes} | r.result for r in rows]
     click.echo(json.dumps(result, indent=1))
+
+
+def _messages(name: str, model: str, device: str, batch: int, threads: int | None, quiet: bool, as_json: bool) -> None:
+    found = [data for _, data in read_messages(name, None, None) if data]
+    with Bars(quiet) as bars:
+        from memcodec.bench import messages
+        from memcodec.bench.results import machine
+        from memcodec.codec import Codec
+
+        train, test = messages.split(found)
+        if len(train) < 8:
+            raise click.ClickException(f"{files.shown(name)}: give 16 different messages or more")
+        codec = Codec.load(model, device=device, threads=threads, progress=bars.model)
+        measured = messages.measure(codec, train, test, batch=batch, say=bars.doing)
+    click.echo(
+        json.dumps({"machine": machine()} | measured) if as_json else messages.render(files.shown(name), measured)
+    )

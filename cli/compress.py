@@ -1,8 +1,11 @@
 """`memcodec compress`, `memcodec decompress` and `memcodec cat`."""
 
+import json
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +17,7 @@ from memcodec import MemcodecError, container
 from memcodec.memory.settings import MAX_VECTORS, MEMORY_BITS, MOST_SHARE, SHARE_STEPS, Context, Prompt, Readout
 from memcodec.source import Source
 from memcodec_cli import files, options
-from memcodec_cli.loaded import Loaded, decode, read_part, read_primer
+from memcodec_cli.loaded import Loaded, decode, decode_together, read_part, read_primer, salvaged
 from memcodec_cli.progress import Bars, close_line, wants_line
 
 if TYPE_CHECKING:
@@ -134,7 +137,7 @@ def compress(
     Of several files, those that fail are named, and the rest is done.
     """
     _check_site(site)
-    jobs = _jobs(files.inputs(names, recursive, packed=False), output, output_dir, remove and not keep)
+    jobs = _jobs(files.inputs(names, recursive, packed=False), output, output_dir, to_stdout, remove and not keep)
     chosen = (
         Readout(memory_share, effort)
         if site == "readout"
@@ -143,11 +146,13 @@ def compress(
     chosen.check()
     failures = files.Failures(len(jobs) > 1)
     targets: list[tuple[str, files.Output]] = []
+    places = files.Targets()
     for name, folder in jobs:
         with failures.of(name):
             beside = files.place(name, folder, output_dir) + files.EXTENSION
             target = files.Output.choose(name, output, to_stdout, force, beside)
             target.check(binary=True)
+            places.take(target)
             targets.append((name, target))
     settings: dict[str, Any] = {
         "site": chosen, "chunk_tokens": chunk_tokens, "context": context, "batch": batch, "verify": not no_verify,
@@ -168,18 +173,19 @@ def compress(
 
 
 _TOGETHER = 200  # files that are open at one time
+_HELD = 1 << 26  # bytes of .memz files that are in memory at one time, and one file more
 
 
 def _jobs(
-    found: list[tuple[str, str]], output: str | None, output_dir: str | None, remove: bool
+    found: list[tuple[str, str]], output: str | None, output_dir: str | None, to_stdout: bool, remove: bool
 ) -> list[tuple[str, str]]:
     """Check what goes together."""
     if len(found) > 1 and output not in (None, files.STANDARD):
         raise click.UsageError("-o is for one FILE: give --output-dir")
     if output is not None and output_dir is not None:
         raise click.UsageError("give -o or --output-dir, not both")
-    if remove and files.STANDARD in (output, *(name for name, _ in found)):
-        raise click.UsageError("--rm goes with files alone")
+    if remove and (to_stdout or files.STANDARD in (output, *(name for name, _ in found))):
+        raise click.UsageError("--rm is for files that become files")
     return found
 
 
@@ -198,7 +204,8 @@ def _compress(
             target.write([blob])
             seconds, start[0] = time.monotonic() - start[0], time.monotonic()
             if remove:
-                Path(name).unlink()
+                source.check_unchanged()
+                files.remove_input(name, target)
             if line:
                 bars.close()
                 close_line(files.shown(name), source.size, len(blob), seconds, source)
@@ -222,24 +229,22 @@ def _compress(
             click.echo(f"{size / 1e6:.1f} MB: about {_duration(seconds)}", err=True)
         alone = len(waiting) == 1
         while waiting:
+            if alone:
+                name, target, source = waiting.pop(0)
+                progress = bars.document(source.size, "fit")
+                with failures.of(name):
+                    write(name, target, source, found.encode(source, **settings, progress=progress))
+                alone = len(waiting) == 1
+                continue
+            size = sum(source.size for _, _, source in waiting)
+            sources = [source for _, _, source in waiting]
             try:
-                if alone:
-                    progress = bars.document(waiting[0][2].size, "fit")
-                    with failures.of(waiting[0][0]):
-                        blob = found.encode(waiting[0][2], **settings, progress=progress)
-                        write(*waiting[0], blob)
-                    waiting.pop(0)
-                    continue
-                size = sum(source.size for _, _, source in waiting)
-                sources = [source for _, _, source in waiting]
                 for blob in found.encode_many(sources, **settings, progress=bars.document(size, "fit")):
-                    with failures.of(waiting[0][0]):
-                        write(*waiting[0], blob)
-                    waiting.pop(0)
-            except MemcodecError:  # of one of them: the first is done by itself, and then the others together again
+                    name, target, source = waiting.pop(0)
+                    with failures.of(name):
+                        write(name, target, source, blob)
+            except (MemcodecError, OSError):  # of one: the first is done by itself, then the others together again
                 alone = True
-            else:
-                alone = False
 
 
 _LONG = 200_000  # bytes from which on it is said how long it will take
@@ -263,45 +268,105 @@ def _duration(seconds: float) -> str:
     callback=lambda ctx, param, value: _range(value),
     help="Only these bytes; no more is decoded than the groups that hold them.  [default: all]",
 )
+@click.option(
+    "--salvage",
+    is_flag=True,
+    help="Of a damaged file, write every chunk that matches its checksum; name what is lost, and end with status 3.",
+)
+@click.option(
+    "--report", "report_name", metavar="FILE", help="With --salvage: what is lost, as JSON.  [default: standard error]"
+)
 @options.decoding_model
 @options.primer
 @options.running
 @options.saying
 def decompress(
     names: tuple[str, ...], output: str | None, to_stdout: bool, force: bool, keep: bool, remove: bool,
-    output_dir: str | None, recursive: bool, part: tuple[int, int | None] | None, model: str | None,
-    allow_download: bool, primer: str | None, device: str, batch: int, threads: int | None, quiet: bool, verbose: bool,
-    no_progress: bool,
+    output_dir: str | None, recursive: bool, part: tuple[int, int | None] | None, salvage: bool,
+    report_name: str | None, model: str | None, allow_download: bool, primer: str | None, device: str, batch: int,
+    threads: int | None, quiet: bool, verbose: bool, no_progress: bool,
 ) -> None:  # fmt: skip
     """Decompress each FILE; - is standard input, as is none.
 
     An output gets its name only when every chunk and the whole have matched their checksums. Of several files, those
     that fail are named, and the rest is done.
     """
-    found = _jobs(files.inputs(names, recursive, packed=True), output, output_dir, remove and not keep)
-    if part is not None and len(found) > 1:
-        raise click.UsageError("--range is for one FILE")
-    failures = files.Failures(len(found) > 1)
+    jobs = _jobs(files.inputs(names, recursive, packed=True), output, output_dir, to_stdout, remove and not keep)
+    if part is not None and (len(jobs) > 1 or remove):
+        raise click.UsageError("--range is for one FILE, without --rm")
+    places = files.Targets()
+    total = len(jobs)
+    failures = files.Failures(total > 1)
     loaded = Loaded(model, allow_download, device, threads, primer)
+    if salvage or report_name is not None:
+        if len(jobs) > 1 or part is not None or remove or not salvage:
+            raise click.UsageError("--salvage is for one FILE, without --range and --rm; --report goes with it")
+        _salvage(jobs[0][0], output, to_stdout, force, report_name, loaded, batch, Bars(quiet, no_progress))
+        return
     with Bars(quiet, no_progress) as bars:
-        for name, folder in found:
-            with failures.of(name):
-                stem = name.removesuffix(files.EXTENSION)
-                beside = files.place(stem, folder, output_dir) if stem != name and stem[-1:] not in ("", "/") else ""
-                target = files.Output.choose(name, output, to_stdout, force, beside)
-                target.check(binary=False)
-                parsed = files.read_containers(name)
-                start = time.monotonic()
-                bars.doing("loading")
-                pieces = decode(parsed, loaded, batch, bars) if part is None else read_part(parsed, part, loaded, bars)
-                size = target.write(pieces)
-                if remove and not keep:
-                    Path(name).unlink()
-                if wants_line(quiet, verbose):
-                    bars.close()
-                    packed = sum(sum(one.sizes.values()) for one in parsed)
-                    close_line(files.shown(name), size, packed, time.monotonic() - start)
-    failures.finish(len(found))
+        while jobs:
+            lot: list[tuple[str, files.Output, list[container.Container]]] = []
+            held = 0  # bytes
+            while jobs and len(lot) < _TOGETHER and held < _HELD:
+                name, folder = jobs.pop(0)
+                with failures.of(name):
+                    stem = name.removesuffix(files.EXTENSION)
+                    own = stem != name and stem[-1:] not in ("", "/")
+                    beside = files.place(stem, folder, output_dir) if own else ""
+                    target = files.Output.choose(name, output, to_stdout, force, beside)
+                    target.check(binary=False)
+                    places.take(target)
+                    lot.append((name, target, files.read_containers(name)))
+                    held += sum(sum(parsed.sizes.values()) for parsed in lot[-1][2])
+            start = time.monotonic()
+            bars.doing("loading")
+            known = decode_together([parsed for _, _, parsed in lot], loaded, batch, bars)
+            for number, (name, target, parsed) in enumerate(lot):
+                with failures.of(name):
+                    if part is not None:
+                        size = target.write(read_part(parsed, part, loaded, bars))
+                    else:
+                        size = target.write(known[number] or decode(parsed, loaded, batch, bars))
+                    if remove and not keep:
+                        files.remove_input(name, target)
+                    if wants_line(quiet, verbose):
+                        bars.close()
+                        packed = sum(sum(one.sizes.values()) for one in parsed)
+                        close_line(files.shown(name), size, packed, time.monotonic() - start)
+                        start = time.monotonic()
+    failures.finish(total)
+
+
+def _salvage(
+    name: str, output: str | None, to_stdout: bool, force: bool, report_name: str | None, loaded: Loaded, batch: int,
+    bars: Bars,
+) -> None:  # fmt: skip
+    """Write what a damaged file gives back, and say what it does not."""
+    stem = name.removesuffix(files.EXTENSION)
+    target = files.Output.choose(name, output, to_stdout, force, stem if stem != name else "")
+    target.check(binary=False)
+    lost: list[dict[str, Any]] = []
+    blob = files.read_start_first(name)
+    parsed = container.unpack(blob, damaged=True)
+
+    def pieces() -> Iterator[bytes]:
+        found = salvaged(blob, parsed, loaded, batch, bars)
+        for piece in found:
+            if isinstance(piece, bytes):
+                yield piece
+            else:
+                lost.append(asdict(piece))
+
+    with bars:
+        size = target.write(pieces())
+    report = {"file": name, "original_bytes": parsed.size, "written_bytes": size, "lost": lost}
+    if report_name is not None:
+        Path(report_name).write_text(json.dumps(report, indent=1) + "\n")
+    for gap in lost:
+        click.echo(f"memcodec: lost: bytes {gap['start']:,} to {gap['end']:,}", err=True)
+    if lost:
+        click.echo(f"memcodec: {size:,} of {parsed.size:,} bytes written", err=True)
+        sys.exit(3)
 
 
 def _range(value: str | None) -> tuple[int, int | None] | None:
@@ -326,6 +391,10 @@ def cat(
     """Write the documents of each FILE to standard output, one behind the other."""
     loaded = Loaded(model, allow_download, device, threads, primer)
     target = files.Output(None, force=True)
+    jobs = files.inputs(names, recursive=False, packed=True)
+    failures = files.Failures(len(jobs) > 1)
     with Bars(quiet) as bars:
-        for name, _ in files.inputs(names, recursive=False, packed=True):
-            target.write(decode(files.read_containers(name), loaded, batch, bars))
+        for name, _ in jobs:
+            with failures.of(name):
+                target.write(decode(files.read_containers(name), loaded, batch, bars))
+    failures.finish(len(jobs))

@@ -107,6 +107,37 @@ def place(name: str, folder: str, output_dir: str | None) -> str:
     return str(path)
 
 
+class Targets:
+    """Where the outputs of one command go: each place is taken once."""
+
+    def __init__(self) -> None:
+        self._taken: set[Path] = set()
+
+    def take(self, target: "Output") -> None:
+        """Raise ClickException where another input has the same output already."""
+        if target.path is None or _is_special(target.path):
+            return
+        place = target.path.resolve()
+        if place in self._taken:
+            raise click.ClickException(
+                f"{shown(str(target.path))} is the output of another input too: give other names"
+            )
+        self._taken.add(place)
+
+
+def remove_input(name: str, target: "Output") -> None:
+    """Remove an input whose output is written. Raises ClickException where one of the two is not what it was."""
+    path = Path(name)
+    if target.path is None or not target.path.is_file() or not path.is_file():
+        raise click.ClickException(f"{shown(name)}: kept, as its output is no file")
+    now, before = path.stat(), target.like
+    if before is None or (now.st_size, now.st_mtime_ns, now.st_ino) != (
+        before.st_size, before.st_mtime_ns, before.st_ino
+    ):  # fmt: skip
+        raise click.ClickException(f"{shown(name)}: kept, as it changed while it was read")
+    path.unlink()
+
+
 class Failures:
     """What goes wrong with one of many files: it is named, and the rest is done. With one file, it is raised."""
 

@@ -8,6 +8,7 @@ import click
 
 import memcodec
 from memcodec import container
+from memcodec.inspection import inspect_all
 from memcodec_cli import files, options
 from memcodec_cli.loaded import Loaded
 from memcodec_cli.loaded import decode as decode_file
@@ -23,12 +24,12 @@ def inspect(names: tuple[str, ...], as_json: bool) -> None:
     found = []
     for name in names:
         with failures.of(name):
-            found.append((name, memcodec.inspect(files.read_start_first(name))))
+            found += [(name, facts) for facts in inspect_all(files.read_start_first(name))]
     if as_json:
         every = [{"file": name} | facts for name, facts in found]
-        click.echo(json.dumps(every if len(names) > 1 else found[0][1], indent=2))
+        click.echo(json.dumps(every if len(found) != 1 or len(names) > 1 else found[0][1], indent=2))
     else:
-        titles = [[files.shown(name)] if len(names) > 1 else [] for name, _ in found]
+        titles = [[files.shown(name)] if len(found) > 1 or len(names) > 1 else [] for name, _ in found]
         tables = ["\n".join([*title, *_table(facts)]) for title, (_, facts) in zip(titles, found, strict=True)]
         click.echo("\n\n".join(tables))
     failures.finish(len(names))

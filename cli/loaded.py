@@ -1,12 +1,15 @@
 """The codec that files need: one for as many of them as it fits."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from memcodec import MemcodecError
 from memcodec.container import Container
 from memcodec_cli.progress import Bars
 
 if TYPE_CHECKING:
+    from memcodec.assembly import Lost
     from memcodec.codec import Codec
     from memcodec.primer import Primer
 
@@ -67,6 +70,46 @@ def decode(files: list[Container], loaded: Loaded, batch: int, bars: Bars) -> It
         else:
             codec = loaded.codec_for(parsed, bars)
             yield from codec.decode_pieces(parsed, batch, bars.document(parsed.size, "decode"))
+
+
+def decode_together(files: list[list[Container]], loaded: Loaded, batch: int, bars: Bars) -> list[list[bytes] | None]:
+    """The documents of small files side by side; None for those that are to be decoded by themselves.
+
+    Where one of them fails they all are, so that the error is that of its own file.
+    """
+    found: list[list[bytes] | None] = [None] * len(files)
+    small = [i for i, parts in enumerate(files) if len(parts) == 1 and parts[0].model and parts[0].size < _SMALL]
+    with suppress(MemcodecError):
+        while small:
+            codec = loaded.codec_for(files[small[0]][0], bars)
+            lot = [i for i in small if _goes_with(files[i][0], files[small[0]][0])]
+            small = [i for i in small if i not in lot]
+            if len(lot) > 1:
+                size = sum(files[i][0].size for i in lot)
+                documents = codec.decode_many(
+                    [files[i][0] for i in lot], batch=batch, progress=bars.document(size, "decode")
+                )
+                for i, document in zip(lot, documents, strict=True):
+                    found[i] = [document]
+    return found
+
+
+_SMALL = 1 << 17  # bytes of documents that are kept in memory together
+
+
+def _goes_with(one: Container, other: Container) -> bool:
+    assert one.model and other.model and one.settings and other.settings
+    return one.model.identity == other.model.identity and one.settings.primer == other.settings.primer
+
+
+def salvaged(blob: bytes, parsed: Container, loaded: Loaded, batch: int, bars: Bars) -> "Iterator[bytes | Lost]":
+    """What a damaged file gives back. Raises MemcodecError."""
+    from memcodec.assembly import salvage_of
+
+    if parsed.model is None:
+        return salvage_of(parsed, [], None)
+    codec = loaded.codec_for(parsed, bars)
+    return codec.salvage(blob, batch=batch, progress=bars.document(parsed.size, "decode"))
 
 
 def read_part(files: list[Container], part: tuple[int, int | None], loaded: Loaded, bars: Bars) -> Iterator[bytes]:

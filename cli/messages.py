@@ -1,7 +1,9 @@
 """Many short documents: where they are read from, archives of them, and primers for them."""
 
 import csv
+import io
 import json
+import os
 import random
 import sys
 from collections.abc import Iterator
@@ -10,6 +12,7 @@ from typing import Any
 
 import click
 
+from memcodec.source import replace
 from memcodec_cli import files, options
 from memcodec_cli.loaded import read_primer
 from memcodec_cli.progress import Bars
@@ -49,22 +52,28 @@ def _rows(name: str, data: bytes, field: str | None, key: str | None) -> Iterato
     if field is None:
         raise click.ClickException(f"{files.shown(name)}: name the column of the documents with --field")
     try:
-        rows = csv.DictReader(data.decode().splitlines(keepends=True))
+        rows = csv.DictReader(io.StringIO(data.decode(), newline=""))
         for number, row in enumerate(rows, 1):
             yield _field(name, number, row, key) if key else "", _field(name, number, row, field).encode()
-    except (UnicodeDecodeError, csv.Error) as error:
+    except (UnicodeError, csv.Error) as error:
         raise click.ClickException(f"{files.shown(name)}: no CSV in UTF-8 ({error})") from error
 
 
 def _value(name: str, number: int, line: bytes, field: str | None, key: str | None) -> Message:
     try:
         value = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise click.ClickException(f"{files.shown(name)}, line {number}: no JSON ({error})") from error
-    if isinstance(value, str) and field is None and key is None:
-        return "", value.encode()
     own = _field(name, number, value, key) if key else ""
-    return own, line if field is None else _field(name, number, value, field).encode()
+    if field is not None:
+        value = _field(name, number, value, field)
+    elif not isinstance(value, str) or key is not None:
+        return own, line
+    try:
+        own.encode()
+        return own, value.encode("utf-8", "surrogateescape")  # bytes that are no UTF-8, as unpack writes them
+    except UnicodeError as error:
+        raise click.ClickException(f"{files.shown(name)}, line {number}: text that is no Unicode") from error
 
 
 def _field(name: str, number: int, row: Any, field: str) -> str:
@@ -80,6 +89,9 @@ def _field(name: str, number: int, row: Any, field: str) -> str:
 @click.option("-a", "--append", is_flag=True, help="Add to an archive that is there.")
 @click.option("-f", "--force", is_flag=True, help="Overwrite an archive that is there.")
 @fields
+@click.option(
+    "--no-verify", is_flag=True, help="Do not decode the documents before they are written.  [default: verify]"
+)
 @click.option("--no-primer-inside", is_flag=True, help="Leave the primer out of the archive, which then needs it.")
 @options.encoding_model
 @options.primer
@@ -87,7 +99,8 @@ def _field(name: str, number: int, row: Any, field: str) -> str:
 @options.quiet
 def pack(
     names: tuple[str, ...], output: str, append: bool, force: bool, field: str | None, key: str | None,
-    no_primer_inside: bool, model: str, primer: str | None, device: str, batch: int, threads: int | None, quiet: bool,
+    no_verify: bool, no_primer_inside: bool, model: str, primer: str | None, device: str, batch: int,
+    threads: int | None, quiet: bool,
 ) -> None:  # fmt: skip
     """Put many short documents into one ARCHIVE, from which each can be read by itself.
 
@@ -111,11 +124,13 @@ def pack(
         documents = [data for _, data in found]
         if append:
             archive = Archive(target, codec, chosen)
-            archive.append(documents, keys, progress=progress)
+            archive.batch = batch
+            archive.append(documents, keys, verify=not no_verify, progress=progress)
         else:
             archive = Archive.create(
-                target, documents, keys, codec=codec, primer=chosen, with_primer=not no_primer_inside, progress=progress
-            )
+                target, documents, keys, codec=codec, primer=chosen, with_primer=not no_primer_inside, batch=batch,
+                verify=not no_verify, progress=progress,
+            )  # fmt: skip
     if not quiet:
         packed = target.stat().st_size
         click.echo(f"{files.shown(output)}: {len(archive):,} documents, {packed:,} bytes", err=True)
@@ -126,13 +141,13 @@ def pack(
 @click.argument("which", metavar="[KEY]...", nargs=-1)
 @click.option("-o", "--output", metavar="DIR", help="Folder for the documents, a file each.  [default: JSON lines]")
 @click.option("--lines", is_flag=True, help="Write documents as they are, a line each, instead of JSON lines.")
-@click.option("--model", metavar="M", help="Model to use instead of the one that the archive names.")
+@options.decoding_model
 @options.primer
 @options.running
 @options.quiet
 def unpack(
-    archive_name: str, which: tuple[str, ...], output: str | None, lines: bool, model: str | None, primer: str | None,
-    device: str, batch: int, threads: int | None, quiet: bool,
+    archive_name: str, which: tuple[str, ...], output: str | None, lines: bool, model: str | None, allow_download: bool,
+    primer: str | None, device: str, batch: int, threads: int | None, quiet: bool,
 ) -> None:  # fmt: skip
     """Read documents of ARCHIVE: all, or those with a KEY (or number, where it has no keys).
 
@@ -141,15 +156,14 @@ def unpack(
     with Bars(quiet) as bars:
         bars.doing("loading")
         from memcodec.archive import Archive
-        from memcodec.codec import Codec
 
         archive = Archive(archive_name, primer=read_primer(primer))
-        loaded = Codec.load(model or archive.model.name, device=device, threads=threads, progress=bars.model)
-        archive = Archive(archive_name, loaded, read_primer(primer))
+        archive.load(model, device=device, threads=threads, allow_download=allow_download, progress=bars.model)
+        archive.batch = batch
         keys = archive.keys()
         numbers = [_number(archive_name, one, keys, len(archive)) for one in which] or list(range(len(archive)))
     names = keys or [f"{i:0{len(str(len(archive)))}}" for i in range(len(archive))]
-    found: Iterator[bytes] = (archive[i] for i in numbers) if which else iter(archive)
+    found: Iterator[bytes] = iter(archive.read(numbers)) if which else iter(archive)
     for number, data in zip(numbers, found, strict=True):
         if output is not None:
             _write_below(Path(output), names[number], data)
@@ -174,13 +188,18 @@ def _as_json(key: str | None, data: bytes) -> str:
 
 def _write_below(folder: Path, name: str, data: bytes) -> None:
     """Never outside of the folder, whatever an archive says. Raises ClickException."""
-    if "\0" in name or not (folder / name).resolve().is_relative_to(folder.resolve()) or name in ("", "."):
+    try:
+        os.fsencode(name)
+        within = "\0" not in name and (folder / name).resolve().is_relative_to(folder.resolve())
+    except (ValueError, OSError, RuntimeError):
+        within = False
+    if not within or name in ("", "."):
         raise click.ClickException(f"{name!r}: a key that leads out of {files.shown(str(folder))}: not written")
     target = folder / name
     if target.exists():
         raise click.ClickException(f"{files.shown(str(target))} exists: unpack into another folder")
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(data)
+    replace(target, [data])
 
 
 @click.group()

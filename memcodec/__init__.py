@@ -114,10 +114,9 @@ def decode(
             pieces += assembly.document_of(parsed, [], None)
             continue
         if kept is None or kept.differs(parsed):
-            kept = codec.Codec.load_for(
-                parsed, model, device=device, threads=threads, allow_download=allow_download, primer=primer
-            )
-        assert kept is not None
+            kept = codec.Codec.load_named(
+                model, parsed.model.name, device=device, threads=threads, allow_download=allow_download
+            ).with_primer(primer)
         pieces += kept.decode_pieces(parsed, batch, progress)
     return b"".join(pieces)
 

@@ -13,9 +13,11 @@ import zstandard
 
 from memcodec import container as box
 from memcodec.container import ModelId, Reader, Settings, pack_column, pack_settings, read_settings, varint
-from memcodec.errors import ChecksumError, EncodeError, FormatError, ModelMismatchError
+from memcodec.errors import ChecksumError, EncodeError, FormatError, MachineError, ModelMismatchError
 from memcodec.frames import FrameSettings
+from memcodec.memory.settings import DEFAULT_BATCH, MOST_SHARE, SHARE_STEPS
 from memcodec.primer import Primer
+from memcodec.progress import ProgressCallback
 from memcodec.source import replace
 
 if TYPE_CHECKING:
@@ -24,20 +26,23 @@ if TYPE_CHECKING:
 VERSION = "archive 1"  # where a file of one document has its format version
 _CHECKSUM = 2  # bytes of each document's CRC-32, behind its frame
 _MOST = 1 << 30  # documents
-_KEYS = 1 << 28  # bytes of all keys
-_BATCH = 256  # documents that are decoded at one time while all are read
+_KEYS = 1 << 26  # bytes of all keys
+_MOST_BYTES = 1 << 20  # of a document
+_TOGETHER = 256  # documents that are decoded at one time while many are read
 
 
 class Archive:
     """An archive in a file: a sequence of documents, as bytes, that may have keys, each decoded when it is asked for.
 
-    codec: a model that is loaded (default: the one that the archive names). The primer may be inside.
+    codec: a model that is loaded (default: the one that the archive names, see `load`). The primer may be inside.
+    batch: documents that are decoded side by side.
     """
 
     def __init__(
         self, path: str | os.PathLike[str], codec: "Codec | None" = None, primer: Primer | None = None
     ) -> None:
         """Raises FormatError, ChecksumError, OSError."""
+        self.batch = DEFAULT_BATCH
         self._path = Path(path)
         self._codec = codec
         self._read(self._path.read_bytes(), primer)
@@ -47,10 +52,10 @@ class Archive:
 
     def _read(self, blob: bytes, primer: Primer | None) -> None:
         metadata, tensors = _tensors(blob)
-        self.model = ModelId(metadata.get("model", ""), b"")
         reader = Reader(tensors["archive"][:-4], "archive")
-        self.model = ModelId(self.model.name, bytes(reader.take(box.IDENTITY_BYTES)))
+        self.model = ModelId(metadata.get("model", ""), bytes(reader.take(box.IDENTITY_BYTES)))
         self.settings: Settings = read_settings(reader)
+        _frame_settings(self.settings, 1)
         count = reader.varint()
         if count > min(_MOST, len(reader)):
             raise FormatError("damaged archive: more documents than it has room for")
@@ -61,11 +66,12 @@ class Archive:
         self._frames = reader.take(len(reader))
         self._ends = list(accumulate(lengths))
         self._numbers = {key: i for i, key in enumerate(self._keys)}
+        if len(self._numbers) != len(self._keys):
+            raise FormatError("damaged archive: a key twice")
         self.carries_primer = "primer" in tensors
-        self.primer = (
-            Primer.from_bytes(bytes(tensors["primer"]), "the primer inside") if self.carries_primer else primer
-        )
-        self.sizes = {name: len(tensor) for name, tensor in tensors.items()} | {"frames": len(self._frames)}
+        inside = Primer.from_bytes(bytes(tensors["primer"]), "the primer inside") if self.carries_primer else None
+        self.primer = inside or primer
+        self._state = len(blob), blob[-4:]
 
     @classmethod
     def create(
@@ -79,11 +85,14 @@ class Archive:
         with_primer: bool = True,
         memory_share: float = 0.0,
         effort: int = 4096,
-        progress: Any = None,
+        batch: int = DEFAULT_BATCH,
+        verify: bool = True,
+        progress: ProgressCallback | None = None,
     ) -> "Archive":
         """Write an archive. keys: one a document, or none; with_primer: whether it carries its primer inside.
 
-        Raises EncodeError where keys are not one a document, or twice the same; OSError.
+        verify: decode what is about to be written, `batch` documents side by side, and compare. Raises EncodeError
+        where keys are not one a document, twice the same, or have a NUL; MachineError; OSError.
         """
         from memcodec.codec import Codec
 
@@ -91,41 +100,69 @@ class Archive:
         if primer is not None:
             codec = codec.with_primer(primer)
         site = FrameSettings(memory_share=memory_share, effort=effort)
-        from memcodec.memory.readout import share_steps
-
         name = codec.primer.identity if codec.primer else b""
-        settings = Settings("readout", (share_steps(site.site),), site.chunk_tokens, box.MAX_CONTEXT, name)
-        frames, keys = _encode(codec, documents, keys or (), settings, effort, progress)
+        share = round(memory_share * SHARE_STEPS)
+        settings = Settings("readout", (share,), site.chunk_tokens, box.MAX_CONTEXT, name)
+        given = list(documents)
+        _check_keys(keys or (), len(given))
+        frames = _encode(codec, given, _frame_settings(settings, effort), batch, verify, progress)
         inside = codec.primer.to_bytes() if codec.primer is not None and with_primer else b""
-        replace(Path(path), [_pack(codec.model, settings, keys, frames, inside)])
+        replace(Path(path), [_pack(codec.model, settings, keys or (), frames, inside)])
         return cls(path, codec, codec.primer)
 
     def append(
-        self, documents: Iterable[str | bytes], keys: Sequence[str] | None = None, *, progress: Any = None
+        self,
+        documents: Iterable[str | bytes],
+        keys: Sequence[str] | None = None,
+        *,
+        verify: bool = True,
+        progress: ProgressCallback | None = None,
     ) -> None:
-        """Add documents behind the others; the file is written anew. Raises as `create`."""
-        frames, new = _encode(self.codec, documents, keys or (), self.settings, 4096, progress)
-        if len(self) and frames and bool(self._keys) != bool(new):
+        """Add documents behind the others; the file is written anew. Raises as `create`.
+
+        Raises EncodeError too where the file was written to since it was read.
+        """
+        given = list(documents)
+        new = list(keys or ())
+        if len(self) and given and bool(self._keys) != bool(new):
             raise EncodeError("keys: give one a document, or none at all, as the archive has them")
+        _check_keys(new, len(given))
+        _check_keys([*self._keys, *new] if new else (), len(self) + len(given))
+        frames = _encode(self.codec, given, _frame_settings(self.settings, 4096), self.batch, verify, progress)
         old = [self._frame(i) for i in range(len(self))]
         inside = self.primer.to_bytes() if self.primer is not None and self.carries_primer else b""
         blob = _pack(self.model, self.settings, [*self._keys, *new], [*old, *frames], inside)
-        replace(self._path, [blob])
+        replace(self._path, [blob], before=self._check_unchanged)
         self._read(blob, self.primer)
+
+    def _check_unchanged(self, _: Path) -> None:
+        now = self._path.read_bytes()
+        if (len(now), now[-4:]) != self._state:
+            raise EncodeError(f"{os.fspath(self._path)}: changed since it was read: open it again")
 
     @property
     def codec(self) -> "Codec":
-        """The codec of its frames, loaded when first needed. Raises ModelNotFoundError, ModelMismatchError."""
-        from memcodec.codec import Codec, check_primer
+        """The codec of its frames, loaded when first needed. Raises as `load`."""
+        from memcodec.codec import check_primer
 
         if self._codec is None:
-            self._codec = Codec.load(self.model.name or "smollm2-135m")
+            self.load()
+        assert self._codec is not None
         if self._codec.model.identity != self.model.identity:
             raise ModelMismatchError(f"the archive needs model {self.model.name!r} ({self.model.identity.hex()})")
-        if self.settings.primer and self._codec.primer is None:
-            self._codec = self._codec.with_primer(self.primer)
+        if self._codec.primer is None or not self.settings.primer:
+            self._codec = self._codec.with_primer(self.primer if self.settings.primer else None)
         check_primer(self.settings.primer, self._codec.primer)
         return self._codec
+
+    def load(self, model: str | None = None, *, allow_download: bool = False, **settings: Any) -> None:
+        """Load its model, or `model` instead; settings: as in `Codec.load`.
+
+        allow_download: fetch a model from the Hugging Face hub that only the archive names. Raises ModelNotFoundError.
+        """
+        from memcodec.codec import Codec
+
+        self._codec = Codec.load_named(model, self.model.name, allow_download=allow_download, **settings)
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -155,8 +192,12 @@ class Archive:
 
     def __iter__(self) -> Iterator[bytes]:
         """All documents, decoded side by side."""
-        for first in range(0, len(self), _BATCH):
-            yield from self._decode(range(first, min(first + _BATCH, len(self))))
+        return self.read(range(len(self)))
+
+    def read(self, numbers: Sequence[int]) -> Iterator[bytes]:
+        """Documents by their numbers, decoded side by side."""
+        for first in range(0, len(numbers), _TOGETHER):
+            yield from self._decode(numbers[first : first + _TOGETHER])
 
     def frame_size(self, number: int) -> int:
         """Bytes of a document in the file, without the index."""
@@ -166,36 +207,47 @@ class Archive:
         return bytes(self._frames[self._ends[number - 1] if number else 0 : self._ends[number]])
 
     def _decode(self, numbers: Sequence[int]) -> list[bytes]:
-        return self.codec.decode_frames([self._frame(i) for i in numbers], _frame_settings(self.settings, 4096))
+        frames = [self._frame(i) for i in numbers]
+        return self.codec.decode_frames(frames, _frame_settings(self.settings, 4096), batch=self.batch)
 
 
 def _frame_settings(settings: Settings, effort: int) -> FrameSettings:
-    from memcodec.memory.settings import SHARE_STEPS
-
-    if settings.site != "readout" or len(settings.fields) != 1:
+    if settings.site != "readout" or len(settings.fields) != 1 or settings.fields[0] > MOST_SHARE:
         raise FormatError("damaged archive: its frames are of no known site")
     share = settings.fields[0] / SHARE_STEPS
-    return FrameSettings(_CHECKSUM, b"", share, effort, settings.chunk_tokens, box.MAX_CHUNK_TOKENS << 8)
+    return FrameSettings(_CHECKSUM, b"", share, effort, settings.chunk_tokens, _MOST_BYTES)
 
 
 def _encode(
     codec: "Codec",
-    documents: Iterable[str | bytes],
-    keys: Sequence[str],
-    settings: Settings,
-    effort: int,
-    progress: Any,
-) -> tuple[list[bytes], list[str]]:
-    given = list(documents)
-    if keys and (len(keys) != len(given) or len(set(keys)) != len(keys)):
-        raise EncodeError(f"{len(keys)} keys, {len(set(keys))} different, for {len(given)} documents: give one each")
-    return codec.encode_frames(given, _frame_settings(settings, effort), progress=progress), list(keys)
+    documents: list[str | bytes],
+    settings: FrameSettings,
+    batch: int,
+    verify: bool,
+    progress: ProgressCallback | None,
+) -> list[bytes]:
+    frames = codec.encode_frames(documents, settings, progress=progress)
+    if verify:
+        found = codec.decode_frames(frames, settings, batch=batch, progress=progress)
+        wanted = [x.encode() if isinstance(x, str) else bytes(x) for x in documents]
+        if found != wanted:
+            raise MachineError("what was encoded decodes to other bytes here: nothing was written")
+    return frames
+
+
+def _check_keys(keys: Sequence[str], count: int) -> None:
+    if keys and (len(keys) != count or len(set(keys)) != len(keys)):
+        raise EncodeError(f"{len(keys)} keys, {len(set(keys))} different, for {count} documents: give one each")
+    for key in keys:
+        try:
+            if b"\0" in key.encode():
+                raise EncodeError(f"the key {key!r} has a NUL")
+        except UnicodeEncodeError as error:
+            raise EncodeError(f"the key {key!r} is no Unicode") from error
 
 
 def _pack(model: ModelId, settings: Settings, keys: Sequence[str], frames: Sequence[bytes], primer: bytes) -> bytes:
-    if len(set(keys)) != len(keys):
-        raise EncodeError("a key that the archive has already")
-    names = zstandard.ZstdCompressor(level=19).compress(json.dumps(list(keys)).encode()) if keys else b""
+    names = zstandard.ZstdCompressor(level=19).compress("\0".join(keys).encode()) if keys else b""
     index = model.identity + pack_settings(settings) + varint(len(frames)) + varint(len(names)) + names
     if frames:
         index += pack_column([len(frame) for frame in frames])
@@ -235,10 +287,10 @@ def _unpack_keys(reader: Reader, count: int) -> list[str]:
     if not length:
         return []
     try:
-        data = zstandard.ZstdDecompressor().decompress(bytes(packed), max_output_size=_KEYS)
-        keys = json.loads(data) if len(data) <= _KEYS else None
-    except (zstandard.ZstdError, ValueError, RecursionError) as error:
+        most = min(_KEYS, (1 << 12) * count)
+        data = zstandard.ZstdDecompressor().stream_reader(bytes(packed)).read(most + 1)
+        if len(data) > most or data.count(b"\0") != count - 1:
+            raise FormatError("damaged archive: its keys are not one a document")
+        return data.decode().split("\0")
+    except (zstandard.ZstdError, UnicodeDecodeError) as error:
         raise FormatError("damaged archive: its keys do not read") from error
-    if not isinstance(keys, list) or len(keys) != count or not all(isinstance(key, str) for key in keys):
-        raise FormatError("damaged archive: its keys are not one a document")
-    return keys

@@ -10,7 +10,7 @@ from memcodec import container as box
 from memcodec import document
 from memcodec.chunks import Coded
 from memcodec.container import Chunk, Container, ModelId, Segment, Settings, StoredSpan, chunk_checksum
-from memcodec.errors import ChecksumError
+from memcodec.errors import ChecksumError, FormatError
 from memcodec.source import Source
 from memcodec.tokens import ByteTokenizer
 
@@ -130,6 +130,52 @@ def _hash(source: Source) -> bytes:
     for piece in source.pieces():
         found.update(piece)
     return found.digest()[: box.HASH_BYTES]
+
+
+@dataclass(frozen=True)
+class Lost:
+    """Bytes of the document that a damaged file does not give back, from `start` to `end`; chunks: their numbers."""
+
+    start: int
+    end: int
+    chunks: tuple[int, ...] = ()
+
+
+def salvage_of(
+    parsed: Container, groups: Iterable[np.ndarray], tokenizer: ByteTokenizer | None
+) -> Iterator[bytes | Lost]:
+    """The document in pieces, as `document_of`, but for what does not match its checksum.
+
+    In a group, what comes behind the first chunk that is lost is lost too: its context is.
+    """
+    written = iter(groups)
+    tokens, number, place, broken = np.empty(0, dtype=np.int64), 0, 0, False
+    for part in parsed.parts:
+        end = place + part.size
+        if isinstance(part, StoredSpan):
+            try:
+                yield from list(part.pieces())
+            except (ChecksumError, FormatError):
+                yield Lost(place, end)
+            place = end
+            continue
+        if part.corrections is not None:
+            tokens, broken = next(written), False
+        first = number
+        for chunk in part.chunks:
+            if not broken:
+                assert tokenizer is not None
+                data, tokens = tokenizer.decode(tokens[: chunk.tokens]), tokens[chunk.tokens :]
+                last = number == first + len(part.chunks) - 1
+                broken = chunk_checksum(data) != chunk.checksum or place + len(data) > end
+                broken = broken or (last and place + len(data) != end)
+            if broken:
+                yield Lost(place, end, tuple(range(number, first + len(part.chunks))))
+                break
+            yield data
+            place += len(data)
+            number += 1
+        place, number = end, first + len(part.chunks)
 
 
 def document_of(parsed: Container, groups: Iterable[np.ndarray], tokenizer: ByteTokenizer | None) -> Iterator[bytes]:

@@ -12,10 +12,12 @@ import numpy as np
 from memcodec.coding import corrections
 from memcodec.coding.distribution import LATE, Look
 from memcodec.container import MAX_CONTEXT, Group, lengths
+from memcodec.errors import FormatError
 from memcodec.lm.model import PAGE, ExactLM
 from memcodec.lm.passes import Piece, Sequences
 from memcodec.memory import Report, Site
 from memcodec.memory.settings import Context
+from memcodec.progress import Reporter
 
 PASS_ROWS = 400  # positions in one full pass: with more of them, activations leave the processor's cache
 HEAD_ROWS = 48  # positions whose logits exist at one time: 9 MB at a vocabulary of 49152
@@ -26,6 +28,7 @@ AUTO_GROUPS = 48  # groups that `context="auto"` leaves, so that they fill a bat
 AUTO_TOKENS = 400  # in a group of its at most: attention over more costs a tenth of the speed (docs/context.md)
 GROUP_CONTEXTS = 4  # length of a group, in contexts, where their size is given
 
+_PASS_SLOTS = 64  # sequences in one full pass: each has a cache
 _FIRST_ROOM = 1024  # tokens of a group that a decoder makes room for before it has seen any
 _NOTHING = np.empty(0, dtype=np.int64)
 
@@ -145,8 +148,8 @@ def look(
     rows = 0
     for chunks, given in zip(groups, vectors, strict=False):
         tokens = sum(map(len, chunks))
-        own = len(lm.prefix) + tokens + (0 if given is None else len(given))
-        if batch and rows + own > PASS_ROWS:
+        own = tokens + (0 if given is None else len(given))
+        if batch and (rows + own > PASS_ROWS or len(batch) == _PASS_SLOTS):
             yield from _look_side_by_side(lm, batch)
             batch, rows = [], 0
         if own > PASS_ROWS or tokens > context:
@@ -264,6 +267,15 @@ def encode(
                 yield Coded(group.lengths, tuple(group.memories), writing.pop(number).encoder.finish())
 
 
+def encode_all(
+    lm: ExactLM, site: Site, groups: Iterable[list[np.ndarray]], context: int, reporter: Reporter
+) -> Iterator[Coded]:
+    """The same, with reports of what is done."""
+    for coded in encode(lm, site, groups, context, reporter.ahead):
+        reporter.finish(list(coded.lengths))
+        yield coded
+
+
 class _Group:
     """A group while it is encoded."""
 
@@ -334,10 +346,31 @@ def _refill(sequences: Sequences, kept: np.ndarray) -> None:
             sequences.forward([Piece(slot, kept[slot, start : start + PASS_ROWS]) for slot in slots])
 
 
+def decode_all(
+    lm: ExactLM, site: Site, groups: list[Coded], context: int, batch: int, reporter: Reporter
+) -> Iterator[np.ndarray]:
+    """The token ids of each group, int64 [tokens], decoded in batches. Raises FormatError for what no encoder makes."""
+    for some in batches(lm, site, groups, context, batch):
+        _check_positions(lm, site, some, context)
+        found = decode(lm, site, some, context, reporter.ahead)
+        reporter.finish([n for group in some for n in group.lengths])
+        yield from found
+
+
+def _check_positions(lm: ExactLM, site: Site, batch: list[Coded], context: int) -> None:
+    for coded in batch:
+        given = site.vectors(coded.memories[0])
+        if given is not None and len(coded.memories) > 1:
+            raise FormatError("damaged index: vectors in the middle of a group")
+        before = len(lm.prefix) + (0 if given is None else len(given))
+        if before + min(coded.tokens, context) > lm.positions:
+            raise FormatError(f"damaged index: groups longer than the model's {lm.positions} positions")
+
+
 def batches(lm: ExactLM, site: Site, groups: list[Coded], context: int, size: int) -> Iterator[list[Coded]]:
     """Groups in the fewest batches of at most `size`, that the key-value cache holds, as even as can be."""
     vectors = (site.vectors(group.memories[0]) for group in groups)
-    before = max((len(given) for given in vectors if given is not None), default=0) + len(lm.prefix) % PAGE
+    before = max((len(given) for given in vectors if given is not None), default=0) + lm.own_prefix
     longest = before + max((min(group.tokens, context) for group in groups), default=1)
     size = max(1, min(size, CACHE_POSITIONS // (-(-longest // PAGE) * PAGE)))
     for ends in np.array_split(np.arange(len(groups)), -(-len(groups) // size)) if groups else []:

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from copy import copy
+from dataclasses import replace
 from itertools import chain, pairwise
 from typing import Any, BinaryIO
 
@@ -12,8 +13,8 @@ import numpy as np
 
 from memcodec import chunks as work
 from memcodec import container as box
-from memcodec import document, feed, models
-from memcodec.assembly import Place, container_of, document_of, parts_of, stored
+from memcodec import document, feed, frames, models
+from memcodec.assembly import Lost, Place, container_of, document_of, parts_of, salvage_of, stored
 from memcodec.chunks import Coded
 from memcodec.container import Container, ModelId, Segment, Settings
 from memcodec.errors import (
@@ -26,15 +27,15 @@ from memcodec.errors import (
     PrimerMismatchError,
 )
 from memcodec.feed import Block, Cutting
-from memcodec.frames import FrameSettings, Packer
+from memcodec.frames import FrameSettings
 from memcodec.lm import arithmetic
 from memcodec.lm.compiled import are_kept
 from memcodec.lm.model import ExactLM, find_device
 from memcodec.lm.passes import Piece
-from memcodec.memory import Site
+from memcodec.memory import Site, readout_site
 from memcodec.memory.settings import DEFAULT_BATCH, Context, Prompt, Readout
 from memcodec.primer import Primer
-from memcodec.progress import ProgressCallback, Reporter
+from memcodec.progress import Progress, ProgressCallback, Reporter
 from memcodec.source import PIECE_BYTES, Source
 from memcodec.tokens import ByteTokenizer
 
@@ -118,16 +119,31 @@ class Codec:
         allow_download: fetch a model from the Hugging Face hub that only the file names. Raises FormatError,
         ChecksumError, ModelNotFoundError, ModelMismatchError (PrimerMismatchError for a primer), MachineError.
         """
-        parsed = file if isinstance(file, Container) else box.unpack(as_bytes(file, "file"))
+        parsed = file if isinstance(file, Container) else box.unpack_all(as_bytes(file, "file"))[0]
         if parsed.model is None:
             return None
-        if model:
-            folder = models.resolve(model, progress)
-        else:
-            folder = models.resolve_named(parsed.model.name, allow_download, progress)
-        codec = cls._load(folder, device, threads, kernels, progress).with_primer(primer)
+        codec = cls.load_named(
+            model, parsed.model.name, device=device, threads=threads, kernels=kernels, allow_download=allow_download,
+            progress=progress,
+        ).with_primer(primer)  # fmt: skip
         codec.check(parsed)
         return codec
+
+    @classmethod
+    def load_named(
+        cls,
+        model: str | None,
+        named: str,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        kernels: str = "auto",
+        allow_download: bool = False,
+        progress: models.ByteProgress | None = None,
+    ) -> "Codec":
+        """Load `model`, or else the one that a file names, which nobody here has named. Raises as `load`."""
+        folder = models.resolve(model, progress) if model else models.resolve_named(named, allow_download, progress)
+        return cls._load(folder, device, threads, kernels, progress)
 
     @classmethod
     def _load(
@@ -187,8 +203,8 @@ class Codec:
         """
         source = as_source(data, "data")
         check_settings(site, chunk_tokens, batch, context)
-        if not document.has_text(source):
-            return box.pack(stored(source))
+        if (blob := without_model(source)) is not None:
+            return blob
         (blob,) = self.encode_many(
             [source], site=site, chunk_tokens=chunk_tokens, context=context, batch=batch, verify=verify,
             progress=progress,
@@ -224,11 +240,14 @@ class Codec:
                 _check_pure(made)
             elif len(whole := box.pack(stored(source))) <= len(blob):
                 blob = whole
-            source.check_unchanged()
             lot.append((source, blob))
             groups += len(made.groups)
             if groups >= batch or not verify or len(lot) == _LOT or len(sources) == 1:
-                yield from self._verified(lot, batch, checking) if verify else [blob for _, blob in lot]
+                if verify:
+                    yield from self._verified(lot, batch, checking)
+                else:
+                    source.check_unchanged()
+                    yield blob
                 lot, groups = [], 0
         yield from self._verified(lot, batch, checking)
 
@@ -246,6 +265,8 @@ class Codec:
         for source, blob in lot:
             if len(small) <= 1 or source.size > PIECE_BYTES:
                 self._verify(blob, source, batch, report)
+        for source, _ in lot:
+            source.check_unchanged()
         return [blob for _, blob in lot]
 
     def _encode(
@@ -264,7 +285,7 @@ class Codec:
         else:
             blocks = feed.Feed(_expected(read, report))
         seen = work.seen(cutting.context, positions)
-        coded = _reported(work.encode(self.lm, where, blocks.groups(), seen, report.ahead), report)
+        coded = work.encode_all(self.lm, where, blocks.groups(), seen, report)
         parts: list[Segment | Place] = []
         furthest = 1
         for block in blocks.blocks():
@@ -280,15 +301,10 @@ class Codec:
         """What fits memories with these settings. Raises EncodeError."""
         self._check_chunk_tokens(chunk_tokens, (site.vectors or 1) if isinstance(site, Prompt) else 0)
         if isinstance(site, Readout):
-            return self._readout(site)
+            return readout_site(self.lm, site)
         from memcodec.memory.prompt import PromptSite
 
         return PromptSite(site.bits, self.lm.architecture.hidden, site, lambda: self.floats, self.lm.positions)
-
-    def _readout(self, site: Readout) -> Site:
-        from memcodec.memory.readout import ReadoutSite, share_steps
-
-        return ReadoutSite(share_steps(site), site, self.lm.steering, self.lm.team)
 
     def _check_chunk_tokens(self, chunk_tokens: int, vectors: int) -> None:
         if chunk_tokens + vectors + len(self.lm.prefix) > self.lm.positions:
@@ -343,14 +359,46 @@ class Codec:
         So what was given out counts only when the end was reached without an error.
         """
         _check_batch(batch)
-        return self._decode(parsed, batch, Reporter(progress, "decode", parsed.size, 0, 1))
+        return self._for(parsed)._decode(parsed, batch, Reporter(progress, "decode", parsed.size, 0, 1))
+
+    def _for(self, parsed: Container) -> "Codec":
+        """This one, or the same without its primer where a file was made without one."""
+        needs = parsed.settings is not None and bool(parsed.settings.primer)
+        return self if needs or self.primer is None else self.with_primer(None)
+
+    def salvage(
+        self,
+        blob: bytes | bytearray | memoryview,
+        *,
+        batch: int = DEFAULT_BATCH,
+        progress: ProgressCallback | None = None,
+    ) -> Iterator[bytes | Lost]:
+        """What a damaged file gives back, in order: pieces of the document, and `Lost` where there is none.
+
+        A chunk counts where it matches its checksum of 8 bits, so one of 256 damaged ones is given out wrong. Raises
+        FormatError where the index itself does not read, ModelMismatchError.
+        """
+        _check_batch(batch)
+        parsed = box.unpack(as_bytes(blob, "blob"), damaged=True)
+        report = Reporter(progress, "decode", parsed.size, 0, 1)
+        report.expect([chunk.tokens for chunk in parsed.chunks], parsed.size)
+        written: Iterator[np.ndarray] = iter(())
+        if parsed.settings is not None:
+            self.check(parsed)
+            coded = [Coded.of(group) for group in parsed.groups]
+            written = work.decode_all(self.lm, self.site_in(parsed), coded, parsed.settings.context, batch, report)
+        return salvage_of(parsed, written, self.tokenizer)
 
     def decode_many(
-        self, blobs: Iterable[bytes], *, batch: int = DEFAULT_BATCH, progress: ProgressCallback | None = None
+        self,
+        blobs: Iterable[bytes | Container],
+        *,
+        batch: int = DEFAULT_BATCH,
+        progress: ProgressCallback | None = None,
     ) -> list[bytes]:
         """The documents of several files, whose groups are decoded side by side. Raises as `decode`."""
         _check_batch(batch)
-        found = [box.unpack(as_bytes(blob, "blob")) for blob in blobs]
+        found = [b if isinstance(b, Container) else box.unpack(as_bytes(b, "blob")) for b in blobs]
         size = sum(parsed.size for parsed in found)
         return self._decode_many(found, batch, Reporter(progress, "decode", size, 0, 1))
 
@@ -367,7 +415,7 @@ class Codec:
             owners = [i for i in numbers for _ in files[i].groups]
             coded = [Coded.of(group) for i in numbers for group in files[i].groups]
             site = self.site_in(files[numbers[0]])
-            for i, tokens in zip(owners, self._decode_groups(site, coded, context, batch, report), strict=True):
+            for i, tokens in zip(owners, work.decode_all(self.lm, site, coded, context, batch, report), strict=True):
                 written.setdefault(i, []).append(tokens)
         return [b"".join(document_of(parsed, written.get(i, []), self.tokenizer)) for i, parsed in enumerate(files)]
 
@@ -378,7 +426,7 @@ class Codec:
         groups = parsed.groups
         coded = [Coded.of(groups[n]) for n in numbers]
         silent = Reporter(None, "decode", 0, 0, 1)
-        return list(self._decode_groups(self.site_in(parsed), coded, parsed.settings.context, batch, silent))
+        return list(work.decode_all(self.lm, self.site_in(parsed), coded, parsed.settings.context, batch, silent))
 
     def _decode(self, parsed: Container, batch: int, report: Reporter) -> Iterator[bytes]:
         written: Iterator[np.ndarray] = iter(())
@@ -386,17 +434,8 @@ class Codec:
         if parsed.settings is not None:
             self.check(parsed)
             coded = [Coded.of(group) for group in parsed.groups]
-            written = self._decode_groups(self.site_in(parsed), coded, parsed.settings.context, batch, report)
+            written = work.decode_all(self.lm, self.site_in(parsed), coded, parsed.settings.context, batch, report)
         return document_of(parsed, written, self.tokenizer)
-
-    def _decode_groups(
-        self, site: Site, groups: list[Coded], context: int, batch: int, report: Reporter
-    ) -> Iterator[np.ndarray]:
-        for some in work.batches(self.lm, site, groups, context, batch):
-            self._check_positions(site, some, context)
-            found = work.decode(self.lm, site, some, context, report.ahead)
-            report.finish([n for group in some for n in group.lengths])
-            yield from found
 
     # ---- frames
 
@@ -420,36 +459,12 @@ class Codec:
         Each is as short as the LM, zstd or none makes it: 1 byte and the checksum longer than it was, at most. They are
         not decoded to verify. Raises EncodeError for settings out of range and for messages that are too long.
         """
-        packer = Packer(settings)
         data = [as_bytes(message, "message") for message in messages]
-        if data and (longest := max(map(len, data))) > settings.max_bytes:
-            raise EncodeError(f"a message of {longest:,} bytes: frames have {settings.max_bytes:,} at most (max_bytes)")
-        texts = [self._text_of(message) for message in data]
-        groups = [work.cut(tokens, settings.chunk_tokens) for tokens in texts if len(tokens)]
-        report = Reporter(progress, "fit", sum(map(len, data)), 0, 1)
-        report.expect([len(chunk) for group in groups for chunk in group], sum(map(len, data)))
-        positions = self.lm.positions - len(self.lm.prefix)
-        made = _reported(
-            work.encode(self.lm, self._readout(settings.site), groups, work.seen("auto", positions), report.ahead),
-            report,
-        )
-        return [
-            packer.pack(message, next(made) if len(tokens) else None)
-            for message, tokens in zip(data, texts, strict=True)
-        ]
-
-    def _text_of(self, message: bytes) -> np.ndarray:
-        """A message's tokens, int64; none where they would not restore it."""
-        try:
-            tokens = self.tokenizer.encode(message.decode())
-        except UnicodeDecodeError:
-            return np.empty(0, dtype=np.int64)
-        known = not len(tokens) or tokens.max() < self.lm.vocabulary
-        return tokens if known and self.tokenizer.decode(tokens) == message else tokens[:0]
+        return frames.encode(self.lm, self.tokenizer, data, settings, progress)
 
     def decode_frames(
         self,
-        frames: Iterable[bytes],
+        packed: Iterable[bytes],
         settings: FrameSettings = FrameSettings(),  # noqa: B008 (frozen)
         *,
         batch: int = DEFAULT_BATCH,
@@ -461,22 +476,8 @@ class Codec:
         checksum of 0 bytes notices little of that.
         """
         _check_batch(batch)
-        packer = Packer(settings)
-        given = [as_bytes(frame, "frame") for frame in frames]
-        found = [packer.unpack(frame) for frame in given]
-        waiting = [(i, coded) for i, coded in enumerate(found) if isinstance(coded, Coded)]
-        waiting.sort(key=lambda pair: -pair[1].tokens)  # batches of about one length
-        site = self._readout(settings.site)
-        positions = self.lm.positions - len(self.lm.prefix)
-        report = Reporter(progress, "decode", 1, 0, 1)
-        report.expect([coded.tokens for _, coded in waiting], 1)
-        groups = [coded for _, coded in waiting]
-        written = self._decode_groups(site, groups, work.seen("auto", positions), batch, report)
-        messages = [message if isinstance(message, bytes) else b"" for message in found]
-        for (i, _), tokens in zip(waiting, written, strict=True):
-            messages[i] = self.tokenizer.decode(tokens)
-            packer.check(messages[i], given[i])
-        return messages
+        given = [as_bytes(frame, "frame") for frame in packed]
+        return frames.decode(self.lm, self.tokenizer, given, settings, batch, progress)
 
     def site_in(self, parsed: Container) -> Site:
         """What reads the memories of a file. Raises FormatError."""
@@ -503,14 +504,7 @@ class Codec:
         if parsed.settings is not None:
             check_primer(parsed.settings.primer, self.primer)
 
-    def _check_positions(self, site: Site, batch: list[Coded], context: int) -> None:
-        for coded in batch:
-            given = site.vectors(coded.memories[0])
-            if given is not None and len(coded.memories) > 1:
-                raise FormatError("damaged index: vectors in the middle of a group")
-            before = len(self.lm.prefix) + (0 if given is None else len(given))
-            if before + min(coded.tokens, context) > self.lm.positions:
-                raise FormatError(f"damaged index: groups longer than the model's {self.lm.positions} positions")
+    # ---- what can be measured, and memories by themselves
 
     def estimate(self, size: int, context: Context = "auto", batch: int = DEFAULT_BATCH, verify: bool = True) -> float:
         """About how many seconds so many bytes of text take to encode, from a short look at the LM's speed here."""
@@ -522,8 +516,6 @@ class Codec:
             seconds.append(time.perf_counter() - start)
         rows = _rows(size, box.DEFAULT_CHUNK_TOKENS, context, batch, verify)
         return size / 4 * min(seconds) / len(tokens) * (_FIT_TIME["readout"] + (1 + _ALONE / rows if rows else 0))
-
-    # ---- memories by themselves, and what can be measured
 
     def fit_memory(self, text: str, site: Prompt | None = None, callback: Callable[[Any], None] | None = None) -> Any:
         """Fit one memory to one text: a reversible sentence embedding (`MemoryEmbedding`), without a file around it.
@@ -603,9 +595,7 @@ def _check_batch(batch: int) -> None:
 def check_primer(needed: bytes, primer: "Primer | None") -> None:
     """Raise PrimerMismatchError where what is at hand is not what is needed, by the first bytes of its hash."""
     given = primer.identity if primer else b""
-    if needed != given:
-        if not needed:
-            raise PrimerMismatchError("the file was made without a primer: give none")
+    if needed and needed != given:
         what = f"the one given is {given.hex()}" if given else "none is given"
         raise PrimerMismatchError(f"the file needs the primer {needed.hex()}; {what}: pass it as --primer")
 
@@ -621,7 +611,11 @@ def as_source(data: Any, name: str) -> Source:
 
 def without_model(source: Source) -> bytes | None:
     """The file of a document that no LM is needed for; None where there is text."""
-    return None if document.has_text(source) else box.pack(stored(source))
+    if document.has_text(source):
+        return None
+    blob = box.pack(stored(source))
+    source.check_unchanged()
+    return blob
 
 
 def check_settings(site: Readout | Prompt, chunk_tokens: int, batch: int, context: Context = "auto") -> None:
@@ -658,27 +652,33 @@ class _Stages:
         self._callback = callback
         self._size = size
         own = _FIT_TIME["readout" if isinstance(site, Readout) else "prompt"]
-        self._border = own / (own + 1 + _ALONE / rows) if rows else 1.0
+        border = own / (own + 1 + _ALONE / rows) if rows else 1.0
+        self._shares = {"fit": border, "verify": 1 - border}
+        self._done = {"fit": 0.0, "verify": 0.0}
 
     def fit(self) -> Reporter:
         """Of fitting all chunks."""
-        return Reporter(self._callback, "fit", self._size, 0, self._border)
+        return self._stage("fit")
 
     def verify(self) -> Reporter:
         """Of decoding those that were not stored."""
-        return Reporter(self._callback, "verify", self._size, self._border, 1)
+        return self._stage("verify")
+
+    def _stage(self, name: str) -> Reporter:
+        return Reporter(self._report if self._callback else None, name, self._size, 0, 1)
+
+    def _report(self, progress: Progress) -> None:
+        """What a stage has done, as a part of the whole: with many documents, the stages take turns."""
+        assert self._callback is not None
+        self._done[progress.stage] = progress.done
+        whole = sum(self._shares[stage] * done for stage, done in self._done.items())
+        self._callback(replace(progress, done=min(whole, 1.0)))
 
 
 def _expected(blocks: Iterable[Block], report: Reporter) -> Iterator[Block]:
     for block in blocks:
         report.expect(block.lengths, block.size)
         yield block
-
-
-def _reported(coded: Iterable[Coded], report: Reporter) -> Iterator[Coded]:
-    for group in coded:
-        report.finish(list(group.lengths))
-        yield group
 
 
 def _worthwhile(blocks: Iterable[Block], settings: Prompt, site: Site) -> Iterator[Block]:
@@ -689,7 +689,7 @@ def _worthwhile(blocks: Iterable[Block], settings: Prompt, site: Site) -> Iterat
     size = (settings.vectors or 1) * vector_bytes(dimensions, bits)
     chunks = 0
     for block in blocks:
-        chunks += len(block.lengths)
+        chunks = len(block.lengths) + (chunks if block.start else 0)
         if chunks and chunks * size >= (whole := len(box.pack(stored(block.source)))):
             raise EncodeError(
                 f"{chunks} chunks with {size:,} bytes of vectors each: stored, the file has {whole:,} bytes; use "

@@ -338,7 +338,9 @@ def check_start(start: bytes) -> None:
 
 def is_archive(blob: bytes | memoryview) -> bool:
     """Whether a file begins like an archive (`memcodec.archive`)."""
-    return b'"memcodec":"archive ' in bytes(blob[:START])
+    start = bytes(blob[:START])
+    length = int.from_bytes(start[:8], "little")
+    return b'"memcodec":"archive ' in start[8 : 8 + min(length, START)]
 
 
 def unpack_all(blob: bytes | memoryview) -> list[Container]:
@@ -367,32 +369,34 @@ def _length(view: memoryview) -> int:
     try:
         header = json.loads(bytes(view[8 : 8 + length]))
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        end = 8 + length + max(ends)
-        return end if length + 8 < end < len(view) else len(view)
+        end = max(ends)
+        within = type(end) is int and 0 < end < len(view) - 8 - length
+        return 8 + length + end if within else len(view)
     except (ValueError, AttributeError, KeyError, TypeError, IndexError, RecursionError):
         return len(view)
 
 
-def unpack(blob: bytes | memoryview) -> Container:
+def unpack(blob: bytes | memoryview, damaged: bool = False) -> Container:
     """Read a container, checking every length, and every checksum that needs no model.
 
-    Raises FormatError (not a memcodec file, truncated, newer) or ChecksumError (damaged).
+    damaged: do with what is there, as far as the index reads, for `salvage`. Raises FormatError (not a memcodec file,
+    truncated, newer) or ChecksumError (damaged).
     """
     view = memoryview(blob)
     check_start(bytes(view[:START]))
     if is_archive(view):
         raise FormatError("an archive of many documents: read it with memcodec unpack, or memcodec.Archive")
-    metadata, tensors, header_size = read_tensors(view, ("memories", "document"))
+    metadata, tensors, header_size = read_tensors(view, ("memories", "document"), damaged)
     version = metadata.get("memcodec", "")
     if version != str(VERSION):
         raise FormatError(f"format version {version[:20]!r} is not known to this memcodec: install a newer one")
     document, memories = tensors.get("document", memoryview(b"")), tensors.get("memories")
     if len(document) < 4:
         raise FormatError("damaged file: it has no index")
-    if zlib.crc32(view[:-4]) != struct.unpack("<I", view[-4:])[0]:
+    if not damaged and zlib.crc32(view[:-4]) != struct.unpack("<I", view[-4:])[0]:
         raise ChecksumError("damaged file: its checksum does not match")
-    reader = Reader(document[:-4], "document")
-    apart = Reader(memories, "memories") if memories is not None else None
+    reader = Reader(document[:-4], "document", damaged)
+    apart = Reader(memories, "memories", damaged) if memories is not None else None
     size, sha256, parts, model, settings = _read_index(reader, apart, metadata.get("model"))
     stored = sum(len(part.packed) for part in parts if isinstance(part, StoredSpan))
     corrections = sum(len(part.corrections or b"") for part in parts if isinstance(part, Segment))
@@ -407,10 +411,13 @@ def unpack(blob: bytes | memoryview) -> Container:
     return Container(size, sha256, parts, model, settings, {name: n for name, n in sizes.items() if n})
 
 
-def read_tensors(view: memoryview, names: tuple[str, ...]) -> tuple[dict[str, str], dict[str, memoryview], int]:
+def read_tensors(
+    view: memoryview, names: tuple[str, ...], damaged: bool = False
+) -> tuple[dict[str, str], dict[str, memoryview], int]:
     """Metadata, byte tensors of these names, in this order, those that there are, and the bytes before them.
 
-    Raises FormatError where there are others, or anything beside them.
+    damaged: the end may be missing, or followed by something. Raises FormatError where there are others, or anything
+    beside them.
     """
     (length,) = struct.unpack("<Q", view[:8])
     if len(view) < 8 + length:
@@ -420,14 +427,14 @@ def read_tensors(view: memoryview, names: tuple[str, ...]) -> tuple[dict[str, st
         metadata = header.pop("__metadata__")
         entries = {name: (entry["dtype"], entry["shape"], entry["data_offsets"]) for name, entry in header.items()}
         ends = [offsets[1] for _, _, offsets in entries.values()]
-        if not all(type(end) is int for end in ends):
+        if not all(type(end) is int and 0 <= end < 1 << 62 for end in ends):
             raise TypeError
     except (ValueError, AttributeError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise FormatError("not a memcodec file: its header does not read") from error
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise FormatError("not a memcodec file: it has no metadata")
     base, end = 8 + length, max(ends, default=0)
-    if len(view) < base + end:
+    if len(view) < base + end and not damaged:
         raise FormatError(f"truncated file: {len(view)} of {base + end} bytes")
     if unknown := [name for name in entries if name not in names]:
         raise FormatError(f"unknown tensor {unknown[0][:40]!r}: install a newer memcodec")
@@ -440,7 +447,7 @@ def read_tensors(view: memoryview, names: tuple[str, ...]) -> tuple[dict[str, st
                 raise FormatError(f"damaged header: the tensor {name} is not where it must be")
             at = offsets[1]
             tensors[name] = view[base + start : base + at]
-    if base + at != len(view):
+    if base + at != len(view) and not damaged:
         raise FormatError("damaged header: it does not cover the file")
     return metadata, tensors, base
 
@@ -468,8 +475,8 @@ def _read_index(
         settings = read_settings(reader)
         columns = _read_columns(reader, runs, settings)
         source = reader if apart is None else apart
-        memories = [bytes(source.take(count)) for count in columns.memory_bytes]
-    stored = [StoredSpan(n, method, reader.take(packed), checksum) for n, packed, method, checksum in spans]
+        memories = [bytes(source.payload(count)) for count in columns.memory_bytes]
+    stored = [StoredSpan(n, method, reader.payload(packed), checksum) for n, packed, method, checksum in spans]
     if settings is not None:
         segments = _read_segments(reader, settings, columns, memories)
     if sum(span.size for span in stored) + sum(segment.size for segment in segments) != size:
@@ -519,8 +526,8 @@ def _read_columns(reader: "Reader", runs: list[int], settings: Settings) -> _Col
             raise FormatError("damaged index: a run that goes on with no group")
         starts += [not continues] * min(count, 1) + [True] * (count - 1)
     tokens, sizes = reader.column(len(starts)), reader.column(len(starts))
-    if min(tokens) < 1:
-        raise FormatError("damaged index: a segment without tokens")
+    if any(not 1 <= count <= size for count, size in zip(tokens, sizes, strict=True)):
+        raise FormatError("damaged index: a segment without tokens, or with more of them than bytes")
     count = sum(-(-n // settings.chunk_tokens) for n in tokens)
     if count > min(len(reader), MAX_CHUNKS):
         raise FormatError(_TOO_MANY)
@@ -539,7 +546,7 @@ def _read_segments(reader: "Reader", settings: Settings, columns: _Columns, memo
         for n in lengths(total, settings.chunk_tokens):
             chunks.append(Chunk(n, memories[number], columns.checksums[number]))
             number += 1
-        corrections = bytes(reader.take(next(following))) if start else None
+        corrections = bytes(reader.payload(next(following))) if start else None
         segments.append(Segment(size, tuple(chunks), corrections))
     return segments
 
@@ -547,7 +554,9 @@ def _read_segments(reader: "Reader", settings: Settings, columns: _Columns, memo
 class Reader:
     """Takes bytes off a tensor and never past its end."""
 
-    def __init__(self, data: bytes | memoryview, name: str) -> None:
+    def __init__(self, data: bytes | memoryview, name: str, damaged: bool = False) -> None:
+        """damaged: payloads may be cut, and what is left at the end is nothing to care for."""
+        self._damaged = damaged
         self._data = memoryview(data)
         self._position = 0
         self._name = name
@@ -562,6 +571,10 @@ class Reader:
             raise FormatError(f"damaged file: {self._name} ends too early")
         self._position += count
         return self._data[self._position - count : self._position]
+
+    def payload(self, count: int) -> memoryview:
+        """The same of bytes that are no part of the index."""
+        return self.take(min(count, len(self)) if self._damaged else count)
 
     def u32(self) -> int:
         """Four bytes, little-endian."""
@@ -596,7 +609,7 @@ class Reader:
 
     def end(self) -> None:
         """Raise FormatError where something is left."""
-        if len(self):
+        if len(self) and not self._damaged:
             raise FormatError(f"damaged file: {self._name} is longer than the index says")
 
 

@@ -57,7 +57,23 @@ def open(
     if settings and kind in ("r", ""):
         raise ValueError(f"{', '.join(settings)}: for writing only")
     found = MemzFile(file, kind or "r", codec=codec, primer=primer, **settings)
-    return io.TextIOWrapper(cast(IO[bytes], found), encoding, errors, newline) if "t" in mode else found
+    return _TextFile(found, encoding, errors, newline) if "t" in mode else found
+
+
+class _TextFile(io.TextIOWrapper):
+    """Text over a `MemzFile`; an error, or nobody who closes it, leaves nothing written."""
+
+    def __init__(self, file: "MemzFile", encoding: str | None, errors: str | None, newline: str | None) -> None:
+        super().__init__(cast(IO[bytes], file), encoding, errors, newline)
+        self._memz = file
+
+    def __exit__(self, *error: Any) -> None:
+        if error[0] is not None:
+            self._memz.drop()
+        self.close()
+
+    def __del__(self) -> None:
+        self._memz.drop()
 
 
 class MemzFile(io.BufferedIOBase):
@@ -68,6 +84,8 @@ class MemzFile(io.BufferedIOBase):
     disk where it is large, and compressed when the file is closed: an error before leaves nothing behind.
     """
 
+    _spool: Any = None
+
     def __init__(
         self,
         file: PathOrFile,
@@ -77,12 +95,16 @@ class MemzFile(io.BufferedIOBase):
         primer: "Primer | None" = None,
         **settings: Any,
     ) -> None:
+        if mode not in ("r", "w", "x"):
+            raise ValueError(f"mode {mode!r}: give r, w or x")
         self._file = file
+        self._mode = mode
         self._codec = codec
         self._primer = primer
         self._settings = settings
         self._reader: io.BufferedReader | None = None
         self._spool: Any = None
+        self._dropped = False
         self.name = os.fspath(file) if isinstance(file, str | os.PathLike) else getattr(file, "name", "")
         if mode == "r":
             with _as_os_error():
@@ -105,7 +127,7 @@ class MemzFile(io.BufferedIOBase):
 
     def writable(self) -> bool:
         """Whether it was opened for writing."""
-        return self._spool is not None
+        return self._reader is None
 
     def seekable(self) -> bool:
         """Whether it was opened for reading."""
@@ -173,6 +195,8 @@ class MemzFile(io.BufferedIOBase):
         """Keep some bytes until the file is closed."""
         if self.closed:
             raise ValueError("I/O operation on closed file")
+        if self._dropped:
+            return len(data)
         if self._spool is None:
             raise io.UnsupportedOperation("not open for writing")
         return int(self._spool.write(data))
@@ -180,13 +204,14 @@ class MemzFile(io.BufferedIOBase):
     def __exit__(self, *error: Any) -> None:
         """Close; after an error, without writing anything."""
         if error[0] is not None:
-            self._drop()
+            self.drop()
         self.close()
 
-    def _drop(self) -> None:
+    def drop(self) -> None:
+        """Forget what was written."""
         if self._spool is not None:
             self._spool.close()
-            self._spool = None
+            self._spool, self._dropped = None, True
 
     def close(self) -> None:
         """Compress and write what was written. Raises MemcodecError, OSError."""
@@ -216,11 +241,15 @@ class MemzFile(io.BufferedIOBase):
         if not isinstance(self._file, str | os.PathLike):
             self._file.write(blob)
             return
-        replace(Path(self._file), [blob])
+        replace(Path(self._file), [blob], before=self._before_naming)
+
+    def _before_naming(self, _: Path) -> None:
+        if self._mode == "x" and Path(self._file).exists():  # type: ignore[arg-type]
+            raise FileExistsError(f"{self.name} exists")
 
     def __del__(self) -> None:
         """What was not closed is not written: there is nobody to tell what goes wrong."""
-        self._drop()
+        self.drop()
 
 
 class Decoded(io.RawIOBase):
@@ -235,11 +264,12 @@ class Decoded(io.RawIOBase):
             group = -1
             for part in file.parts:
                 group += isinstance(part, Segment) and part.corrections is not None
-                if part.size:
-                    self._parts.append((file, part, group))
-                    self._starts.append(self._starts[-1] + part.size)
+                self._parts.append((file, part, group))
+                self._starts.append(self._starts[-1] + part.size)
         self._place = 0
-        self._kept: OrderedDict[int, bytes] = OrderedDict()  # of parts, by their numbers
+        self._kept: OrderedDict[int, bytes] = OrderedDict()  # of segments, by their numbers
+        self._held = 0  # bytes of them
+        self._span: tuple[int, int, bytes, Iterator[bytes]] = (-1, 0, b"", iter(()))  # a stored one that is being read
         self._together = 1  # groups that are decoded at one time: more while they are read one after the other
         self._row = -1  # how often that was so
         self._following = 0  # the part behind those
@@ -269,23 +299,36 @@ class Decoded(io.RawIOBase):
             return 0
         number = bisect.bisect_right(self._starts, self._place) - 1
         first = self._place - self._starts[number]
-        data = self._part(number)[first : first + len(buffer)]
+        _, part, _ = self._parts[number]
+        if isinstance(part, StoredSpan):
+            data = self._stored(number, part, first)[: len(buffer)]
+        else:
+            data = self._segment(number)[first : first + len(buffer)]
         buffer[: len(data)] = data
         self._sums.take(self._place, data)
         self._place += len(data)
         return len(data)
 
-    def _part(self, number: int) -> bytes:
+    def _stored(self, number: int, part: StoredSpan, first: int) -> bytes:
+        """What a stored span has from a place on, as far as one of its pieces goes."""
+        own, start, piece, pieces = self._span
+        if own != number or first < start:
+            start, piece, pieces = 0, b"", part.pieces()
+        while first >= start + len(piece):
+            start, piece = start + len(piece), next(pieces)
+        if start + len(piece) == part.size:
+            for _ in pieces:  # checks the whole
+                pass
+        self._span = number, start, piece, pieces
+        return piece[first - start :]
+
+    def _segment(self, number: int) -> bytes:
         if number in self._kept:
             self._kept.move_to_end(number)
             return self._kept[number]
-        file, part, _ = self._parts[number]
-        if isinstance(part, StoredSpan):
-            self._keep({number: part.read()})
-        else:
-            self._row = self._row + 1 if number == self._following else 0
-            self._together = max(1, min(1 << max(self._row, 0) >> 1, DEFAULT_BATCH))  # 1, 1, 2, 4, ...
-            self._decode(file, number)
+        self._row = self._row + 1 if number == self._following else 0
+        self._together = max(1, min(1 << max(self._row, 0) >> 1, DEFAULT_BATCH))  # 1, 1, 2, 4, ...
+        self._decode(self._parts[number][0], number)
         return self._kept[number]
 
     def _decode(self, file: Container, number: int) -> None:
@@ -312,9 +355,11 @@ class Decoded(io.RawIOBase):
         self._keep(found)
 
     def _keep(self, found: dict[int, bytes]) -> None:
-        self._kept.update(found)
-        while len(self._kept) > len(found) and sum(map(len, self._kept.values())) > _KEPT:
-            self._kept.popitem(last=False)
+        for number, data in found.items():
+            self._held += len(data) - len(self._kept.pop(number, b""))
+            self._kept[number] = data
+        while len(self._kept) > len(found) and self._held > _KEPT:
+            self._held -= len(self._kept.popitem(last=False)[1])
 
 
 def _segments(codec: "Codec", parts: list[tuple[int, Any]], tokens: np.ndarray) -> Iterator[tuple[int, bytes]]:

@@ -7,17 +7,25 @@ import zlib
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import zstandard
 
+from memcodec import chunks
 from memcodec.chunks import Coded
 from memcodec.container import MAX_CHUNK_TOKENS, Reader, lengths, varint
 from memcodec.errors import ChecksumError, EncodeError, FormatError
+from memcodec.lm.model import ExactLM
+from memcodec.memory import readout_site
 from memcodec.memory.settings import Readout
+from memcodec.progress import ProgressCallback, Reporter
+from memcodec.tokens import ByteTokenizer
 
 SHORT = 224  # tokens from which on their number is a varint behind the first byte
 _LONG, _ZSTD, _ZSTD_DICTIONARY, _RAW = 252, 253, 254, 255
 MAX_CHECKSUM = 4
 _WINDOW = 27  # bits of zstd's, at most
+_MOST_STATES = 1 << 26  # of the search for a memory
+_STEP = 64  # bytes that are given to zstd at one time: what comes of them is less than a few MB
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,70 @@ class FrameSettings:
         if self.max_bytes < 1:
             raise EncodeError(f"max bytes {self.max_bytes}: give 1 or more")
         self.site.check()
+        if self.effort * self.chunk_tokens > _MOST_STATES:
+            raise EncodeError(f"effort {self.effort} with {self.chunk_tokens} tokens a chunk: give fewer of one")
+
+
+def encode(
+    lm: ExactLM,
+    tokenizer: ByteTokenizer,
+    messages: list[bytes],
+    settings: FrameSettings,
+    progress: ProgressCallback | None = None,
+) -> list[bytes]:
+    """Messages as frames. Raises EncodeError."""
+    packer = Packer(settings)
+    if messages and (longest := max(map(len, messages))) > settings.max_bytes:
+        raise EncodeError(f"a message of {longest:,} bytes: frames have {settings.max_bytes:,} at most (max_bytes)")
+    texts = [_tokens_of(message, tokenizer, lm.vocabulary) for message in messages]
+    groups = [chunks.cut(tokens, settings.chunk_tokens) for tokens in texts if len(tokens)]
+    size = sum(map(len, messages))
+    report = Reporter(progress, "fit", size, 0, 1)
+    report.expect([len(chunk) for group in groups for chunk in group], size)
+    made = chunks.encode_all(lm, readout_site(lm, settings.site), groups, _seen(lm), report)
+    return [
+        packer.pack(message, next(made) if len(tokens) else None)
+        for message, tokens in zip(messages, texts, strict=True)
+    ]
+
+
+def decode(
+    lm: ExactLM,
+    tokenizer: ByteTokenizer,
+    frames: list[bytes],
+    settings: FrameSettings,
+    batch: int,
+    progress: ProgressCallback | None = None,
+) -> list[bytes]:
+    """The messages of frames. Raises FormatError, ChecksumError."""
+    packer = Packer(settings)
+    found = [packer.unpack(frame) for frame in frames]
+    waiting = [(i, coded) for i, coded in enumerate(found) if isinstance(coded, Coded)]
+    waiting.sort(key=lambda pair: -pair[1].tokens)  # batches of about one length
+    report = Reporter(progress, "decode", 1, 0, 1)
+    report.expect([coded.tokens for _, coded in waiting], 1)
+    groups = [coded for _, coded in waiting]
+    written = chunks.decode_all(lm, readout_site(lm, settings.site), groups, _seen(lm), batch, report)
+    messages = [message if isinstance(message, bytes) else b"" for message in found]
+    for (i, _), tokens in zip(waiting, written, strict=True):
+        messages[i] = tokenizer.decode(tokens)
+        packer.check(messages[i], frames[i])
+        packer.check_size(messages[i])
+    return messages
+
+
+def _seen(lm: ExactLM) -> int:
+    return chunks.seen("auto", lm.positions - len(lm.prefix))
+
+
+def _tokens_of(message: bytes, tokenizer: ByteTokenizer, vocabulary: int) -> np.ndarray:
+    """A message's tokens, int64; none where they would not restore it."""
+    try:
+        tokens = tokenizer.encode(message.decode())
+    except UnicodeDecodeError:
+        return np.empty(0, dtype=np.int64)
+    known = not len(tokens) or tokens.max() < vocabulary
+    return tokens if known and tokenizer.decode(tokens) == message else tokens[:0]
 
 
 class Packer:
@@ -86,8 +158,7 @@ class Packer:
         kind, body = frame[0], frame[1:end]
         if kind in (_ZSTD, _ZSTD_DICTIONARY, _RAW):
             message = body if kind == _RAW else self._expand(body, kind == _ZSTD_DICTIONARY)
-            if len(message) > self._settings.max_bytes:
-                raise FormatError(f"a frame of more than {self._settings.max_bytes} bytes: raise max_bytes")
+            self.check_size(message)
             self.check(message, frame)
             return message
         reader = Reader(body, "a frame")
@@ -106,6 +177,11 @@ class Packer:
         memories = tuple(bytes(reader.take(reader.varint())) if self._settings.memory_share else b"" for _ in parts)
         return Coded(parts, memories, bytes(reader.take(len(reader))))
 
+    def check_size(self, message: bytes | bytearray) -> None:
+        """Raise FormatError where a message is longer than agreed."""
+        if len(message) > self._settings.max_bytes:
+            raise FormatError(f"a frame of more than {self._settings.max_bytes} bytes: raise max_bytes")
+
     def check(self, message: bytes, frame: bytes) -> None:
         """Raise ChecksumError where a message is not that of its frame."""
         if self._checksum(message) != frame[len(frame) - self._settings.checksum :]:
@@ -118,11 +194,19 @@ class Packer:
         if known and self._dictionary is None:
             raise FormatError("the frame needs a zstd dictionary: give the one that it was made with")
         about: dict[str, Any] = {"dict_data": self._dictionary} if known else {}
-        reader = zstandard.ZstdDecompressor(max_window_size=1 << _WINDOW, **about).stream_reader(_MAGIC + body)
+        unpacker = zstandard.ZstdDecompressor(max_window_size=1 << _WINDOW, **about).decompressobj()
+        data, message = _MAGIC + body, bytearray()
+        at = 0
         try:
-            return bytes(reader.read(self._settings.max_bytes + 1))
+            while at < len(data) and not unpacker.eof:
+                message += unpacker.decompress(data[at : at + _STEP])
+                at += _STEP
+                self.check_size(message)
         except zstandard.ZstdError as error:
             raise FormatError("damaged frame: zstd does not read it") from error
+        if not unpacker.eof or unpacker.unused_data or at < len(data):
+            raise FormatError("damaged frame: it does not end where zstd does")
+        return bytes(message)
 
 
 _MAGIC = b"\x28\xb5\x2f\xfd"  # begins every zstd frame

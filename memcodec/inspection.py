@@ -12,7 +12,16 @@ def inspect(blob: bytes | bytearray | memoryview) -> dict[str, Any]:
     A group that stored spans interrupt has several rows, the later ones "continued". "parts" adds up to "file_bytes".
     Raises FormatError, ChecksumError.
     """
-    parsed = box.unpack(memoryview(blob))
+    view = memoryview(blob)
+    return _describe(box.unpack(view), len(view))
+
+
+def inspect_all(blob: bytes | bytearray | memoryview) -> list[dict[str, Any]]:
+    """The same of each of some files that stand one behind the other."""
+    return [_describe(parsed, sum(parsed.sizes.values())) for parsed in box.unpack_all(memoryview(blob))]
+
+
+def _describe(parsed: box.Container, file_bytes: int) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     for part in parsed.parts:
         if isinstance(part, box.Segment):
@@ -32,7 +41,6 @@ def inspect(blob: bytes | bytearray | memoryview) -> dict[str, Any]:
         else:
             packed = {"bytes": part.size, "stored_bytes": len(part.packed), "checksum": f"{part.checksum:08x}"}
             rows.append({"kind": "stored"} | packed)
-    file_bytes = len(memoryview(blob))
     result: dict[str, Any] = {
         "format_version": box.VERSION,
         "file_bytes": file_bytes,

@@ -16,6 +16,7 @@ import safetensors.numpy
 from memcodec.container import PRIMER_BYTES
 from memcodec.errors import EncodeError, FormatError
 from memcodec.models import DEFAULT_MODEL
+from memcodec.source import replace
 
 if TYPE_CHECKING:
     from memcodec.codec import Codec
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 DEFAULT_TOKENS = 400
 MAX_PRIMER = 1 << 15  # tokens: more than any window
 
-_CANDIDATES = 6  # messages that are tried in each round of training
-_JUDGES = 16  # messages on which they are tried
+_CANDIDATES = 5  # messages that are tried in each round of training
+_JUDGES = 12  # messages on which they are tried
 _WORTH = 0.003  # part of the judges' bits that a message must save
 _FILE_BYTES = 1 << 24
 
@@ -105,8 +106,8 @@ class Primer:
         return bytes(safetensors.numpy.save(tensors, {"memcodec-primer": "1"}))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it to a file."""
-        Path(path).write_bytes(self.to_bytes())
+        """Write it to a file, whole or not at all. Raises OSError."""
+        replace(Path(path), [self.to_bytes()])
 
     @classmethod
     def train(

@@ -4,8 +4,10 @@ import io
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -78,6 +80,10 @@ def replace(
     mode: permissions, before the umask; before: is called with the finished file, before it gets its name.
     """
     target = path.resolve()
+    old = target.stat() if target.exists() else None
+    if old is not None and not stat.S_ISREG(old.st_mode):  # a device or a pipe: a rename would replace it
+        with target.open("wb") as file:
+            return sum(file.write(piece) for piece in pieces)
     temporary = target.with_name(f".memcodec-{secrets.token_hex(6)}")
     try:
         with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
@@ -86,8 +92,21 @@ def replace(
                 size += file.write(piece)
             file.flush()
             os.fsync(file.fileno())
+        if old is not None:
+            temporary.chmod(stat.S_IMODE(old.st_mode))
         before(temporary)
         temporary.replace(target)
+        _flush(target.parent)
         return size
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _flush(folder: Path) -> None:
+    """See to it that a name in a folder outlives a crash, where the system can."""
+    with suppress(OSError):
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)

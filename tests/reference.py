@@ -125,6 +125,26 @@ class Reference:
         return np.rint(y).astype(np.int64)
 
 
+class Stepping:
+    """The same, a token or vector at a time."""
+
+    def __init__(self, weights: ExactWeights) -> None:
+        self.reference = Reference(weights)
+        self.restart()
+
+    def restart(self) -> None:
+        a = self.reference.a
+        self.place, self.cache = 0, [([], []) for _ in range(a.layers * a.key_heads)]
+
+    def token(self, i: int) -> np.ndarray:
+        t = self.reference.t
+        return self.vector(t["embedding"][i].astype(f4) * t["embedding.scale"][i])
+
+    def vector(self, x: np.ndarray) -> np.ndarray:
+        self.place += 1
+        return self.reference.position(x, self.place - 1, self.cache)
+
+
 def bits(logits: np.ndarray, tokens: list[int]) -> float:
     """Bits of tokens under logits in units: -log2 softmax, float64."""
     nats = logits * (math.log(2) / 1024)

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -40,10 +41,10 @@ from memcodec.memory.readout import ReadoutSite, share_steps
 from memcodec.memory.settings import Context
 from memcodec.progress import Progress
 from memcodec.source import Source
+from spec import decoder
 
-from . import second
 from .conftest import TEXT, store_nothing
-from .reference import Reference
+from .reference import Stepping
 
 QUICK = Readout(effort=128)
 LINES = TEXT * 3
@@ -292,16 +293,14 @@ def test_a_decoder_written_from_the_page_agrees(
     assert parsed.sizes["corrections"] > 40
     if context:
         assert len(parsed.groups) < len(parsed.segments) < len(parsed.chunks), "a group goes on behind what is stored"
-    tensors, lm = weights.tensors, Reference(weights)
-    prefix = list(weights.prefix)
-    begin = tensors["embedding"][prefix].astype(np.float32) * tensors["embedding.scale"][prefix][:, None]
-
-    def logits(ids: list[int], vectors: np.ndarray | None) -> np.ndarray:
-        return lm(ids, begin if vectors is None else np.concatenate([begin, vectors]))
-
     head = "embedding" if weights.architecture.tied else "head"
-    known = tensors[head], tensors[head + ".scale"], float(tensors["spread"][0])
-    assert second.decode(blob, logits, *known, lambda ids: codec.tokenizer.decode(np.array(ids))) == data
+    known: Any = SimpleNamespace(
+        head=weights.tensors[head], head_scale=weights.tensors[head + ".scale"], t=weights.tensors,
+        prefix=list(weights.prefix),
+        bytes_of={i: codec.tokenizer.decode(np.array([i])) for i in range(weights.architecture.vocabulary)},
+    )  # fmt: skip
+    stepping: Any = Stepping(weights)
+    assert decoder.decode(blob, known, lm=stepping) == data
 
 
 def test_files_are_the_same_whoever_makes_them(llama_folder: Path) -> None:

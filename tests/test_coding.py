@@ -15,8 +15,7 @@ from memcodec.lm.compiled import Team, kernel
 from memcodec.memory import readout
 from memcodec.memory.readout import Steering
 from memcodec.memory.settings import Readout
-
-from .second import tempered
+from spec.decoder import tempered
 
 TEAM = Team(2)
 
@@ -151,7 +150,7 @@ def test_a_look_knows_the_best_tokens_and_the_sums(vocabulary: int) -> None:
     look = look_at(logits, tokens, len(EARLY))
     early = look_at(logits, tokens, len(EARLY) - 15)
     for t in range(15):
-        below = max(tempered(logits[t].tolist(), t + 5)) - np.array(tempered(logits[t].tolist(), t + 5))
+        below = max(tempered(logits[t], t + 5)) - tempered(logits[t], t + 5)
         assert early.near[t, tokens[t] % BLOCK] == below[tokens[t]] and early.total[t] == frequencies(below).sum()
     assert early.total[15:].tolist() == look.total[15:].tolist()
     for t in range(20):
@@ -215,7 +214,7 @@ def test_every_token_comes_back(vocabulary: int, share: int) -> None:
 
 def test_corrections_cost_what_the_tokens_probabilities_say() -> None:
     raw = spread_logits(1, 300, 2000)
-    logits = np.array([tempered(row.tolist(), t) if t < len(EARLY) else row for t, row in enumerate(raw)])
+    logits = np.array([tempered(row, t) if t < len(EARLY) else row for t, row in enumerate(raw)])
     shares = np.exp(logits * (math.log(2) / 1024))
     shares /= shares.sum(axis=1, keepdims=True)
     random = np.random.default_rng(3)
@@ -230,7 +229,7 @@ def test_corrections_cost_what_the_tokens_probabilities_say() -> None:
 
 def test_what_the_memory_writes_alone_takes_no_bytes() -> None:
     logits = spread_logits(2, 50, 500)
-    best = [np.argmax(tempered(row.tolist(), t) if t < len(EARLY) else row) for t, row in enumerate(logits)]
+    best = [np.argmax(tempered(row, t) if t < len(EARLY) else row) for t, row in enumerate(logits)]
     assert round_trip(logits, np.array(best), b"", 0)[0] == b""
 
 

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -16,7 +17,7 @@ def blocks(name: str, language: str) -> list[str]:
 
 
 @pytest.mark.default_model
-@pytest.mark.parametrize("name", ["README.md", "docs/memory_tokens.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/memory_tokens.md", "docs/messages.md", "docs/files.md"])
 def test_python_blocks_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     found = blocks(name, "python")
@@ -39,6 +40,25 @@ def test_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (tmp_path / "back.txt").read_bytes() == (tmp_path / "notes.txt").read_bytes()
 
 
+@pytest.mark.default_model
+@pytest.mark.parametrize("name", ["docs/files.md", "docs/messages.md"])
+def test_commands_of_other_pages_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    licence = (ROOT / "LICENSE").read_bytes()
+    for path, data in (("a.txt", licence[:900]), ("b.txt", licence[1000:1700]), ("folder/x", licence[2000:2400])):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_bytes(data)
+    (tmp_path / "notes.jsonl").write_text('{"id": "a", "text": "first note"}\n{"id": "b", "text": "second note"}\n')
+    text = (ROOT / name).read_text()
+    commands = [line.split("#")[0].split() for line in text.splitlines() if line.startswith("    memcodec ")]
+    assert len(commands) >= 4
+    for command in commands:
+        done = CliRunner().invoke(main, command[1:])
+        assert done.exit_code == 0, (command, done.output)
+    if name == "docs/files.md":
+        assert (tmp_path / "part").read_bytes() == licence[100:300]
+
+
 @pytest.mark.parametrize(
     "path", sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("docs/*.md")) + sorted(ROOT.glob("spec/*.md"))
 )
@@ -48,9 +68,11 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 
 def test_options_that_are_named_exist() -> None:
-    known = {option for command in main.commands.values() for p in command.params for option in p.opts}
+    every = [*main.commands.values()]
+    every += [command for group in every if isinstance(group, click.Group) for command in group.commands.values()]
+    known = {option for command in every for p in command.params for option in p.opts}
     known |= {"--help", "--version"}
-    for path in (ROOT / "README.md", ROOT / "docs" / "memory_tokens.md"):
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         prose = re.sub(r"`python benchmarks/[^`]*`", "", path.read_text())
         for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", prose):
             assert option in known, f"{path.name}: {option}"

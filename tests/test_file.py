@@ -1,8 +1,11 @@
 """Files that are read and written like others, and archives."""
 
+import gc
 import io
 import os
 import random
+import re
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from memcodec import container as box
 from memcodec.codec import Codec
 from memcodec.errors import ChecksumError, PrimerMismatchError
 from memcodec.file import BadFileError, MemzFile
+from memcodec.inspection import inspect_all
 from memcodec.memory.settings import Context
 from memcodec.primer import Primer
 
@@ -147,6 +151,74 @@ def test_nothing_is_left_behind_an_error(tiny: Codec, tmp_path: Path, monkeypatc
         memcodec.open(tmp_path / "none" / "x", "w")
 
 
+def test_an_error_in_text_mode_leaves_what_was_there(tiny: Codec, tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"here before")
+    with pytest.raises(KeyError), memcodec.open(path, "wt", encoding="utf-8", codec=tiny) as file:
+        file.write("part of it")
+        raise KeyError
+    assert path.read_bytes() == b"here before"
+    memcodec.open(path, "wt", encoding="utf-8", codec=tiny).write("nobody closes this")
+    gc.collect()
+    assert path.read_bytes() == b"here before"
+    with pytest.raises(ValueError, match="mode"):
+        MemzFile(path, "rb")
+    path.unlink()
+    with pytest.raises(FileExistsError), memcodec.open(path, "x", codec=tiny) as file:
+        path.write_bytes(b"made meanwhile")
+    assert path.read_bytes() == b"made meanwhile"
+
+
+def test_a_document_that_looks_like_an_archive_is_none(tiny: Codec) -> None:
+    data = b'{"memcodec":"archive 1"}'
+    assert tiny.decode(tiny.encode(data)) == data and memcodec.decode(memcodec.encode(data + b"\xff")) == data + b"\xff"
+
+
+def test_hostile_headers(tiny: Codec, blob: bytes) -> None:
+    length = int.from_bytes(blob[:8], "little")
+    header, rest = blob[8 : 8 + length].decode(), blob[8 + length :]
+    end = re.findall(r'"data_offsets":\[\d+,(\d+)\]', header)[-1]
+    for bad in ("10.5", "-3", "9" * 4400, "true", "1e3", f"{end}.0"):
+        text = header.replace(f",{end}]", f",{bad}]").encode()
+        file = len(text).to_bytes(8, "little") + text + rest
+        for work in (lambda file=file: tiny.decode(file + b"more"), lambda file=file: memcodec.inspect(file)):
+            with pytest.raises(FormatError):
+                work()
+
+
+def test_segments_without_bytes_are_refused(tiny: Codec) -> None:
+    chunk = box.Chunk(1, b"", box.chunk_checksum(b""))
+    parts: list[box.Part] = [box.Segment(0, (chunk,), b""), box.StoredSpan.of(b"hello")]
+    file = box.pack(box.Container(5, bytes(16), parts, tiny.model, box.Settings("readout", (0,), 200, 200)))
+    with pytest.raises(FormatError, match="more of them than bytes"):
+        memcodec.open(io.BytesIO(file), codec=tiny)
+
+
+def test_large_stored_spans_are_not_kept_whole() -> None:
+    data = random.Random(0).randbytes(1000) * 5000
+    file = memcodec.open(io.BytesIO(memcodec.encode(data)))
+    for place in (4_000_000, 10, 3_999_990, 4_999_999):
+        file.seek(place)
+        assert file.read(20) == data[place : place + 20]
+    tracemalloc.start()
+    file.seek(0)
+    while file.read(1 << 16):
+        pass
+    assert tracemalloc.get_traced_memory()[1] < 4_000_000
+    tracemalloc.stop()
+
+
+def test_files_with_and_without_a_primer_behind_each_other(tiny: Codec) -> None:
+    primer = Primer.from_texts([TEXT], 100, tiny)
+    with pytest.MonkeyPatch.context() as patch:
+        store_nothing(patch)
+        both = tiny.encode(TEXT, site=Readout(0)) + tiny.with_primer(primer).encode(TEXT[::-1], site=Readout(0))
+    whole = (TEXT + TEXT[::-1]).encode()
+    assert tiny.with_primer(primer).decode(both) == whole
+    assert memcodec.open(io.BytesIO(both), codec=tiny, primer=primer).read() == whole
+    assert len(inspect_all(both)) == 2
+
+
 @pytest.mark.parametrize("mode", ["a", "rw", "rbt", "r+", "rr", "q"])
 def test_modes_that_are_none(mode: str) -> None:
     with pytest.raises(ValueError, match="mode"):
@@ -248,9 +320,14 @@ def test_archives_with_keys_and_a_primer(tiny: Codec, tmp_path: Path) -> None:
     assert list(found) == DOCUMENTS and found.primer is not None
     found.append([b"new"], ["new"])
     assert Archive(path, tiny)["new"] == b"new"
-    for bad in (["new"], ["a", "b"]):
+    for bad in (["new"], ["a", "b"], ["a\0b"], ["\ud800"]):
         with pytest.raises(EncodeError, match="key"):
             found.append([b"x"], bad)
+    other = Archive(path, tiny)
+    found.append([b"newer"], ["newer"])
+    with pytest.raises(EncodeError, match="changed since it was read"):
+        other.append([b"x"], ["x"])
+    assert Archive(path, tiny)["newer"] == b"newer"
     Archive.create(path, DOCUMENTS, codec=tiny, primer=primer, with_primer=False)
     with pytest.raises(PrimerMismatchError):
         list(Archive(path, tiny))

@@ -12,6 +12,7 @@ import pytest
 import memcodec
 from memcodec import Archive, Codec, Readout, models
 from memcodec.primer import Primer
+from memcodec_cli import files
 
 from .conftest import TEXT, Run
 from .test_cli import PROGRAM, RESULT, names, refused
@@ -113,6 +114,38 @@ def test_removing_inputs_and_keeping_times(run: Run) -> None:
     assert Path("a").stat().st_mtime_ns == 1_500_000_000_123_456_789
     assert stat.S_IMODE(Path("a").stat().st_mode) == 0o640
     assert run("compress", "--rm", "-k", "a").exit_code == 0 and names() == ["a", "a.memz"]
+
+
+def test_an_input_is_removed_only_when_its_output_is_safe(run: Run, llama_folder: Path) -> None:
+    for name in ("a/x", "b/x"):
+        Path(name).parent.mkdir()
+        Path(name).write_bytes(NOISE + name.encode())
+    done = run("compress", "--rm", "-f", "--output-dir", "out", "a/x", "b/x")
+    assert done.exit_code == 1 and "is the output of another input too" in done.stderr
+    assert not Path("a/x").exists() and Path("b/x").exists()
+    assert memcodec.decode(Path("out/x.memz").read_bytes()) == NOISE + b"a/x"
+    assert "kept, as its output is no file" in refused(run("compress", "--rm", "b/x", "-o", "/dev/null"))
+    assert run("compress", "--rm", "b/x", "-c").exit_code == 2
+    assert run("decompress", "out/x.memz", "--rm", "--range", "0:3").exit_code == 2
+    assert Path("b/x").exists() and Path("out/x.memz").exists()
+
+
+@pytest.mark.parametrize("text", [TEXT, "\x00\x01" * 200])
+def test_an_input_that_grows_meanwhile_is_kept(
+    run: Run, llama_folder: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    Path("a").write_text(text)
+    real = files.Output.write
+
+    def write(self: files.Output, pieces: list[bytes]) -> int:
+        with Path("a").open("a") as file:
+            file.write("new line")
+        return real(self, pieces)
+
+    monkeypatch.setattr(files.Output, "write", write)
+    message = refused(run("compress", "--rm", "a", "--model", llama_folder))
+    assert "a" in message and "changed while it was read" in message
+    assert Path("a").read_text() == text + "new line"
 
 
 def test_nothing_named_is_standard_input(run: Run) -> None:
@@ -251,6 +284,18 @@ def test_pack_list_and_unpack(run: Run, tiny_name: str) -> None:
     assert len(Archive("c")) == 4
     assert "name the column" in refused(run("pack", "m.csv", "-o", "d", "--model", tiny_name))
     assert "has no field 'nothing'" in refused(run("pack", "m.csv", "-o", "d", "--field", "nothing"))
+    Path("odd.csv").write_text('text,id\n"one\u2028line",1\n"two\nlines",2\n')
+    assert run("pack", "odd.csv", "--field", "text", "-o", "odd", "--model", tiny_name, "-q").exit_code == 0
+    assert list(Archive("odd", Codec.load(tiny_name))) == ["one\u2028line".encode(), b"two\nlines"]
+    for bad in ("[" * 100_000, '"\\ud800"'):
+        Path("worse.jsonl").write_text(bad)
+        assert "worse.jsonl, line 1" in refused(run("pack", "worse.jsonl", "-o", "d"))
+    Path("bytes").mkdir()
+    Path("bytes/x").write_bytes(b"\xff\xfe")
+    assert run("pack", "bytes", "-o", "bytes.archive", "--model", tiny_name, "-q").exit_code == 0
+    Path("again.jsonl").write_text(run("unpack", "bytes.archive", "--model", tiny_name).stdout)
+    args = ("pack", "again.jsonl", "--field", "text", "--key", "key", "-o", "again", "--model", tiny_name, "-q")
+    assert run(*args).exit_code == 0 and Archive("again", Codec.load(tiny_name))["x"] == b"\xff\xfe"
     Path("bad.jsonl").write_text("{")
     assert "bad.jsonl, line 1: no JSON" in refused(run("pack", "bad.jsonl", "-o", "d"))
 

@@ -151,8 +151,10 @@ class DeviceLM:
     def start(self, prefix: np.ndarray) -> "Start":
         """What a prefix leaves, int64 [tokens]."""
         sequences = DeviceSequences(self, 1, len(prefix))
-        sequences.forward([Piece(0, prefix)])
-        logits = sequences.logits(np.array([len(prefix) - 1]))[0]
+        for first in range(0, len(prefix), _READ_ROWS):
+            part = prefix[first : first + _READ_ROWS]
+            sequences.forward([Piece(0, part)])
+        logits = sequences.logits(np.array([len(part) - 1]))[0]
         return Start(len(prefix), sequences._kept, sequences._scales, logits)
 
     # ---- one operation of the specification each
@@ -242,6 +244,9 @@ class Start:
     kept: list[torch.Tensor]
     scales: list[torch.Tensor]
     logits: np.ndarray
+
+
+_READ_ROWS = 400  # positions of a prefix in one pass
 
 
 class DeviceSequences:

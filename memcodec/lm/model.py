@@ -87,6 +87,11 @@ class ExactLM:
         return self._start
 
     @property
+    def own_prefix(self) -> int:
+        """Positions of the prefix that each sequence has in its own cache; the rest is shared."""
+        return len(self.prefix) % PAGE if self._device_lm is None else len(self.prefix)
+
+    @property
     def is_cold(self) -> bool:
         """Whether nothing of the kind stands before a first token: the prefix is that of all documents."""
         return len(self.prefix) == self._cold

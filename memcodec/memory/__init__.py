@@ -10,6 +10,8 @@ import numpy as np
 
 if TYPE_CHECKING:
     from memcodec.coding.distribution import Look
+    from memcodec.lm.model import ExactLM
+    from memcodec.memory.settings import Readout
 
 # What the exact LM says of the chunks that are to be fitted, behind vectors, float32 [n, hidden] each, or None.
 LookAt = Callable[["list[np.ndarray | None]"], "list[Look]"]
@@ -32,3 +34,10 @@ class Site(Protocol):
 
     def fit(self, chunks: list[np.ndarray], look: LookAt, report: Report) -> "tuple[list[bytes], list[Look]]":
         """Memories of chunks, int64 [tokens] each, and what the LM says of the chunks under them."""
+
+
+def readout_site(lm: "ExactLM", settings: "Readout") -> Site:
+    """The readout site with these settings. Raises EncodeError."""
+    from memcodec.memory.readout import ReadoutSite, share_steps
+
+    return ReadoutSite(share_steps(settings), settings, lm.steering, lm.team)

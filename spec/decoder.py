@@ -1,0 +1,662 @@
+"""A second decoder of memcodec files, from FORMAT.md alone: numpy, and zstandard for what is stored.
+
+    python spec/decoder.py FILE MODEL [--primer P] > document
+
+MODEL is a folder of a Llama model (config.json, tokenizer.json, *.safetensors or model.gguf), such as the one that
+`memcodec models path smollm2-135m` names. It is slow, some 5 tokens a second with that, and meant to be read: the
+numbers of its sections are those of the page. What does not check ends it with an AssertionError.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import struct
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+f4, f8 = np.float32, np.float64
+Array = np.ndarray
+Tensors = dict[str, Array]
+
+P = [round(2**30 * 2 ** (-i / 1024)) for i in range(1024)]
+L = [round(1024 * math.log2(1 + i / 1024)) for i in range(1024)]
+POWERS = np.array(P, dtype=np.int64)
+SIGMOID = np.array([round(2**20 / (1 + math.exp(-(i - 10240) / 512))) / 2**20 for i in range(20481)], dtype=f4)
+
+
+# ---- 1. container
+
+
+class Bytes:
+    """Bytes that are taken from the front."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def take(self, count: int) -> bytes:
+        """So many."""
+        taken, self.data = self.data[:count], self.data[count:]
+        assert len(taken) == count, "cut"
+        return taken
+
+    def number(self, size: int) -> int:
+        """So many bytes, the lowest first."""
+        return int.from_bytes(self.take(size), "little")
+
+    def varint(self) -> int:
+        """LEB128."""
+        (byte,) = self.take(1)
+        return byte if byte < 128 else byte - 128 + 128 * self.varint()
+
+    def column(self, count: int) -> list[int]:
+        """Numbers of one size."""
+        least, width = self.varint(), self.number(1)
+        found: list[int] = []
+        while len(found) < count:
+            n = min(64, count - len(found))
+            packed = self.number((n * width + 7) // 8)
+            found += [least + (packed >> i * width) % 2**width for i in range(n)]
+        return found
+
+
+def safetensors(blob: bytes) -> tuple[dict[str, str], dict[str, tuple[str, list[int], bytes]]]:
+    """Metadata, and by name the type, shape and bytes of each tensor."""
+    length = int.from_bytes(blob[:8], "little")
+    header = json.loads(blob[8 : 8 + length])
+    metadata = header.pop("__metadata__", {})
+    data = blob[8 + length :]
+    return metadata, {k: (v["dtype"], v["shape"], data[slice(*v["data_offsets"])]) for k, v in header.items()}
+
+
+class File:
+    """A file's index, and where its bytes are."""
+
+    def __init__(self, blob: bytes) -> None:
+        metadata, parts = safetensors(blob)
+        assert metadata["memcodec"] == "2"
+        assert zlib.crc32(blob[:-4]) == int.from_bytes(blob[-4:], "little"), "the file is damaged"
+        rest = Bytes(parts["document"][2][:-4])
+        apart = Bytes(parts["memories"][2]) if "memories" in parts else rest
+        self.hash = rest.take(16)
+        self.size, runs, stored = rest.varint(), rest.varint(), rest.varint()
+        runs_of = [rest.varint() for _ in range(runs)]
+        self.runs = [number // 2 for number in runs_of]
+        # Whether each segment begins a group.
+        self.begins = [i > 0 or number % 2 == 0 for number in runs_of for i in range(number // 2)]
+        spans = [(rest.varint(), rest.varint(), rest.number(1), rest.number(4)) for _ in range(stored)]
+        self.memories: list[bytes] = []
+        if self.begins:
+            self.identity = rest.take(8)
+            self.site, chunk_tokens, self.context = rest.varint(), rest.varint(), rest.varint()
+            self.fields = [rest.varint() for _ in range(rest.varint())]
+            self.primer = rest.take(8) if self.site >= 2 else b""
+            self.site %= 2
+            tokens, self.sizes = rest.column(len(self.begins)), rest.column(len(self.begins))
+            self.chunks: list[list[int]] = []  # of each segment: tokens of its chunks
+            for total in tokens:
+                n = -(-total // chunk_tokens)
+                self.chunks.append([total // n + 1] * (total % n) + [total // n] * (n - total % n))
+            count = sum(map(len, self.chunks))
+            corrections, memory = rest.column(sum(self.begins)), rest.column(count)
+            self.checksums = rest.take(count)
+            self.memories = [apart.take(n) for n in memory]
+        self.stored = [self._stored(size, rest.take(packed), *about) for size, packed, *about in spans]
+        self.corrections = [rest.take(n) for n in corrections] if self.begins else []
+        assert not rest.data and not apart.data, "the index does not add up"
+
+    def _stored(self, size: int, packed: bytes, method: int, checksum: int) -> bytes:
+        data = packed
+        if method == 1:
+            import zstandard
+
+            data = zstandard.ZstdDecompressor().stream_reader(packed).read()
+        assert (len(data), zlib.crc32(data)) == (size, checksum), "a stored span is damaged"
+        return data
+
+
+# ---- 2. tokens
+
+
+def stand_ins() -> dict[str, int]:
+    """GPT-2's printable characters for the 256 bytes."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [b for b in range(256) if b not in plain]
+    return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+def bytes_of_ids(tokenizer: dict[str, Any]) -> dict[int, bytes]:
+    """The bytes of each id, from a tokenizer.json."""
+    byte_of = stand_ins()
+    added = {token["id"]: token["content"] for token in tokenizer["added_tokens"]}
+    found = {}
+    for token, i in (dict(tokenizer["model"]["vocab"]) | {t: i for i, t in added.items()}).items():
+        whole = i not in added and all(c in byte_of for c in token)
+        found[i] = bytes(byte_of[c] for c in token) if whole else token.encode()
+    return dict(sorted(found.items()))
+
+
+def prefix_of(tokenizer: dict[str, Any]) -> list[int]:
+    """The ids of `...`, by the merges of the tokenizer."""
+    merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in tokenizer["model"]["merges"]]
+    rank = {pair: i for i, pair in enumerate(merges)}
+    parts = ["."] * 3
+    while pairs := [p for p in pairwise(parts) if p in rank]:
+        best = min(pairs, key=lambda pair: rank[pair])
+        i = next(i for i in range(len(parts) - 1) if (parts[i], parts[i + 1]) == best)
+        parts[i : i + 2] = ["".join(best)]
+    return [tokenizer["model"]["vocab"][part] for part in parts]
+
+
+def table_hash(table: dict[int, bytes]) -> str:
+    """The tokenizer's hash."""
+    ids, lengths = (np.array(x, dtype="<u4").tobytes() for x in (list(table), [len(b) for b in table.values()]))
+    return hashlib.sha256(ids + lengths + b"".join(table.values())).hexdigest()
+
+
+# ---- 3. the exact LM: weights
+
+
+class Safetensors:
+    """Float weights in *.safetensors, and config.json."""
+
+    def __init__(self, folder: Path) -> None:
+        self.config = json.loads((folder / "config.json").read_text())
+        self.tensors: dict[str, tuple[str, list[int], bytes]] = {}
+        for path in sorted(folder.glob("*.safetensors")):
+            if path.name != "exact.safetensors":
+                self.tensors |= safetensors(path.read_bytes())[1]
+
+    def read(self, name: str) -> Array:
+        """float32."""
+        kind, shape, data = self.tensors[name]
+        if kind == "BF16":
+            return (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4").reshape(shape)
+        types = {"F32": "<f4", "F16": "<f2", "F64": "<f8"}
+        return np.frombuffer(data, types[kind]).astype(f4).reshape(shape)
+
+
+_GGUF = {"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
+         "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
+         "ffn_down": "mlp.down_proj", "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
+         "token_embd": "model.embed_tokens", "output_norm": "model.norm"}  # fmt: skip
+
+
+class GGUF:
+    """The same of a GGUF file: F32, Q4_1 and Q8_0."""
+
+    def __init__(self, path: Path) -> None:
+        self.blob, self.at = path.read_bytes(), 8
+        assert self.blob[:4] == b"GGUF"
+        tensors, fields = self.unpack("Q"), self.unpack("Q")
+        known = {self.string(): self.value(self.unpack("I")) for _ in range(fields)}
+        self.places = {}
+        for _ in range(tensors):
+            name, dimensions = self.string(), self.unpack("I")
+            shape = [self.unpack("Q") for _ in range(dimensions)][::-1]
+            self.places[name] = shape, self.unpack("I"), self.unpack("Q")
+        align = known.get("general.alignment", 32)
+        self.data = -(-self.at // align) * align
+        self.heads = known["llama.attention.head_count"], known["llama.attention.head_count_kv"]
+        self.config = {
+            "vocab_size": len(known["tokenizer.ggml.tokens"]), "hidden_size": known["llama.embedding_length"],
+            "intermediate_size": known["llama.feed_forward_length"], "num_hidden_layers": known["llama.block_count"],
+            "num_attention_heads": self.heads[0], "num_key_value_heads": self.heads[1],
+            "max_position_embeddings": known["llama.context_length"], "tie_word_embeddings": True,
+            "rms_norm_eps": float(f4(known["llama.attention.layer_norm_rms_epsilon"])),
+            "rope_theta": known["llama.rope.freq_base"],
+        }  # fmt: skip
+
+    def unpack(self, kind: str) -> Any:
+        """One number."""
+        (found,) = struct.unpack_from("<" + kind, self.blob, self.at)
+        self.at += struct.calcsize(kind)
+        return found
+
+    def string(self) -> str:
+        """Its length, then its bytes."""
+        length = self.unpack("Q")
+        self.at += length
+        return self.blob[self.at - length : self.at].decode()
+
+    def value(self, kind: int) -> Any:
+        """Of one of GGUF's types."""
+        if kind == 8:
+            return self.string()
+        if kind == 9:
+            inner, count = self.unpack("I"), self.unpack("Q")
+            return [self.value(inner) for _ in range(count)]
+        return self.unpack("BbHhIif?__QqD"[kind] if kind != 12 else "d")
+
+    def read(self, name: str) -> Array:
+        """float32, in Hugging Face's order."""
+        block = name.split(".")[2] if name.startswith("model.layers.") else ""
+        parts = {theirs: own for own, theirs in _GGUF.items()}
+        own = parts[name.removeprefix(f"model.layers.{block}.").removesuffix(".weight")]
+        shape, kind, offset = self.places[f"blk.{block}.{own}.weight" if block else f"{own}.weight"]
+        count, start = math.prod(shape), self.data + offset
+        if kind == 0:
+            found = np.frombuffer(self.blob, "<f4", count, start)
+        elif kind == 3:  # Q4_1: blocks of 32: d, m, then 16 bytes: lower halves first, then the upper ones
+            raw = np.frombuffer(self.blob, "u1", count // 32 * 20, start).reshape(-1, 20)
+            d, m = (raw[:, i : i + 2].copy().view("<f2").astype(f4) for i in (0, 2))
+            found = np.concatenate([raw[:, 4:] & 15, raw[:, 4:] >> 4], axis=1).astype(f4) * d + m
+        else:
+            assert kind == 8, "a type of GGUF that is not on the page"
+            raw = np.frombuffer(self.blob, "u1", count // 32 * 34, start).reshape(-1, 34)
+            found = raw[:, 2:].copy().view("i1").astype(f4) * raw[:, :2].copy().view("<f2").astype(f4)
+        found = found.reshape(shape)
+        if own in ("attn_q", "attn_k"):  # entries 2 i + k of a head go to i + k h/2
+            heads = self.heads[own == "attn_k"]
+            found = found.reshape(heads, -1, 2, shape[1]).swapaxes(1, 2).reshape(shape)
+        return found
+
+
+def rows(w: Array) -> tuple[Array, Array]:
+    """A matrix as int8 with a scale a row."""
+    a = np.maximum(np.abs(w).max(axis=1), f4(2.0**-100))
+    return np.rint(w * (f4(127) / a)[:, None]).astype(np.int8), a / f4(127)
+
+
+def spread_of(head: Array, scale: Array) -> float:
+    """What the readout's moves are measured by."""
+    largest = float(scale.max())
+    x = np.rint(head * (scale.astype(f8) / largest * 256)[:, None]).astype(np.int64)
+    n = len(x)
+    excess = n * int((x * x).sum()) - sum(int(c) ** 2 for c in x.sum(axis=0))
+    return excess / (n * n) * (largest / 256) * (largest / 256)
+
+
+class Weights:
+    """The integers, scales and tables of a Llama model, their architecture and identity."""
+
+    def __init__(self, folder: Path) -> None:
+        gguf = folder / "model.gguf"
+        source = GGUF(gguf) if gguf.is_file() else Safetensors(folder)
+        tokenizer = json.loads((folder / "tokenizer.json").read_text())
+        self.bytes_of = bytes_of_ids(tokenizer)
+        self.prefix = prefix_of(tokenizer)
+        c = source.config
+        rope = c.get("rope_parameters") or c.get("rope_scaling") or {}
+        assert rope.get("rope_type", "default") == "default", "scaled rotary positions: not here"
+        theta = float(rope.get("rope_theta") or c["rope_theta"])
+        heads, hidden = c["num_attention_heads"], c["hidden_size"]
+        self.a: dict[str, Any] = {
+            "epsilon": float(c["rms_norm_eps"]), "gate": "silu", "gated": True, "head_norm": False,
+            "head_size": c.get("head_dim") or hidden // heads, "heads": heads, "hidden": hidden,
+            "inner": c["intermediate_size"], "key_heads": c["num_key_value_heads"], "layer_norm": False,
+            "layers": c["num_hidden_layers"], "positions": min(c["max_position_embeddings"], 8192),
+            "rotary": {"factor": 1.0, "high": 4.0, "low": 1.0, "scaling": "default", "theta": theta, "trained": 8192},
+            "tied": bool(c.get("tie_word_embeddings", False)), "vocabulary": c["vocab_size"],
+        }  # fmt: skip
+        stacked: dict[str, list[Array]] = {}
+
+        def keep(name: str, parts: list[str], layer: int) -> None:
+            values = np.concatenate([source.read(f"model.layers.{layer}.{part}.weight") for part in parts])
+            if values.ndim == 1:
+                stacked.setdefault(name, []).append(values)
+                return
+            for key, part in zip((name, name + ".scale"), rows(values), strict=True):
+                stacked.setdefault(key, []).append(part)
+
+        for layer in range(self.a["layers"]):
+            keep("qkv", [f"self_attn.{x}_proj" for x in "qkv"], layer)
+            keep("mix", ["self_attn.o_proj"], layer)
+            keep("up", ["mlp.gate_proj", "mlp.up_proj"], layer)
+            keep("down", ["mlp.down_proj"], layer)
+            keep("attention.gain", ["input_layernorm"], layer)
+            keep("mlp.gain", ["post_attention_layernorm"], layer)
+        self.t: Tensors = {name: np.stack(parts) for name, parts in stacked.items()}
+        self.t["embedding"], self.t["embedding.scale"] = rows(source.read("model.embed_tokens.weight"))
+        if not self.a["tied"]:
+            self.t["head"], self.t["head.scale"] = rows(source.read("lm_head.weight"))
+        self.head = self.t["embedding" if self.a["tied"] else "head"]
+        self.head_scale = self.t["embedding.scale" if self.a["tied"] else "head.scale"]
+        self.t["spread"] = np.array([spread_of(self.head, self.head_scale)])
+        self.t["gain"] = source.read("model.norm.weight")
+        size = self.a["head_size"]
+        angles = [
+            [p * (1.0 / math.pow(theta, 2 * i / size)) for i in range(size // 2)] for p in range(self.a["positions"])
+        ]
+        for name, function in (("cosine", math.cos), ("sine", math.sin)):
+            self.t[name] = np.array([[round(2**16 * function(x)) / 2**16 for x in row] for row in angles], dtype=f4)
+
+    def identity(self) -> bytes:
+        """SHA-256 of all that is computed with."""
+        tables = "0fa3b279de25054af9c2cc25d1dd193e447abc7802d30141d7d66eba1d971f9b"
+        text = json.dumps(self.a, sort_keys=True, separators=(",", ":"))
+        about = [text, self.prefix, table_hash(self.bytes_of), tables]
+        digest = hashlib.sha256(json.dumps(about, separators=(",", ":")).encode())
+        for name, tensor in sorted(self.t.items()):
+            digest.update(f"{name} {tensor.dtype.name} {list(tensor.shape)}\n".encode() + tensor.tobytes())
+        return digest.digest()
+
+
+# ---- 3. the exact LM: a pass
+
+
+def quantize(x: Array, q: int) -> tuple[Array, np.float32]:
+    """Integers (as float64, in which their sums are exact) and their scale."""
+    a = max(np.abs(x).max(), f4(2.0**-100))
+    return np.rint(x * (f4(q) / a)).astype(f8), a / f4(q)
+
+
+def limit(k: int) -> int:
+    """q(K)."""
+    return min(32639, (2**31 - 1) // (127 * k))
+
+
+def root_scale(x: Array, epsilon: float) -> np.float32:
+    """r of RMSNorm."""
+    n, _ = quantize(x, 32767)
+    u = f8(max(np.abs(x).max(), f4(2.0**-100))) / f8(32767)
+    return f4(1.0 / math.sqrt(float(n @ n) / len(x) * (u * u) + epsilon))
+
+
+class LM:
+    """One sequence on its way through the model."""
+
+    def __init__(self, weights: Weights) -> None:
+        self.w, self.a, t = weights, weights.a, weights.t
+        self.matrices = {name: t[name].astype(f8) for name in ("qkv", "mix", "up", "down")}
+        self.head = weights.head.astype(f8)
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin anew at position 0."""
+        self.position = 0
+        self.keys: list[list[Array]] = [[] for _ in range(self.a["layers"] * self.a["key_heads"])]
+        self.values: list[list[Array]] = [[] for _ in self.keys]
+        self.scales: list[list[tuple[np.float32, np.float32]]] = [[] for _ in self.keys]
+
+    def linear(self, name: str, layer: int, v: Array, s: np.float32) -> Array:
+        """One layer's product."""
+        return (self.matrices[name][layer] @ v).astype(f4) * s * self.w.t[name + ".scale"][layer]
+
+    def norm(self, x: Array, gain: Array) -> tuple[Array, np.float32]:
+        """RMSNorm, as integers."""
+        v, s = quantize(x * gain, limit(len(x)))
+        return v, s * root_scale(x, self.a["epsilon"])
+
+    def turn(self, x: Array) -> Array:
+        """Rotary positions, of one head."""
+        c, s = self.w.t["cosine"][self.position], self.w.t["sine"][self.position]
+        a, b = np.split(x, 2)
+        return np.concatenate([a * c - b * s, b * c + a * s])
+
+    def attend(self, q: Array, sq: np.float32, kept: int) -> Array:
+        """One head of queries over all positions so far."""
+        sk, sv = (np.array(x, dtype=f4) for x in zip(*self.scales[kept], strict=True))
+        factor = sq * f4(1024 * math.log2(math.e) / math.sqrt(len(q)))
+        t = (np.stack(self.keys[kept]) @ q).astype(f4)
+        units = np.rint(np.clip(t * factor * sk, f4(-(2.0**29)), f4(2.0**29))).astype(np.int64)
+        d = units.max() - units
+        e = np.where(d < 21504, POWERS[d % 1024] >> np.minimum(10 + d // 1024, 62), 0)
+        w = e.astype(f4) * sv
+        c = w.max()
+        a = np.rint(w * (f4(32767) / c)).astype(np.int64)
+        k = next(k for k in range(64) if int(a.sum()) >> k <= 65536)
+        b = (a + ((1 << k) >> 1)) >> k
+        mixed = (b.astype(f8) @ np.stack(self.values[kept])).astype(f4)
+        return mixed * f4(f8(c) * f8(2**k) / (f8(32767) * f8(int(e.sum()))))
+
+    def token(self, i: int) -> Array:
+        """Read a token; gives the logits of the next."""
+        return self.vector(self.w.t["embedding"][i].astype(f4) * self.w.t["embedding.scale"][i])
+
+    def vector(self, x: Array) -> Array:
+        """The same for a vector in its place, float32 [hidden] -> int64 [vocabulary]."""
+        a, t, size = self.a, self.w.t, self.a["head_size"]
+        groups, repeat = a["key_heads"], a["heads"] // a["key_heads"]
+        for layer in range(a["layers"]):
+            y = self.linear("qkv", layer, *self.norm(x, t["attention.gain"][layer])).reshape(-1, size)
+            z = []
+            for g in range(groups):
+                kept = layer * groups + g
+                k, sk = quantize(self.turn(y[a["heads"] + g]), 127)
+                v, sv = quantize(y[a["heads"] + groups + g], 127)
+                self.keys[kept].append(k)
+                self.values[kept].append(v)
+                self.scales[kept].append((sk, sv))
+                for j in range(g * repeat, (g + 1) * repeat):
+                    z.append(self.attend(*quantize(self.turn(y[j]), min(1023, (2**24 - 1) // (127 * size))), kept))
+            flat = np.concatenate(z)
+            x = x + self.linear("mix", layer, *quantize(flat, limit(len(flat))))
+            y = self.linear("up", layer, *self.norm(x, t["mlp.gain"][layer]))
+            gate, up = np.split(y, 2)
+            index = np.rint(np.clip(gate, f4(-20), f4(20)) * f4(512)).astype(np.int64) + 10240
+            x = x + self.linear("down", layer, *quantize(gate * SIGMOID[index] * up, limit(len(up))))
+        self.position += 1
+        v, s = self.norm(x, t["gain"])
+        y = (self.head @ v).astype(f4) * s * self.w.head_scale
+        return np.rint(np.clip(y * f4(1024 * math.log2(math.e)), f4(-(2.0**29)), f4(2.0**29))).astype(np.int64)
+
+
+# ---- 4. distribution
+
+
+def frequency(d: Array) -> Array:
+    """F(d), int64."""
+    d = np.minimum(d, 29696)
+    shift = 2 + (d >> 10)
+    p = POWERS[d & 1023]
+    return np.where(shift >= 0, p >> np.maximum(shift, 0), p << np.maximum(-shift, 0)) + 1
+
+
+def log2u(n: int) -> int:
+    """log2 in units."""
+    fraction, exponent = math.frexp(float(f4(n)))
+    return 1024 * (exponent - 1) + L[int((fraction * 2 - 1) * 1024)]
+
+
+EARLY = [(512, 512), (731, 256), (788, 102)] + [(853, 102)] * 3 + [(914, 0)] * 14
+
+
+def tempered(row: Array, t: int) -> Array:
+    """The first positions of a group."""
+    k, b = EARLY[t]
+    rare = np.array([log2u(i + 100) for i in range(len(row))])
+    return -((np.minimum(row.max() - row, 2**20) * k >> 10) + (b * rare >> 10))
+
+
+def entropy(below: Array) -> int:
+    """In units."""
+    f = frequency(below)
+    total = int(f.sum())
+    return max(0, log2u(total) - 28672 + int(((f - 1) * np.minimum(below, 29696)).sum()) // total)
+
+
+# ---- 5. memories
+
+
+def word(stream: int, index: int) -> int:
+    """SplitMix64."""
+    z = (stream * 2**40 + index + 1) * 0x9E3779B97F4A7C15 % 2**64
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+    return z ^ (z >> 31)
+
+
+class Readout:
+    """The memory of one chunk, bit by bit."""
+
+    def __init__(self, memory: bytes, share: int, weights: Weights) -> None:
+        self.bits = [byte >> i & 1 for byte in memory for i in range(8)]
+        self.share, self.head, self.scale = share, weights.head, weights.head_scale
+        self.unit = 1 / math.sqrt(64 * max(float(weights.t["spread"][0]), 1e-30))
+        self.energy = self.used = self.window = 0
+
+    def moves(self, t: int, units: int, competitors: list[int]) -> list[int]:
+        """By how many units each competitor moves at token t of the chunk."""
+        if not self.share:
+            return [0] * len(competitors)
+        capped = min(units, 6144)
+        self.energy += capped
+        wanted = min(self.share * self.energy >> 20, len(self.bits))
+        for _ in range(min(wanted - self.used, 4)):
+            self.window = (self.window * 2 + self.bits[self.used]) % 2**24
+            self.used += 1
+        f = sum((self.window & word(1, j)).bit_count() % 2 << j for j in range(64))
+        d = self.head.shape[1]
+        p = np.array([64 - 2 * (word(2, t * d + i) ^ f).bit_count() for i in range(d)])
+        tilt = 1.8685079606336419 * math.sqrt(self.share * capped)
+        sums = [int(p @ self.head[k].astype(np.int64)) for k in competitors]
+        found = [round(n * (float(self.scale[k]) * self.unit) * tilt) for n, k in zip(sums, competitors, strict=True)]
+        return [min(max(move, -12288), 12288) for move in found]
+
+
+def vectors_of(memory: bytes, bits: int, dimensions: int) -> Array:
+    """The vectors of a memory at the prompt site."""
+    if bits == 16:
+        return np.frombuffer(memory, dtype="<f2").reshape(-1, dimensions).astype(f4)
+    rest, found = Bytes(memory), []
+    while rest.data:
+        (scale,) = struct.unpack("<e", rest.take(2))
+        levels = rest.number((dimensions * bits + 7) // 8)
+        found.append([(2 * ((levels >> i * bits) % 2**bits) + 1 - 2**bits) * scale for i in range(dimensions)])
+    return np.array(found, dtype=f4)
+
+
+# ---- 7. range coder
+
+
+class Coder:
+    """Bits out of corrections."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = iter(data)
+        self.range, self.code = 2**32 - 1, 0
+        for _ in range(4):
+            self._shift()
+
+    def _shift(self) -> None:
+        self.code = (self.code * 256 + next(self.data, 0)) % 2**32
+
+    def bit(self, part: int, whole: int) -> int:
+        """A bit whose 0 has the probability part / whole."""
+        p = min(max((part << 16) // whole, 1), 65535)
+        bound = (self.range >> 16) * p
+        bit = int(self.code >= bound)
+        self.range = self.range - bound if bit else bound
+        self.code -= bound if bit else 0
+        while self.range < 2**24:
+            self.range *= 256
+            self._shift()
+        return bit
+
+
+# ---- 6. corrections, and the whole
+
+
+def token(coder: Coder, row: Array, moves_of: Callable[[int, list[int]], list[int]]) -> int:
+    """One token. row: logits in units; moves_of: entropy and competitors to their moves."""
+    below = row.max() - row
+    order = np.lexsort((np.arange(len(row)), below))[:33].tolist()
+    competitors, rival = order[:32], order[32:33]
+    changed = frequency(below)
+    moves = np.array(moves_of(entropy(below), competitors))
+    changed[competitors] = frequency(below[competitors] - moves)
+    winner = max([*competitors, *rival], key=lambda k: int(changed[k]))  # the first of the largest
+    total = int(changed.sum())
+    if not coder.bit(int(changed[winner]), total):
+        return int(winner)
+    changed[winner] = 0
+    size = 256
+    while size < len(row):
+        size *= 2
+    first = 0
+    while size > 1:
+        size //= 2
+        lower, both = int(changed[first : first + size].sum()), int(changed[first : first + 2 * size].sum())
+        if coder.bit(lower, both) if 0 < lower < both else lower == 0:
+            first += size
+    return first
+
+
+def group_of(file: File, number: int) -> Iterator[tuple[int, bytes]]:
+    """The chunks of the group that begins with a segment: tokens and memory of each."""
+    n = sum(map(len, file.chunks[:number]))
+    for segment in range(number, len(file.begins)):
+        if segment > number and file.begins[segment]:
+            return
+        for tokens in file.chunks[segment]:
+            yield tokens, file.memories[n]
+            n += 1
+
+
+def ids_of(file: File, number: int, corrections: bytes, weights: Weights, prefix: list[int], lm: LM) -> list[int]:
+    """The tokens of one group."""
+    coder, ids, start = Coder(corrections), list[int](), 0
+    cold = file.site == 0 and not file.primer
+    for tokens, memory in group_of(file, number):
+        readout = Readout(memory, file.fields[0] if file.site == 0 else 0, weights)
+        for t in range(tokens):
+            if not ids or len(ids) - start > file.context:
+                start = len(ids) - file.context // 2 if ids else 0
+                lm.restart()
+                for i in [*prefix, *ids[start:]]:
+                    row = lm.token(i)
+                for vector in vectors_of(memory, *file.fields) if file.site == 1 else []:
+                    row = lm.vector(vector)
+            else:
+                row = lm.token(ids[-1])
+            if cold and len(ids) < len(EARLY):
+                row = tempered(row, len(ids))
+            ids.append(token(coder, row, lambda h, some, t=t, r=readout: r.moves(t, h, some)))  # type: ignore[misc]
+    return ids
+
+
+def decode(blob: bytes, weights: Weights | None, primer: list[int] | None = None, lm: LM | None = None) -> bytes:
+    """The document of a file. primer: its ids, where there is one; lm: instead of the one of these weights."""
+    file = File(blob)
+    spans, corrections, pieces, segment, n = iter(file.stored), iter(file.corrections), list[bytes](), 0, 0
+    ids: list[int] = []
+    for run in file.runs:
+        for _ in range(run):
+            assert weights is not None, "the file needs its model"
+            if file.begins[segment]:
+                given = np.array(primer or [], dtype="<i4").tobytes()
+                assert not file.primer or hashlib.sha256(given).digest()[:8] == file.primer, "another primer"
+                prefix = weights.prefix + (primer or [] if file.primer else [])
+                lm = lm or LM(weights)
+                ids = ids_of(file, segment, next(corrections), weights, prefix, lm)
+            size = 0
+            for count in file.chunks[segment]:
+                piece = b"".join(weights.bytes_of.get(i, b"") for i in ids[:count])
+                ids = ids[count:]
+                assert zlib.crc32(piece) % 2**8 == file.checksums[n], f"chunk {n} is damaged"
+                pieces.append(piece)
+                size += len(piece)
+                n += 1
+            assert size == file.sizes[segment]
+            segment += 1
+        pieces += [span for span in [next(spans, None)] if span is not None]
+    document = b"".join(pieces)
+    assert len(document) == file.size and hashlib.sha256(document).digest()[:16] == file.hash, "the whole is damaged"
+    return document
+
+
+def main() -> None:
+    """Decode a file to standard output."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--primer", type=Path)
+    options = parser.parse_args()
+    blob = options.file.read_bytes()
+    weights, primer = Weights(options.model), None
+    if File(blob).begins:
+        assert weights.identity()[:8] == File(blob).identity, "another model"
+    if options.primer:
+        primer = np.frombuffer(safetensors(options.primer.read_bytes())[1]["tokens"][2], "<i4").tolist()
+    sys.stdout.buffer.write(decode(blob, weights, primer))
+
+
+if __name__ == "__main__":
+    main()

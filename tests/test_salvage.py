@@ -1,0 +1,123 @@
+"""What a damaged file gives back."""
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from memcodec import FormatError, Readout
+from memcodec import container as box
+from memcodec.assembly import Lost
+from memcodec.codec import Codec
+from memcodec.memory.settings import Context
+
+from .conftest import TEXT, Run, store_nothing
+from .test_cli import refused
+
+BETWEEN = bytes(range(128, 256)) * 2
+WHOLE = TEXT.encode() * 4 + BETWEEN + TEXT.encode() * 4
+
+
+def made(codec: Codec, context: Context) -> bytes:
+    with pytest.MonkeyPatch.context() as patch:
+        store_nothing(patch)
+        return codec.encode(WHOLE, site=Readout(0.1, 64), chunk_tokens=50, context=context)
+
+
+def check(pieces: list[bytes | Lost]) -> int:
+    """Everything is in its place; gives the number of bytes that came back."""
+    place = found = 0
+    for piece in pieces:
+        if isinstance(piece, Lost):
+            assert piece.start == place < piece.end
+            place = piece.end
+        else:
+            assert WHOLE[place : place + len(piece)] == piece
+            place, found = place + len(piece), found + len(piece)
+    assert place == len(WHOLE)
+    return found
+
+
+@pytest.mark.parametrize("context", [0, 60, "max"])
+def test_a_file_that_is_whole_gives_all(tiny: Codec, context: Context) -> None:
+    assert b"".join(tiny.salvage(made(tiny, context))) == WHOLE  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("context", [0, "auto"])
+def test_a_file_cut_anywhere_gives_what_stands_before(tiny: Codec, context: Context) -> None:
+    blob = made(tiny, context)
+    parsed = box.unpack(blob)
+    sizes = parsed.sizes
+    index = sizes["header"] + sizes["index"] + sizes["memories"]
+    for cut in range(index + sizes["stored"] + 8, len(blob), 150):
+        end, whole, within = index + sizes["stored"], 0, False
+        for part in parsed.parts:
+            if isinstance(part, box.Segment):
+                if part.corrections is not None:
+                    end += len(part.corrections)
+                    within = end <= cut - 4
+                whole += part.size if within else 0
+            else:
+                whole += part.size
+        assert check(list(tiny.salvage(blob[:cut]))) >= whole
+    for cut in range(0, index - sizes["memories"], 40):
+        with pytest.raises(FormatError):
+            list(tiny.salvage(blob[:cut]))
+
+
+def test_damage_costs_its_group_alone(tiny: Codec) -> None:
+    parsed = box.unpack(made(tiny, 0))
+    groups = [i for i, part in enumerate(parsed.parts) if isinstance(part, box.Segment)]
+    assert len(groups) > 4
+    for i in groups:
+        part = parsed.parts[i]
+        assert isinstance(part, box.Segment)
+        if not part.corrections:
+            continue
+        size = part.size
+        for later in parsed.parts[i + 1 :]:
+            if isinstance(later, box.Segment):
+                if later.corrections is not None:
+                    break
+                size += later.size
+        bad = replace(part, corrections=bytes(b ^ 0x55 for b in part.corrections))
+        pieces = list(tiny.salvage(box.pack(replace(parsed, parts=[bad if part is p else p for p in parsed.parts]))))
+        assert any(isinstance(piece, Lost) for piece in pieces)
+        assert check(pieces) >= len(WHOLE) - size
+    stored = next(part for part in parsed.parts if isinstance(part, box.StoredSpan))
+    span = replace(stored, packed=bytes(len(stored.packed)))
+    pieces = list(tiny.salvage(box.pack(replace(parsed, parts=[span if p is stored else p for p in parsed.parts]))))
+    start = len(TEXT.encode()) * 4
+    assert [piece for piece in pieces if isinstance(piece, Lost)] == [Lost(start, start + stored.size)]
+
+
+def test_flips_never_crash(tiny: Codec) -> None:
+    blob, rng = made(tiny, 0), random.Random(0)
+    for _ in range(60):
+        bad = bytearray(blob)
+        for _ in range(3):
+            bad[rng.randrange(len(bad))] ^= 1 << rng.randrange(8)
+        try:
+            list(tiny.salvage(bytes(bad)))
+        except Exception as error:
+            assert type(error).__module__ == "memcodec.errors" and "\n" not in str(error)
+
+
+def test_the_command(run: Run, llama_folder: Path, tiny: Codec) -> None:
+    blob = made(tiny, 0)
+    Path("a.memz").write_bytes(blob[: len(blob) * 3 // 4])
+    args = ("decompress", "--salvage", "a.memz", "--model", llama_folder)
+    assert "truncated file" in refused(run("decompress", "a.memz", "--model", llama_folder))
+    done = run(*args, "--report", "r.json")
+    report = json.loads(Path("r.json").read_text())
+    assert done.exit_code == 3 and "memcodec: lost: bytes" in done.stderr
+    back = Path("a").read_bytes()
+    assert report["original_bytes"] == len(WHOLE) and report["written_bytes"] == len(back) > 500
+    start = report["lost"][0]["start"]
+    assert start > 200 and back[:start] == WHOLE[:start]
+    Path("a.memz").write_bytes(blob)
+    done = run(*args, "-f")
+    assert done.exit_code == 0 and Path("a").read_bytes() == WHOLE
+    assert run(*args, "--rm").exit_code == 2 and run("decompress", "a.memz", "--report", "x").exit_code == 2
