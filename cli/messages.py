@@ -20,7 +20,7 @@ from memcodec_cli.progress import Bars
 Message = tuple[str, bytes]  # key, or "" for none
 
 fields = options.together(
-    click.option("--field", metavar="NAME", help="Of JSON lines or CSV: the field that is the document."),
+    click.option("--field", metavar="NAME", help="Of JSON lines or CSV: the document's field.  [default: the line]"),
     click.option("--key", metavar="NAME", help="Of JSON lines or CSV: the field that is its key.  [default: none]"),
 )
 

@@ -149,10 +149,11 @@ def look(
     for chunks, given in zip(groups, vectors, strict=False):
         tokens = sum(map(len, chunks))
         own = tokens + (0 if given is None else len(given))
-        if batch and (rows + own > PASS_ROWS or len(batch) == _PASS_SLOTS):
+        alone = own > PASS_ROWS or tokens > context
+        if batch and (alone or rows + own > PASS_ROWS or len(batch) == _PASS_SLOTS):
             yield from _look_side_by_side(lm, batch)
             batch, rows = [], 0
-        if own > PASS_ROWS or tokens > context:
+        if alone:
             yield from _look_along(lm, chunks, context, given)
         else:
             batch.append((chunks, given))

@@ -21,7 +21,7 @@ SETTINGS = {
     "plain": FrameSettings(),
     "primer": FrameSettings(),
     "memories": FrameSettings(checksum=4, memory_share=0.2, chunk_tokens=40, effort=256),
-    "dictionary": FrameSettings(checksum=0, dictionary=bytes(480) + b"zeros and other things"),
+    "dictionary": FrameSettings(checksum=0, dictionary=b"some bytes, " * 3 + bytes(range(190, 256))),
 }
 
 

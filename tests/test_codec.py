@@ -479,12 +479,23 @@ def test_a_batch_out_of_range_is_refused_by_decoders(tiny: Codec, blob: bytes) -
         tiny.decode(blob, batch=0)
 
 
+def test_groups_longer_than_the_context_among_others(tiny: Codec) -> None:
+    """What goes through passes by itself does not overtake what waits for a common one."""
+    ids = [tiny.tokenizer.encode(line) for line in (TEXT * 3).splitlines()]
+    site = ReadoutSite(share_steps(Readout(0)), Readout(0), tiny.lm.steering, tiny.lm.team)
+    context = sorted(map(len, ids))[4]
+    assert min(map(len, ids)) < context < max(map(len, ids))
+    coded = list(chunks.encode(tiny.lm, site, [[tokens] for tokens in ids], context))
+    for tokens, found in zip(ids, chunks.decode(tiny.lm, site, coded, context), strict=True):
+        assert np.array_equal(tokens, found)
+
+
 def test_room_follows_what_is_decoded(tiny: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file of a few bytes may say that a group has billions of tokens."""
     parsed = box.unpack(tiny.encode(LINES, site=QUICK, verify=False))
     many = replace(parsed.settings, chunk_tokens=4096, context=100)  # type: ignore[type-var]
-    part = box.Segment(1, (box.Chunk(4096, b"", 0),) * 4000, b"")
-    blob = box.pack(box.Container(1, bytes(16), [part], parsed.model, many))
+    part = box.Segment(1 << 40, (box.Chunk(4096, b"", 0),) * 4000, b"")
+    blob = box.pack(box.Container(1 << 40, bytes(16), [part], parsed.model, many))
     step = corrections.Decoder.step
 
     def some(decoder: corrections.Decoder, position: int, logits: np.ndarray) -> np.ndarray:
@@ -512,8 +523,8 @@ def test_chunks_longer_than_the_model_are_refused(gpt2_folder: Path) -> None:
     codec = Codec.load(str(gpt2_folder), device="cpu")
     parsed = box.unpack(codec.encode(LINES, site=QUICK, verify=False))
     longer = replace(parsed.settings, chunk_tokens=4000, context=4000)  # type: ignore[type-var]
-    part = box.Segment(1, (box.Chunk(4000, b"", 0),), b"")
-    blob = box.pack(box.Container(1, bytes(16), [part], parsed.model, longer))
+    part = box.Segment(4000, (box.Chunk(4000, b"", 0),), b"")
+    blob = box.pack(box.Container(4000, bytes(16), [part], parsed.model, longer))
     with pytest.raises(FormatError, match="256 positions"):
         codec.decode(blob)
 

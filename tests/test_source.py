@@ -6,13 +6,15 @@ import threading
 import tracemalloc
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from memcodec import Readout, container, document, feed, source
+from memcodec import codec as codecs
+from memcodec import container as box
 from memcodec.codec import Codec
 from memcodec.document import blocks
 from memcodec.errors import EncodeError, MachineError
@@ -145,7 +147,15 @@ def test_a_file_that_changes_is_noticed(tiny: Codec, tmp_path: Path, monkeypatch
     path.write_text(TEXT)
     with path.open("rb") as file:
         source = Source(file)
-        monkeypatch.setattr(Source, "check_unchanged", lambda _: path.write_text(TEXT[::-1]))
+        real = codecs.container_of
+
+        def meanwhile(*parts: Any) -> box.Container:
+            made, times = real(*parts), path.stat()
+            path.write_text(TEXT[:-2] + "!\n")
+            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+            return made
+
+        monkeypatch.setattr(codecs, "container_of", meanwhile)
         with pytest.raises(MachineError, match="other bytes"):
             tiny.encode(source, site=QUICK)
 
