@@ -2,6 +2,9 @@
 
     python benchmarks/messages.py [--out FOLDER] [--only KIND,KIND]
 
+--only measures some kinds again, or "-" for none but the primer's length and the LM alone; the others stay as they
+stand in --out.
+
 200 messages of each kind, which neither the primer nor zstd's dictionary has seen; both are trained on 200 others.
 Writes messages.json, messages.md and messages.png to --out. The messages are made by a seeded generator, or taken from
 pinned packages (corpora.py).
@@ -36,6 +39,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 COUNT = 2 * messages.MOST
+BESIDE = 1000  # messages encoded and decoded beside the LM alone
 ARCHIVED = "log lines"  # the kind of which an archive is made too
 
 
@@ -47,18 +51,27 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     codec = Codec.load(device="cpu")
-    found: dict[str, Any] = {"date": today(), "machine": machine(), "kinds": {}}
-    for kind in options.only.split(","):
+    path = options.out / "messages.json"
+    before = json.loads(path.read_text()) if path.exists() else {"kinds": {}}
+    asked = [] if options.only == "-" else options.only.split(",")
+    found: dict[str, Any] = before | {"date": today(), "machine": machine()}
+    found["kinds"] = {kind: before["kinds"][kind] for kind in KINDS if kind in before["kinds"]}
+    for kind in asked:
         train, test = messages.split(KINDS[kind]())
         found["kinds"][kind] = messages.measure(codec, train, test, archive=kind == ARCHIVED)
         print(messages.render(kind, found["kinds"][kind]), flush=True)
-        (options.out / "messages.json").write_text(json.dumps(found, indent=1) + "\n")
-        (options.out / "messages.md").write_text(render(found))
+        write(found, options.out)
     draw(found, options.out / "messages.png")
     found["lengths"] = by_length(codec)
     found["beside_the_lm"] = beside_the_lm(codec)
-    (options.out / "messages.json").write_text(json.dumps(found, indent=1) + "\n")
-    (options.out / "messages.md").write_text(render(found))
+    write(found, options.out)
+
+
+def write(found: dict[str, Any], folder: Path) -> None:
+    """Kinds in the order of KINDS, as JSON and Markdown."""
+    found["kinds"] = {kind: found["kinds"][kind] for kind in KINDS if kind in found["kinds"]}
+    (folder / "messages.json").write_text(json.dumps(found, indent=1) + "\n")
+    (folder / "messages.md").write_text(render(found))
 
 
 def by_length(codec: Codec) -> list[dict[str, float]]:
@@ -82,16 +95,16 @@ def by_length(codec: Codec) -> list[dict[str, float]]:
 
 
 def beside_the_lm(codec: Codec) -> list[dict[str, float]]:
-    """320 log lines as frames, in seconds, beside the LM alone on the same tokens in the same batches."""
-    lines = log_lines(480)
+    """1,000 log lines as frames, in seconds, beside the LM alone on the same tokens in the same batches."""
+    lines = log_lines(BESIDE + 160)
     rows = []
     for tokens in (0, 400):
-        primed = codec.with_primer(Primer.from_texts(lines[320:], tokens, codec) if tokens else None)
+        primed = codec.with_primer(Primer.from_texts(lines[BESIDE:], tokens, codec) if tokens else None)
         primed.encode_frames(lines[:2])
-        ids = [primed.tokenizer.encode(line.decode()) for line in lines[:320]]
+        ids = [primed.tokenizer.encode(line.decode()) for line in lines[:BESIDE]]
         works = (
-            partial(lm_passes, primed, ids), partial(primed.encode_frames, lines[:320]),
-            partial(lm_steps, primed, ids), partial(primed.decode_frames, primed.encode_frames(lines[:320])),
+            partial(lm_passes, primed, ids), partial(primed.encode_frames, lines[:BESIDE]),
+            partial(lm_steps, primed, ids), partial(primed.decode_frames, primed.encode_frames(lines[:BESIDE])),
         )  # fmt: skip
         seconds = []
         for work in works:
@@ -285,7 +298,7 @@ def render(found: dict[str, Any]) -> str:
         lines.append("| ---: | ---: | ---: | ---: |")
         for row in found["lengths"]:
             lines.append(f"| {row['tokens']} | {row['bytes']:.1f} | {row['encode']:.1f} | {row['decode']:.1f} |")
-        lines += ["", "| 320 log lines, primer, tokens | LM alone, s | encode, s | LM alone, s | decode, s |"]
+        lines += ["", "| 1,000 log lines, primer, tokens | LM alone, s | encode, s | LM alone, s | decode, s |"]
         lines.append("| ---: | ---: | ---: | ---: | ---: |")
         for row in found["beside_the_lm"]:
             seconds = (row["lm_passes"], row["encode"], row["lm_steps"], row["decode"])
