@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench reliability clean
 
 demo: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" python benchmarks/demo.py
@@ -19,6 +19,9 @@ check: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/run.py
+
+reliability: $(READY)
+	$(BIN)/python benchmarks/reliability.py
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache

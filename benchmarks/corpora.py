@@ -66,7 +66,8 @@ def _canterbury(name: str, kind: str) -> Corpus:
     return Corpus(name, kind, BROTLI, (f"tests/testdata/{name}.txt",), english=True)
 
 
-def _django(language: str, kind: str) -> Corpus:
+def django(language: str, kind: str) -> Corpus:
+    """Messages of a framework in some language."""
     folders = ("contrib/admin", "contrib/auth", "conf")
     members = tuple(f"django/{folder}/locale/{language}/LC_MESSAGES/django.po" for folder in folders)
     return Corpus(f"django-{language}", kind, DJANGO, members, translations)
@@ -79,8 +80,8 @@ CORPORA = (
     _canterbury("plrabn12", "a poem"),
     Corpus("click-core", "a program source, Python", CLICK, ("click/core.py",)),
     Corpus("json-schemas", "JSON", JSONSCHEMA, ("jsonschema/benchmarks/issue232/issue.json",)),
-    _django("es", "Spanish messages"),
-    _django("ru", "Russian messages"),
+    django("es", "Spanish messages"),
+    django("ru", "Russian messages"),
 )
 
 

@@ -1,10 +1,10 @@
 """Memory over time of long jobs: a curve that does not rise with what is done.
 
-    python benchmarks/memory.py [--bytes N] [--model M] [--out FOLDER]
+    python benchmarks/memory.py [--bytes N] [--model M] [--no-verify] [--out FOLDER]
 
-Compresses (with verification) and decompresses the first N bytes of the benchmark's texts, one after the other and over
-again, as commands of their own, and looks at their resident memory twice a second. Writes memory.json and memory.md to
---out.
+Compresses (with verification, but for --no-verify) and decompresses the first N bytes of the benchmark's texts, one
+after the other and over again, as commands of their own, and looks at their resident memory twice a second. Writes
+memory.json and memory.md to --out.
 """
 
 import argparse
@@ -32,13 +32,15 @@ def main() -> None:
     parser.add_argument("--bytes", type=int, default=1 << 20)
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--no-verify", action="store_true")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         data = text(options.bytes)
         (work / "text").write_bytes(data)
-        compress = watch([*["compress", "-q", "text", "--model"], options.model], work)
+        more = ["--no-verify"] if options.no_verify else []
+        compress = watch([*["compress", "-q", "text", *more, "--model"], options.model], work)
         size = (work / "text.memz").stat().st_size
         decompress = watch([*["decompress", "-q", "text.memz", "-o", "back", "--model"], options.model], work)
         if (work / "back").read_bytes() != data:

@@ -124,13 +124,20 @@ def _check_site(site: str) -> None:
     help="Readout site: states that the search for a memory tries per token: more is smaller and slower.",
 )
 @options.running
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Keep what is done in a side file OUT.part, and go on from the one that a killed run has left. Outputs that "
+    "hold their input already are left as they are.",
+)
 @click.option("--no-verify", is_flag=True, help="Do not decode the result before it is written.  [default: verify]")
 @options.saying
 def compress(
     names: tuple[str, ...], output: str | None, to_stdout: bool, force: bool, keep: bool, remove: bool,
     output_dir: str | None, recursive: bool, model: str, primer: str | None, chunk_tokens: int, context: Context,
     site: str, vectors: int | None, bits: str, steps: int, seed: int, pure: bool, memory_share: float, effort: int,
-    device: str, batch: int, threads: int | None, no_verify: bool, quiet: bool, verbose: bool, no_progress: bool,
+    device: str, batch: int, threads: int | None, resume: bool, no_verify: bool, quiet: bool, verbose: bool,
+    no_progress: bool,
 ) -> None:  # fmt: skip
     """Compress each FILE; - is standard input, as is none.
 
@@ -151,8 +158,14 @@ def compress(
         with failures.of(name):
             beside = files.place(name, folder, output_dir) + files.EXTENSION
             target = files.Output.choose(name, output, to_stdout, force, beside)
-            target.check(binary=True)
+            if resume and target.path is None:
+                raise click.UsageError("--resume is for outputs that are files")
             places.take(target)
+            if resume and target.holds(name):
+                if remove and not keep:
+                    files.remove_input(name, target)
+                continue
+            target.check(binary=True)
             targets.append((name, target))
     settings: dict[str, Any] = {
         "site": chosen, "chunk_tokens": chunk_tokens, "context": context, "batch": batch, "verify": not no_verify,
@@ -168,7 +181,8 @@ def compress(
             return found if behind is None else found.with_primer(behind)
 
         for first in range(0, len(targets), _TOGETHER):
-            _compress(targets[first : first + _TOGETHER], loaded, settings, failures, bars, line, remove and not keep)
+            some = targets[first : first + _TOGETHER]
+            _compress(some, loaded, settings, failures, bars, line, remove and not keep, resume)
     failures.finish(len(jobs))
 
 
@@ -191,10 +205,11 @@ def _jobs(
 
 def _compress(
     targets: list[tuple[str, files.Output]], loaded: "Callable[[], Codec]", settings: dict[str, Any],
-    failures: files.Failures, bars: Bars, line: bool, remove: bool,
+    failures: files.Failures, bars: Bars, line: bool, remove: bool, resume: bool,
 ) -> None:  # fmt: skip
     """Some files, whose groups are coded together."""
     from memcodec import codec
+    from memcodec.journal import Journal, discard
 
     with ExitStack() as stack:
         waiting: list[tuple[str, files.Output, Source]] = []
@@ -202,6 +217,8 @@ def _compress(
 
         def write(name: str, target: files.Output, source: Source, blob: bytes) -> None:
             target.write([blob])
+            if target.path is not None and not resume:
+                discard(target.side_file)
             seconds, start[0] = time.monotonic() - start[0], time.monotonic()
             if remove:
                 source.check_unchanged()
@@ -228,12 +245,17 @@ def _compress(
             seconds = found.estimate(size, settings["context"], settings["batch"], settings["verify"])
             click.echo(f"{size / 1e6:.1f} MB: about {_duration(seconds)}", err=True)
         alone = len(waiting) == 1
+        if resume:
+            waiting.sort(key=lambda one: one[2].size < _SIDE_FILE)
         while waiting:
-            if alone:
+            large = resume and waiting[0][2].size >= _SIDE_FILE
+            if alone or large:
                 name, target, source = waiting.pop(0)
                 progress = bars.document(source.size, "fit")
-                with failures.of(name):
-                    write(name, target, source, found.encode(source, **settings, progress=progress))
+                with failures.of(name), ExitStack() as until:
+                    journal = until.enter_context(Journal(target.side_file)) if large else None
+                    blob = found.encode(source, **settings, journal=journal, progress=progress)
+                    write(name, target, source, blob)
                 alone = len(waiting) == 1
                 continue
             size = sum(source.size for _, _, source in waiting)
@@ -247,6 +269,7 @@ def _compress(
                 alone = True
 
 
+_SIDE_FILE = 1 << 15  # bytes from which on a document is worth a side file: 20 seconds
 _LONG = 200_000  # bytes from which on it is said how long it will take
 
 

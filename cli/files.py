@@ -207,6 +207,23 @@ class Output:
             raise click.ClickException(f"{shown(input_name)} is both input and output")
         return cls(path, force, like)
 
+    @property
+    def side_file(self) -> Path:
+        """What --resume keeps beside the output."""
+        assert self.path is not None
+        return self.path.with_name(self.path.name + ".part")
+
+    def holds(self, name: str) -> bool:
+        """Whether the output is there, and is the input compressed. Raises OSError with the file's name."""
+        if self.path is None or not self.path.is_file():
+            return False
+        try:
+            (parsed,) = read_containers(str(self.path))
+        except (MemcodecError, ValueError):
+            return False
+        with opened(name) as source:
+            return source.size == parsed.size and source.digest()[: container.HASH_BYTES] == parsed.sha256
+
     def check(self, binary: bool) -> None:
         """Refuse now what `write` would have to refuse after the work. binary: the result is not for a terminal."""
         if self.path is None:

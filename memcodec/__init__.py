@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from memcodec.file import MemzFile as MemzFile
     from memcodec.file import open as open
     from memcodec.frames import FrameSettings as FrameSettings
+    from memcodec.journal import Journal as Journal
     from memcodec.memory.embedding import MemoryEmbedding as MemoryEmbedding
     from memcodec.primer import Primer as Primer
     from memcodec.progress import ProgressCallback
@@ -36,6 +37,7 @@ __all__ = [
     "EncodeError",
     "FormatError",
     "FrameSettings",
+    "Journal",
     "MachineError",
     "MemcodecError",
     "MemoryEmbedding",
@@ -66,6 +68,7 @@ def encode(
     device: str = "auto",
     threads: int | None = None,
     primer: "Primer | None" = None,
+    journal: "Journal | None" = None,
     progress: "ProgressCallback | None" = None,
 ) -> bytes:
     """Compress bytes (or text, as UTF-8, or an open file) to the bytes of a .memz file; settings as `Codec.encode`.
@@ -83,7 +86,14 @@ def encode(
         codec.Codec.load(model, device=device, threads=threads)
         .with_primer(primer)
         .encode(
-            source, site=site, chunk_tokens=chunk_tokens, context=context, batch=batch, verify=verify, progress=progress
+            source,
+            site=site,
+            chunk_tokens=chunk_tokens,
+            context=context,
+            batch=batch,
+            verify=verify,
+            journal=journal,
+            progress=progress,
         )
     )
 
@@ -126,6 +136,7 @@ _LATER = {
     "Archive": "memcodec.archive",
     "Codec": "memcodec.codec",
     "FrameSettings": "memcodec.frames",
+    "Journal": "memcodec.journal",
     "MemoryEmbedding": "memcodec.memory.embedding",
     "MemzFile": "memcodec.file",
     "Primer": "memcodec.primer",

@@ -18,7 +18,7 @@ from memcodec.frames import FrameSettings
 from memcodec.memory.settings import DEFAULT_BATCH, MOST_SHARE, SHARE_STEPS
 from memcodec.primer import Primer
 from memcodec.progress import ProgressCallback
-from memcodec.source import replace
+from memcodec.source import hold, replace
 
 if TYPE_CHECKING:
     from memcodec.codec import Codec
@@ -132,13 +132,14 @@ class Archive:
         old = [self._frame(i) for i in range(len(self))]
         inside = self.primer.to_bytes() if self.primer is not None and self.carries_primer else b""
         blob = _pack(self.model, self.settings, [*self._keys, *new], [*old, *frames], inside)
-        replace(self._path, [blob], before=self._check_unchanged)
+        with self._path.open("rb") as file:
+            if hold(file) is False or not os.path.samestat(os.fstat(file.fileno()), self._path.stat()):
+                raise EncodeError(f"{os.fspath(self._path)}: another process writes to it: open it again")
+            now = file.read()
+            if (len(now), now[-4:]) != self._state:
+                raise EncodeError(f"{os.fspath(self._path)}: changed since it was read: open it again")
+            replace(self._path, [blob])  # under the lock: of two that append, one is told so
         self._read(blob, self.primer)
-
-    def _check_unchanged(self, _: Path) -> None:
-        now = self._path.read_bytes()
-        if (len(now), now[-4:]) != self._state:
-            raise EncodeError(f"{os.fspath(self._path)}: changed since it was read: open it again")
 
     @property
     def codec(self) -> "Codec":
@@ -269,7 +270,7 @@ def _tensors(blob: bytes) -> tuple[dict[str, str], dict[str, memoryview]]:
     box.check_start(blob[: box.START])
     if not box.is_archive(blob):
         raise FormatError("not an archive: a file of one document is read with memcodec decompress")
-    metadata, tensors, _ = box.read_tensors(view, ("primer", "archive"))
+    metadata, tensors, *_ = box.read_tensors(view, ("primer", "archive"))
     if metadata.get("memcodec") != VERSION:
         raise FormatError(
             f"archive version {metadata.get('memcodec', '')[:20]!r} is not known: install a newer memcodec"

@@ -112,24 +112,17 @@ def container_of(source: Source, parts: list[Segment | Place], model: ModelId, s
         else:
             joined.append(part)
     found = [_stored(source, part) if isinstance(part, Place) else part for part in joined]
-    return box.describe(source.size, _hash(source), found, model, settings)
+    return box.describe(source.size, source.digest()[: box.HASH_BYTES], found, model, settings)
 
 
 def stored(source: Source) -> Container:
     """The container that stores a whole document, and needs no model."""
     whole = [_stored(source, Place(0, source.size))] if source.size else []
-    return box.describe(source.size, _hash(source), list(whole))
+    return box.describe(source.size, source.digest()[: box.HASH_BYTES], list(whole))
 
 
 def _stored(source: Source, place: Place) -> StoredSpan:
     return StoredSpan.of_pieces(lambda: source.pieces(place.start, place.end), place.end - place.start)
-
-
-def _hash(source: Source) -> bytes:
-    found = hashlib.sha256()
-    for piece in source.pieces():
-        found.update(piece)
-    return found.digest()[: box.HASH_BYTES]
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,18 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from copy import copy
 from dataclasses import replace
+from functools import partial
 from itertools import chain, pairwise
 from typing import Any, BinaryIO
 
 import numpy as np
 
+import memcodec
 from memcodec import chunks as work
 from memcodec import container as box
 from memcodec import document, feed, frames, models
 from memcodec.assembly import Lost, Place, container_of, document_of, parts_of, salvage_of, stored
-from memcodec.chunks import Coded
+from memcodec.chunks import FIT_CHUNKS, Coded
 from memcodec.container import Container, ModelId, Segment, Settings
 from memcodec.errors import (
     ChecksumError,
@@ -28,6 +30,7 @@ from memcodec.errors import (
 )
 from memcodec.feed import Block, Cutting
 from memcodec.frames import FrameSettings
+from memcodec.journal import Journal
 from memcodec.lm import arithmetic
 from memcodec.lm.compiled import are_kept
 from memcodec.lm.model import ExactLM, find_device
@@ -190,6 +193,7 @@ class Codec:
         context: Context = "auto",
         batch: int = DEFAULT_BATCH,
         verify: bool = True,
+        journal: Journal | None = None,
         progress: ProgressCallback | None = None,
     ) -> bytes:
         """Compress bytes (or text, as UTF-8) to the bytes of a .memz file; a file open for reading, piece by piece.
@@ -198,17 +202,15 @@ class Codec:
         point. site: where memories enter the LM, with its settings; chunk_tokens: 1 to 4096; context: tokens before a
         position that the LM sees at most, 0 for those of its own chunk alone, "auto" for as many as cost little time,
         "max" for the fewest bytes, slowly; batch: groups decoded side by side to verify; verify: decode the result and
-        compare. Raises EncodeError for settings out of range, and
-        where `pure` chunks need corrections, naming them; MachineError where the result does not decode to the input.
+        compare; journal: keeps what is encoded, and gives it back to a second run. Raises EncodeError for settings out
+        of range, and where `pure` chunks need corrections, naming them; MachineError where the result does not decode
+        to the input.
         """
         source = as_source(data, "data")
         check_settings(site, chunk_tokens, batch, context)
         if (blob := without_model(source)) is not None:
             return blob
-        (blob,) = self.encode_many(
-            [source], site=site, chunk_tokens=chunk_tokens, context=context, batch=batch, verify=verify,
-            progress=progress,
-        )  # fmt: skip
+        (blob,) = self._encode_many([source], site, chunk_tokens, context, batch, verify, progress, journal)
         return blob
 
     def encode_many(
@@ -229,12 +231,18 @@ class Codec:
         """
         check_settings(site, chunk_tokens, batch, context)
         sources = [as_source(data, "data") for data in documents]
+        return self._encode_many(sources, site, chunk_tokens, context, batch, verify, progress)
+
+    def _encode_many(
+        self, sources: list[Source], site: Readout | Prompt, chunk_tokens: int, context: Context, batch: int,
+        verify: bool, progress: ProgressCallback | None, journal: Journal | None = None,
+    ) -> Iterator[bytes]:  # fmt: skip
         size = sum(source.size for source in sources)
         stages = _Stages(progress, size, site, _rows(size, chunk_tokens, context, batch, verify))
         checking = stages.verify()
         lot: list[tuple[Source, bytes]] = []
         groups = 0
-        for source, made in self._encode(sources, site, chunk_tokens, context, stages.fit()):
+        for source, made in self._encode(sources, site, chunk_tokens, context, stages.fit(), journal):
             blob = box.pack(made)
             if isinstance(site, Prompt) and site.pure:
                 _check_pure(made)
@@ -270,8 +278,9 @@ class Codec:
         return [blob for _, blob in lot]
 
     def _encode(
-        self, sources: Iterable[Source], site: Readout | Prompt, chunk_tokens: int, context: Context, report: Reporter
-    ) -> Iterator[tuple[Source, Container]]:
+        self, sources: Iterable[Source], site: Readout | Prompt, chunk_tokens: int, context: Context, report: Reporter,
+        journal: Journal | None,
+    ) -> Iterator[tuple[Source, Container]]:  # fmt: skip
         """The containers of some documents, whose groups are coded in common batches. Raises EncodeError."""
         where = self._site(site, chunk_tokens)
         positions = self.lm.positions - len(self.lm.prefix)
@@ -285,7 +294,12 @@ class Codec:
         else:
             blocks = feed.Feed(_expected(read, report))
         seen = work.seen(cutting.context, positions)
-        coded = work.encode_all(self.lm, where, blocks.groups(), seen, report)
+        encode = partial(work.encode_all, self.lm, where, context=seen, reporter=report)
+        if journal is None:
+            coded = encode(blocks.groups())
+        else:
+            journal.begin(self._key(sources[0], site, cutting), FIT_CHUNKS if isinstance(site, Prompt) else 1)
+            coded = journal.coded(blocks.groups(), encode, lambda group: report.finish(list(group.lengths)))
         parts: list[Segment | Place] = []
         furthest = 1
         for block in blocks.blocks():
@@ -296,6 +310,12 @@ class Codec:
                 settings = Settings(where.name, where.fields, chunk_tokens, furthest, primer)
                 yield block.source, container_of(block.source, parts, self.model, settings)
                 parts, furthest = [], 1
+
+    def _key(self, source: Source, site: Readout | Prompt, cutting: Cutting) -> bytes:
+        """What the groups of a document follow from."""
+        primer = self.primer.identity if self.primer else b""
+        versions = memcodec.__version__, box.VERSION, self.lm.identity, primer
+        return repr((versions, site, cutting, source.size, source.digest())).encode()
 
     def _site(self, site: Readout | Prompt, chunk_tokens: int) -> Site:
         """What fits memories with these settings. Raises EncodeError."""

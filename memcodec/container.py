@@ -386,7 +386,7 @@ def unpack(blob: bytes | memoryview, damaged: bool = False) -> Container:
     check_start(bytes(view[:START]))
     if is_archive(view):
         raise FormatError("an archive of many documents: read it with memcodec unpack, or memcodec.Archive")
-    metadata, tensors, header_size = read_tensors(view, ("memories", "document"), damaged)
+    metadata, tensors, header_size, ends = read_tensors(view, ("memories", "document"), damaged)
     version = metadata.get("memcodec", "")
     if version != str(VERSION):
         raise FormatError(f"format version {version[:20]!r} is not known to this memcodec: install a newer one")
@@ -395,7 +395,8 @@ def unpack(blob: bytes | memoryview, damaged: bool = False) -> Container:
         raise FormatError("damaged file: it has no index")
     if not damaged and zlib.crc32(view[:-4]) != struct.unpack("<I", view[-4:])[0]:
         raise ChecksumError("damaged file: its checksum does not match")
-    reader = Reader(document[:-4], "document", damaged)
+    cut = damaged and len(view) < header_size + ends
+    reader = Reader(document if cut else document[:-4], "document", damaged)
     apart = Reader(memories, "memories", damaged) if memories is not None else None
     size, sha256, parts, model, settings = _read_index(reader, apart, metadata.get("model"))
     stored = sum(len(part.packed) for part in parts if isinstance(part, StoredSpan))
@@ -413,8 +414,8 @@ def unpack(blob: bytes | memoryview, damaged: bool = False) -> Container:
 
 def read_tensors(
     view: memoryview, names: tuple[str, ...], damaged: bool = False
-) -> tuple[dict[str, str], dict[str, memoryview], int]:
-    """Metadata, byte tensors of these names, in this order, those that there are, and the bytes before them.
+) -> tuple[dict[str, str], dict[str, memoryview], int, int]:
+    """Metadata, byte tensors of these names, in this order, those that there are, the bytes before them, and theirs.
 
     damaged: the end may be missing, or followed by something. Raises FormatError where there are others, or anything
     beside them.
@@ -449,7 +450,7 @@ def read_tensors(
             tensors[name] = view[base + start : base + at]
     if base + at != len(view) and not damaged:
         raise FormatError("damaged header: it does not cover the file")
-    return metadata, tensors, base
+    return metadata, tensors, base, at
 
 
 def _read_index(

@@ -1,7 +1,9 @@
 """A document's bytes, wherever they are: read in pieces, and more than once; and files written whole or not at all."""
 
+import hashlib
 import io
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -12,6 +14,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from memcodec.errors import EncodeError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where a file that is open cannot be removed
+    fcntl = None  # type: ignore[assignment]
 
 PIECE_BYTES = 1 << 20
 _SPOOLED = 1 << 22  # bytes of a pipe that are kept in memory
@@ -59,6 +66,13 @@ class Source:
         for at in range(start, end, PIECE_BYTES):
             yield self.read(at, min(at + PIECE_BYTES, end))
 
+    def digest(self) -> bytes:
+        """The SHA-256 of all."""
+        found = hashlib.sha256()
+        for piece in self.pieces():
+            found.update(piece)
+        return found.digest()
+
     def check_unchanged(self) -> None:
         """Raise EncodeError where the file was written to since."""
         if self._state() != self._before:
@@ -82,16 +96,18 @@ def replace(
     target = path.resolve()
     old = target.stat() if target.exists() else None
     if old is not None and not stat.S_ISREG(old.st_mode):  # a device or a pipe: a rename would replace it
-        with target.open("wb") as file:
-            return sum(file.write(piece) for piece in pieces)
-    temporary = target.with_name(f".memcodec-{secrets.token_hex(6)}")
+        with target.open("wb") as device:
+            return sum(device.write(piece) for piece in pieces)
+    _sweep(target.parent)
+    temporary, file = _beside(target, mode)
     try:
-        with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
-            size = 0
-            for piece in pieces:
-                size += file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
+        size = 0
+        for piece in pieces:
+            size += file.write(piece)
+        file.flush()
+        os.fsync(file.fileno())
+        if fcntl is None:
+            file.close()
         if old is not None:
             temporary.chmod(stat.S_IMODE(old.st_mode))
         before(temporary)
@@ -99,7 +115,49 @@ def replace(
         _flush(target.parent)
         return size
     finally:
+        with suppress(OSError):  # what could not be written is not tried again
+            file.close()
         temporary.unlink(missing_ok=True)
+
+
+def _beside(target: Path, mode: int) -> tuple[Path, BinaryIO]:
+    """A new file in the folder of another, held while it is written."""
+    while True:
+        temporary = target.with_name(f".memcodec-{secrets.token_hex(6)}")
+        file: BinaryIO = open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode))  # noqa: SIM115
+        if hold(file) is not False and temporary.exists():  # not taken for abandoned before it was held
+            return temporary, file
+        file.close()
+
+
+def hold(file: BinaryIO) -> bool | None:
+    """Lock an open file as long as it is open: False where another process has it, None where there are no locks."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+_TEMPORARY = re.compile(r"\.memcodec-[0-9a-f]{12}")
+_swept: set[Path] = set()
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes have left in a folder; looks once a process, as folders may be large."""
+    if folder in _swept:
+        return
+    _swept.add(folder)
+    with suppress(OSError):
+        for path in list(folder.iterdir()):
+            if _TEMPORARY.fullmatch(path.name):
+                with suppress(OSError), path.open("rb") as file:
+                    if hold(file):
+                        path.unlink()
 
 
 def _flush(folder: Path) -> None:

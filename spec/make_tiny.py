@@ -1,6 +1,5 @@
 """Make a tiny model and vectors of it, where they are not there yet: python spec/make_tiny.py. Never made again."""
 
-import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import safetensors.numpy
 from make_vectors import ENGLISH, MIXED
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from memcodec import assembly, container
+from memcodec.bench.carried import store_nothing
 from memcodec.codec import Codec
 from memcodec.memory.settings import Prompt, Readout
 from memcodec.primer import Primer
@@ -40,27 +39,14 @@ def main() -> None:
     if not (folder / "primer.safetensors").exists():
         Primer.from_texts([MIXED], 90, codec).save(folder / "primer.safetensors")
     primer = Primer.load(folder / "primer.safetensors")
-    # All is carried by the LM, whatever zstd would make of it.
-    assembly._store_losers = lambda run: [piece.segment for piece in run]
     for name, (text, settings) in VECTORS.items():
         if (folder / f"{name}.memz").exists():
             continue
         used = codec.with_primer(primer if name == "primer" else None)
         data = text.encode() + (b"" if name == "prompt" else b"\xff\xfe\x00" + text[:200].encode())
         (folder / f"{name}.bin").write_bytes(data)
-        (folder / f"{name}.memz").write_bytes(carried(used, data, settings))
-
-
-def carried(codec: Codec, data: bytes, settings: dict[str, Any]) -> bytes:
-    """The file of a document, though zstd might be smaller."""
-    codecs: Any = importlib.import_module("memcodec.codec")
-    real = codecs.stored
-    large = [container.StoredSpan(1, 0, bytes(1 << 17), 0)]
-    codecs.stored = lambda source: container.describe(source.size, bytes(16), list(large))
-    try:
-        return codec.encode(data, **settings)
-    finally:
-        codecs.stored = real
+        with store_nothing():
+            (folder / f"{name}.memz").write_bytes(used.encode(data, **settings))
 
 
 def make_model(folder: Path) -> None:

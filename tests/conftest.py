@@ -39,7 +39,7 @@ from transformers import (  # noqa: E402
     Qwen3ForCausalLM,
 )
 
-from memcodec import container  # noqa: E402
+from memcodec.bench import carried  # noqa: E402
 from memcodec.codec import Codec  # noqa: E402
 from memcodec_cli import main  # noqa: E402
 
@@ -148,9 +148,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 def store_nothing(patch: pytest.MonkeyPatch) -> None:
     """All text is carried by the LM, though zstd might be smaller."""
-    patch.setattr("memcodec.assembly._store_losers", lambda run: [piece.segment for piece in run])
-    large = [container.StoredSpan(1, 0, bytes(1 << 17), 0)]
-    patch.setattr("memcodec.codec.stored", lambda source: container.describe(source.size, bytes(16), list(large)))
+    patch.setattr("memcodec.assembly._store_losers", carried.segments_of)
+    patch.setattr("memcodec.codec.stored", carried.too_large)
 
 
 def random_codec(model: torch.nn.Module, folder: Path) -> Codec:

@@ -1,0 +1,165 @@
+"""Coverage-guided fuzzing of everything that reads bytes: python benchmarks/fuzz.py [--minutes N] [--out FOLDER]
+
+Needs atheris (pip install atheris). Inputs begin with a byte that says what reads them: a whole file, its document
+tensor (the header, lengths and checksum are made to fit), a damaged file that is salvaged, an archive's index, a
+primer, a frame. What is raised must be a MemcodecError. Seeds are the vectors in spec/ and what earlier runs kept in
+--out; finds are crash-* there, and belong into tests/finds. The tiny model in spec/vectors decodes what reads, up to
+300 tokens.
+"""
+
+import argparse
+import json
+import os
+import struct
+import subprocess
+import sys
+import tempfile
+import zlib
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+TINY = ROOT / "spec" / "vectors" / "tiny"
+INSTRUMENTED = ("container", "archive", "assembly", "frames", "primer", "tokens")  # numba compiles the rest
+TOKENS = 300  # that are decoded for one input
+
+
+def main() -> None:
+    """Make seeds, and fuzz in a process of its own, which libFuzzer ends."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "fuzz")
+    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
+    options, rest = parser.parse_known_args()
+    if options.work:
+        fuzz(rest)
+        return
+    corpus = options.out / "corpus"
+    corpus.mkdir(parents=True, exist_ok=True)
+    for number, seed in enumerate(seeds()):
+        (corpus / f"seed-{number}").write_bytes(seed)
+    command = [sys.executable, __file__, "--work", str(corpus), f"-max_total_time={int(60 * options.minutes)}"]
+    command += [
+        "-max_len=6000",
+        "-timeout=20",
+        "-rss_limit_mb=4096",
+        f"-artifact_prefix={options.out}/",
+        "-print_final_stats=1",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    (options.out / "log").write_text(done.stdout + done.stderr)
+    lines = (done.stdout + done.stderr).splitlines()
+    print(*[line for line in lines if line.startswith("stat::")], sep="\n")
+    finds = (
+        sorted(options.out.glob("crash-*")) + sorted(options.out.glob("timeout-*")) + sorted(options.out.glob("oom-*"))
+    )
+    if done.returncode or finds:
+        print(*lines[-40:], sep="\n")
+        sys.exit(f"fuzz: error: {len(finds)} finds in {options.out}")
+
+
+def seeds() -> list[bytes]:
+    """Inputs that are right."""
+    found = []
+    for path in sorted(TINY.glob("*.memz")):
+        blob = path.read_bytes()
+        found += [b"\0" + blob, b"\2" + blob]
+        (length,) = struct.unpack("<Q", blob[:8])
+        header = json.loads(blob[8 : 8 + length])
+        memories = header.get("memories", {"data_offsets": [0, 0]})["data_offsets"][1]
+        body = blob[8 + length : -4]
+        found.append(b"\1" + struct.pack("<H", memories) + body)
+    found.append(b"\4" + (TINY / "primer.safetensors").read_bytes())
+    for path in sorted((ROOT / "spec" / "frames").glob("*.json")):
+        found += [b"\5" + bytes.fromhex(case["frame"]) for case in json.loads(path.read_text())["frames"]]
+    return found
+
+
+def read(data: bytes, codec: object) -> None:
+    """Do with an input what its first byte says."""
+    from memcodec import Archive, FrameSettings, MemcodecError, Primer, container
+    from memcodec.codec import Codec
+
+    assert isinstance(codec, Codec)
+    way, data = data[:1], data[1:]
+    try:
+        if way == b"\0":
+            _decode(codec, sealed(data), data)
+        elif way == b"\1" and len(data) > 2:
+            _decode(codec, with_header(data), data)
+        elif way == b"\2":
+            parsed = container.unpack(data, damaged=True)
+            if sum(chunk.tokens for chunk in parsed.chunks) <= TOKENS and parsed.size < 1 << 20:
+                list(codec.salvage(data))
+        elif way == b"\3":
+            index = codec.model.identity + data
+            with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
+                path = Path(folder) / "a"
+                path.write_bytes(archive(index))
+                found = Archive(path, codec)
+                for i in range(min(len(found), 4)):
+                    found.frame_size(i)
+        elif way == b"\4":
+            Primer.from_bytes(data)
+        elif way == b"\5":
+            codec.decode_frame(data, FrameSettings(max_bytes=TOKENS))
+    except MemcodecError as error:
+        assert "\n" not in str(error)
+
+
+def _decode(codec: object, *blobs: bytes) -> None:
+    from memcodec import MemcodecError, container
+    from memcodec.codec import Codec
+
+    assert isinstance(codec, Codec)
+    for blob in blobs:
+        try:
+            for parsed in container.unpack_all(blob):
+                if sum(chunk.tokens for chunk in parsed.chunks) > TOKENS or parsed.size > 1 << 20:
+                    continue
+                for piece in codec.decode_pieces(parsed):
+                    assert len(piece) <= 1 << 20
+        except MemcodecError as error:
+            assert "\n" not in str(error)
+
+
+def sealed(blob: bytes) -> bytes:
+    """With the checksum that fits."""
+    return blob[:-4] + struct.pack("<I", zlib.crc32(blob[:-4]))
+
+
+def with_header(data: bytes) -> bytes:
+    """A file whose tensors are these bytes, the first of them of the memories."""
+    (memories,), body = struct.unpack("<H", data[:2]), data[2:] + bytes(4)
+    memories = min(memories, len(body) - 4)
+    header: dict[str, object] = {"__metadata__": {"memcodec": "2", "model": "tiny"}}
+    if memories:
+        header["memories"] = {"dtype": "U8", "shape": [memories], "data_offsets": [0, memories]}
+    entry = {"dtype": "U8", "shape": [len(body) - memories], "data_offsets": [memories, len(body)]}
+    text = json.dumps(header | {"document": entry}).encode()
+    return sealed(struct.pack("<Q", len(text)) + text + body)
+
+
+def archive(index: bytes) -> bytes:
+    """An archive with this index."""
+    entry = {"dtype": "U8", "shape": [len(index) + 4], "data_offsets": [0, len(index) + 4]}
+    header = {"__metadata__": {"memcodec": "archive 1", "model": "tiny"}, "archive": entry}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    return sealed(struct.pack("<Q", len(text)) + text + index + bytes(4))
+
+
+def fuzz(arguments: list[str]) -> None:
+    """In the process."""
+    import atheris
+
+    os.environ["MEMCODEC_THREADS"] = "1"
+    with atheris.instrument_imports(include=[f"memcodec.{name}" for name in INSTRUMENTED]):
+        from memcodec import archive, assembly, container, frames, primer, tokens  # noqa: F401
+    from memcodec.codec import Codec
+
+    codec = Codec.load(str(TINY / "model"), device="cpu", threads=1)
+    atheris.Setup([sys.argv[0], *arguments], lambda data: read(data, codec))
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,392 @@
+"""Files made to do harm, and what became of it: memory, time, and what the process touched.
+
+    python benchmarks/hostile.py [--out FOLDER]
+
+Each is read in a process that notes every file that is opened, every connection, every program that is started and all
+that is unpickled: besides Python's own files and those given, there must be nothing. The tiny model in spec/vectors
+reads what needs one. Writes hostile.json.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import pickle
+import struct
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import isolated
+import numpy as np
+import safetensors.numpy
+import zstandard
+from faults import TEXT, TINY, sealed
+
+from memcodec import Archive, FrameSettings, MemcodecError, Primer, Prompt, Readout, container
+from memcodec import decode as decode_alone
+from memcodec.bench.carried import store_nothing
+from memcodec.bench.results import machine, today
+from memcodec.codec import Codec
+from memcodec.container import Chunk, Container, ModelId, Segment, Settings, StoredSpan, pack
+from memcodec.models import cache_folder
+
+HARMLESS = "refused"
+
+
+@dataclass(frozen=True)
+class Hostile:
+    """A case: what it is, what is read, by which of READERS, and the most by which memory may grow."""
+
+    what: str
+    blob: bytes
+    reader: str = "file"
+    memory: int = 64 << 20
+
+
+def main() -> None:
+    """Read all and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    options = parser.parse_args()
+    rows = judge()
+    options.out.mkdir(parents=True, exist_ok=True)
+    found = {"date": today(), "machine": machine(), "rows": rows}
+    (options.out / "hostile.json").write_text(json.dumps(found, indent=1) + "\n")
+    if any(row["wrong"] for row in rows):
+        sys.exit("hostile: error: something is wrong, see hostile.json")
+
+
+def judge() -> list[dict[str, Any]]:
+    """Make all in one process, so that its memory is not counted, and read all in another."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        maker = multiprocessing.get_context("spawn").Process(target=make, args=(folder,))
+        maker.start()
+        maker.join()
+        listed = json.loads((Path(folder) / "cases.json").read_text())
+        for case, outcome in zip(listed, isolated.run(cases, folder), strict=True):
+            wrong = outcome.word != HARMLESS or outcome.memory > case["memory"]
+            rows.append({"what": case["what"], "outcome": outcome.word, "seconds": outcome.seconds,
+                         "memory": outcome.memory, "bound": case["memory"], "wrong": wrong})  # fmt: skip
+            print(rows[-1], flush=True)
+    return rows
+
+
+def make(folder: str) -> None:
+    """Write all cases into a folder."""
+    listed = []
+    for number, case in enumerate(hostile(Path(folder))):
+        (Path(folder) / f"case-{number}").write_bytes(case.blob)
+        listed.append({"what": case.what, "reader": case.reader, "memory": case.memory})
+    (Path(folder) / "cases.json").write_text(json.dumps(listed))
+
+
+def cases(folder: str) -> Iterator[tuple[str, Callable[[], str]]]:
+    """For `isolated.run`."""
+    codec = Codec.load(str(TINY), device="cpu", threads=1)
+    with store_nothing():  # kernels are read from the cache, and unpickled, on first use: now
+        good = [codec.encode(TEXT * 6, chunk_tokens=40, site=site) for site in (Readout(0.1), Prompt(steps=2))]
+        primed = codec.with_primer(Primer.from_texts([TEXT], 20, codec))
+        good.append(primed.encode(TEXT * 9, chunk_tokens=40, context=50))
+    assert all(primed.decode(blob) and primed.decode_frame(primed.encode_frame(TEXT)) for blob in good)
+    watch = Watch(Path(folder))
+    for number, case in enumerate(json.loads((Path(folder) / "cases.json").read_text())):
+        yield case["what"], watch.around(partial(READERS[case["reader"]], codec, Path(folder) / f"case-{number}"))
+
+
+class Watch:
+    """Notes what the process touches while a case is done."""
+
+    def __init__(self, folder: Path) -> None:
+        self._on = False
+        self._seen: list[str] = []
+        own = str(folder), str(cache_folder()), str(Path(__file__).parent.parent), tempfile.gettempdir()
+        self._ours = (*own, sys.prefix, sys.base_prefix, "/proc/", "/sys/", "/dev/null")
+        sys.addaudithook(self._hook)
+
+    def _hook(self, event: str, given: tuple[Any, ...]) -> None:
+        if not self._on:
+            return
+        if event == "open":
+            path = os.fsdecode(given[0]) if isinstance(given[0], str | bytes) else ""
+            if path and not path.startswith(self._ours) and not path.startswith("/usr/lib"):
+                self._seen.append(f"opens {path}")
+        elif event in ("socket.connect", "socket.getaddrinfo", "subprocess.Popen", "os.system", "os.exec",
+                       "pickle.find_class"):  # fmt: skip
+            self._seen.append(event)
+
+    def around(self, read: Callable[[], object]) -> Callable[[], str]:
+        """A case whose word is "refused", or what is wrong."""
+
+        def run() -> str:
+            self._seen, self._on = [], True
+            try:
+                read()
+                word = "reads"
+            except MemcodecError as error:
+                word = HARMLESS if "\n" not in str(error) else "an error of more than one line"
+            except Exception as error:
+                word = f"raises {type(error).__name__}: {error}"
+            finally:
+                self._on = False
+            return ", ".join(dict.fromkeys(self._seen)) or word
+
+        return run
+
+
+# ---- how they are read
+
+
+def _file(codec: Codec, path: Path) -> None:
+    for parsed in container.unpack_all(path.read_bytes()):
+        for _ in codec.decode_pieces(parsed):
+            pass
+
+
+def _container(codec: Codec, path: Path) -> None:
+    parsed = container.unpack(path.read_bytes())
+    raise MemcodecError(f"{len(parsed.chunks)} chunks")
+
+
+def _alone(codec: Codec, path: Path) -> None:
+    decode_alone(path.read_bytes())
+
+
+def _archive(codec: Codec, path: Path) -> None:
+    list(Archive(path, codec))
+
+
+def _primer(codec: Codec, path: Path) -> None:
+    Primer.from_bytes(path.read_bytes())
+
+
+def _frames(codec: Codec, path: Path) -> None:
+    refused = 0
+    made = json.loads(path.read_bytes())
+    for frame in made:
+        try:
+            codec.decode_frame(bytes.fromhex(frame), FrameSettings(checksum=4))
+        except MemcodecError:
+            refused += 1
+    if refused == len(made):
+        raise MemcodecError("all of them")
+
+
+def _model(codec: Codec, path: Path) -> None:
+    """Load a model folder; raises what that raises, or AssertionError where its code ran."""
+    folder = Path(os.fsdecode(path.read_bytes()))
+    try:
+        Codec.load(str(folder), device="cpu").encode(TEXT)
+    finally:
+        assert not (folder / "was here").exists(), "its code ran"
+
+
+READERS: dict[str, Callable[[Codec, Path], None]] = {
+    "file": _file, "container": _container, "alone": _alone, "archive": _archive, "primer": _primer,
+    "frames": _frames, "model": _model,
+}  # fmt: skip
+
+
+# ---- the files
+
+
+def hostile(folder: Path) -> Iterator[Hostile]:
+    """All of them."""
+    codec = Codec.load(str(TINY), device="cpu", threads=1)
+    with store_nothing():
+        good = codec.encode((TEXT * 6).encode(), chunk_tokens=40)
+    yield from headers(good)
+    yield from indexes(good)
+    yield from payloads(codec)
+    yield from names(folder, codec)
+    yield from others(codec)
+
+
+def headers(good: bytes) -> Iterator[Hostile]:
+    """What the JSON and its length may claim."""
+    (length,) = struct.unpack("<Q", good[:8])
+    yield Hostile("header of 2^63 bytes", struct.pack("<Q", 1 << 63) + good[8:])
+    yield Hostile("header of 64 KB + 1, all there", struct.pack("<Q", (1 << 16) + 1) + b"{" + b" " * (1 << 16) + good)
+    nested = b'{"memcodec":' + b"[" * 60_000
+    yield Hostile("60,000 brackets", struct.pack("<Q", len(nested)) + nested)
+    many = json.dumps({"__metadata__": {"memcodec": "2"}} | {f"t{i}": [] for i in range(5000)}).encode()
+    yield Hostile("5,000 tensors", struct.pack("<Q", len(many)) + many)
+    digits = b'{"__metadata__":{"memcodec":"2"},"document":{"dtype":"U8","shape":[' + b"9" * 60_000 + b"]}}"
+    yield Hostile("a number of 60,000 digits", struct.pack("<Q", len(digits)) + digits)
+    header = json.loads(good[8 : 8 + length])
+    size = len(good) - 8 - length
+    for what, entries in {
+        "overlapping tensors": {"memories": (0, size), "document": (size // 2, size)},
+        "no document": {"memories": (0, size)},
+        "a tensor of 2^60 bytes": {"document": (0, 1 << 60)},
+        "offsets that go backwards": {"document": (size, 0)},
+        "a hole between tensors": {"memories": (0, 4), "document": (8, size)},
+    }.items():
+        changed = {"__metadata__": header["__metadata__"]}
+        changed |= {n: {"dtype": "U8", "shape": [b - a], "data_offsets": [a, b]} for n, (a, b) in entries.items()}
+        text = json.dumps(changed).encode()
+        yield Hostile(what, struct.pack("<Q", len(text)) + text + good[8 + length :])
+
+
+def indexes(good: bytes) -> Iterator[Hostile]:
+    """What numbers of the index may claim; the file's checksum is right."""
+    parsed = container.unpack(good)
+    assert parsed.model is not None and parsed.settings is not None
+    start = good.index(parsed.sha256)
+    numbers = start + container.HASH_BYTES
+
+    def with_number(which: int, value: int) -> bytes:
+        at = numbers
+        for _ in range(which):
+            while good[at] & 0x80:
+                at += 1
+            at += 1
+        end = at
+        while good[end] & 0x80:
+            end += 1
+        return resized(good, at, end + 1, container.varint(value))
+
+    most = (1 << 62) - 1
+    for what, which in (("document", 0), ("runs", 1), ("stored spans", 2), ("segments in a run", 3)):
+        blob = with_number(which, most)
+        yield Hostile(f"2^62 - 1 {what}" if which else "a document of 2^62 - 1 bytes", blob)
+    yield Hostile("a number of 200 bytes", resized(good, numbers, numbers + 1, b"\xff" * 200))
+
+    def made(segments: list[Segment], settings: Settings = parsed.settings) -> bytes:
+        size = sum(segment.size for segment in segments)
+        return pack(Container(size, bytes(16), list(segments), parsed.model, settings))
+
+    full = [Segment(1, (Chunk(1, b"", 0),), b"") for _ in range(container.MAX_CHUNKS)]
+    yield Hostile("2,097,152 chunks, as many as may be, in 2 MB", made(full), "container", 1 << 30)
+    yield Hostile("one chunk more", made([*full, full[0]]))
+    long = Segment(1 << 40, tuple(Chunk(4096, b"", 0) for _ in range(12)), b"")
+    widest = replace(parsed.settings, chunk_tokens=4096, context=500)
+    yield Hostile("49,152 tokens in 100 bytes", made([long], widest))
+    claim = Segment(1 << 40, tuple(Chunk(200, b"", 0) for _ in range(20)), bytes(20))
+    beyond = replace(parsed.settings, context=container.MAX_CONTEXT)
+    yield Hostile("a context beyond the model", made([claim], beyond))
+
+
+def resized(blob: bytes, start: int, end: int, new: bytes) -> bytes:
+    """Other bytes in the document's tensor, with the length in the header that fits, and the checksum."""
+    (length,) = struct.unpack("<Q", blob[:8])
+    header = json.loads(blob[8 : 8 + length])
+    entry = header["document"]
+    entry["data_offsets"][1] += len(new) - (end - start)
+    entry["shape"] = [entry["data_offsets"][1] - entry["data_offsets"][0]]
+    text = json.dumps(header).encode()
+    return sealed(struct.pack("<Q", len(text)) + text + blob[8 + length : start] + new + blob[end:])
+
+
+def payloads(codec: Codec) -> Iterator[Hostile]:
+    """What stored spans, memories and corrections may be; lengths and the file's checksum are right."""
+
+    def stored(size: int, frame: bytes) -> bytes:
+        return pack(Container(size, bytes(16), [StoredSpan(size, 1, frame, 0)]))
+
+    bomb = zstandard.ZstdCompressor().compress(bytes(1 << 30))
+    yield Hostile("12 bytes that zstd makes 1 GB of", stored(12, bomb))
+    yield Hostile("1 GB of zeros in 33 KB, as it says", stored(1 << 30, bomb))
+    wide = zstandard.ZstdCompressionParameters.from_level(1, window_log=31)
+    window = zstandard.ZstdCompressor(compression_params=wide).compressobj()
+    frame = window.compress(bytes(1 << 20)) + window.flush()
+    yield Hostile("a zstd window of 2 GB", stored(1 << 20, frame))
+
+    model = codec.model
+
+    def one(memory: bytes, corrections: bytes, settings: Settings, tokens: int = 150) -> bytes:
+        segment = Segment(1 << 20, (Chunk(tokens, memory, 0),), corrections)
+        return pack(Container(1 << 20, bytes(16), [segment], model, settings))
+
+    readout = Settings("readout", (102,), 200, 200)
+    steered = Settings("readout", (512,), 200, 200)
+    for what, memory, corrections, settings in (
+        ("corrections of nothing", b"", b"", readout),
+        ("1 MB of corrections, all ones", b"", b"\xff" * (1 << 20), readout),
+        ("1 MB of corrections, all zeros", b"", bytes(1 << 20), readout),
+        ("a memory of 1 MB, all ones", b"\xff" * (1 << 20), b"\x55" * 40, steered),
+        ("a memory of 1 MB, all zeros", bytes(1 << 20), b"\x55" * 40, steered),
+        ("a share of 2^40", b"\1\2\3", b"\x55" * 40, Settings("readout", (1 << 40,), 200, 200)),
+    ):
+        blob = one(memory, corrections, settings)
+        yield Hostile(what, blob)
+    hidden = codec.lm.architecture.hidden
+    for what, entry in (("not a number", np.nan), ("infinite", np.inf), ("65504", 65504.0)):
+        vectors = np.full((2, hidden), entry, dtype="<f2").tobytes()
+        blob = one(vectors, b"\x55" * 40, Settings("prompt", (16, hidden), 200, 200))
+        yield Hostile(f"vectors whose entries are {what}", blob)
+    scale = np.full((1, 1), np.inf, dtype="<f2").tobytes() + b"\xff" * (hidden // 2)
+    blob = one(scale, b"\x55" * 40, Settings("prompt", (4, hidden), 200, 200))
+    yield Hostile("a vector whose scale is infinite", blob)
+    dimensions = one(bytes(64), b"", Settings("prompt", (16, 1 << 50), 200, 200))
+    yield Hostile("vectors of 2^50 dimensions", dimensions)
+
+
+def names(folder: Path, codec: Codec) -> Iterator[Hostile]:
+    """Model names: a file may name what is pinned, or what the user has; nothing is fetched or read for it."""
+    (folder / "victim").mkdir()
+    for name in ("../victim", str(folder / "victim"), "/etc", "~root", "~", "C:\\Windows", "file:///etc/passwd",
+                 "http://localhost/model", "org/model", "org/model@../../victim", "..", "", "a\nb", "\x1b[2J",
+                 "m" * 60_000, "smollm2-135m/../victim", "\u202emodel"):  # fmt: skip
+        segment = Segment(50, (Chunk(10, b"", 0),), b"")
+        blob = pack(Container(50, bytes(16), [segment], ModelId(name, bytes(8)), Settings("readout", (0,))))
+        shown = name if len(name) < 40 else f"{name[:10]}... of {len(name):,} characters"
+        yield Hostile(f"a model named {shown!r}".replace(str(folder), "/tmp"), blob, "alone")
+
+    class Evil:
+        def __reduce__(self) -> Any:
+            return Path.touch, (folder / "pickled" / "was here",)
+
+    pickled = folder / "pickled"
+    pickled.mkdir()
+    (pickled / "config.json").write_text((TINY / "config.json").read_text())
+    (pickled / "tokenizer.json").write_text((TINY / "tokenizer.json").read_text())
+    (pickled / "pytorch_model.bin").write_bytes(pickle.dumps(Evil()))
+    yield Hostile("a model folder with pickled weights", os.fsencode(pickled), "model")
+    remote = folder / "remote"
+    remote.mkdir()
+    config = json.loads((TINY / "config.json").read_text()) | {
+        "model_type": "evil",
+        "auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"},
+    }
+    (remote / "config.json").write_text(json.dumps(config))
+    (remote / "tokenizer.json").write_text((TINY / "tokenizer.json").read_text())
+    (remote / "model.safetensors").write_bytes((TINY / "model.safetensors").read_bytes())
+    (remote / "evil.py").write_text(f"open({str(remote / 'was here')!r}, 'w')\n")
+    yield Hostile("a model folder with code of its own", os.fsencode(remote), "model")
+
+
+def others(codec: Codec) -> Iterator[Hostile]:
+    """Archives, primers and frames."""
+
+    def archive(what: str, index: bytes) -> Hostile:
+        body = codec.model.identity + container.pack_settings(Settings("readout", (0,), 200, 32768)) + index
+        entry = {"dtype": "U8", "shape": [len(body) + 4], "data_offsets": [0, len(body) + 4]}
+        header = {"__metadata__": {"memcodec": "archive 1", "model": "m"}, "archive": entry}
+        text = json.dumps(header, separators=(",", ":")).encode()
+        return Hostile(what, sealed(struct.pack("<Q", len(text)) + text + body + bytes(4)), "archive")
+
+    varint = container.varint
+    yield archive("an archive of 2^30 documents", varint(1 << 30) + varint(0))
+    keys = zstandard.ZstdCompressor().compress(bytes(1 << 30))
+    yield archive("keys that zstd makes 1 GB of", varint(100) + varint(len(keys)) + keys + bytes(200))
+    yield archive("documents of 2^61 bytes each", varint(3) + varint(0) + varint(1 << 61) + b"\0")
+    tensors = {"text": np.zeros(8, np.uint8), "tokens": np.zeros(1 << 22, np.int32), "hash": np.zeros(8, np.uint8)}
+    yield Hostile("a primer of 4,194,304 tokens", safetensors.numpy.save(tensors), "primer")
+
+    def frames(what: str, made: list[bytes]) -> Hostile:
+        return Hostile(what, json.dumps([frame.hex() for frame in made]).encode(), "frames")
+
+    yield frames("frames of each first byte", [bytes([first]) + b"\xff" * 40 for first in range(256)])
+    yield frames("frames of 2^61 tokens", [bytes([first]) + varint(1 << 61) + bytes(20) for first in (224, 251, 252)])
+    bomb = zstandard.ZstdCompressor(write_checksum=False).compress(bytes(1 << 28))
+    yield frames("a frame that zstd makes 256 MB of", [bytes([253]) + bomb, bytes([254]) + bomb])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""All figures of docs/reliability.md: python benchmarks/reliability.py [--quick] [--only PART,PART] [--out FOLDER]
+
+Runs faults.py, hostile.py, crashes.py, matrix.py and concurrency.py, a process each, and writes one table,
+reliability.md, and how long each took. --quick: a tenth of the cases, and texts of 1 KB. Fuzzing is apart: fuzz.py.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from memcodec.bench.results import machine, today
+
+FULL: dict[str, list[str]] = {
+    "faults": [],
+    "hostile": [],
+    "crashes": [],
+    "matrix": ["--numba", "0.68.1", "--numba", "0.67.0"],
+    "concurrency": [],
+}
+QUICK: dict[str, list[str]] = {
+    "faults": ["--flips", "400", "--corruptions", "1000"],
+    "hostile": [],
+    "crashes": ["--kills", "10"],
+    "matrix": ["--bytes", "1024"],
+    "concurrency": ["--rounds", "5"],
+}
+
+
+def main() -> None:
+    """Run the parts, then gather what they wrote."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--only", default=",".join(FULL), help="parts to run; of the others, what --out has")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "reliability")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    failed = []
+    took_path = options.out / "took.json"
+    took: dict[str, float] = json.loads(took_path.read_text()) if took_path.exists() else {}
+    for part in filter(None, options.only.split(",")):
+        start = time.monotonic()
+        given = (QUICK if options.quick else FULL)[part]
+        script = str(Path(__file__).with_name(f"{part}.py"))
+        print(f"== {part}", flush=True)
+        if subprocess.run([sys.executable, script, *given, "--out", str(options.out)]).returncode:
+            failed.append(part)
+        took[part] = time.monotonic() - start
+        took_path.write_text(json.dumps(took, indent=1) + "\n")
+    (options.out / "reliability.md").write_text(render(options.out, took))
+    print((options.out / "reliability.md").read_text())
+    if failed:
+        sys.exit(f"reliability: error: {', '.join(failed)}")
+
+
+def render(folder: Path, took: dict[str, float]) -> str:
+    """The table, of what is there."""
+    lines = [f"{today()}, {machine()['processor']}, {machine()['cores']} cores.", ""]
+    lines += ["| what | cases | failed | more | s |", "| --- | ---: | ---: | --- | ---: |"]
+    for part in FULL:
+        path = folder / f"{part}.json"
+        if path.exists():
+            for number, row in enumerate(ROWS[part](json.loads(path.read_text()))):
+                seconds = f"{took[part]:.0f}" if part in took and not number else ""
+                lines.append("| " + " | ".join([*row, seconds]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+Rows = list[tuple[str, str, str, str]]
+
+
+def _faults(found: dict[str, Any]) -> Rows:
+    names = {kind: f"each bit of a small {kind} flipped" for kind in ("file", "stored file", "archive", "primer")}
+    return [
+        (
+            names.get(row["what"], row["what"]), f"{row['cases']:,}", f"{len(row['wrong']):,}",
+            ", ".join(f"{word}: {count:,}" for word, count in row["outcomes"].items())
+            + f"; longest {row['longest']:.2f} s, memory at most +{row['memory'] / 1e6:.0f} MB",
+        )
+        for row in found["rows"]
+    ]  # fmt: skip
+
+
+def _hostile(found: dict[str, Any]) -> Rows:
+    rows = found["rows"]
+    slowest = max(rows, key=lambda row: row["seconds"])
+    largest = max(rows, key=lambda row: row["memory"])
+    more = f"longest {slowest['seconds']:.1f} s ({slowest['what']}), most memory +{largest['memory'] / 1e6:.0f} MB"
+    return [("hostile files", f"{len(rows)}", f"{sum(row['wrong'] for row in rows)}", f"{more} ({largest['what']})")]
+
+
+def _crashes(found: dict[str, Any]) -> Rows:
+    kills: Rows = [
+        (
+            f"kill -9 of {row['way']}", f"{row['kills']}", f"{len(row['wrong'])}",
+            f"{row['complete']} were complete, {row['with_temporary']} left a temporary or side file for the next run",
+        )
+        for row in found["kills"]
+    ]  # fmt: skip
+    return kills + [
+        (
+            f"Ctrl-C of {row['way']}",
+            f"{row['interrupts']}",
+            f"{len(row['wrong'])}",
+            f"ended in {row['longest']:.2f} s at most",
+        )
+        for row in found["interrupts"]
+    ]
+
+
+def _matrix(found: dict[str, Any]) -> Rows:
+    count = len(found["rows"])
+    return [
+        (
+            f"{count} environments, each decodes what each encodes", f"{count * found['chunks']:,} chunks",
+            f"{sum(row['failed'] for row in found['rows'])}",
+            f"{len(found['languages'])} texts, {found['files']} different files in all",
+        )
+    ]  # fmt: skip
+
+
+def _concurrency(found: dict[str, Any]) -> Rows:
+    return [(row["what"], f"{row['cases']}", f"{len(row['wrong'])}", "") for row in found["rows"]]
+
+
+ROWS = {"faults": _faults, "hostile": _hostile, "crashes": _crashes, "matrix": _matrix, "concurrency": _concurrency}
+
+
+if __name__ == "__main__":
+    main()

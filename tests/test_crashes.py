@@ -1,0 +1,231 @@
+"""Processes that die, disks that are full, and what a second run finds: nothing half done is ever taken for whole."""
+
+import importlib
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from memcodec import EncodeError, Journal, Prompt, Readout, chunks, journal, source
+from memcodec import container as box
+from memcodec.bench import carried
+from memcodec.chunks import Coded
+from memcodec.codec import Codec
+
+from .conftest import TEXT, Run, store_nothing
+from .test_cli import PROGRAM, names, refused
+
+LONG = (TEXT * 12).encode()
+SETTINGS = {"chunk_tokens": 40, "context": 0, "site": Readout(0.1, 32)}
+
+
+@pytest.fixture(autouse=True)
+def all_is_carried() -> Iterator[None]:
+    with carried.store_nothing():
+        yield
+
+
+class Killed(BaseException):
+    """What no handler of ours catches."""
+
+
+@pytest.fixture
+def dies_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Makes the encoder end behind so many groups, once."""
+    real = chunks.encode_all
+
+    def arrange(count: int) -> None:
+        def encode(*args: object, **named: object) -> Iterator[Coded]:
+            for number, coded in enumerate(real(*args, **named)):  # type: ignore[arg-type]
+                if number == count:
+                    raise Killed
+                yield coded
+
+        monkeypatch.setattr(chunks, "encode_all", encode)
+
+    return arrange
+
+
+# ---- side files
+
+
+@pytest.mark.parametrize("count", [0, 1, 33, 40])
+def test_an_encoder_goes_on_and_gives_the_same(
+    tiny: Codec, tmp_path: Path, count: int, dies_after: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = tiny.encode(LONG, **SETTINGS)
+    assert len(box.unpack(whole).groups) > 40
+    side = tmp_path / "side"
+    dies_after(count)
+    with pytest.raises(Killed), Journal(side) as kept:
+        tiny.encode(LONG, **SETTINGS, journal=kept)
+    monkeypatch.undo()
+    with Journal(side) as kept:
+        assert tiny.encode(LONG, **SETTINGS, journal=kept) == whole
+        assert kept.groups == count
+        assert side.exists()
+    assert not side.exists()
+
+
+def test_any_cut_or_damage_of_a_side_file_costs_groups_alone(tiny: Codec, tmp_path: Path) -> None:
+    whole = tiny.encode(LONG, **SETTINGS)
+    side = tmp_path / "side"
+    with pytest.raises(Killed), Journal(side) as kept:
+        tiny.encode(LONG, **SETTINGS, journal=kept)
+        raise Killed
+    full = side.read_bytes()
+    rng = np.random.default_rng(0)
+    groups = []
+    for place in [*rng.integers(60, len(full), 6).tolist(), len(full)]:
+        flipped = bytearray(full)
+        if place < len(full):
+            flipped[place] ^= 4
+        for found in (full[:place], bytes(flipped)):
+            side.write_bytes(found)
+            with Journal(side) as kept:
+                assert tiny.encode(LONG, **SETTINGS, journal=kept) == whole
+                groups.append(kept.groups)
+    assert max(groups) == len(box.unpack(whole).groups) and min(groups) < max(groups)
+
+
+def test_vectors_go_on_in_steps_of_what_is_fitted_together(
+    tiny: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store_nothing(monkeypatch)
+    monkeypatch.setattr("memcodec.chunks.FIT_CHUNKS", 3)
+    monkeypatch.setattr("memcodec.codec.FIT_CHUNKS", 3)
+    settings = {"site": Prompt(steps=3), "chunk_tokens": 12}
+    data, side = TEXT[:300].encode(), tmp_path / "side"
+    whole = tiny.encode(data, **settings)
+    assert len(box.unpack(whole).groups) > 8
+    with pytest.raises(Killed), Journal(side) as kept:
+        tiny.encode(data, **settings, journal=kept)
+        raise Killed
+    side.write_bytes(side.read_bytes()[:-1])
+    with Journal(side) as kept:
+        assert tiny.encode(data, **settings, journal=kept) == whole
+        assert kept.groups % 3 == 0 and 0 < kept.groups < len(box.unpack(whole).groups)
+
+
+@pytest.mark.parametrize("change", ["input", "settings"])
+def test_a_side_file_of_something_else_is_refused(tiny: Codec, tmp_path: Path, change: str) -> None:
+    side = tmp_path / "side"
+    with pytest.raises(Killed), Journal(side) as kept:
+        tiny.encode(LONG, **SETTINGS, journal=kept)
+        raise Killed
+    before = side.read_bytes()
+    data, settings = (LONG[1:], SETTINGS) if change == "input" else (LONG, SETTINGS | {"chunk_tokens": 50})
+    with pytest.raises(EncodeError, match="of another input, or of other settings"), Journal(side) as kept:
+        tiny.encode(data, **settings, journal=kept)
+    assert side.read_bytes() == before
+
+
+def test_a_side_file_is_one_process_s(tmp_path: Path) -> None:
+    side = tmp_path / "side"
+    with Journal(side) as kept:
+        kept.begin(b"key")
+        with pytest.raises(EncodeError, match="another process"), Journal(side):
+            raise AssertionError
+        assert side.exists()
+    assert not side.exists()
+
+
+def test_a_file_that_is_no_side_file_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "side").write_text("a diary")
+    with pytest.raises(EncodeError, match="no side file"), Journal(tmp_path / "side"):
+        raise AssertionError
+    journal.discard(tmp_path / "side")
+    assert (tmp_path / "side").read_text() == "a diary"
+
+
+def test_resume_on_the_command_line(
+    run: Run, llama_folder: Path, dies_after: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("a").write_bytes(LONG)
+    usual = ["compress", "a", "--model", llama_folder, "--chunk-tokens", 40, "--context", 0, "--device", "cpu"]
+    assert run(*usual, "-o", "whole").exit_code == 0
+    monkeypatch.setattr(sys.modules["memcodec_cli.compress"], "_SIDE_FILE", 100)
+    dies_after(20)
+    with pytest.raises(Killed):
+        run(*usual, "--resume")
+    monkeypatch.setattr(chunks, "encode_all", _REAL)
+    assert names() == ["a", "a.memz.part", "whole"]
+    assert run(*usual, "--resume").exit_code == 0
+    assert Path("a.memz").read_bytes() == Path("whole").read_bytes()
+    assert names() == ["a", "a.memz", "whole"]
+    assert run(*usual, "--resume").exit_code == 0  # it is there
+    assert "exists" in refused(run(*usual))
+    Path("a").write_bytes(LONG[1:])
+    assert "exists" in refused(run(*usual, "--resume"))
+    assert "are files" in refused(run(*usual, "--resume", "-c"), 2)
+
+
+_REAL = chunks.encode_all
+
+
+def test_a_run_without_resume_takes_the_side_file_away(run: Run, llama_folder: Path) -> None:
+    Path("a").write_bytes(LONG)
+    with pytest.raises(Killed), Journal("a.memz.part") as kept:
+        kept.begin(b"key")
+        raise Killed
+    assert names() == ["a", "a.memz.part"]
+    assert run("compress", "a", "--model", llama_folder, "--device", "cpu").exit_code == 0
+    assert names() == ["a", "a.memz"]
+
+
+# ---- what killed processes leave
+
+
+def test_the_next_run_sweeps_up(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("a").write_bytes(b"stored " * 400)
+    left, ours = Path(".memcodec-0123456789ab"), Path(".memcodec-notes")
+    left.write_text("half")
+    ours.write_text("not a name that memcodec gives")
+    assert run("compress", "a").exit_code == 0
+    assert names() == [".memcodec-notes", "a", "a.memz"]
+
+
+def test_what_a_living_process_writes_stays(run: Run) -> None:
+    Path("a").write_bytes(b"stored " * 400)
+    living = Path(".memcodec-0123456789ab")
+    with living.open("wb") as file:
+        assert source.hold(file)
+        assert run("compress", "a").exit_code == 0
+        assert living.exists()
+
+
+# ---- disks
+
+
+def test_a_full_disk_in_the_middle(tmp_path: Path) -> None:
+    """The system's own limit on the size of a file stands for it."""
+    (tmp_path / "a").write_bytes(os.urandom(1 << 20))
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+
+    done = subprocess.run([*PROGRAM, "compress", "a"], cwd=tmp_path, preexec_fn=limit, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "memcodec: error: a.memz: file too large\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+# ---- kill -9 at random moments: a sample of benchmarks/crashes.py
+
+
+@pytest.fixture
+def crashes(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
+    return importlib.import_module("crashes")
+
+
+@pytest.mark.parametrize("way", ["compress", "resume", "decompress"])
+def test_killed_at_random_moments(crashes: ModuleType, llama_folder: Path, tmp_path: Path, way: str) -> None:
+    found = crashes.kill(way, 3, str(llama_folder), tmp_path)
+    assert found["kills"] == 3
+    assert found["wrong"] == []
