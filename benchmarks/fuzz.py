@@ -8,6 +8,8 @@ primer, a frame. What is raised must be a MemcodecError. Seeds are the vectors i
 """
 
 import argparse
+import importlib
+import inspect
 import json
 import os
 import struct
@@ -152,10 +154,14 @@ def fuzz(arguments: list[str]) -> None:
     import atheris
 
     os.environ["MEMCODEC_THREADS"] = "1"
-    with atheris.instrument_imports(include=[f"memcodec.{name}" for name in INSTRUMENTED]):
-        from memcodec import archive, assembly, container, frames, primer, tokens  # noqa: F401
     from memcodec.codec import Codec
 
+    for name in INSTRUMENTED:
+        module = importlib.import_module(f"memcodec.{name}")
+        for found in [*vars(module).values()]:
+            for function in vars(found).values() if isinstance(found, type) else [found]:
+                if inspect.isfunction(function) and function.__module__ == module.__name__:
+                    atheris.instrument_func(function)
     codec = Codec.load(str(TINY / "model"), device="cpu", threads=1)
     atheris.Setup([sys.argv[0], *arguments], lambda data: read(data, codec))
     atheris.Fuzz()

@@ -61,11 +61,14 @@ def main() -> None:
         sys.exit("hostile: error: something is wrong, see hostile.json")
 
 
-def judge() -> list[dict[str, Any]]:
-    """Make all in one process, so that its memory is not counted, and read all in another."""
+def judge(large: bool = True) -> list[dict[str, Any]]:
+    """Make all in one process, so that its memory is not counted, and read all in another.
+
+    large: also what takes long to make.
+    """
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        maker = multiprocessing.get_context("spawn").Process(target=make, args=(folder,))
+        maker = multiprocessing.get_context("spawn").Process(target=make, args=(folder, large))
         maker.start()
         maker.join()
         listed = json.loads((Path(folder) / "cases.json").read_text())
@@ -77,10 +80,10 @@ def judge() -> list[dict[str, Any]]:
     return rows
 
 
-def make(folder: str) -> None:
+def make(folder: str, large: bool) -> None:
     """Write all cases into a folder."""
     listed = []
-    for number, case in enumerate(hostile(Path(folder))):
+    for number, case in enumerate(hostile(Path(folder), large)):
         (Path(folder) / f"case-{number}").write_bytes(case.blob)
         listed.append({"what": case.what, "reader": case.reader, "memory": case.memory})
     (Path(folder) / "cases.json").write_text(json.dumps(listed))
@@ -195,13 +198,13 @@ READERS: dict[str, Callable[[Codec, Path], None]] = {
 # ---- the files
 
 
-def hostile(folder: Path) -> Iterator[Hostile]:
+def hostile(folder: Path, large: bool) -> Iterator[Hostile]:
     """All of them."""
     codec = Codec.load(str(TINY), device="cpu", threads=1)
     with store_nothing():
         good = codec.encode((TEXT * 6).encode(), chunk_tokens=40)
     yield from headers(good)
-    yield from indexes(good)
+    yield from indexes(good, large)
     yield from payloads(codec)
     yield from names(folder, codec)
     yield from others(codec)
@@ -233,7 +236,7 @@ def headers(good: bytes) -> Iterator[Hostile]:
         yield Hostile(what, struct.pack("<Q", len(text)) + text + good[8 + length :])
 
 
-def indexes(good: bytes) -> Iterator[Hostile]:
+def indexes(good: bytes, large: bool) -> Iterator[Hostile]:
     """What numbers of the index may claim; the file's checksum is right."""
     parsed = container.unpack(good)
     assert parsed.model is not None and parsed.settings is not None
@@ -261,9 +264,10 @@ def indexes(good: bytes) -> Iterator[Hostile]:
         size = sum(segment.size for segment in segments)
         return pack(Container(size, bytes(16), list(segments), parsed.model, settings))
 
-    full = [Segment(1, (Chunk(1, b"", 0),), b"") for _ in range(container.MAX_CHUNKS)]
-    yield Hostile("2,097,152 chunks, as many as may be, in 2 MB", made(full), "container", 1 << 30)
-    yield Hostile("one chunk more", made([*full, full[0]]))
+    if large:
+        full = [Segment(1, (Chunk(1, b"", 0),), b"") for _ in range(container.MAX_CHUNKS)]
+        yield Hostile("2,097,152 chunks, as many as may be, in 2 MB", made(full), "container", 1 << 30)
+        yield Hostile("one chunk more", made([*full, full[0]]))
     long = Segment(1 << 40, tuple(Chunk(4096, b"", 0) for _ in range(12)), b"")
     widest = replace(parsed.settings, chunk_tokens=4096, context=500)
     yield Hostile("49,152 tokens in 100 bytes", made([long], widest))

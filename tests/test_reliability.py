@@ -1,0 +1,108 @@
+"""Samples of what `make reliability` does in whole (docs/reliability.md), and what fuzzing has found."""
+
+import importlib
+import pickle
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from memcodec.codec import Codec
+
+ROOT = Path(__file__).parent.parent
+TINY = ROOT / "spec" / "vectors" / "tiny" / "model"
+Scripts = Callable[[str], Any]
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Scripts:
+    """A script of benchmarks/, by its name."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module
+
+
+@pytest.fixture(scope="module")
+def codec() -> Codec:
+    return Codec.load(str(TINY), device="cpu")
+
+
+@pytest.mark.parametrize("kind", ["file", "stored file", "archive", "primer"])
+def test_flipped_bits(script: Scripts, kind: str) -> None:
+    row = script("faults").judge(kind, script("faults").flips, kind, 40)
+    assert row["cases"] == 40 and row["wrong"] == []
+
+
+def test_random_corruptions(script: Scripts) -> None:
+    row = script("faults").judge("corruptions", script("faults").corruptions, 90)
+    assert row["cases"] == 90 and row["wrong"] == []
+    assert row["outcomes"]["refused"] > 70
+
+
+def test_files_that_are_cut_give_back_what_is_there(script: Scripts) -> None:
+    row = script("faults").judge("cuts", script("faults").cuts, 12)
+    assert row["cases"] == 12 and row["wrong"] == []
+
+
+def test_faults_are_noticed_by_their_judge(script: Scripts) -> None:
+    """What it would say of a reader that gives wrong bytes, raises something else, or hangs."""
+    faults, isolated = script("faults"), script("isolated")
+    assert faults.checked(lambda: b"other", b"right")() == "WRONG BYTES"
+    assert faults.checked(lambda: [][0], b"right")() == "raises IndexError"
+    for word, memory in (("WRONG BYTES", 0), ("hangs", 0), ("refused", faults.MEMORY + 1)):
+        assert faults.is_wrong(isolated.Outcome("", word, 0.0, memory))
+
+
+def test_hostile_files(script: Scripts) -> None:
+    rows = script("hostile").judge(large=False)
+    assert len(rows) > 50
+    assert [row for row in rows if row["wrong"]] == []
+
+
+def test_a_watch_sees_what_is_touched(script: Scripts, tmp_path: Path) -> None:
+    watch = script("hostile").Watch(tmp_path)
+    assert watch.around(lambda: Path("/etc/passwd").read_bytes())() == "opens /etc/passwd"
+    assert watch.around(lambda: pickle.loads(pickle.dumps(Path)))() == "pickle.find_class"
+    assert watch.around(lambda: socket.getaddrinfo("localhost", 1))() == "socket.getaddrinfo"
+    assert watch.around(lambda: None)() == "reads"
+
+
+def test_threads_that_share_a_codec(script: Scripts, codec: Codec) -> None:
+    assert script("concurrency").threads(codec, 3)["wrong"] == []
+
+
+def test_environments_write_and_read_the_same(script: Scripts, tmp_path: Path) -> None:
+    """Numba and torch, by threads and batches; test_exact.py has instruction sets, benchmarks/matrix.py all."""
+    matrix = script("matrix")
+    some = [matrix.ENVIRONMENTS[1], matrix.ENVIRONMENTS[2]]
+    text = {"English": b"The same bits on every machine, or an error. " * 8}
+    found = matrix.judge(some, text, str(TINY), tmp_path)
+    assert [row["failed"] for row in found["rows"]] == [0, 0]
+    assert found["files"] == 1 and found["rows"][1]["decoded"] == 1
+
+
+def test_the_matrix_sees_a_difference(script: Scripts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix = script("matrix")
+    written: list[Path] = []
+
+    def child(environment: Any, model: str, names: dict[str, str], way: str, folder: Path) -> dict[str, str]:
+        found = {}
+        for name in names:
+            path = folder / f"{len(written)}"
+            path.write_bytes((ROOT / "spec/vectors/empty.memz").read_bytes() if way == "encode" else b"other")
+            written.append(path)
+            found[name] = str(path)
+        return found
+
+    monkeypatch.setattr(matrix, "child", child)
+    found = matrix.judge(list(matrix.ENVIRONMENTS[:2]), {"English": b"text"}, str(TINY), tmp_path)
+    assert [row["failed"] for row in found["rows"]] == [1, 1]
+
+
+def test_what_fuzzing_starts_from_and_has_found(script: Scripts, codec: Codec) -> None:
+    fuzz = script("fuzz")
+    inputs = fuzz.seeds() + [path.read_bytes() for path in sorted((ROOT / "tests" / "finds").glob("*"))]
+    assert len(inputs) > 20
+    for data in inputs:
+        fuzz.read(data, codec)
