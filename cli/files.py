@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import click
 
-from memcodec import FormatError, MemcodecError, container
+from memcodec import FormatError, MemcodecError, container, remote
 from memcodec.source import Source, replace
 
 STANDARD = "-"  # standard input or output
@@ -32,6 +32,10 @@ def opened(name: str) -> Iterator[Source]:
     """A file, or standard input for "-", to be read in pieces. Raises OSError with the file's name."""
     if name == STANDARD:
         yield Source(_standard_input(), shown(name))
+        return
+    if remote.is_url(name):
+        with remote.opened(name) as there:
+            yield Source(there, shown(name))
         return
     try:
         file = Path(name).open("rb")  # noqa: SIM115 (errors of what is done with it are others')
@@ -55,6 +59,11 @@ def read_start_first(name: str) -> bytes:
         start: bytes = stream.read(container.START)
         container.check_start(start)
         return start + stream.read()
+    if remote.is_url(name):
+        with remote.opened(name) as there:
+            start = there.read(container.START)
+            container.check_start(start)
+            return start + there.read()
     try:
         with Path(name).open("rb") as file:
             container.check_start(file.read(container.START))
@@ -102,6 +111,8 @@ def place(name: str, folder: str, output_dir: str | None) -> str:
     """Where an output of this name goes: beside its input, or into --output-dir, under the folder it was found in."""
     if output_dir is None:
         return name
+    if remote.is_url(output_dir):
+        return f"{output_dir.rstrip('/')}/{Path(name).relative_to(folder) if folder else Path(name).name}"
     path = Path(output_dir) / (Path(name).relative_to(folder) if folder else Path(name).name)
     path.parent.mkdir(parents=True, exist_ok=True)
     return str(path)
@@ -185,11 +196,13 @@ def describe(error: OSError) -> str:
 
 @dataclass(frozen=True)
 class Output:
-    """Where a result goes. path: None for standard output; like: an input whose permissions and times it gets."""
+    """Where a result goes. path: None for standard output, or where there is a url; like: an input whose permissions
+    and times it gets."""
 
     path: Path | None
     force: bool
     like: os.stat_result | None = None
+    url: str = ""
 
     @classmethod
     def choose(cls, input_name: str, output_name: str | None, to_stdout: bool, force: bool, default: str) -> "Output":
@@ -200,6 +213,8 @@ class Output:
             return cls(None, force)
         if not (output_name or default):
             raise click.UsageError(f"{shown(input_name)} does not end in {EXTENSION}: name the output with -o")
+        if remote.is_url(output_name or default):
+            return cls(None, force, None, output_name or default)
         source = Path(input_name)
         like = source.stat() if input_name != STANDARD and source.is_file() else None
         path = Path(output_name or default)
@@ -226,6 +241,9 @@ class Output:
 
     def check(self, binary: bool) -> None:
         """Refuse now what `write` would have to refuse after the work. binary: the result is not for a terminal."""
+        if self.url:
+            self._refuse_existing()
+            return
         if self.path is None:
             if sys.stdout is None:
                 raise click.ClickException("standard output is closed")
@@ -248,6 +266,8 @@ class Output:
 
         Standard output, devices and pipes get everything when the last piece is there. Gives the number of bytes.
         """
+        if self.url:
+            return remote.write(self.url, pieces)
         try:
             if self.path is None:
                 if sys.stdout is None:
@@ -268,6 +288,8 @@ class Output:
             os.utime(temporary, ns=(self.like.st_atime_ns, self.like.st_mtime_ns))
 
     def _refuse_existing(self) -> None:
+        if self.url and not self.force and remote.exists(self.url):
+            raise click.ClickException(f"{shown(self.url)} exists: overwrite it with -f, or name another with -o")
         if self.path is not None and self.path.exists() and not self.force and not _is_special(self.path):
             raise click.ClickException(f"{shown(str(self.path))} exists: overwrite it with -f, or name another with -o")
 

@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 import numpy as np
 
 from memcodec import container as box
+from memcodec import remote
 from memcodec.container import Container, Segment, StoredSpan
 from memcodec.errors import ChecksumError, FormatError, MemcodecError
 from memcodec.memory.settings import DEFAULT_BATCH
@@ -43,7 +44,7 @@ def open(
     primer: "Primer | None" = None,
     **settings: Any,
 ) -> "MemzFile | io.TextIOWrapper":
-    """Open a .memz file by its path, or a binary file that is open, which is not closed with it.
+    """Open a .memz file by its path or URL, or a binary file that is open, which is not closed with it.
 
     mode: r, w or x, with b (the default) or t for text in `encoding`; codec: a model that is loaded (default: the
     file's, or the built-in one); primer: see `Codec.with_primer`; settings: of writing, as in `Codec.encode`. Raises
@@ -108,10 +109,12 @@ class MemzFile(io.BufferedIOBase):
         self.name = os.fspath(file) if isinstance(file, str | os.PathLike) else getattr(file, "name", "")
         if mode == "r":
             with _as_os_error():
-                blob = file.read() if not isinstance(file, str | os.PathLike) else Path(file).read_bytes()
+                blob = _contents(file)
                 self._reader = io.BufferedReader(Decoded(box.unpack_all(blob), self._codec_for))
             return
-        if isinstance(file, str | os.PathLike):
+        if remote.is_url(file):
+            self._refuse_existing_url()
+        elif isinstance(file, str | os.PathLike):
             if mode == "x" and Path(file).exists():
                 raise FileExistsError(f"{os.fspath(file)} exists")
             folder = Path(file).resolve().parent
@@ -241,7 +244,15 @@ class MemzFile(io.BufferedIOBase):
         if not isinstance(self._file, str | os.PathLike):
             self._file.write(blob)
             return
+        if remote.is_url(self._file):
+            self._refuse_existing_url()
+            remote.write(self.name, [blob])
+            return
         replace(Path(self._file), [blob], before=self._before_naming)
+
+    def _refuse_existing_url(self) -> None:
+        if self._mode == "x" and remote.exists(self.name):
+            raise FileExistsError(f"{self.name} exists")
 
     def _before_naming(self, _: Path) -> None:
         if self._mode == "x" and Path(self._file).exists():  # type: ignore[arg-type]
@@ -250,6 +261,12 @@ class MemzFile(io.BufferedIOBase):
     def __del__(self) -> None:
         """What was not closed is not written: there is nobody to tell what goes wrong."""
         self.drop()
+
+
+def _contents(file: PathOrFile) -> bytes:
+    if remote.is_url(file):
+        return remote.read(str(file))
+    return Path(file).read_bytes() if isinstance(file, str | os.PathLike) else file.read()
 
 
 class Decoded(io.RawIOBase):

@@ -1,0 +1,25 @@
+"""fsspec reads and writes `.memz`: after `import memcodec.integrations.fsspec`, as a compression named "memz".
+
+`fsspec.open(..., compression="infer")` then decompresses whatever ends in .memz, and, through fsspec, so do others.
+"""
+
+from typing import IO, Any, cast
+
+from fsspec.compression import register_compression
+
+from memcodec.file import MemzFile
+from memcodec.file import open as open_memz
+
+
+def register(**settings: Any) -> None:
+    """Register "memz", or anew with settings: as in `memcodec.open`, of a codec, a primer, or of writing."""
+
+    def opened(file: IO[bytes], mode: str = "rb", **_: Any) -> MemzFile:
+        kind = mode.replace("b", "").replace("t", "") or "r"
+        reading = {name: value for name, value in settings.items() if name in ("codec", "primer")}
+        return cast(MemzFile, open_memz(cast(Any, file), kind, **(reading if kind == "r" else settings)))
+
+    register_compression("memz", opened, "memz", force=True)
+
+
+register()
