@@ -64,7 +64,6 @@ def packed(data: bytes, model: str) -> bytes:
 
 def kill(way: str, count: int, model: str, folder: Path, seed: int = 0) -> dict[str, Any]:
     """Kill one command so many times."""
-    print(f"kill -9 of {way}, {count} times", flush=True)
     folder.mkdir(exist_ok=True)
     text = words(BYTES)
     given, made = ("text.memz", "text") if way == "decompress" else ("text", "text.memz")
@@ -72,12 +71,13 @@ def kill(way: str, count: int, model: str, folder: Path, seed: int = 0) -> dict[
     (folder / given).write_bytes(data)
     command = [sys.executable, "-m", "memcodec_cli", "decompress" if way == "decompress" else "compress", given]
     command += ["--model", model, "-q", "-T", "1", "--device", "cpu"]
-    command += [] if way == "decompress" else ["--context", "0", "--chunk-tokens", "60"]
+    command += [] if way == "decompress" else ["--context", "0", "--chunk-tokens", "60", "--effort", "32"]
     start = time.monotonic()
     subprocess.run(command, cwd=folder, check=True)
     lasts = time.monotonic() - start
     expected = (folder / made).read_bytes()
     (folder / made).unlink()
+    print(f"kill -9 of {way}, {count} times; a whole run lasts {lasts:.1f} s", flush=True)
     rng, wrong, complete, with_temporary = random.Random(seed), [], 0, 0
     for number in range(count):
         process = subprocess.Popen([*command, *(["--resume"] if way == "resume" else [])], cwd=folder)

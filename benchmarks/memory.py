@@ -3,8 +3,8 @@
     python benchmarks/memory.py [--bytes N] [--model M] [--no-verify] [--out FOLDER]
 
 Compresses (with verification, but for --no-verify) and decompresses the first N bytes of the benchmark's texts, one
-after the other and over again, as commands of their own, and looks at their resident memory twice a second. Writes
-memory.json and memory.md to --out.
+after the other, then translations into other languages and sources, as commands of their own, and looks at their
+resident memory twice a second. Writes memory.json and memory.md to --out.
 """
 
 import argparse
@@ -13,7 +13,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from itertools import cycle, pairwise
+import zipfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,11 @@ from memcodec.bench.results import machine, today
 from memcodec.models import DEFAULT_MODEL
 
 INTERVAL = 0.5  # seconds
+# Not a text over again, which zstd would make smaller.
+LANGUAGES = (
+    *("de", "fr", "it", "pt", "nl", "pl", "cs", "sv", "da", "fi", "hu", "ro", "el", "uk", "bg", "sr", "tr", "ar"),
+    *("he", "fa", "hi", "th", "ko", "ja", "zh_Hans", "zh_Hant", "vi", "id", "ca", "eu"),
+)
 PARTS = 8  # of the time, whose highest memory is shown
 
 
@@ -56,12 +62,15 @@ def main() -> None:
 
 def text(size: int) -> bytes:
     """So many bytes."""
+    with zipfile.ZipFile(corpora.fetch(corpora.DJANGO)) as wheel:
+        members = tuple(name for name in sorted(wheel.namelist()) if name.endswith(".py"))
+    sources = corpora.Corpus("django", "a framework's sources", corpora.DJANGO, members)
     found = b""
-    for corpus in cycle(corpora.CORPORA):
+    for corpus in (*corpora.CORPORA, *(corpora.django(language, "") for language in LANGUAGES), sources):
         found += corpora.contents(corpus)
         if len(found) >= size:
             return found[:size]
-    raise AssertionError
+    sys.exit(f"memory: error: --bytes {size}: there are {len(found):,}")
 
 
 def watch(command: list[str], folder: Path) -> list[int]:

@@ -1,6 +1,7 @@
 """The command line: `memcodec`. Every command has its Python twin; a command imports torch only when it runs."""
 
 import io
+import re
 import signal
 import sys
 import warnings
@@ -25,9 +26,10 @@ class Program(click.Group):
     """A group of commands that reports every error as one line: status 1, 2 for usage, 130 for Ctrl-C."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """-d, -t, -l and -z in front stand for commands, as with gzip and zstd."""
-        if args and args[0] in _SHORT:
-            args = [*_SHORT[args[0]], *args[1:]]
+        """-d, -t, -l and -z in front stand for commands, as with gzip and zstd, also in one with others: -dc."""
+        if args and (found := re.fullmatch(r"-([a-zA-Z]*)([zdtl])([a-zA-Z]*)", args[0])):
+            others = found[1] + found[3]
+            args = [*_SHORT[f"-{found[2]}"], *([f"-{others}"] if others else []), *args[1:]]
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -99,7 +101,8 @@ def main() -> None:
 
     A file decodes with the model that it was encoded with, on any machine, device, thread count and batch size.
 
-    In short, as with gzip: -d FILE for decompress, -t for verify --decode, -l for list.
+    In short, as with gzip: -z for compress, -d for decompress, -t for verify --decode, -l for list, also with others
+    behind: -dc FILE.
 
     Exit status: 0, all is well; 1, an error, or some of many files failed; 2, wrong usage; 3,
     --salvage lost something; 130 and 143, interrupted.

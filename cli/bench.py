@@ -7,7 +7,7 @@ import click
 
 from memcodec.memory.settings import MOST_SHARE, SHARE_STEPS, Context
 from memcodec_cli import files, options
-from memcodec_cli.messages import read_messages
+from memcodec_cli.messages import field_option, read_messages
 from memcodec_cli.progress import Bars
 
 DEFAULT_BYTES = 16_384
@@ -43,6 +43,7 @@ DEFAULT_BYTES = 16_384
     metavar="FILE",
     help="Measure short messages instead: JSON lines (.jsonl), or a line each.  [default: whole files]",
 )
+@field_option
 @click.option("--fresh", is_flag=True, help="Measure everything anew.  [default: keep what was measured before]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with the machine and the versions.")
 @options.encoding_model
@@ -50,8 +51,8 @@ DEFAULT_BYTES = 16_384
 @options.quiet
 def bench(
     paths: tuple[str, ...], size: int, full: bool, shares: tuple[float, ...], context: Context, profile: bool,
-    messages_name: str | None, fresh: bool, as_json: bool, model: str, device: str, batch: int, threads: int | None,
-    quiet: bool,
+    messages_name: str | None, field: str | None, fresh: bool, as_json: bool, model: str, device: str,
+    batch: int, threads: int | None, quiet: bool,
 ) -> None:  # fmt: skip
     """Compare memcodec with gzip, bzip2, xz, zstd and brotli on the files PATH.
 
@@ -62,7 +63,7 @@ def bench(
     if (messages_name is None) is not bool(paths):
         raise click.UsageError("give files to measure, or --messages FILE")
     if messages_name is not None:
-        _messages(messages_name, model, device, batch, threads, quiet, as_json)
+        _messages(messages_name, field, model, device, batch, threads, quiet, as_json)
         return
     contents = [(files.shown(path), files.read(path)) for path in paths]
     for name, data in contents:
@@ -92,8 +93,10 @@ def bench(
     click.echo(json.dumps(result, indent=1))
 
 
-def _messages(name: str, model: str, device: str, batch: int, threads: int | None, quiet: bool, as_json: bool) -> None:
-    found = [data for _, data in read_messages(name, None, None) if data]
+def _messages(
+    name: str, field: str | None, model: str, device: str, batch: int, threads: int | None, quiet: bool, as_json: bool
+) -> None:
+    found = [data for _, data in read_messages(name, field, None) if data]
     with Bars(quiet) as bars:
         from memcodec.bench import messages
         from memcodec.bench.results import machine

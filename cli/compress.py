@@ -127,8 +127,11 @@ def _check_site(site: str) -> None:
 @click.option(
     "--resume",
     is_flag=True,
-    help="Keep what is done in a side file OUT.part, and go on from the one that a killed run has left. Outputs that "
-    "hold their input already are left as they are.",
+    help="Keep what is done in a side file OUT.part (of inputs of 32 KB or more), and go on from the one that a killed "
+    "run has left. Outputs that hold their input already are left as they are.",
+)
+@click.option(
+    "--report", metavar="OUT", help="Of one FILE, also a page of HTML, as inspect --html makes it.  [default: none]"
 )
 @click.option("--no-verify", is_flag=True, help="Do not decode the result before it is written.  [default: verify]")
 @options.saying
@@ -136,8 +139,8 @@ def compress(
     names: tuple[str, ...], output: str | None, to_stdout: bool, force: bool, keep: bool, remove: bool,
     output_dir: str | None, recursive: bool, model: str, primer: str | None, chunk_tokens: int, context: Context,
     site: str, vectors: int | None, bits: str, steps: int, seed: int, pure: bool, memory_share: float, effort: int,
-    device: str, batch: int, threads: int | None, resume: bool, no_verify: bool, quiet: bool, verbose: bool,
-    no_progress: bool,
+    device: str, batch: int, threads: int | None, resume: bool, report: str | None, no_verify: bool, quiet: bool,
+    verbose: bool, no_progress: bool,
 ) -> None:  # fmt: skip
     """Compress each FILE; - is standard input, as is none.
 
@@ -170,6 +173,11 @@ def compress(
     settings: dict[str, Any] = {
         "site": chosen, "chunk_tokens": chunk_tokens, "context": context, "batch": batch, "verify": not no_verify,
     }  # fmt: skip
+    if report is not None and len(jobs) > 1:
+        raise click.UsageError("--report is for one FILE")
+    page = files.Output.choose(files.STANDARD, report, False, force, "") if report is not None else None
+    if page is not None:
+        page.check(binary=False)
     line, behind = wants_line(quiet, verbose), read_primer(primer)
     with Bars(quiet, no_progress) as bars:
         bars.doing("loading")
@@ -180,9 +188,17 @@ def compress(
             found = codec.Codec.load(model, device=device, threads=threads, progress=bars.model)
             return found if behind is None else found.with_primer(behind)
 
+        def report_on(name: str, blob: bytes) -> None:
+            if page is not None:
+                from memcodec_cli import looking
+
+                parsed = container.unpack(blob)
+                found = looking.items_of(parsed, None if parsed.model is None else loaded(), batch, bars)
+                page.write([looking.page(files.shown(name), parsed, found)])
+
         for first in range(0, len(targets), _TOGETHER):
             some = targets[first : first + _TOGETHER]
-            _compress(some, loaded, settings, failures, bars, line, remove and not keep, resume)
+            _compress(some, loaded, settings, failures, bars, line, remove and not keep, resume, report_on)
     failures.finish(len(jobs))
 
 
@@ -206,6 +222,7 @@ def _jobs(
 def _compress(
     targets: list[tuple[str, files.Output]], loaded: "Callable[[], Codec]", settings: dict[str, Any],
     failures: files.Failures, bars: Bars, line: bool, remove: bool, resume: bool,
+    report_on: Callable[[str, bytes], None],
 ) -> None:  # fmt: skip
     """Some files, whose groups are coded together."""
     from memcodec import codec
@@ -220,6 +237,7 @@ def _compress(
             if target.path is not None and not resume:
                 discard(target.side_file)
             seconds, start[0] = time.monotonic() - start[0], time.monotonic()
+            report_on(name, blob)
             if remove:
                 source.check_unchanged()
                 files.remove_input(name, target)
@@ -289,7 +307,8 @@ def _duration(seconds: float) -> str:
     "part",
     metavar="START:LENGTH",
     callback=lambda ctx, param, value: _range(value),
-    help="Only these bytes; no more is decoded than the groups that hold them.  [default: all]",
+    help="Only these bytes (START: for all that follow); no more is decoded than the groups that hold them.  "
+    "[default: all]",
 )
 @click.option(
     "--salvage",
@@ -319,7 +338,7 @@ def decompress(
         raise click.UsageError("--range is for one FILE, without --rm")
     places = files.Targets()
     total = len(jobs)
-    failures = files.Failures(total > 1)
+    failures = files.Failures(total > 1, salvageable=True)
     loaded = Loaded(model, allow_download, device, threads, primer)
     if salvage or report_name is not None:
         if len(jobs) > 1 or part is not None or remove or not salvage:
@@ -386,7 +405,7 @@ def _salvage(
     if report_name is not None:
         Path(report_name).write_text(json.dumps(report, indent=1) + "\n")
     for gap in lost:
-        click.echo(f"memcodec: lost: bytes {gap['start']:,} to {gap['end']:,}", err=True)
+        click.echo(f"memcodec: lost: {gap['end'] - gap['start']:,} bytes from {gap['start']:,} on", err=True)
     if lost:
         click.echo(f"memcodec: {size:,} of {parsed.size:,} bytes written", err=True)
         sys.exit(3)

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import click
 
-from memcodec import FormatError, MemcodecError, container, remote
+from memcodec import ChecksumError, FormatError, MemcodecError, container, remote
 from memcodec.source import Source, replace
 
 STANDARD = "-"  # standard input or output
@@ -152,8 +152,10 @@ def remove_input(name: str, target: "Output") -> None:
 class Failures:
     """What goes wrong with one of many files: it is named, and the rest is done. With one file, it is raised."""
 
-    def __init__(self, many: bool) -> None:
+    def __init__(self, many: bool, salvageable: bool = False) -> None:
+        """salvageable: whether to name --salvage where a file is damaged."""
         self._many = many
+        self._salvageable = salvageable
         self._count = 0
 
     @contextmanager
@@ -162,18 +164,23 @@ class Failures:
         try:
             yield
         except (MemcodecError, OSError, click.ClickException) as error:
-            if not self._many:
+            if not self._many and not isinstance(error, MemcodecError):
                 raise
             reason = error.format_message() if isinstance(error, click.ClickException) else str(error)
             reason = describe(error) if isinstance(error, OSError) and error.strerror else reason
+            if self._salvageable and isinstance(error, ChecksumError):
+                reason += "; --salvage writes what is whole"
             prefix = "" if reason.startswith(shown(name)) else f"{shown(name)}: "
+            if not self._many:
+                raise click.ClickException(f"{prefix}{reason}") from error
             click.echo(f"memcodec: error: {prefix}{' '.join(reason.split())}", err=True)
             self._count += 1
 
     def finish(self, total: int) -> None:
         """Exit with status 1 where anything went wrong."""
         if self._count:
-            click.echo(f"memcodec: {self._count} of {total} files failed; the rest is done", err=True)
+            rest = "; the rest is done" if self._count < total else ""
+            click.echo(f"memcodec: {self._count} of {total} files failed{rest}", err=True)
             sys.exit(1)
 
 
@@ -211,6 +218,8 @@ class Output:
             raise click.UsageError("give -o or -c, not both")
         if to_stdout or output_name == STANDARD or (output_name is None and input_name == STANDARD):
             return cls(None, force)
+        if Path(input_name).is_dir():
+            raise click.ClickException(f"{shown(input_name)}: is a directory: give -r for the files in it")
         if not (output_name or default):
             raise click.UsageError(f"{shown(input_name)} does not end in {EXTENSION}: name the output with -o")
         if remote.is_url(output_name or default):
@@ -289,9 +298,9 @@ class Output:
 
     def _refuse_existing(self) -> None:
         if self.url and not self.force and remote.exists(self.url):
-            raise click.ClickException(f"{shown(self.url)} exists: overwrite it with -f, or name another with -o")
+            raise click.ClickException(f"{shown(self.url)} exists: overwrite it with -f, or name another output")
         if self.path is not None and self.path.exists() and not self.force and not _is_special(self.path):
-            raise click.ClickException(f"{shown(str(self.path))} exists: overwrite it with -f, or name another with -o")
+            raise click.ClickException(f"{shown(str(self.path))} exists: overwrite it with -f, or name another output")
 
 
 def _copy(pieces: Iterable[bytes], out: BinaryIO) -> int:

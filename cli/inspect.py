@@ -18,8 +18,27 @@ from memcodec_cli.progress import Bars
 @click.command()
 @click.argument("names", metavar="FILE...", nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, of several files a list.  [default: a table]")
-def inspect(names: tuple[str, ...], as_json: bool) -> None:
-    """Show the header of each FILE, its sizes by part in bytes, and its groups of chunks. Needs no model."""
+@click.option("--tokens", is_flag=True, help="Decode, and show the text coloured by the bits of each token.")
+@click.option("--html", metavar="OUT", help="Decode, and write a page about one FILE.  [default: none]")
+@options.force
+@options.decoding_model
+@options.primer
+@options.running
+@options.quiet
+def inspect(
+    names: tuple[str, ...], as_json: bool, tokens: bool, html: str | None, force: bool, model: str | None,
+    allow_download: bool, primer: str | None, device: str, batch: int, threads: int | None, quiet: bool,
+) -> None:  # fmt: skip
+    """Show the header of each FILE, its sizes by part in bytes, and its groups of chunks. Needs no model.
+
+    --tokens and --html need it: they show what each token cost, and who wrote it. --model to --threads go with them.
+    """
+    if tokens or html is not None:
+        if as_json or (html is not None and len(names) > 1):
+            raise click.UsageError("--tokens and --html go without --json; --html is for one FILE")
+        loaded = Loaded(model, allow_download, device, threads, primer)
+        _look(names, tokens, html, force, loaded, batch, Bars(quiet))
+        return
     failures = files.Failures(len(names) > 1)
     found = []
     for name in names:
@@ -32,6 +51,33 @@ def inspect(names: tuple[str, ...], as_json: bool) -> None:
         titles = [[files.shown(name)] if len(found) > 1 or len(names) > 1 else [] for name, _ in found]
         tables = ["\n".join([*title, *_table(facts)]) for title, (_, facts) in zip(titles, found, strict=True)]
         click.echo("\n\n".join(tables))
+    failures.finish(len(names))
+
+
+def _look(
+    names: tuple[str, ...], tokens: bool, html: str | None, force: bool, loaded: Loaded, batch: int, bars: Bars
+) -> None:
+    """Print token maps, write a page, or both."""
+    from memcodec_cli import looking
+
+    target = files.Output.choose(files.STANDARD, html, False, force, "") if html is not None else None
+    if target is not None:
+        target.check(binary=False)
+    failures = files.Failures(len(names) > 1)
+    with bars:
+        for name in names:
+            with failures.of(name):
+                parsed = files.read_containers(name)
+                maps = [looking.items(one, loaded, batch, bars) for one in parsed]
+                bars.close()
+                if tokens:
+                    click.echo(looking.heading(files.shown(name)))
+                    for found in maps:
+                        click.echo(looking.coloured(found))
+                if target is not None:
+                    if len(parsed) > 1:
+                        raise click.ClickException(f"{files.shown(name)}: several files in one: a page is of one")
+                    target.write([looking.page(files.shown(name), parsed[0], maps[0])])
     failures.finish(len(names))
 
 
@@ -72,24 +118,29 @@ def _plain(text: str) -> str:
 @click.command()
 @click.argument("names", metavar="FILE...", nargs=-1, required=True)
 @click.option("--decode", is_flag=True, help="Decode everything too.  [default: structure and checksums only]")
+@click.option("-r", "--recursive", is_flag=True, help="The .memz files in folders too.")
 @options.decoding_model
 @options.primer
 @options.running
 @options.quiet
 def verify(
-    names: tuple[str, ...], decode: bool, model: str | None, allow_download: bool, primer: str | None, device: str,
-    batch: int, threads: int | None, quiet: bool,
+    names: tuple[str, ...], decode: bool, recursive: bool, model: str | None, allow_download: bool, primer: str | None,
+    device: str, batch: int, threads: int | None, quiet: bool,
 ) -> None:  # fmt: skip
-    """Check that each FILE is whole: structure and checksums, or with --decode the document itself.
+    """Check that each FILE, or archive, is whole: structure and checksums, or with --decode the documents themselves.
 
     All files are checked; the status is 1 if any is bad. --model, --allow-download, --device, --batch and --threads go
     with --decode.
     """
     bad = 0
     loaded = Loaded(model, allow_download, device, threads, primer)
-    for name in names:
+    for name, _ in files.inputs(names, recursive, packed=True):
         try:
-            found = files.read_containers(name)
+            blob = files.read_start_first(name)
+            if container.is_archive(blob):
+                _verify_archive(name, decode, loaded, batch)
+                continue
+            found = container.unpack_all(blob)
             if decode:
                 with Bars(quiet) as bars:
                     for _ in decode_file(found, loaded, batch, bars):
@@ -110,21 +161,38 @@ def verify(
         sys.exit(1)
 
 
+def _verify_archive(name: str, decode: bool, loaded: Loaded, batch: int) -> None:
+    from memcodec.archive import Archive
+
+    archive = Archive(name, primer=loaded.primer)
+    if decode:
+        archive.load(loaded.model, **loaded.settings)
+        archive.batch = batch
+        for _ in archive:
+            pass
+    click.echo(f"{files.shown(name)}: ok, an archive of {len(archive):,} documents" + (", decoded" if decode else ""))
+
+
 @click.command("list")
 @click.argument("names", metavar="FILE...", nargs=-1, required=True)
-def list_files(names: tuple[str, ...]) -> None:
+@click.option("-r", "--recursive", is_flag=True, help="The .memz files in folders too.")
+def list_files(names: tuple[str, ...], recursive: bool) -> None:
     """List compressed and original bytes of each FILE, or the documents of an archive. Needs no model."""
-    failures = files.Failures(len(names) > 1)
-    click.echo(f"{'compressed':>12}{'original':>14}{'ratio':>8}  name")
-    for name in names:
+    jobs = files.inputs(names, recursive, packed=True)
+    failures = files.Failures(len(jobs) > 1)
+    title = f"{'compressed':>12}{'original':>14}{'ratio':>8}  name"
+    for name, _ in jobs:
         with failures.of(name):
             blob = files.read_start_first(name)
+            if title:
+                click.echo(title)
+                title = ""
             if container.is_archive(blob):
                 _list_archive(name)
                 continue
             original = sum(parsed.size for parsed in container.unpack_all(blob))
             click.echo(f"{len(blob):12,}{original:14,}{original / len(blob):8.2f}  {_plain(files.shown(name))}")
-    failures.finish(len(names))
+    failures.finish(len(jobs))
 
 
 def _list_archive(name: str) -> None:

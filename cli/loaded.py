@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from memcodec import MemcodecError
 from memcodec.container import Container
@@ -21,11 +21,9 @@ class Loaded:
         self, model: str | None, allow_download: bool, device: str, threads: int | None, primer: str | None = None
     ) -> None:
         """model: instead of the ones that the files name; primer: a file."""
-        self._primer = read_primer(primer)
-        self._model = model
-        self._allow_download = allow_download
-        self._device = device
-        self._threads = threads
+        self.primer = read_primer(primer)
+        self.model = model
+        self.settings: dict[str, Any] = {"allow_download": allow_download, "device": device, "threads": threads}
         self._codec: Codec | None = None
 
     def codec_for(self, parsed: Container, bars: Bars) -> "Codec":
@@ -33,16 +31,13 @@ class Loaded:
         from memcodec.codec import Codec
 
         kept = self._codec
-        primer = self._primer if parsed.settings is not None and parsed.settings.primer else None
-        if kept is not None and (self._model or not kept.differs(parsed)):  # whatever the model's folder is called
+        primer = self.primer if parsed.settings is not None and parsed.settings.primer else None
+        if kept is not None and (self.model or not kept.differs(parsed)):  # whatever the model's folder is called
             if kept.primer is not primer:
                 kept = self._codec = kept.with_primer(primer)
             kept.check(parsed)
             return kept
-        found = Codec.load_for(
-            parsed, self._model, device=self._device, threads=self._threads, allow_download=self._allow_download,
-            primer=primer, progress=bars.model,
-        )  # fmt: skip
+        found = Codec.load_for(parsed, self.model, primer=primer, progress=bars.model, **self.settings)
         assert found is not None
         self._codec = found
         return found

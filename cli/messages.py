@@ -19,8 +19,11 @@ from memcodec_cli.progress import Bars
 
 Message = tuple[str, bytes]  # key, or "" for none
 
+field_option = click.option(
+    "--field", metavar="NAME", help="Of JSON lines or CSV: the document's field.  [default: the line]"
+)
 fields = options.together(
-    click.option("--field", metavar="NAME", help="Of JSON lines or CSV: the document's field.  [default: the line]"),
+    field_option,
     click.option("--key", metavar="NAME", help="Of JSON lines or CSV: the field that is its key.  [default: none]"),
 )
 
@@ -129,7 +132,7 @@ def pack(
         else:
             archive = Archive.create(
                 target, documents, keys, codec=codec, primer=chosen, with_primer=not no_primer_inside, batch=batch,
-                verify=not no_verify, progress=progress,
+                verify=not no_verify, overwrite=True, progress=progress,
             )  # fmt: skip
     if not quiet:
         packed = target.stat().st_size

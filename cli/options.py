@@ -114,9 +114,10 @@ primer = click.option(
     "[default: none]",
 )
 
+force = click.option("-f", "--force", is_flag=True, help="Overwrite an existing output; write binary to a terminal.")
 writing = together(
     click.option("-c", "--stdout", "to_stdout", is_flag=True, help="Write to standard output."),
-    click.option("-f", "--force", is_flag=True, help="Overwrite an existing output; write binary to a terminal."),
+    force,
     click.option("-k", "--keep", is_flag=True, help="Keep the input; that is the default."),
     click.option("--rm", "remove", is_flag=True, help="Remove each input when its output is written."),
     click.option(

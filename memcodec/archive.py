@@ -87,15 +87,19 @@ class Archive:
         effort: int = 4096,
         batch: int = DEFAULT_BATCH,
         verify: bool = True,
+        overwrite: bool = False,
         progress: ProgressCallback | None = None,
     ) -> "Archive":
         """Write an archive. keys: one a document, or none; with_primer: whether it carries its primer inside.
 
-        verify: decode what is about to be written, `batch` documents side by side, and compare. Raises EncodeError
-        where keys are not one a document, twice the same, or have a NUL; MachineError; OSError.
+        verify: decode what is about to be written, `batch` documents side by side, and compare; overwrite: a file that
+        is there. Raises FileExistsError; EncodeError where keys are not one a document, twice the same, or have a NUL;
+        MachineError; OSError.
         """
         from memcodec.codec import Codec
 
+        if not overwrite and Path(path).exists():
+            raise FileExistsError(f"{os.fspath(path)} exists: give overwrite=True, or append to it")
         codec = codec or Codec.load()
         if primer is not None:
             codec = codec.with_primer(primer)

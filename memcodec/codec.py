@@ -230,7 +230,7 @@ class Codec:
         that fails.
         """
         check_settings(site, chunk_tokens, batch, context)
-        sources = [as_source(data, "data") for data in documents]
+        sources = [as_source(data, "data") for data in _several(documents, "documents")]
         return self._encode_many(sources, site, chunk_tokens, context, batch, verify, progress)
 
     def _encode_many(
@@ -418,7 +418,8 @@ class Codec:
     ) -> list[bytes]:
         """The documents of several files, whose groups are decoded side by side. Raises as `decode`."""
         _check_batch(batch)
-        found = [b if isinstance(b, Container) else box.unpack(as_bytes(b, "blob")) for b in blobs]
+        given = _several(blobs, "blobs")
+        found = [b if isinstance(b, Container) else box.unpack(_binary(b, "blob")) for b in given]
         size = sum(parsed.size for parsed in found)
         return self._decode_many(found, batch, Reporter(progress, "decode", size, 0, 1))
 
@@ -479,7 +480,7 @@ class Codec:
         Each is as short as the LM, zstd or none makes it: 1 byte and the checksum longer than it was, at most. They are
         not decoded to verify. Raises EncodeError for settings out of range and for messages that are too long.
         """
-        data = [as_bytes(message, "message") for message in messages]
+        data = [as_bytes(message, "message") for message in _several(messages, "messages")]
         return frames.encode(self.lm, self.tokenizer, data, settings, progress)
 
     def decode_frames(
@@ -496,7 +497,7 @@ class Codec:
         checksum of 0 bytes notices little of that.
         """
         _check_batch(batch)
-        given = [as_bytes(frame, "frame") for frame in packed]
+        given = [_binary(frame, "frame") for frame in _several(packed, "packed")]
         return frames.decode(self.lm, self.tokenizer, given, settings, batch, progress)
 
     def site_in(self, parsed: Container) -> Site:
@@ -601,6 +602,20 @@ def as_bytes(data: Any, name: str) -> bytes:
         return memoryview(data).tobytes()
     except TypeError:
         raise TypeError(f"{name}: give bytes, anything bytes-like, or str, not {type(data).__name__}") from None
+
+
+def _binary(data: Any, name: str) -> bytes:
+    """The same of what is no text."""
+    if isinstance(data, str):
+        raise TypeError(f"{name}: give bytes, or anything bytes-like, not str")
+    return as_bytes(data, name)
+
+
+def _several(given: Any, name: str) -> Any:
+    """Raise TypeError for one text or one document's bytes in the place of many."""
+    if isinstance(given, str | bytes | bytearray | memoryview):
+        raise TypeError(f"{name}: give a list of them, not one {type(given).__name__}")
+    return given
 
 
 def _undecodable(error: Exception) -> MachineError:

@@ -4,8 +4,10 @@ A first byte below 224 is the number of tokens of a message that the LM carries;
 """
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import zstandard
@@ -19,6 +21,8 @@ from memcodec.memory import readout_site
 from memcodec.memory.settings import Readout
 from memcodec.progress import ProgressCallback, Reporter
 from memcodec.tokens import ByteTokenizer
+
+T = TypeVar("T")
 
 SHORT = 224  # tokens from which on their number is a varint behind the first byte
 _LONG, _ZSTD, _ZSTD_DICTIONARY, _RAW = 252, 253, 254, 255
@@ -95,7 +99,7 @@ def decode(
 ) -> list[bytes]:
     """The messages of frames. Raises FormatError, ChecksumError."""
     packer = Packer(settings)
-    found = [packer.unpack(frame) for frame in frames]
+    found = [_numbered(i, len(frames), partial(packer.unpack, frame)) for i, frame in enumerate(frames)]
     waiting = [(i, coded) for i, coded in enumerate(found) if isinstance(coded, Coded)]
     waiting.sort(key=lambda pair: -pair[1].tokens)  # batches of about one length
     report = Reporter(progress, "decode", 1, 0, 1)
@@ -105,9 +109,19 @@ def decode(
     messages = [message if isinstance(message, bytes) else b"" for message in found]
     for (i, _), tokens in zip(waiting, written, strict=True):
         messages[i] = tokenizer.decode(tokens)
-        packer.check(messages[i], frames[i])
-        packer.check_size(messages[i])
+        _numbered(i, len(frames), partial(packer.check, messages[i], frames[i]))
+        _numbered(i, len(frames), partial(packer.check_size, messages[i]))
     return messages
+
+
+def _numbered(number: int, count: int, work: Callable[[], T]) -> T:
+    """What some work on one of many frames gives, or an error that says which."""
+    try:
+        return work()
+    except (FormatError, ChecksumError) as error:
+        if count == 1:
+            raise
+        raise type(error)(f"frame {number} of {count}, from 0: {error}") from error
 
 
 def _seen(lm: ExactLM) -> int:

@@ -127,7 +127,7 @@ def test_every_option_reaches_the_codec(
     assert run("compress", "-", *options.split(), stdin=b"x").stdout_bytes == RESULT
     assert seen == {
         "data": b"x", "model": "m", "device": "cpu", "chunk_tokens": 50, "batch": 3, "threads": 2, "verify": False,
-        "progress": None, "site": site, "context": context,
+        "progress": None, "journal": None, "site": site, "context": context,
     }  # fmt: skip
 
 

@@ -305,7 +305,9 @@ def test_archives(tiny: Codec, tmp_path: Path) -> None:
     assert list(Archive(path, tiny)) == list(found) == [*DOCUMENTS, b"more", b"and more"]
     with pytest.raises(EncodeError, match="keys"):
         found.append(["x"], ["key"])
-    empty = Archive.create(path, [], codec=tiny)
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        Archive.create(path, [], codec=tiny)
+    empty = Archive.create(path, [], codec=tiny, overwrite=True)
     assert len(empty) == 0 and list(empty) == []
     with pytest.raises(FormatError, match="an archive of many documents"):
         memcodec.decode(path.read_bytes())
@@ -328,7 +330,7 @@ def test_archives_with_keys_and_a_primer(tiny: Codec, tmp_path: Path) -> None:
     with pytest.raises(EncodeError, match="changed since it was read"):
         other.append([b"x"], ["x"])
     assert Archive(path, tiny)["newer"] == b"newer"
-    Archive.create(path, DOCUMENTS, codec=tiny, primer=primer, with_primer=False)
+    Archive.create(path, DOCUMENTS, codec=tiny, primer=primer, with_primer=False, overwrite=True)
     with pytest.raises(PrimerMismatchError):
         list(Archive(path, tiny))
     assert list(Archive(path, tiny, primer)) == DOCUMENTS

@@ -275,3 +275,21 @@ def test_vectors_decode(default_codec: Codec) -> None:
         assert codec.decode_frames(frames, used) == [bytes.fromhex(pair["message"]) for pair in found["frames"]]
         kinds |= {min(frame[0], 224) if frame[0] < 252 else frame[0] for frame in frames}
     assert {252, 253, 254, 255} <= kinds and min(kinds) < 224
+
+
+def test_what_is_no_list_of_frames_is_a_type_error(tiny: Codec) -> None:
+    for work in (tiny.encode_frames, tiny.decode_frames, tiny.encode_many, tiny.decode_many):
+        with pytest.raises(TypeError, match="give a list"):
+            list(work("abc"))  # type: ignore[operator]
+    with pytest.raises(TypeError, match="not str"):
+        tiny.decode_frames(["abc"])  # type: ignore[list-item]
+
+
+def test_a_bad_frame_among_many_is_named(tiny: Codec) -> None:
+    good = tiny.encode_frames([TEXT[:50], TEXT[50:90]])
+    with pytest.raises(ChecksumError, match=r"^frame 1 of 3, from 0: "):
+        tiny.decode_frames([good[0], good[1][:-1] + bytes([good[1][-1] ^ 1]), good[1]])
+    with pytest.raises(FormatError, match=r"^frame 0 of 2, from 0: "):
+        tiny.decode_frames([b"", good[1]])
+    with pytest.raises(FormatError, match=r"^a frame of 0 bytes"):
+        tiny.decode_frame(b"")

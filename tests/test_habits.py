@@ -300,6 +300,43 @@ def test_pack_list_and_unpack(run: Run, tiny_name: str) -> None:
     assert "bad.jsonl, line 1: no JSON" in refused(run("pack", "bad.jsonl", "-o", "d"))
 
 
+def test_archives_are_verified(run: Run, tiny_name: str, tiny: Codec) -> None:
+    Archive.create("a", [b"x", b"y"], codec=tiny)
+    assert run("verify", "a").stdout == "a: ok, an archive of 2 documents\n"
+    assert run("-t", "a", "--model", tiny_name).stdout == "a: ok, an archive of 2 documents, decoded\n"
+    blob = bytearray(Path("a").read_bytes())
+    blob[-6] ^= 1
+    Path("a").write_bytes(blob)
+    assert "a: damaged file" in run("verify", "a").stderr
+
+
+def test_folders_are_looked_through(run: Run) -> None:
+    Path("in").mkdir()
+    Path("in/a").write_bytes(bytes(range(200, 256)) * 9)
+    assert "is a directory: give -r" in refused(run("compress", "in"))
+    assert run("compress", "-r", "in").exit_code == 0
+    assert run("verify", "-r", "in").stdout == "in/a.memz: ok\n"
+    assert run("list", "-r", "in").stdout.endswith("in/a.memz\n")
+    assert "is a directory: give -r" in refused(run("decompress", "in"))
+
+
+@pytest.mark.parametrize("options", [["-dc"], ["-cd"], ["-d", "-c"], ["-dqc"]])
+def test_short_options_in_one(run: Run, options: list[str]) -> None:
+    Path("a").write_bytes(b"stored " * 400)
+    assert run("compress", "a").exit_code == 0
+    assert run(*options, "a.memz").stdout_bytes == b"stored " * 400
+
+
+def test_messages_are_read_by_their_field(run: Run, llama_folder: Path) -> None:
+    lines = [json.dumps({"id": n, "text": f"message {n} of this kind"}) for n in range(20)]
+    Path("m.jsonl").write_text("\n".join(lines))
+    done = run(
+        "bench", "--messages", "m.jsonl", "--field", "text", "--model", llama_folder, "--json", "--device", "cpu"
+    )
+    found = json.loads(done.stdout)
+    assert found["lines"][0]["total_bytes"] < 26 * found["messages"]
+
+
 def test_folders_as_archives(run: Run, tiny_name: str, tiny: Codec) -> None:
     for name in ("in/x", "in/sub/y"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
@@ -309,7 +346,7 @@ def test_folders_as_archives(run: Run, tiny_name: str, tiny: Codec) -> None:
     assert Path("out/x").read_text() == TEXT + "in/x" and Path("out/sub/y").read_text() == TEXT + "in/sub/y"
     assert "exists" in refused(run("unpack", "a", "-o", "out", "--model", tiny_name))
     for key in ("../evil", "/tmp/evil", ".", "x/../../evil"):
-        Archive.create("b", [b"x"], [key], codec=tiny)
+        Archive.create("b", [b"x"], [key], codec=tiny, overwrite=True)
         assert "leads out of" in refused(run("unpack", "b", "-o", "below", "--model", tiny_name))
     assert not Path("below").exists() or not list(Path("below").iterdir())
 

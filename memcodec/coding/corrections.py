@@ -10,6 +10,7 @@ A group of chunks has one stream. `write` sees all positions of a chunk at once,
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -155,6 +156,62 @@ def _encode(
             else:
                 mass = left
     return hits
+
+
+@kernel
+def _explain(
+    tokens, ids, below, total, entropy, near, share, memory, unit, head, scale, parities, powers, winners, chosen,
+    wholes, steered,
+):  # fmt: skip
+    """What `_encode` goes by: the winner's place among the best, frequencies of the token, of all, and of the best."""
+    moves, changes = np.zeros(COMPETITORS, dtype=np.int32), np.zeros(COMPETITORS, dtype=np.int64)
+    vector = np.empty(head.shape[1], dtype=np.int32)
+    used, energy, window = np.int64(0), np.int64(0), np.int64(0)
+    for t in range(len(tokens)):
+        if share > 0:
+            energy += capped(entropy[t])
+            fresh = min(until(share, energy, np.int64(len(memory))) - used, readout.MOST_NEW)
+            for i in range(fresh):
+                window = ((window << 1) | np.int64(memory[used + i])) & ((1 << readout.WINDOW) - 1)
+            used += fresh
+            steer(
+                t, features_of(window, parities), tilt_of(share, entropy[t]), unit, head, scale, ids[t], moves, vector
+            )
+        winners[t], _, wholes[t] = _tilted(ids[t], below[t], moves, total[t], powers, changes)
+        chosen[t] = frequency(near[t, tokens[t] % BLOCK], powers)
+        for k in range(len(ids[t])):
+            if ids[t, k] < 0:
+                break
+            steered[t, k] = frequency(below[t, k], powers) + (changes[k] if k < COMPETITORS else 0)
+            if ids[t, k] == tokens[t]:
+                chosen[t] = steered[t, k]
+
+
+@dataclass(frozen=True)
+class Explained:
+    """Positions of a chunk as the coder sees them.
+
+    winners: the place of the winner among `ids`, int64 [positions]; probability: of the token under its memory, float64
+    [positions]; ids: the best tokens of the LM alone, in its order, int32 [positions, COMPETITORS + 1], -1 where there
+    are fewer; shares: their probabilities under the memory, float64 [positions, COMPETITORS + 1].
+    """
+
+    winners: np.ndarray
+    probability: np.ndarray
+    ids: np.ndarray
+    shares: np.ndarray
+
+
+def explain(look: Look, memory: bytes, steering: Steering, share: int) -> Explained:
+    """A chunk under its memory, token by token. share: in steps of 1/1024."""
+    bits = np.unpackbits(np.frombuffer(memory if share else b"", dtype=np.uint8), bitorder="little")
+    n = len(look.tokens)
+    winners, chosen, wholes = (np.zeros(n, dtype=np.int64) for _ in range(3))
+    steered = np.zeros(look.ids.shape, dtype=np.int64)
+    s = steering
+    _explain(look.tokens, look.ids, look.below, look.total, look.entropy, look.near, share, bits, s.unit, s.head,
+             s.scale, s.parities, arithmetic.powers(), winners, chosen, wholes, steered)  # fmt: skip
+    return Explained(winners, chosen / wholes, look.ids, steered / wholes[:, None])
 
 
 @kernel
