@@ -27,6 +27,7 @@ TINY = Path(__file__).parent.parent / "spec" / "vectors" / "tiny" / "model"
 WAYS = ("compress", "resume", "decompress")
 EVERY = 10  # kills, then a whole run
 BYTES = 40_000
+_AFTER = {"compress": 0.004, "decompress": 0.02}  # seconds from when a temporary file is there, at most
 
 
 def main() -> None:
@@ -85,7 +86,7 @@ def kill(way: str, count: int, model: str, folder: Path, seed: int = 0) -> dict[
         if number % 2:
             while process.poll() is None and names(folder) == before:
                 time.sleep(0.001)
-            time.sleep(rng.random() * (lasts / 4 if way == "resume" else 0.02))
+            time.sleep(rng.random() * _AFTER.get(way, lasts / 4))
         else:
             time.sleep(rng.random() * lasts)
         process.kill()
@@ -119,7 +120,7 @@ def interrupt(way: str, count: int, folder: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "memcodec_cli", way, given, "-q", "--device", "cpu"]
     rng, wrong, waits = random.Random(0), [], []
     for number in range(count):
-        process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE)
+        process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, preexec_fn=_listen)
         time.sleep(2.5 + 3 * rng.random())  # loaded, and at work
         if process.poll() is not None:
             wrong.append(f"{number}: ended by itself")
@@ -132,6 +133,11 @@ def interrupt(way: str, count: int, folder: Path) -> dict[str, Any]:
             wrong.append(f"{number}: status {process.returncode}, {said!r}, {sorted(names(folder))}")
     shutil.rmtree(folder)
     return {"way": way, "interrupts": count, "longest": max(waits, default=0.0), "wrong": wrong}
+
+
+def _listen() -> None:
+    """A shell's job in the background ignores Ctrl-C, and so would what it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def names(folder: Path) -> set[str]:

@@ -4,7 +4,7 @@
 
 Each is read in a process that notes every file that is opened, every connection, every program that is started and all
 that is unpickled: besides Python's own files and those given, there must be nothing. The tiny model in spec/vectors
-reads what needs one. Writes hostile.json.
+reads what needs one. Writes hostile.json and hostile.md.
 """
 
 import argparse
@@ -57,8 +57,19 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     found = {"date": today(), "machine": machine(), "rows": rows}
     (options.out / "hostile.json").write_text(json.dumps(found, indent=1) + "\n")
+    (options.out / "hostile.md").write_text(render(rows))
     if any(row["wrong"] for row in rows):
         sys.exit("hostile: error: something is wrong, see hostile.json")
+
+
+def render(rows: list[dict[str, Any]]) -> str:
+    """As Markdown."""
+    lines = ["| file | what came of it | s | memory, MB | bound, MB |", "| --- | --- | ---: | ---: | ---: |"]
+    for row in rows:
+        what = row["what"].replace("|", "\\|")
+        sizes = f"{row['memory'] / 1e6:.1f} | {row['bound'] / 1e6:.0f}"
+        lines.append(f"| {what} | {row['outcome']} | {row['seconds']:.3f} | {sizes} |")
+    return "\n".join(lines) + "\n"
 
 
 def judge(large: bool = True) -> list[dict[str, Any]]:

@@ -17,8 +17,9 @@ without the start (about a second); the others' are medians of at least five run
 the whole process: for memcodec with the model in it, for the others a Python interpreter that holds nothing else. The
 language model may have seen any of these texts in its training.
 
-memcodec's numbers are memory shares, at the default context (auto: texts as short as these are cut into independent
-chunks); one line has the most context, at a memory share of 0. More on both in [docs/context.md](../docs/context.md).
+memcodec's numbers are memory shares, at the default context (auto: as much as leaves 48 groups, so next to none in
+texts as short as these); two lines, at a memory share of 0, have no context and the most. More on both in
+[docs/context.md](../docs/context.md).
 
 The lines in brackets are no codecs. *Bound*: the sum of -log2 p(token) of the exact LM over the same chunks of 200
 tokens. *Bound, context of 2048*: the same, but each token sees the text before it, in windows of 2,048 tokens that move

@@ -18,7 +18,7 @@ import plots
 import report
 
 from memcodec.bench import rivals, table
-from memcodec.bench.comparison import MAX_CONTEXT, SIZES, Bench, Row, Text, break_even
+from memcodec.bench.comparison import MAX_CONTEXT, NO_CONTEXT, SIZES, Bench, Row, Text, break_even
 from memcodec.bench.results import Store, digest, machine, today
 from memcodec.codec import Codec
 from memcodec.errors import MemcodecError
@@ -36,7 +36,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure memcodec against the classic compressors, with its limits.")
     parser.add_argument("--bytes", type=int, default=DEFAULT_BYTES, help=f"of each text ({DEFAULT_BYTES})")
     parser.add_argument("--full", action="store_true", help="whole texts: many hours on a CPU")
-    parser.add_argument("--sizes", default=",".join(map(str, SIZES)), help="sizes of one text, in bytes")
+    parser.add_argument(
+        "--sizes", default=",".join(map(str, SIZES)), help="sizes of one text, in bytes; the largest takes 20 minutes"
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder of the report")
     options = parser.parse_args()
     start = time.monotonic()
@@ -77,6 +79,7 @@ def to_json(found: dict[str, Any]) -> str:
 def measure(bench: Bench, texts: list[Text], sizes: list[int]) -> dict[str, Any]:
     """Everything that the report shows. The cheap first, so that an interrupted run has most rows."""
     rows = list(bench.compare(texts))
+    rows += [bench.memcodec(text, Readout(0), NO_CONTEXT, context=0) for text in texts]
     rows += [bench.memcodec(text, Readout(0), MAX_CONTEXT, context="max") for text in texts]
     sample = texts[0]
     books = b"".join(text.whole for text in texts if text.name in ENGLISH)  # the first is the sample's whole text

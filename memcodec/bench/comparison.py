@@ -15,9 +15,10 @@ from memcodec.memory.settings import DEFAULT_BATCH, Context, Prompt, Readout
 SHARES = (0.0, 0.1, 0.2)
 CURVE_SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
 EFFORTS = (256, 1024, 4096, 16384)
-SIZES = (256, 1024, 4096, 16384, 65536, 262144)
+SIZES = (256, 1024, 4096, 16384, 65536, 262144, 1048576)
 BOUND = "bound"
 CONTEXT_BOUND = "bound, context of 2048"
+NO_CONTEXT = "memcodec 0, context 0"
 MAX_CONTEXT = "memcodec 0, context max"
 PROMPT = "memcodec, prompt site"
 PROMPT_TOKENS = 48  # a chunk: one memory token of the default model holds more (docs/memory_tokens.md)
