@@ -13,7 +13,6 @@ from memcodec.errors import (
     ModelNotFoundError,
     PrimerMismatchError,
 )
-from memcodec.inspection import inspect
 from memcodec.memory.settings import DEFAULT_BATCH, Context, Prompt, Readout
 from memcodec.progress import Progress
 
@@ -23,10 +22,13 @@ if TYPE_CHECKING:
     from memcodec.file import MemzFile as MemzFile
     from memcodec.file import open as open
     from memcodec.frames import FrameSettings as FrameSettings
+    from memcodec.inspection import inspect as inspect
     from memcodec.journal import Journal as Journal
     from memcodec.memory.embedding import MemoryEmbedding as MemoryEmbedding
     from memcodec.primer import Primer as Primer
     from memcodec.progress import ProgressCallback
+    from memcodec.tokenmap import TokenInfo as TokenInfo
+    from memcodec.tokenmap import token_map as token_map
 
 __version__ = "0.2.0"
 
@@ -49,10 +51,12 @@ __all__ = [
     "Progress",
     "Prompt",
     "Readout",
+    "TokenInfo",
     "decode",
     "encode",
     "inspect",
     "open",
+    "token_map",
 ]
 
 
@@ -131,7 +135,7 @@ def decode(
     return b"".join(pieces)
 
 
-# On first use, because they bring numba or torch: `inspect` and `--help` answer at once without.
+# On first use, because they bring numpy, numba or torch: the import, `inspect` and `--help` answer at once without.
 _LATER = {
     "Archive": "memcodec.archive",
     "Codec": "memcodec.codec",
@@ -140,7 +144,10 @@ _LATER = {
     "MemoryEmbedding": "memcodec.memory.embedding",
     "MemzFile": "memcodec.file",
     "Primer": "memcodec.primer",
+    "TokenInfo": "memcodec.tokenmap",
+    "inspect": "memcodec.inspection",
     "open": "memcodec.file",
+    "token_map": "memcodec.tokenmap",
 }
 
 if not TYPE_CHECKING:

@@ -565,6 +565,14 @@ def test_a_type_checker_sees_what_clients_get_wrong(tmp_path: Path) -> None:
         assert any(f"wrong{number}.py" in line and message in line for line in done.stdout.splitlines()), done.stdout
 
 
+def test_the_import_brings_no_library() -> None:
+    heavy = "{'numpy', 'torch', 'numba', 'transformers', 'zstandard', 'fsspec'} & set(sys.modules)"
+    script = f"import sys; import memcodec; print(sorted({heavy}))"
+    done = subprocess.run([sys.executable, "-S", "-c", f"import sys; sys.path[:0] = {sys.path!r}; {script}"],
+                          capture_output=True, text=True)  # fmt: skip
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
 def test_everything_is_listed(tiny: Codec, llama_folder: Path) -> None:
     assert set(memcodec.__all__) <= set(dir(memcodec))
     assert all(getattr(memcodec, name).__doc__ for name in memcodec.__all__)

@@ -19,7 +19,15 @@ def blocks(name: str, language: str) -> list[str]:
 @pytest.mark.default_model
 @pytest.mark.filterwarnings("ignore:Cannot locate reference")  # of what datasets pickles itself
 @pytest.mark.parametrize(
-    "name", ["README.md", "docs/memory_tokens.md", "docs/messages.md", "docs/files.md", "docs/integrations.md"]
+    "name",
+    [
+        "README.md",
+        "docs/memory_tokens.md",
+        "docs/messages.md",
+        "docs/files.md",
+        "docs/integrations.md",
+        "docs/looking.md",
+    ],
 )
 def test_python_blocks_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -44,13 +52,16 @@ def test_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.default_model
-@pytest.mark.parametrize("name", ["docs/files.md", "docs/messages.md"])
+@pytest.mark.parametrize("name", ["docs/files.md", "docs/messages.md", "docs/looking.md"])
 def test_commands_of_other_pages_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     licence = (ROOT / "LICENSE").read_bytes()
     for path, data in (("a.txt", licence[:900]), ("b.txt", licence[1000:1700]), ("folder/x", licence[2000:2400])):
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_bytes(data)
+    if name == "docs/looking.md":
+        (tmp_path / "notes.txt").write_bytes(licence[:700])
+        assert CliRunner().invoke(main, ["compress", "notes.txt"]).exit_code == 0
     (tmp_path / "notes.jsonl").write_text('{"id": "a", "text": "first note"}\n{"id": "b", "text": "second note"}\n')
     text = (ROOT / name).read_text()
     commands = [line.split("#")[0].split() for line in text.splitlines() if line.startswith("    memcodec ")]

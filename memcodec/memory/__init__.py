@@ -6,9 +6,9 @@ Each is a class that has the attributes of `Site`; nothing else in memcodec asks
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-
 if TYPE_CHECKING:
+    import numpy as np
+
     from memcodec.coding.distribution import Look
     from memcodec.lm.model import ExactLM
     from memcodec.memory.settings import Readout
@@ -29,10 +29,10 @@ class Site(Protocol):
     share: int
     fields: tuple[int, ...]
 
-    def vectors(self, memory: bytes) -> np.ndarray | None:
+    def vectors(self, memory: bytes) -> "np.ndarray | None":
         """What the LM reads between the prefix and a chunk's first token, float32 [n, hidden]. Raises FormatError."""
 
-    def fit(self, chunks: list[np.ndarray], look: LookAt, report: Report) -> "tuple[list[bytes], list[Look]]":
+    def fit(self, chunks: "list[np.ndarray]", look: LookAt, report: Report) -> "tuple[list[bytes], list[Look]]":
         """Memories of chunks, int64 [tokens] each, and what the LM says of the chunks under them."""
 
 
