@@ -1,6 +1,6 @@
 """Memory over time of long jobs: a curve that does not rise with what is done.
 
-    python benchmarks/memory.py [--bytes N] [--model M] [--no-verify] [--out FOLDER]
+    python benchmarks/memory.py [--bytes N] [--model M] [--no-verify] [--carried] [--out FOLDER]
 
 Compresses (with verification, but for --no-verify) and decompresses the first N bytes of the benchmark's texts, one
 after the other, then translations into other languages and sources, as commands of their own, and looks at their
@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--no-verify", action="store_true")
+    parser.add_argument("--carried", action="store_true", help="by the LM, though zstd were smaller: for tiny models")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
@@ -46,9 +47,10 @@ def main() -> None:
         data = text(options.bytes)
         (work / "text").write_bytes(data)
         more = ["--no-verify"] if options.no_verify else []
-        compress = watch([*["compress", "-q", "text", *more, "--model"], options.model], work)
+        given = str(Path(options.model).resolve()) if Path(options.model).is_dir() else options.model
+        compress = watch(["compress", "-q", "text", *more, "--model", given], work, options.carried)
         size = (work / "text.memz").stat().st_size
-        decompress = watch([*["decompress", "-q", "text.memz", "-o", "back", "--model"], options.model], work)
+        decompress = watch(["decompress", "-q", "text.memz", "-o", "back", "--model", given], work)
         if (work / "back").read_bytes() != data:
             sys.exit("memory: error: does not decode to its input")
     found: dict[str, Any] = {
@@ -73,9 +75,18 @@ def text(size: int) -> bytes:
     sys.exit(f"memory: error: --bytes {size}: there are {len(found):,}")
 
 
-def watch(command: list[str], folder: Path) -> list[int]:
+_CARRIED = """
+from memcodec.bench.carried import store_nothing
+from memcodec_cli import main
+with store_nothing():
+    main()
+"""
+
+
+def watch(command: list[str], folder: Path, carried: bool = False) -> list[int]:
     """Resident bytes of a command, over time."""
-    process = subprocess.Popen([sys.executable, "-m", "memcodec_cli", *command], cwd=folder)
+    program = ["-c", _CARRIED] if carried else ["-m", "memcodec_cli"]
+    process = subprocess.Popen([sys.executable, *program, *command], cwd=folder)
     found = []
     status = Path(f"/proc/{process.pid}/status")
     while process.poll() is None:

@@ -28,7 +28,8 @@ def segments_of(run: list[Any]) -> list[Segment]:
 
 
 def too_large(source: Source) -> Container:
-    """In the place of what stores a whole document: larger than what a tiny model makes of a short text."""
+    """In the place of what stores a whole document: larger than what a tiny model makes of it."""
     if not document.has_text(source):
         return assembly.stored(source)
-    return container.describe(source.size, bytes(container.HASH_BYTES), [StoredSpan(1, 0, bytes(1 << 17), 0)])
+    span = StoredSpan(1, 0, bytes(max(1 << 17, 2 * source.size)), 0)
+    return container.describe(source.size, bytes(container.HASH_BYTES), [span])
