@@ -4,8 +4,8 @@
 
 An environment is a process with its threads, batch, kernels and instruction sets (by variables). --numba, --torch: also
 with these versions, which pip fetches, without what they need, into a folder of their own. Texts in five languages, in
-chunks of 16 tokens that see 40 before them (torch on a CPU is slow). Every file that any environment writes is decoded under all. Writes
-matrix.json and matrix.md.
+chunks of 16 tokens that see 40 before them (torch on a CPU is slow). Every file that any environment writes is decoded
+under all. Writes matrix.json and matrix.md.
 """
 
 import argparse
