@@ -1,9 +1,11 @@
 """The command line: `memcodec`. Every command has its Python twin; a command imports torch only when it runs."""
 
 import io
+import os
 import re
 import signal
 import sys
+import threading
 import warnings
 from contextlib import suppress
 from typing import Any, NoReturn
@@ -51,6 +53,7 @@ class Program(click.Group):
         """Parse the arguments, run, and exit."""
         with suppress(ValueError):  # not the main thread
             signal.signal(signal.SIGTERM, _terminated)
+        sys.unraisablehook = _not_lost
         try:
             status = super().main(*args, **(extra | {"standalone_mode": False, "complete_var": "_MEMCODEC_COMPLETE"}))
         except click.exceptions.NoArgsIsHelpError as error:
@@ -78,6 +81,17 @@ class Terminated(KeyboardInterrupt):
 
 def _terminated(*_: Any) -> NoReturn:
     raise Terminated
+
+
+def _not_lost(lost: Any, others: Any = sys.unraisablehook) -> None:
+    """Where Ctrl-C came in the middle of what no exception leaves, as where numba forgets something, it comes again."""
+    if issubclass(lost.exc_type, KeyboardInterrupt):
+        sent = signal.SIGTERM if issubclass(lost.exc_type, Terminated) else signal.SIGINT
+        again = threading.Timer(0.02, os.kill, (os.getpid(), sent))
+        again.daemon = True
+        again.start()
+    else:
+        others(lost)
 
 
 def _fail(message: str, status: int) -> NoReturn:

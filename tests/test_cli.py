@@ -291,6 +291,24 @@ def test_signals_in_the_middle(tmp_path: Path, sent: signal.Signals, status: int
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
+def test_a_signal_that_is_swallowed_comes_again(tmp_path: Path) -> None:
+    """What is raised where a weak reference ends is lost; numba has such places."""
+    script = "import os, signal, time, weakref, memcodec.codec as c\n"
+    script += "class Thing: pass\n"
+    script += "def load(*args, **settings):\n"
+    script += "    thing = Thing()\n"
+    script += "    kept = weakref.ref(thing, lambda _: (os.kill(os.getpid(), signal.SIGINT), time.sleep(0.1)))\n"
+    script += "    del thing\n"
+    script += "    time.sleep(60)\n"
+    script += "c.Codec.load = load\n"
+    script += "from memcodec_cli import main; main()"
+    (tmp_path / "a").write_text(TEXT)
+    done = subprocess.run(
+        [sys.executable, "-c", script, "compress", "a"], cwd=tmp_path, capture_output=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (130, b"memcodec: error: interrupted\n")
+
+
 def test_a_reader_that_leaves_is_no_error_message(tmp_path: Path) -> None:
     (tmp_path / "a.memz").write_bytes(RESULT)
     reading, writing = os.pipe()
