@@ -7,7 +7,9 @@ import signal
 import sys
 import threading
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any, NoReturn
 
 import click
@@ -53,7 +55,8 @@ class Program(click.Group):
         """Parse the arguments, run, and exit."""
         with suppress(ValueError):  # not the main thread
             signal.signal(signal.SIGTERM, _terminated)
-        sys.unraisablehook = _not_lost
+        before = sys.unraisablehook
+        sys.unraisablehook = partial(_not_lost, before)
         try:
             status = super().main(*args, **(extra | {"standalone_mode": False, "complete_var": "_MEMCODEC_COMPLETE"}))
         except click.exceptions.NoArgsIsHelpError as error:
@@ -72,6 +75,8 @@ class Program(click.Group):
             if not _is_out_of_memory(error):
                 raise  # a bug: its traceback is wanted
             _fail("out of memory: try a smaller --batch, or --device cpu", 1)
+        finally:
+            sys.unraisablehook = before
         sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -83,7 +88,7 @@ def _terminated(*_: Any) -> NoReturn:
     raise Terminated
 
 
-def _not_lost(lost: Any, others: Any = sys.unraisablehook) -> None:
+def _not_lost(others: Callable[[Any], object], lost: Any) -> None:
     """Where Ctrl-C came in the middle of what no exception leaves, as where numba forgets something, it comes again."""
     if issubclass(lost.exc_type, KeyboardInterrupt):
         sent = signal.SIGTERM if issubclass(lost.exc_type, Terminated) else signal.SIGINT
