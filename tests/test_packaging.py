@@ -1,0 +1,84 @@
+"""What is built of the project, and that it works without the folder it was built in."""
+
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import memcodec
+
+ROOT = Path(__file__).parent.parent
+
+
+def copy_of_the_project(folder: Path) -> Path:
+    """Only what git knows, so that a build leaves nothing here."""
+    place = folder / "project"
+    place.mkdir()
+    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, files.split("\0")):
+        if (ROOT / name).is_file() and not name.startswith(("tests/", "docs/", "benchmarks/")):
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            (place / name).write_bytes((ROOT / name).read_bytes())
+    return place
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("built")
+    place = copy_of_the_project(folder)
+    script = "import sys; from setuptools import build_meta as b; out = sys.argv[1]; "  # which they write over
+    script += "b.build_sdist(out); b.build_wheel(out)"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script, folder], cwd=place, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    found = {path.suffix: path for path in folder.iterdir() if path.is_file()}
+    assert set(found) == {".gz", ".whl"}
+    return found
+
+
+def test_the_wheel_holds_the_library_and_nothing_else(built: dict[str, Path]) -> None:
+    with zipfile.ZipFile(built[".whl"]) as wheel:
+        names = set(wheel.namelist())
+        points = wheel.read(f"memcodec-{memcodec.__version__}.dist-info/entry_points.txt").decode()
+    for name in (
+        "memcodec/py.typed",
+        "memcodec/report.html",
+        "memcodec/integrations/zarr.py",
+        "memcodec_cli/looking.py",
+    ):
+        assert name in names
+    assert {name.split("/")[0] for name in names} == {
+        "memcodec", "memcodec_cli", f"memcodec-{memcodec.__version__}.dist-info",
+    }  # fmt: skip
+    assert "memcodec = memcodec_cli:main" in points and "[numcodecs.codecs]" in points and "[zarr.codecs]" in points
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "memcodec").rglob("*.py")}
+    assert modules <= names
+
+
+def test_the_sdist_builds_the_same(built: dict[str, Path]) -> None:
+    with tarfile.open(built[".gz"]) as sdist:
+        names = {name.split("/", 1)[-1] for name in sdist.getnames()}
+    assert {"pyproject.toml", "README.md", "LICENSE", "memcodec/report.html", "cli/__init__.py"} <= names
+
+
+def test_the_wheel_works_elsewhere(built: dict[str, Path], tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(target)]
+    subprocess.run([*install, str(built[".whl"])], check=True)
+    (tmp_path / "a").write_bytes(bytes(range(256)) * 4)
+    script = f"import sys; sys.path.insert(0, {str(target)!r}); import memcodec_cli, memcodec; "
+    script += f"assert memcodec.__file__.startswith({str(target)!r}); memcodec_cli.main()"
+    for args in (
+        ["--version"],
+        ["compress", "a"],
+        ["decompress", "a.memz", "-o", "b"],
+        ["inspect", "--html", "c", "a.memz"],
+    ):
+        done = subprocess.run([sys.executable, "-c", script, *args], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "b").read_bytes() == (tmp_path / "a").read_bytes()
+    assert (tmp_path / "c").read_text().startswith("<!doctype html>")
