@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -144,6 +145,11 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.chdir(tmp_path)
     runner = CliRunner()
     return lambda *args, stdin=None: runner.invoke(main, [str(a) for a in args], input=stdin, catch_exceptions=False)
+
+
+def listen() -> None:
+    """For `preexec_fn`: a shell's job in the background ignores Ctrl-C, and so would what a test starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def store_nothing(patch: pytest.MonkeyPatch) -> None:

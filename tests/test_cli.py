@@ -29,7 +29,7 @@ from memcodec.source import Source
 from memcodec_cli import main
 from memcodec_cli.progress import Bars
 
-from .conftest import TEXT, Run
+from .conftest import TEXT, Run, listen
 
 RESULT = container.pack(stored(Source.of(b"stored " * 400)))  # a .memz file that needs no model
 PROGRAM = [sys.executable, "-m", "memcodec_cli"]
@@ -281,8 +281,9 @@ def test_signals_in_the_middle(tmp_path: Path, sent: signal.Signals, status: int
     script += "from memcodec_cli import main; main()"
     (tmp_path / "a").write_text(TEXT)
     process = subprocess.Popen(
-        [sys.executable, "-c", script, "compress", "a"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+        [sys.executable, "-c", script, "compress", "a"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=listen,
+    )  # fmt: skip
     assert process.stdout is not None
     assert process.stdout.readline() == b"working\n"
     process.send_signal(sent)

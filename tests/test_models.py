@@ -31,7 +31,7 @@ from memcodec.lm import weights
 from memcodec.lm.floats import FrozenLM
 from memcodec.tokens import ByteTokenizer
 
-from .conftest import TEXT, save_tokenizer
+from .conftest import TEXT, listen, save_tokenizer
 
 # A built-in model that is quick to make. Says "fetching" and "half" on the way, and waits there as long as told.
 FAKE = """
@@ -78,7 +78,7 @@ def start(cache: Path) -> Start:
     def popen(wait: float = 0, identity: str = "aa") -> subprocess.Popen[str]:
         script = FAKE.format(log=str(cache.parent / "log"), wait=wait, identity=identity)
         return subprocess.Popen(
-            [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listen
         )
 
     return popen
