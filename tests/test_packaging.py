@@ -1,5 +1,6 @@
 """What is built of the project, and that it works without the folder it was built in."""
 
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -14,14 +15,13 @@ ROOT = Path(__file__).parent.parent
 
 
 def copy_of_the_project(folder: Path) -> Path:
-    """Only what git knows, so that a build leaves nothing here."""
+    """So that a build leaves nothing here."""
     place = folder / "project"
     place.mkdir()
-    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in filter(None, files.split("\0")):
-        if (ROOT / name).is_file() and not name.startswith(("tests/", "docs/", "benchmarks/")):
-            (place / name).parent.mkdir(parents=True, exist_ok=True)
-            (place / name).write_bytes((ROOT / name).read_bytes())
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, place)
+    for name in ("memcodec", "cli"):
+        shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__"))
     return place
 
 
