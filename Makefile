@@ -15,7 +15,7 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	MYPYPATH=benchmarks $(BIN)/mypy benchmarks/*.py spec/*.py
+	MYPYPATH=benchmarks $(BIN)/mypy benchmarks/*.py spec/*.py docs/*.py
 
 bench: $(READY)
 	$(BIN)/python benchmarks/run.py

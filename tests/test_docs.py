@@ -1,5 +1,6 @@
 """The examples in the documents run as they stand."""
 
+import importlib
 import re
 from pathlib import Path
 
@@ -71,6 +72,16 @@ def test_commands_of_other_pages_run(name: str, tmp_path: Path, monkeypatch: pyt
         assert done.exit_code == 0, (command, done.output)
     if name == "docs/files.md":
         assert (tmp_path / "part").read_bytes() == licence[100:300]
+
+
+def test_the_man_page_is_made_of_the_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    page = importlib.import_module("make_man").page()
+    assert page == (ROOT / "docs" / "memcodec.1").read_text()
+    for name, command in main.commands.items():
+        if not isinstance(command, click.Group):
+            assert f".SH {name.upper()}\n" in page
+    assert "\\-\\-memory\\-share" in page and ".SH PRIMER TRAIN\n" in page
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,48 @@
+"""The man page, made from the help: python docs/make_man.py writes docs/memcodec.1 (read it with man -l)."""
+
+from pathlib import Path
+
+import click
+
+import memcodec
+from memcodec_cli import main as program
+
+
+def page() -> str:
+    """In troff."""
+    lines = [f'.TH MEMCODEC 1 "" "memcodec {memcodec.__version__}" "User Commands"', ".SH NAME"]
+    lines += ["memcodec \\- lossless text compression under a frozen language model", ".SH SYNOPSIS"]
+    lines += [".B memcodec", "COMMAND [OPTION]... [FILE]...", ".SH DESCRIPTION", *_text(program.help or "")]
+    for name, command in _commands("", program):
+        lines += [f".SH {_plain(name.upper())}", f".B memcodec {_plain(name)}"]
+        context = click.Context(command, info_name=name)
+        lines += [_plain(" ".join(command.collect_usage_pieces(context))), ".PP", *_text(command.help or "")]
+        for parameter in command.get_params(context):
+            record = parameter.get_help_record(context)
+            if record and record[1]:
+                lines += [".TP", f".B {_plain(record[0])}", *_text(record[1])]
+    return "\n".join(lines) + "\n"
+
+
+def _commands(before: str, group: click.Group) -> list[tuple[str, click.Command]]:
+    found: list[tuple[str, click.Command]] = []
+    for name, command in sorted(group.commands.items()):
+        whole = f"{before} {name}".strip()
+        found += _commands(whole, command) if isinstance(command, click.Group) else [(whole, command)]
+    return found
+
+
+def _text(text: str) -> list[str]:
+    """Paragraphs, one line each."""
+    paragraphs = [" ".join(part.split()) for part in text.split("\n\n")]
+    return [line for part in paragraphs if part for line in (_plain(part), ".PP")][:-1]
+
+
+def _plain(text: str) -> str:
+    """Nothing in it is a request."""
+    text = text.replace("\\", "\\e").replace("-", "\\-")
+    return "\\&" + text if text.startswith((".", "'")) else text
+
+
+if __name__ == "__main__":
+    (Path(__file__).parent / "memcodec.1").write_text(page())
