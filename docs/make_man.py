@@ -13,9 +13,10 @@ def page() -> str:
     lines = [f'.TH MEMCODEC 1 "" "memcodec {memcodec.__version__}" "User Commands"', ".SH NAME"]
     lines += ["memcodec \\- lossless text compression under a frozen language model", ".SH SYNOPSIS"]
     lines += [".B memcodec", "COMMAND [OPTION]... [FILE]...", ".SH DESCRIPTION", *_text(program.help or "")]
+    root = click.Context(program, info_name="memcodec", **program.context_settings)
     for name, command in _commands("", program):
         lines += [f".SH {_plain(name.upper())}", f".B memcodec {_plain(name)}"]
-        context = click.Context(command, info_name=name)
+        context = click.Context(command, root, name)
         lines += [_plain(" ".join(command.collect_usage_pieces(context))), ".PP", *_text(command.help or "")]
         for parameter in command.get_params(context):
             record = parameter.get_help_record(context)
