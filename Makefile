@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check bench reliability clean
+.PHONY: demo test check bench reliability docs clean
 
 demo: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" python benchmarks/demo.py
@@ -22,6 +22,9 @@ bench: $(READY)
 
 reliability: $(READY)
 	$(BIN)/python benchmarks/reliability.py
+
+docs: $(READY)
+	$(BIN)/python docs/make_site.py
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -17,7 +17,7 @@ from memcodec import MemcodecError, container
 from memcodec.memory.settings import MAX_VECTORS, MEMORY_BITS, MOST_SHARE, SHARE_STEPS, Context, Prompt, Readout
 from memcodec.source import Source
 from memcodec_cli import files, options
-from memcodec_cli.loaded import Loaded, decode, decode_together, read_part, read_primer, salvaged
+from memcodec_cli.loaded import Loaded, decode, decode_together, opened_engine, read_part, read_primer, salvaged
 from memcodec_cli.progress import Bars, close_line, wants_line
 
 if TYPE_CHECKING:
@@ -124,6 +124,7 @@ def _check_site(site: str) -> None:
     help="Readout site: states that the search for a memory tries per token: more is smaller and slower.",
 )
 @options.running
+@options.engine
 @click.option(
     "--resume",
     is_flag=True,
@@ -139,8 +140,8 @@ def compress(
     names: tuple[str, ...], output: str | None, to_stdout: bool, force: bool, keep: bool, remove: bool,
     output_dir: str | None, recursive: bool, model: str, primer: str | None, chunk_tokens: int, context: Context,
     site: str, vectors: int | None, bits: str, steps: int, seed: int, pure: bool, memory_share: float, effort: int,
-    device: str, batch: int, threads: int | None, resume: bool, report: str | None, no_verify: bool, quiet: bool,
-    verbose: bool, no_progress: bool,
+    device: str, batch: int, threads: int | None, engine: str, workers: int | None, resume: bool, report: str | None,
+    no_verify: bool, quiet: bool, verbose: bool, no_progress: bool,
 ) -> None:  # fmt: skip
     """Compress each FILE; - is standard input, as is none.
 
@@ -179,6 +180,7 @@ def compress(
     if page is not None:
         page.check(binary=False)
     line, behind = wants_line(quiet, verbose), read_primer(primer)
+    on, device = opened_engine(engine, workers, threads, device)
     with Bars(quiet, no_progress) as bars:
         bars.doing("loading")
         from memcodec import codec
@@ -186,6 +188,7 @@ def compress(
         @cache
         def loaded() -> "codec.Codec":
             found = codec.Codec.load(model, device=device, threads=threads, progress=bars.model)
+            found = found if on is None else found.with_engine(on)
             return found if behind is None else found.with_primer(behind)
 
         def report_on(name: str, blob: bytes) -> None:
@@ -226,6 +229,7 @@ def _compress(
 ) -> None:  # fmt: skip
     """Some files, whose groups are coded together."""
     from memcodec import codec
+    from memcodec.engine import Local
     from memcodec.journal import Journal, discard
 
     with ExitStack() as stack:
@@ -258,7 +262,7 @@ def _compress(
             return
         found = loaded()
         size = sum(source.size for _, _, source in waiting)
-        if bars.shown and size >= _LONG:
+        if bars.shown and size >= _LONG and isinstance(found.engine, Local):
             bars.close()
             seconds = found.estimate(size, settings["context"], settings["batch"], settings["verify"])
             click.echo(f"{size / 1e6:.1f} MB: about {_duration(seconds)}", err=True)
@@ -321,12 +325,13 @@ def _duration(seconds: float) -> str:
 @options.decoding_model
 @options.primer
 @options.running
+@options.engine
 @options.saying
 def decompress(
     names: tuple[str, ...], output: str | None, to_stdout: bool, force: bool, keep: bool, remove: bool,
     output_dir: str | None, recursive: bool, part: tuple[int, int | None] | None, salvage: bool,
     report_name: str | None, model: str | None, allow_download: bool, primer: str | None, device: str, batch: int,
-    threads: int | None, quiet: bool, verbose: bool, no_progress: bool,
+    threads: int | None, engine: str, workers: int | None, quiet: bool, verbose: bool, no_progress: bool,
 ) -> None:  # fmt: skip
     """Decompress each FILE; - is standard input, as is none.
 
@@ -339,7 +344,7 @@ def decompress(
     places = files.Targets()
     total = len(jobs)
     failures = files.Failures(total > 1, salvageable=True)
-    loaded = Loaded(model, allow_download, device, threads, primer)
+    loaded = Loaded(model, allow_download, device, threads, primer, engine, workers)
     if salvage or report_name is not None:
         if len(jobs) > 1 or part is not None or remove or not salvage:
             raise click.UsageError("--salvage is for one FILE, without --range and --rm; --report goes with it")

@@ -122,18 +122,18 @@ def _plain(text: str) -> str:
 @options.decoding_model
 @options.primer
 @options.running
+@options.engine
 @options.quiet
 def verify(
     names: tuple[str, ...], decode: bool, recursive: bool, model: str | None, allow_download: bool, primer: str | None,
-    device: str, batch: int, threads: int | None, quiet: bool,
+    device: str, batch: int, threads: int | None, engine: str, workers: int | None, quiet: bool,
 ) -> None:  # fmt: skip
     """Check that each FILE, or archive, is whole: structure and checksums, or with --decode the documents themselves.
 
-    All files are checked; the status is 1 if any is bad. --model, --allow-download, --device, --batch and --threads go
-    with --decode.
+    All files are checked; the status is 1 if any is bad. What --model to --workers say goes with --decode.
     """
     bad = 0
-    loaded = Loaded(model, allow_download, device, threads, primer)
+    loaded = Loaded(model, allow_download, device, threads, primer, engine, workers)
     for name, _ in files.inputs(names, recursive, packed=True):
         try:
             blob = files.read_start_first(name)

@@ -1,8 +1,12 @@
 """The codec that files need: one for as many of them as it fits."""
 
+import sys
+import threading
 from collections.abc import Iterator
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from contextlib import redirect_stdout, suppress
+from typing import TYPE_CHECKING, Any, TextIO, cast
+
+import click
 
 from memcodec import MemcodecError
 from memcodec.container import Container
@@ -11,6 +15,7 @@ from memcodec_cli.progress import Bars
 if TYPE_CHECKING:
     from memcodec.assembly import Lost
     from memcodec.codec import Codec
+    from memcodec.engine import Engine
     from memcodec.primer import Primer
 
 
@@ -18,11 +23,13 @@ class Loaded:
     """Loads the model of a file, and keeps it for the next one that needs the same."""
 
     def __init__(
-        self, model: str | None, allow_download: bool, device: str, threads: int | None, primer: str | None = None
-    ) -> None:
-        """model: instead of the ones that the files name; primer: a file."""
+        self, model: str | None, allow_download: bool, device: str, threads: int | None, primer: str | None = None,
+        engine: str = "local", workers: int | None = None,
+    ) -> None:  # fmt: skip
+        """model: instead of the ones that the files name; primer: a file. Until the command ends."""
         self.primer = read_primer(primer)
         self.model = model
+        self.engine, device = opened_engine(engine, workers, threads, device)
         self.settings: dict[str, Any] = {"allow_download": allow_download, "device": device, "threads": threads}
         self._codec: Codec | None = None
 
@@ -39,8 +46,38 @@ class Loaded:
             return kept
         found = Codec.load_for(parsed, self.model, primer=primer, progress=bars.model, **self.settings)
         assert found is not None
-        self._codec = found
-        return found
+        self._codec = found if self.engine is None else found.with_engine(self.engine)
+        return self._codec
+
+
+def opened_engine(
+    name: str, workers: int | None, threads: int | None, device: str
+) -> "tuple[Engine | None, str]":  # fmt: skip
+    """An engine that is closed when the command ends, None for this process; and the device of the LM here."""
+    if name == "local":
+        if workers is not None:
+            raise click.UsageError("--workers is for --engine ray")
+        return None, device
+    from memcodec.engine import opened
+
+    context = click.get_current_context()
+    context.with_resource(redirect_stdout(cast("TextIO", _Aside(sys.stdout))))
+    return context.with_resource(opened(name, workers, threads, device))
+
+
+class _Aside:
+    """Standard output; what threads of Ray print there, even between bytes of a file, goes to standard error."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Where it belongs."""
+        theirs = threading.current_thread().name.startswith("ray_")
+        return int((sys.stderr if theirs else self._stream).write(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def read_primer(name: str | None) -> "Primer | None":

@@ -77,6 +77,27 @@ running = together(
     ),
 )
 
+engine = together(
+    click.option(
+        "--engine",
+        type=click.Choice(["local", "ray"]),
+        default="local",
+        show_default=True,
+        envvar="MEMCODEC_ENGINE",
+        show_envvar=True,
+        help="Where groups are coded: here, or by the workers of a Ray cluster; does not change the result.",
+    ),
+    click.option(
+        "--workers",
+        type=click.IntRange(min=1),
+        metavar="N",
+        envvar="MEMCODEC_WORKERS",
+        show_envvar=True,
+        help="Engine ray: processes with a model each, with --threads CPU threads (1) or a GPU.  [default: all that "
+        "have room]",
+    ),
+)
+
 
 def _context(ctx: click.Context, param: click.Parameter, value: str) -> Context:
     if value == "auto":

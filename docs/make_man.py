@@ -14,7 +14,7 @@ def page() -> str:
     lines += ["memcodec \\- lossless text compression under a frozen language model", ".SH SYNOPSIS"]
     lines += [".B memcodec", "COMMAND [OPTION]... [FILE]...", ".SH DESCRIPTION", *_text(program.help or "")]
     root = click.Context(program, info_name="memcodec", **program.context_settings)
-    for name, command in _commands("", program):
+    for name, command in commands("", program):
         lines += [f".SH {_plain(name.upper())}", f".B memcodec {_plain(name)}"]
         context = click.Context(command, root, name)
         lines += [_plain(" ".join(command.collect_usage_pieces(context))), ".PP", *_text(command.help or "")]
@@ -25,11 +25,11 @@ def page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _commands(before: str, group: click.Group) -> list[tuple[str, click.Command]]:
+def commands(before: str, group: click.Group) -> list[tuple[str, click.Command]]:
     found: list[tuple[str, click.Command]] = []
     for name, command in sorted(group.commands.items()):
         whole = f"{before} {name}".strip()
-        found += _commands(whole, command) if isinstance(command, click.Group) else [(whole, command)]
+        found += commands(whole, command) if isinstance(command, click.Group) else [(whole, command)]
     return found
 
 

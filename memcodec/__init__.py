@@ -19,6 +19,7 @@ from memcodec.progress import Progress
 if TYPE_CHECKING:
     from memcodec.archive import Archive as Archive
     from memcodec.codec import Codec as Codec
+    from memcodec.engine import Engine
     from memcodec.file import MemzFile as MemzFile
     from memcodec.file import open as open
     from memcodec.frames import FrameSettings as FrameSettings
@@ -71,25 +72,26 @@ def encode(
     verify: bool = True,
     device: str = "auto",
     threads: int | None = None,
+    engine: "str | Engine" = "local",
     primer: "Primer | None" = None,
     journal: "Journal | None" = None,
     progress: "ProgressCallback | None" = None,
 ) -> bytes:
     """Compress bytes (or text, as UTF-8, or an open file) to the bytes of a .memz file; settings as `Codec.encode`.
 
-    Loads the model each time, if there is any text: to encode often, keep a `Codec`. Raises ModelNotFoundError,
-    EncodeError, MachineError.
+    Loads the model each time, if there is any text: to encode often, keep a `Codec`. engine: "local", or "ray" for a
+    Ray cluster, whose workers have the device and the threads. Raises ModelNotFoundError, EncodeError, MachineError.
     """
     from memcodec import codec
+    from memcodec.engine import opened
 
     source = codec.as_source(data, "data")
     codec.check_settings(site, chunk_tokens, batch, context)
     if (stored := codec.without_model(source)) is not None:
         return stored
-    return (
-        codec.Codec.load(model, device=device, threads=threads)
-        .with_primer(primer)
-        .encode(
+    with opened(engine, None, threads, device) as (found, own_device):
+        loaded = codec.Codec.load(model, device=own_device, threads=threads).with_primer(primer).with_engine(found)
+        return loaded.encode(
             source,
             site=site,
             chunk_tokens=chunk_tokens,
@@ -99,7 +101,6 @@ def encode(
             journal=journal,
             progress=progress,
         )
-    )
 
 
 def decode(
@@ -109,29 +110,33 @@ def decode(
     batch: int = DEFAULT_BATCH,
     device: str = "auto",
     threads: int | None = None,
+    engine: "str | Engine" = "local",
     allow_download: bool = False,
     primer: "Primer | None" = None,
     progress: "ProgressCallback | None" = None,
 ) -> bytes:
     """Decompress the bytes of a .memz file, with the model that it names or `model`; settings as in `Codec.decode`.
 
-    allow_download: fetch a model from the Hugging Face hub that only the file names; primer: the one that it was made
-    with. Raises FormatError, ChecksumError, ModelMismatchError, ModelNotFoundError, MachineError; EncodeError for
-    settings out of range.
+    engine: as in `encode`; allow_download: fetch a model from the Hugging Face hub that only the file names; primer:
+    the one that it was made with. Raises FormatError, ChecksumError, ModelMismatchError, ModelNotFoundError,
+    MachineError; EncodeError for settings out of range.
     """
     from memcodec import assembly, codec, container
+    from memcodec.engine import opened
 
     pieces: list[bytes] = []
     kept: Codec | None = None
-    for parsed in container.unpack_all(codec.as_bytes(blob, "blob")):
-        if parsed.model is None:
-            pieces += assembly.document_of(parsed, [], None)
-            continue
-        if kept is None or kept.differs(parsed):
-            kept = codec.Codec.load_named(
-                model, parsed.model.name, device=device, threads=threads, allow_download=allow_download
-            ).with_primer(primer)
-        pieces += kept.decode_pieces(parsed, batch, progress)
+    with opened(engine, None, threads, device) as (found, own_device):
+        for parsed in container.unpack_all(codec.as_bytes(blob, "blob")):
+            if parsed.model is None:
+                pieces += assembly.document_of(parsed, [], None)
+                continue
+            if kept is None or kept.differs(parsed):
+                kept = codec.Codec.load_named(
+                    model, parsed.model.name, device=own_device, threads=threads, allow_download=allow_download
+                )
+                kept = kept.with_primer(primer).with_engine(found)
+            pieces += kept.decode_pieces(parsed, batch, progress)
     return b"".join(pieces)
 
 

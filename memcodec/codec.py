@@ -19,6 +19,7 @@ from memcodec import document, feed, frames, models
 from memcodec.assembly import Lost, Place, container_of, document_of, parts_of, salvage_of, stored
 from memcodec.chunks import FIT_CHUNKS, Coded
 from memcodec.container import Container, ModelId, Segment, Settings
+from memcodec.engine import Engine, Local, find_engine
 from memcodec.errors import (
     ChecksumError,
     EncodeError,
@@ -35,7 +36,7 @@ from memcodec.lm import arithmetic
 from memcodec.lm.compiled import are_kept
 from memcodec.lm.model import ExactLM, find_device
 from memcodec.lm.passes import Piece
-from memcodec.memory import Site, readout_site
+from memcodec.memory import Site, site_of
 from memcodec.memory.settings import DEFAULT_BATCH, Context, Prompt, Readout
 from memcodec.primer import Primer
 from memcodec.progress import Progress, ProgressCallback, Reporter
@@ -58,8 +59,9 @@ class Codec:
     ) -> None:
         """Most callers want `Codec.load`. lm: None where the exact LM lacks the architecture; refusal: why."""
         self.name = folder.id
+        self.folder = folder
         self.tokenizer = tokenizer
-        self._folder = folder
+        self.engine: Engine = Local()
         self._exact = lm
         self._refusal = refusal
         self._device = device
@@ -84,6 +86,15 @@ class Codec:
                 raise ModelMismatchError(f"the primer was made for another model than {self.name!r}: make one for it")
             assert self._plain is not None
             other._exact = self._plain.behind(primer.tokens)
+        return other
+
+    def with_engine(self, engine: "str | Engine") -> "Codec":
+        """The same codec, whose groups are coded by an engine: "local", "ray", or a `RayEngine` with settings.
+
+        Shares the model. Raises EncodeError, MachineError.
+        """
+        other = copy(self)
+        other.engine = find_engine(engine) if isinstance(engine, str) else engine
         return other
 
     @classmethod
@@ -174,7 +185,7 @@ class Codec:
             from memcodec.lm.floats import FrozenLM
 
             prefix = self.tokenizer.prefix() if self._exact is None else self._exact.prefix.tolist()
-            self._floats = FrozenLM.load(self._folder.path, list(prefix), self._device)
+            self._floats = FrozenLM.load(self.folder.path, list(prefix), self._device)
         return self._floats
 
     @property
@@ -282,7 +293,8 @@ class Codec:
         journal: Journal | None,
     ) -> Iterator[tuple[Source, Container]]:  # fmt: skip
         """The containers of some documents, whose groups are coded in common batches. Raises EncodeError."""
-        where = self._site(site, chunk_tokens)
+        self._check_chunk_tokens(chunk_tokens, (site.vectors or 1) if isinstance(site, Prompt) else 0)
+        where = site_of(self.lm, site, lambda: self.floats)
         positions = self.lm.positions - len(self.lm.prefix)
         cutting = Cutting(chunk_tokens, self._context(context, site), positions, self.lm.vocabulary)
         pure = isinstance(site, Prompt) and site.pure
@@ -294,7 +306,7 @@ class Codec:
         else:
             blocks = feed.Feed(_expected(read, report))
         seen = work.seen(cutting.context, positions)
-        encode = partial(work.encode_all, self.lm, where, context=seen, reporter=report)
+        encode = partial(self.engine.encode, self, site, context=seen, report=report)
         if journal is None:
             coded = encode(blocks.groups())
         else:
@@ -316,15 +328,6 @@ class Codec:
         primer = self.primer.identity if self.primer else b""
         versions = memcodec.__version__, box.VERSION, self.lm.identity, primer
         return repr((versions, site, cutting, source.size, source.digest())).encode()
-
-    def _site(self, site: Readout | Prompt, chunk_tokens: int) -> Site:
-        """What fits memories with these settings. Raises EncodeError."""
-        self._check_chunk_tokens(chunk_tokens, (site.vectors or 1) if isinstance(site, Prompt) else 0)
-        if isinstance(site, Readout):
-            return readout_site(self.lm, site)
-        from memcodec.memory.prompt import PromptSite
-
-        return PromptSite(site.bits, self.lm.architecture.hidden, site, lambda: self.floats, self.lm.positions)
 
     def _check_chunk_tokens(self, chunk_tokens: int, vectors: int) -> None:
         if chunk_tokens + vectors + len(self.lm.prefix) > self.lm.positions:
@@ -406,7 +409,7 @@ class Codec:
         if parsed.settings is not None:
             self.check(parsed)
             coded = [Coded.of(group) for group in parsed.groups]
-            written = work.decode_all(self.lm, self.site_in(parsed), coded, parsed.settings.context, batch, report)
+            written = self.engine.decode(self, self.site_in(parsed), coded, parsed.settings.context, batch, report)
         return salvage_of(parsed, written, self.tokenizer)
 
     def decode_many(
@@ -436,7 +439,7 @@ class Codec:
             owners = [i for i in numbers for _ in files[i].groups]
             coded = [Coded.of(group) for i in numbers for group in files[i].groups]
             site = self.site_in(files[numbers[0]])
-            for i, tokens in zip(owners, work.decode_all(self.lm, site, coded, context, batch, report), strict=True):
+            for i, tokens in zip(owners, self.engine.decode(self, site, coded, context, batch, report), strict=True):
                 written.setdefault(i, []).append(tokens)
         return [b"".join(document_of(parsed, written.get(i, []), self.tokenizer)) for i, parsed in enumerate(files)]
 
@@ -455,7 +458,7 @@ class Codec:
         if parsed.settings is not None:
             self.check(parsed)
             coded = [Coded.of(group) for group in parsed.groups]
-            written = work.decode_all(self.lm, self.site_in(parsed), coded, parsed.settings.context, batch, report)
+            written = self.engine.decode(self, self.site_in(parsed), coded, parsed.settings.context, batch, report)
         return document_of(parsed, written, self.tokenizer)
 
     # ---- frames

@@ -31,3 +31,10 @@ class EncodeError(MemcodecError):
 
 class MachineError(MemcodecError):
     """This machine does not compute what the exact LM is defined to be."""
+
+
+def needs_torch(error: ImportError) -> MachineError:
+    """What to raise where something needs the extra that memcodec was installed without."""
+    return MachineError(
+        f"this needs PyTorch and transformers ({error.name} is not installed): pip install 'memcodec[torch]'"
+    )

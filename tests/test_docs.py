@@ -1,7 +1,10 @@
 """The examples in the documents run as they stand."""
 
 import importlib
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -28,6 +31,8 @@ def blocks(name: str, language: str) -> list[str]:
         "docs/files.md",
         "docs/integrations.md",
         "docs/looking.md",
+        "docs/cookbook.md",
+        "docs/cluster.md",
     ],
 )
 def test_python_blocks_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,6 +77,18 @@ def test_commands_of_other_pages_run(name: str, tmp_path: Path, monkeypatch: pyt
         assert done.exit_code == 0, (command, done.output)
     if name == "docs/files.md":
         assert (tmp_path / "part").read_bytes() == licence[100:300]
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    """mkdocs, strictly; every page is in its navigation, and the references are made of the code."""
+    command = [sys.executable, str(ROOT / "docs" / "make_site.py"), "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"})
+    assert done.returncode == 0, done.stderr
+    site = tmp_path / "site"
+    assert "--memory-share" in (site / "docs" / "commands" / "index.html").read_text()
+    assert "encode_frames" in (site / "docs" / "api" / "index.html").read_text()
+    pages = list((ROOT / "docs").glob("*.md"))
+    assert pages and all((site / "docs" / path.stem / "index.html").exists() for path in pages)
 
 
 def test_the_man_page_is_made_of_the_help(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,8 @@ import pytest
 
 import memcodec
 
+from .conftest import TEXT
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -82,3 +84,27 @@ def test_the_wheel_works_elsewhere(built: dict[str, Path], tmp_path: Path) -> No
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "b").read_bytes() == (tmp_path / "a").read_bytes()
     assert (tmp_path / "c").read_text().startswith("<!doctype html>")
+
+
+WITHOUT = (
+    "import sys; sys.modules.update(dict.fromkeys(('torch', 'transformers'))); import memcodec_cli; memcodec_cli.main()"
+)
+
+
+def test_torch_is_needed_by_what_asks_for_it_alone(llama_folder: Path, tmp_path: Path) -> None:
+    """The extra: `pip install memcodec` brings neither torch nor transformers."""
+
+    def memcodec_without(*args: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-c", WITHOUT, *args], cwd=tmp_path, capture_output=True, text=True)
+
+    (tmp_path / "a").write_text(TEXT)
+    model = ("--model", str(llama_folder))
+    for args in (["compress", *model, "a"], ["decompress", *model, "a.memz", "-o", "b"], ["bench", *model, "a"]):
+        done = memcodec_without(*args)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "b").read_text() == TEXT
+    for args in (["--site", "prompt"], ["--device", "cuda"]):
+        done = memcodec_without("compress", *model, *args, "a", "-o", "c")
+        assert done.returncode == 1 and done.stderr.count("\n") == 1
+        assert "pip install 'memcodec[torch]'" in done.stderr
+    assert not (tmp_path / "c").exists()

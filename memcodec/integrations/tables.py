@@ -45,9 +45,13 @@ class Column:
     def codec(self) -> Codec:
         """The model behind the primer. Raises as `Codec.load`."""
         if (self.model, self.primer) not in _known:
-            primer = Primer.from_bytes(self.primer) if self.primer else None
-            _known[self.model, self.primer] = _loaded(self.model).with_primer(primer)
+            self.use(_loaded(self.model))
         return _known[self.model, self.primer]
+
+    def use(self, codec: Codec) -> None:
+        """Let this process make the column's frames with a codec that it has loaded, whatever its primer."""
+        primer = Primer.from_bytes(self.primer) if self.primer else None
+        _known[self.model, self.primer] = codec.with_primer(primer)
 
     def encode(self, texts: "list[str | bytes | None]") -> list[bytes | None]:
         """Frames of some texts; None stays None. Raises EncodeError."""

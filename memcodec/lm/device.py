@@ -10,12 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
-from memcodec.errors import ModelNotFoundError
+from memcodec.errors import ModelNotFoundError, needs_torch
 from memcodec.lm import arithmetic
 from memcodec.lm.passes import Piece, Rows, check_numbers, check_pass, check_step
 from memcodec.lm.weights import ExactWeights
+
+try:
+    import torch
+except ImportError as error:
+    raise needs_torch(error) from error
 
 _INT_MM_ROWS = 32  # at least so many rows in an integer product: CUDA's wants more than 16
 _BLOCK = (1 << 24) // (128 * arithmetic.WEIGHT)  # entries whose products with a half sum up below 2**24

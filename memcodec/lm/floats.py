@@ -14,11 +14,14 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.utils.checkpoint import checkpoint
-
-from memcodec.errors import ModelNotFoundError
+from memcodec.errors import ModelNotFoundError, needs_torch
 from memcodec.models import first_line, float_source
+
+try:
+    import torch
+    from torch.utils.checkpoint import checkpoint
+except ImportError as error:
+    raise needs_torch(error) from error
 
 Step = Callable[[torch.Tensor | None], torch.Tensor]
 

@@ -6,6 +6,7 @@ import sys
 from copy import copy
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -285,8 +286,11 @@ def cores() -> int:
 
 
 def find_device(name: str) -> str:
-    """The device that a name means here; torch is asked only where there may be another than the CPU."""
-    if name == "cpu" or (name == "auto" and not _has_cuda_driver()):
+    """The device that a name means here; torch is asked only where there may be another than the CPU.
+
+    Raises ModelNotFoundError, MachineError.
+    """
+    if name == "cpu" or (name == "auto" and not (_has_cuda_driver() and find_spec("torch"))):
         return "cpu"
     from memcodec.lm.device import check_device
 

@@ -4,14 +4,15 @@ Each is a class that has the attributes of `Site`; nothing else in memcodec asks
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from memcodec.memory.settings import Prompt, Readout
 
 if TYPE_CHECKING:
     import numpy as np
 
     from memcodec.coding.distribution import Look
     from memcodec.lm.model import ExactLM
-    from memcodec.memory.settings import Readout
 
 # What the exact LM says of the chunks that are to be fitted, behind vectors, float32 [n, hidden] each, or None.
 LookAt = Callable[["list[np.ndarray | None]"], "list[Look]"]
@@ -36,7 +37,16 @@ class Site(Protocol):
         """Memories of chunks, int64 [tokens] each, and what the LM says of the chunks under them."""
 
 
-def readout_site(lm: "ExactLM", settings: "Readout") -> Site:
+def site_of(lm: "ExactLM", settings: Readout | Prompt, floats: "Callable[[], Any]") -> Site:
+    """The site of some settings, for fits. floats: gives the LM in floating point where it is needed."""
+    if isinstance(settings, Readout):
+        return readout_site(lm, settings)
+    from memcodec.memory.prompt import PromptSite
+
+    return PromptSite(settings.bits, lm.architecture.hidden, settings, floats, lm.positions)
+
+
+def readout_site(lm: "ExactLM", settings: Readout) -> Site:
     """The readout site with these settings. Raises EncodeError."""
     from memcodec.memory.readout import ReadoutSite, share_steps
 

@@ -7,13 +7,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import safetensors.numpy
-import torch
 
 from memcodec.container import MAX_CHUNK_TOKENS
-from memcodec.errors import ChecksumError, EncodeError, FormatError, ModelMismatchError
+from memcodec.errors import ChecksumError, EncodeError, FormatError, ModelMismatchError, needs_torch
 from memcodec.lm.floats import FrozenLM
 from memcodec.memory import fitting, prompt
 from memcodec.memory.settings import MEMORY_BITS, Prompt
+
+try:
+    import torch
+except ImportError as error:
+    raise needs_torch(error) from error
 
 if TYPE_CHECKING:
     from memcodec.codec import Codec

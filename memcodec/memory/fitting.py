@@ -10,13 +10,17 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from memcodec.errors import EncodeError
+from memcodec.errors import EncodeError, needs_torch
 from memcodec.lm.floats import FrozenLM
 from memcodec.memory import prompt
 from memcodec.memory.settings import SCHEDULES, Prompt
+
+try:
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+except ImportError as error:
+    raise needs_torch(error) from error
 
 # Half the distance of neighbouring levels, in standard deviations of the entries, that loses least on a normal
 # distribution (Max, 1960); an encoder's choice, since the scale is stored.

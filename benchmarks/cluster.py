@@ -1,0 +1,90 @@
+"""What Ray costs and brings: python benchmarks/cluster.py [--bytes N] [--workers 1,2] [--out FOLDER]
+
+The beginning of alice29, encoded (without verification) and decoded in this process, by as many threads as there are
+workers, and by Ray workers of 1 thread each; and once more while one of them is killed. All files must be the same.
+Writes cluster.json and cluster.md to --out.
+"""
+
+import argparse
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import corpora
+import ray
+
+from memcodec import Progress
+from memcodec.bench.results import machine, today
+from memcodec.codec import Codec
+from memcodec.integrations.ray import RayEngine
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bytes", type=int, default=65536)
+    parser.add_argument("--workers", default="1,2")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    alice = next(corpus for corpus in corpora.CORPORA if corpus.name == "alice29")
+    data = corpora.contents(alice)[: options.bytes]
+    rows: list[dict[str, Any]] = []
+    counts = list(map(int, options.workers.split(",")))
+
+    def add(name: str, codec: Codec, started: float, progress: Callable[[Progress], None] | None = None) -> None:
+        start = time.perf_counter()
+        blob = codec.encode(data, verify=False, progress=progress)
+        between = time.perf_counter()
+        if codec.decode(blob) != data or (rows and len(blob) != rows[0]["file"]):
+            raise SystemExit(f"cluster: error: {name}: another file, or another text")
+        seconds = {"encode": between - start, "decode": time.perf_counter() - between}
+        rows.append({"name": name, "start": started, "file": len(blob)} | seconds)
+        print(rows[-1], flush=True)
+        found = {"date": today(), "machine": machine(), "bytes": len(data), "rows": rows}
+        (options.out / "cluster.json").write_text(json.dumps(found, indent=1) + "\n")
+        (options.out / "cluster.md").write_text(render(rows, len(data)))
+
+    for threads in counts:
+        add(f"this process, threads: {threads}", Codec.load(device="cpu", threads=threads), 0.0)
+    here = Codec.load(device="cpu", threads=1)
+    ray.init(num_cpus=max(counts), include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    for workers in counts:
+        with RayEngine(workers=workers) as engine:
+            start = time.perf_counter()
+            far = here.with_engine(engine)
+            far.decode(far.encode("The first text starts the workers, and makes them load what they need.", context=0))
+            add(f"Ray, workers: {workers}", far, time.perf_counter() - start)
+            if workers > 1:
+                pid = ray.get(engine.workers(far)[0].__ray_call__.remote(lambda _: os.getpid()))
+                add(f"Ray, workers: {workers}, one killed at the start", far, 0.0, _killer(pid))
+    ray.shutdown()
+
+
+def _killer(pid: int) -> Callable[[Progress], None]:
+    killed: list[int] = []
+
+    def kill(_: Progress) -> None:
+        if not killed:
+            os.kill(pid, signal.SIGKILL)
+            killed.append(pid)
+
+    return kill
+
+
+def render(rows: list[dict[str, Any]], size: int) -> str:
+    """The table."""
+    lines = ["| | start, s | encode, s | bytes/s | decode, s | bytes/s |", "| --- |" + " ---: |" * 5]
+    for row in rows:
+        start = f"{row['start']:.1f}" if row["start"] else ""
+        cells = [f"{row[way]:.1f} | {size / row[way]:,.0f}" for way in ("encode", "decode")]
+        lines.append(f"| {row['name']} | {start} | {cells[0]} | {cells[1]} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

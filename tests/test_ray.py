@@ -1,0 +1,201 @@
+"""Documents and columns on a Ray cluster: a real one, of this machine, with two workers."""
+
+import os
+import random
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas
+import pyarrow
+import pyarrow.parquet
+import pytest
+import ray
+import ray.data
+
+import memcodec
+from memcodec import ChecksumError, Codec, EncodeError, MachineError, Primer, Progress, Prompt, Readout
+from memcodec.integrations import ray as cluster
+from memcodec.integrations import tables
+from memcodec.integrations.ray import RayEngine
+from memcodec.integrations.tables import Column
+
+from .conftest import TEXT, Run, store_nothing
+from .test_cli import refused
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray's own
+
+DOCUMENT = " ".join(random.Random(0).choices(TEXT.split(), k=1500)).encode()  # what zstd does not make tiny
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_cluster() -> Iterator[None]:
+    """A cluster that was there before."""
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def all_by_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    store_nothing(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[RayEngine]:
+    with RayEngine(workers=2) as found:
+        yield found
+
+
+def test_the_bytes_are_those_of_this_process(tiny: Codec, engine: RayEngine) -> None:
+    far = tiny.with_engine(engine)
+    for settings in ({}, {"context": 0}, {"context": 50, "site": Readout(share=0)}, {"context": "max"}):
+        blob = tiny.encode(DOCUMENT, **settings)  # type: ignore[arg-type]
+        assert far.encode(DOCUMENT, **settings) == blob  # type: ignore[arg-type]
+        assert far.decode(blob) == DOCUMENT
+
+
+def test_the_prompt_site_too(tiny: Codec, engine: RayEngine) -> None:
+    settings: dict[str, Any] = {"site": Prompt(steps=8, bits=1), "chunk_tokens": 20}
+    blob = tiny.encode(DOCUMENT[:900], **settings)
+    assert tiny.with_engine(engine).encode(DOCUMENT[:900], **settings) == blob
+    assert tiny.with_engine(engine).decode(blob) == DOCUMENT[:900]
+
+
+def test_many_documents_and_a_primer(tiny: Codec, engine: RayEngine) -> None:
+    documents = [DOCUMENT[start : start + 900] for start in range(0, 9000, 900)]
+    primed = tiny.with_primer(Primer.from_texts([TEXT], 60, tiny))
+    far = primed.with_engine(engine)
+    blobs = list(primed.encode_many(documents))
+    assert list(far.encode_many(documents)) == blobs
+    assert far.decode_many(blobs) == documents
+
+
+def test_progress_reaches_the_end(tiny: Codec, engine: RayEngine) -> None:
+    seen: list[Progress] = []
+    tiny.with_engine(engine).encode(DOCUMENT, context=0, progress=seen.append)
+    assert {one.stage for one in seen} == {"fit", "verify"}
+    assert seen[-1].done == 1 and seen[-1].tokens_done == seen[-1].tokens_total > 1000
+    assert [one.done for one in seen] == sorted(one.done for one in seen)
+
+
+def test_an_error_of_a_worker_is_the_same_here(tiny: Codec, engine: RayEngine) -> None:
+    blob = bytearray(tiny.encode(DOCUMENT, context=0))
+    blob[-400] ^= 8
+    with pytest.raises(memcodec.MemcodecError) as local:
+        tiny.decode(blob)
+    with pytest.raises(type(local.value)) as remote:
+        tiny.with_engine(engine).decode(blob)
+    assert str(local.value) == str(remote.value)
+    assert isinstance(local.value, ChecksumError)
+
+
+# ---- lost workers
+
+
+def _pid(worker: Any) -> int:
+    """Of a worker, as soon as it is there."""
+    return int(ray.get(worker.__ray_call__.options(max_task_retries=-1).remote(lambda _: os.getpid())))
+
+
+@pytest.mark.parametrize("context", [0, "auto"])
+def test_the_lots_of_a_lost_worker_run_again(tiny: Codec, context: Any) -> None:
+    with RayEngine(workers=2) as engine:
+        far = tiny.with_engine(engine)
+        victim = _pid(engine.workers(far)[0])
+        killed = []
+
+        def kill(progress: Progress) -> None:
+            if not killed:
+                os.kill(victim, signal.SIGKILL)
+                killed.append(progress)
+
+        assert far.encode(DOCUMENT, context=context, progress=kill) == tiny.encode(DOCUMENT, context=context)
+        assert killed
+        assert _pid(engine._pool[0]) != victim  # Ray has started it again
+        assert far.decode(tiny.encode(DOCUMENT)) == DOCUMENT
+
+
+def test_groups_that_no_worker_survives(tiny: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Dies(cluster._Worker):
+        def encode(self, *arguments: Any) -> Any:
+            os._exit(1)
+
+    monkeypatch.setattr(cluster, "_Worker", Dies)
+    with RayEngine(workers=1) as engine, pytest.raises(MachineError, match="4 workers were lost at the same groups"):
+        tiny.with_engine(engine).encode(DOCUMENT)
+
+
+def test_workers_that_do_not_start(tiny: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fails(cluster._Worker):
+        def __init__(self, *arguments: Any) -> None:
+            raise RuntimeError("no such thing")
+
+    monkeypatch.setattr(cluster, "_Worker", Fails)
+    with RayEngine(workers=1) as engine, pytest.raises(MachineError, match=r"no worker starts: .*no such thing"):
+        tiny.with_engine(engine).encode(DOCUMENT)
+
+
+def test_workers_of_another_version(tiny: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Old(cluster._Worker):
+        def ready(self, weights: Any) -> str:
+            return "0.1.0"
+
+    monkeypatch.setattr(cluster, "_Worker", Old)
+    with RayEngine(workers=1) as engine, pytest.raises(MachineError, match=r"a worker has memcodec 0\.1\.0"):
+        tiny.with_engine(engine).encode(DOCUMENT)
+
+
+# ---- how it is asked for
+
+
+def test_by_name_and_on_the_command_line(tiny: Codec, llama_folder: Path, run: Run) -> None:
+    Path("a.txt").write_bytes(DOCUMENT)
+    done = run("compress", "--model", llama_folder, "--engine", "ray", "--workers", 2, "a.txt")
+    assert done.exit_code == 0, done.output
+    blob = Path("a.txt.memz").read_bytes()
+    assert blob == tiny.encode(DOCUMENT)
+    done = run("decompress", "--model", llama_folder, "--engine", "ray", "a.txt.memz", "-o", "back")
+    assert done.exit_code == 0, done.output
+    assert Path("back").read_bytes() == DOCUMENT
+    assert run("verify", "--decode", "--model", llama_folder, "--engine", "ray", "a.txt.memz").exit_code == 0
+    assert memcodec.decode(blob, str(llama_folder), engine="ray", threads=1) == DOCUMENT
+    assert memcodec.encode(DOCUMENT, str(llama_folder), engine="ray") == blob
+
+
+def test_refusals(tiny: Codec, llama_folder: Path, run: Run) -> None:
+    Path("a.txt").write_bytes(DOCUMENT)
+    assert "--workers is for --engine ray" in refused(run("compress", "--workers", 2, "a.txt"), 2)
+    too_many = run("compress", "--model", llama_folder, "--engine", "ray", "--workers", 64, "a.txt")
+    assert "the cluster has room for 4 workers of 1 CPUs each" in refused(too_many)
+    for wrong in ({"workers": 0}, {"threads": 0}, {"device": "tpu"}):
+        with pytest.raises(EncodeError, match=next(iter(wrong))):
+            RayEngine(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(EncodeError, match="engine 'spark': give local or ray"):
+        tiny.with_engine("spark")
+
+
+# ---- Ray Data
+
+
+def test_a_column_of_parquet_files(tiny: Codec, llama_folder: Path, tmp_path: Path) -> None:
+    texts = [TEXT[start : start + 60] for start in range(12)] + [None]
+    table = pyarrow.table({"id": range(13), "note": texts})
+    (tmp_path / "in").mkdir()
+    for half in range(2):
+        pyarrow.parquet.write_table(table.slice(half * 7, 7), tmp_path / "in" / f"{half}.parquet")
+    primer = Primer.from_texts([TEXT], 40, tiny)
+    column = Column(str(llama_folder), primer.to_bytes())
+
+    dataset = ray.data.read_parquet(str(tmp_path / "in"))
+    cluster.encode_column(dataset, "note", column).write_parquet(str(tmp_path / "out"))
+    found = pyarrow.concat_tables(map(pyarrow.parquet.read_table, sorted((tmp_path / "out").iterdir())))
+    assert found.schema.field("note").type == pyarrow.binary()
+    assert sum(len(frame) for frame in found["note"].to_pylist() if frame) < 60 * 12
+    back = tables.decode_table(found, "note", tiny)  # with what the files say, and without Ray
+    assert sorted(back["note"].to_pylist(), key=str) == sorted(texts, key=str)
+
+    frames = ray.data.read_parquet(str(tmp_path / "out"))
+    rows = cluster.decode_column(frames, "note", str(llama_folder)).to_pandas().sort_values("id")
+    assert [None if pandas.isna(text) else text for text in rows["note"]] == texts
