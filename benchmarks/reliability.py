@@ -59,16 +59,31 @@ def main() -> None:
 def render(folder: Path, took: dict[str, float]) -> str:
     """The table, of what is there."""
     lines = [f"{today()}, {machine()['processor']}, {machine()['cores']} cores.", ""]
-    lines += ["| what | cases | failed | more | s |", "| --- | ---: | ---: | --- | ---: |"]
+    lines += ["| what | cases | failed | promised | more | command | s |"]
+    lines += ["| --- | ---: | ---: | --- | --- | --- | ---: |"]
     for part in FULL:
         path = folder / f"{part}.json"
         if path.exists():
-            for number, row in enumerate(ROWS[part](json.loads(path.read_text()))):
+            for number, (what, cases, failed, more) in enumerate(ROWS[part](json.loads(path.read_text()))):
                 seconds = f"{took[part]:.0f}" if part in took and not number else ""
-                lines.append("| " + " | ".join([*row, seconds]) + " |")
+                promised = next(text for start, text in PROMISED.items() if start in what)
+                command = f"`python benchmarks/{' '.join([f'{part}.py', *FULL[part]])}`"
+                lines.append("| " + " | ".join([what, cases, failed, promised, more, command, seconds]) + " |")
     return "\n".join(lines) + "\n"
 
 
+PROMISED = {  # by words of a row
+    "each bit": "the same bytes, or an error of one line",
+    "corruptions": "the same bytes, or an error of one line",
+    "files cut": "every chunk that is there",
+    "hostile": "an error within the bound of memory; nothing is run, fetched or read that was not named",
+    "kill -9 of resume": "the bytes of an unbroken run",
+    "kill -9": "an output absent or complete, the input untouched",
+    "Ctrl-C": "ends within a batch, nothing is left",
+    "environments": "the same files, and each decodes everywhere",
+    "4 threads": "right results",
+    "3 processes": "one cache",
+}
 Rows = list[tuple[str, str, str, str]]
 
 

@@ -36,7 +36,7 @@ def main() -> None:
     (pages / "docs" / "commands.md").write_text(commands())
     config = (ROOT / "docs" / "mkdocs.yml").read_text()
     for name, folder in (("docs_dir", pages), ("site_dir", site), ("paths", f"[{ROOT}]")):
-        config = re.sub(rf"(?m)^( *{name}: ).*$", lambda found, to=folder: f"{found[1]}{to}", config)
+        config = re.sub(rf"(?m)^( *{name}: ).*$", rf"\g<1>{folder}", config)
     (options.out / "mkdocs.yml").write_text(config)
     command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "-f", str(options.out / "mkdocs.yml")]
     sys.exit(subprocess.run(command).returncode)
