@@ -34,13 +34,15 @@ def main() -> None:
     alice = next(corpus for corpus in corpora.CORPORA if corpus.name == "alice29")
     data = corpora.contents(alice)[: options.bytes]
     rows: list[dict[str, Any]] = []
+    files: list[bytes] = []
     counts = list(map(int, options.workers.split(",")))
 
     def add(name: str, codec: Codec, started: float, progress: Callable[[Progress], None] | None = None) -> None:
         start = time.perf_counter()
         blob = codec.encode(data, verify=False, progress=progress)
         between = time.perf_counter()
-        if codec.decode(blob) != data or (rows and len(blob) != rows[0]["file"]):
+        files.append(blob)
+        if codec.decode(blob) != data or blob != files[0]:
             raise SystemExit(f"cluster: error: {name}: another file, or another text")
         seconds = {"encode": between - start, "decode": time.perf_counter() - between}
         rows.append({"name": name, "start": started, "file": len(blob)} | seconds)
@@ -60,7 +62,7 @@ def main() -> None:
             far.decode(far.encode("The first text starts the workers, and makes them load what they need.", context=0))
             add(f"Ray, workers: {workers}", far, time.perf_counter() - start)
             if workers > 1:
-                pid = ray.get(engine.workers(far)[0].__ray_call__.remote(lambda _: os.getpid()))
+                pid = ray.get(engine.workers()[0].__ray_call__.remote(lambda _: os.getpid()))
                 add(f"Ray, workers: {workers}, one killed at the start", far, 0.0, _killer(pid))
     ray.shutdown()
 

@@ -29,7 +29,7 @@ import torch
 from memcodec.codec import Codec
 from memcodec.memory import fitting as fits
 from memcodec.memory import prompt
-from memcodec.memory.embedding import write
+from memcodec.memory.fitting import write
 from memcodec.memory.settings import Prompt
 from memcodec.models import DEFAULT_MODEL
 

@@ -7,6 +7,7 @@ from contextlib import redirect_stdout, suppress
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import click
+from click.core import ParameterSource
 
 from memcodec import MemcodecError
 from memcodec.container import Container
@@ -55,7 +56,8 @@ def opened_engine(
 ) -> "tuple[Engine | None, str]":  # fmt: skip
     """An engine that is closed when the command ends, None for this process; and the device of the LM here."""
     if name == "local":
-        if workers is not None:
+        given = click.get_current_context().get_parameter_source
+        if given("workers") is ParameterSource.COMMANDLINE:  # in the environment, it waits for an engine
             raise click.UsageError("--workers is for --engine ray")
         return None, device
     from memcodec.engine import opened

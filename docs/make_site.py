@@ -24,6 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "build")
     options = parser.parse_args()
+    options.out = options.out.resolve()
     pages, site = options.out / "pages", options.out / "site"
     shutil.rmtree(pages, ignore_errors=True)
     tracked = subprocess.run(

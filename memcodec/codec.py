@@ -299,6 +299,8 @@ class Codec:
         cutting = Cutting(chunk_tokens, self._context(context, site), positions, self.lm.vocabulary)
         pure = isinstance(site, Prompt) and site.pure
         sources = list(sources)
+        for source in sources:
+            self._check_room(source, cutting)
         alone = len(sources) == 1
         read = chain.from_iterable(feed.read(source, self.tokenizer, cutting, alone) for source in sources)
         if isinstance(site, Prompt) and not pure:
@@ -322,6 +324,16 @@ class Codec:
                 settings = Settings(where.name, where.fields, chunk_tokens, furthest, primer)
                 yield block.source, container_of(block.source, parts, self.model, settings)
                 parts, furthest = [], 1
+
+    def _check_room(self, source: Source, cutting: Cutting) -> None:
+        """Raise EncodeError now, and not after days, where a document has more chunks than a file may."""
+        if source.size > box.MAX_CHUNKS * cutting.chunk_tokens // 2:  # fewer bytes have fewer tokens than that
+            count = sum(len(block.lengths) for block in feed.read(source, self.tokenizer, cutting))
+            if count > box.MAX_CHUNKS:
+                raise EncodeError(
+                    f"{source.size:,} bytes are {count:,} chunks, and a file has {box.MAX_CHUNKS:,} at most: cut the "
+                    "text into several files, or give longer chunks (chunk tokens)"
+                )
 
     def _key(self, source: Source, site: Readout | Prompt, cutting: Cutting) -> bytes:
         """What the groups of a document follow from."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import zstandard
 
-from memcodec.errors import ChecksumError, FormatError
+from memcodec.errors import ChecksumError, EncodeError, FormatError
 
 VERSION = 2
 MAX_HEADER = 1 << 16
@@ -233,7 +233,9 @@ def describe(
 
 
 def pack(container: Container) -> bytes:
-    """Write a container."""
+    """Write a container. Raises EncodeError for more chunks than a reader takes."""
+    if sum(len(segment.chunks) for segment in container.segments) > MAX_CHUNKS:
+        raise EncodeError(f"more than {MAX_CHUNKS:,} chunks: give longer ones (chunk tokens), or a part of the text")
     memories = b"".join(chunk.memory for chunk in container.chunks)
     stored = [part for part in container.parts if isinstance(part, StoredSpan)]
     apart = len(memories) >= MEMORIES_APART

@@ -36,5 +36,5 @@ class MachineError(MemcodecError):
 def needs_torch(error: ImportError) -> MachineError:
     """What to raise where something needs the extra that memcodec was installed without."""
     return MachineError(
-        f"this needs PyTorch and transformers ({error.name} is not installed): pip install 'memcodec[torch]'"
+        f"this needs PyTorch and transformers ({error.name or error} is missing): pip install 'memcodec[torch]'"
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from memcodec.errors import ModelNotFoundError
+from memcodec.errors import MachineError, ModelNotFoundError
 
 PREFIX = "..."  # what stands before every chunk: most begin in the middle of something
 
@@ -61,6 +61,8 @@ class ByteTokenizer:
         """Load the tokenizer of a model folder. Raises ModelNotFoundError."""
         try:
             backend = _fast(folder) if (folder / "tokenizer.json").is_file() else _converted(folder)
+        except MachineError:  # without transformers
+            raise
         except Exception as error:  # tokenizers and transformers raise many kinds
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise ModelNotFoundError(f"{folder}: its tokenizer does not load ({reason})") from error
@@ -89,10 +91,8 @@ def _fast(folder: Path) -> Any:
 
 def _converted(folder: Path) -> Any:
     """What transformers makes of vocab.json and merges.txt, and of other forms of a tokenizer."""
-    from transformers import AutoTokenizer
+    from memcodec.lm import floats  # which says what to install where there is no transformers
 
-    from memcodec.lm.floats import quiet
-
-    with quiet():
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with floats.quiet():
+        tokenizer: Any = floats.auto_tokenizer().from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     return getattr(tokenizer, "backend_tokenizer", None)

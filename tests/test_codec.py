@@ -630,3 +630,17 @@ def test_progress_reports_end_complete(tiny: Codec) -> None:
     seen.clear()
     tiny.encode(LINES, site=QUICK, verify=False, progress=seen.append)
     assert {report.stage for report in seen} == {"fit"} and seen[-1].done == 1
+
+
+def test_more_chunks_than_a_file_may_have(tiny: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Are refused before the work: no reader would take the file."""
+    monkeypatch.setattr("memcodec.container.MAX_CHUNKS", 3)
+    monkeypatch.setattr(tiny.engine, "encode", None)  # not even begun
+    with pytest.raises(EncodeError, match=r"chunks, and a file has 3 at most: cut the text"):
+        tiny.encode(TEXT, chunk_tokens=20)
+    monkeypatch.undo()
+    store_nothing(monkeypatch)
+    made = box.unpack(tiny.encode(TEXT, chunk_tokens=20))
+    monkeypatch.setattr("memcodec.container.MAX_CHUNKS", 3)
+    with pytest.raises(EncodeError, match="more than 3 chunks"):
+        box.pack(made)

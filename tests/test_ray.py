@@ -2,7 +2,9 @@
 
 import os
 import random
+import shutil
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -99,11 +101,69 @@ def _pid(worker: Any) -> int:
     return int(ray.get(worker.__ray_call__.options(max_task_retries=-1).remote(lambda _: os.getpid())))
 
 
+def test_a_worker_that_never_starts_is_not_waited_for(tiny: Codec) -> None:
+    """All of the cluster's CPUs but one are taken: of two workers, one has room."""
+    taken = ray.remote(_Taken).options(num_cpus=ray.available_resources()["CPU"] - 1).remote()
+    ray.get(taken.there.remote(), timeout=60)
+    documents = [DOCUMENT[start : start + 500] for start in range(0, 2000, 500)]
+    with RayEngine(workers=2) as engine:
+        far = tiny.with_engine(engine)
+        assert far.decode_many(list(far.encode_many(documents))) == documents
+    more = ray.remote(_Taken).options(num_cpus=1).remote()
+    ray.get(more.there.remote(), timeout=60)
+    with RayEngine(patience=3) as engine, pytest.raises(MachineError, match="no worker starts in 3 s"):
+        tiny.with_engine(engine).encode(DOCUMENT)
+    for actor in (taken, more):
+        ray.kill(actor)
+
+
+class _Taken:
+    def there(self) -> bool:
+        return True
+
+
+def test_documents_that_take_turns_and_threads(tiny: Codec) -> None:
+    """With and without a primer at once, from two threads."""
+    primed = tiny.with_primer(Primer.from_texts([TEXT], 60, tiny))
+    documents = [DOCUMENT[start : start + 900] for start in range(0, 5400, 900)]
+    with RayEngine(workers=1) as engine:
+        found: dict[int, list[bytes]] = {}
+
+        def work(number: int, codec: Codec) -> None:
+            found[number] = [codec.with_engine(engine).encode(document) for document in documents]
+
+        threads = [threading.Thread(target=work, args=pair) for pair in enumerate((tiny, primed))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert found == {0: [tiny.encode(d) for d in documents], 1: [primed.encode(d) for d in documents]}
+        settings: dict[str, Any] = {"context": 0, "batch": 1}
+        whole = list(tiny.encode_many(documents, **settings))
+        begun = tiny.with_engine(engine).encode_many(documents, **settings)
+        assert next(begun) == whole[0]
+        assert primed.with_engine(engine).encode(documents[1]) == found[1][1]
+        assert list(begun) == whole[1:]
+        begun = tiny.with_engine(engine).encode_many(documents, **settings)
+        next(begun)
+        begun.close()  # half way
+        assert tiny.with_engine(engine).encode(documents[2]) == found[0][2]
+    engine.close()
+
+
+def test_a_model_that_changed_since_it_was_loaded(tiny_folders: Any, tmp_path: Path) -> None:
+    shutil.copytree(tiny_folders("llama"), tmp_path / "model")
+    codec = Codec.load(str(tmp_path / "model"), device="cpu")
+    shutil.copytree(tiny_folders("qwen2"), tmp_path / "model", dirs_exist_ok=True)
+    with RayEngine(workers=1) as engine, pytest.raises(MachineError, match="has changed since it was loaded"):
+        codec.with_engine(engine).encode(DOCUMENT)
+
+
 @pytest.mark.parametrize("context", [0, "auto"])
 def test_the_lots_of_a_lost_worker_run_again(tiny: Codec, context: Any) -> None:
     with RayEngine(workers=2) as engine:
         far = tiny.with_engine(engine)
-        victim = _pid(engine.workers(far)[0])
+        victim = _pid(engine.workers()[0])
         killed = []
 
         def kill(progress: Progress) -> None:
@@ -113,7 +173,7 @@ def test_the_lots_of_a_lost_worker_run_again(tiny: Codec, context: Any) -> None:
 
         assert far.encode(DOCUMENT, context=context, progress=kill) == tiny.encode(DOCUMENT, context=context)
         assert killed
-        assert _pid(engine._pool[0]) != victim  # Ray has started it again
+        assert _pid(engine.workers()[0]) != victim  # Ray has started it again
         assert far.decode(tiny.encode(DOCUMENT)) == DOCUMENT
 
 
@@ -139,7 +199,7 @@ def test_workers_that_do_not_start(tiny: Codec, monkeypatch: pytest.MonkeyPatch)
 
 def test_workers_of_another_version(tiny: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     class Old(cluster._Worker):
-        def ready(self, weights: Any) -> str:
+        def version(self) -> str:
             return "0.1.0"
 
     monkeypatch.setattr(cluster, "_Worker", Old)
@@ -164,10 +224,13 @@ def test_by_name_and_on_the_command_line(tiny: Codec, llama_folder: Path, run: R
     assert memcodec.encode(DOCUMENT, str(llama_folder), engine="ray") == blob
 
 
-def test_refusals(tiny: Codec, llama_folder: Path, run: Run) -> None:
+def test_refusals(tiny: Codec, llama_folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("a.txt").write_bytes(DOCUMENT)
     assert "--workers is for --engine ray" in refused(run("compress", "--workers", 2, "a.txt"), 2)
-    too_many = run("compress", "--model", llama_folder, "--engine", "ray", "--workers", 64, "a.txt")
+    monkeypatch.setenv("MEMCODEC_WORKERS", "2")
+    assert run("compress", "--model", llama_folder, "a.txt").exit_code == 0
+    monkeypatch.delenv("MEMCODEC_WORKERS")
+    too_many = run("compress", "--model", llama_folder, "--engine", "ray", "--workers", 64, "a.txt", "-f")
     assert "the cluster has room for 4 workers of 1 CPUs each" in refused(too_many)
     for wrong in ({"workers": 0}, {"threads": 0}, {"device": "tpu"}):
         with pytest.raises(EncodeError, match=next(iter(wrong))):

@@ -19,6 +19,7 @@ from memcodec.models import first_line, float_source
 
 try:
     import torch
+    import transformers
     from torch.utils.checkpoint import checkpoint
 except ImportError as error:
     raise needs_torch(error) from error
@@ -188,11 +189,14 @@ def _from_gguf(folder: Path, attention: str) -> tuple[Any, list[str]]:
     return model, sorted(set(missing) - tied)
 
 
+def auto_tokenizer() -> Any:
+    """The class of transformers that loads any tokenizer."""
+    return transformers.AutoTokenizer
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """No progress bars, advice and warnings from transformers, which draws bars whether or not there is a terminal."""
-    import transformers
-
     logging: Any = transformers.utils.logging
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

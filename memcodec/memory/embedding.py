@@ -9,31 +9,15 @@ import numpy as np
 import safetensors.numpy
 
 from memcodec.container import MAX_CHUNK_TOKENS
-from memcodec.errors import ChecksumError, EncodeError, FormatError, ModelMismatchError, needs_torch
-from memcodec.lm.floats import FrozenLM
-from memcodec.memory import fitting, prompt
+from memcodec.errors import ChecksumError, EncodeError, FormatError, ModelMismatchError
+from memcodec.memory import prompt
 from memcodec.memory.settings import MEMORY_BITS, Prompt
-
-try:
-    import torch
-except ImportError as error:
-    raise needs_torch(error) from error
 
 if TYPE_CHECKING:
     from memcodec.codec import Codec
+    from memcodec.memory.fitting import Fit, FitCallback
 
 _NUMBERS = ("bits", "tokens", "written", "prefix", "steps", "checksum")
-
-
-@torch.no_grad()
-def write(lm: FrozenLM, vectors: np.ndarray, tokens: int) -> np.ndarray:
-    """What the LM writes by greedy decoding: float32 [rows, n, dimensions] -> token ids, int64 [rows, tokens]."""
-    step = lm.start(len(vectors), tokens, fitting.behind_prefix(lm, torch.from_numpy(vectors).to(lm.device)))
-    written = np.zeros((len(vectors), tokens), dtype=np.int64)
-    for t in range(tokens):
-        states = step(None if t == 0 else torch.from_numpy(written[:, t - 1]))
-        written[:, t] = lm.logits(states).argmax(dim=1).cpu().numpy()
-    return written
 
 
 class MemoryEmbedding:
@@ -43,7 +27,7 @@ class MemoryEmbedding:
     accuracy by step; checksum: the CRC-32 of the text, as UTF-8.
     """
 
-    def __init__(self, codec: "Codec", fit: fitting.Fit, bits: int, checksum: int) -> None:
+    def __init__(self, codec: "Codec", fit: "Fit", bits: int, checksum: int) -> None:
         """codec: the one whose LM the memory was fitted under. Raises FormatError."""
         self.fit = fit
         self.bits = bits
@@ -57,9 +41,11 @@ class MemoryEmbedding:
 
     @classmethod
     def fit_to(
-        cls, codec: "Codec", text: str, settings: Prompt, callback: fitting.FitCallback | None = None
+        cls, codec: "Codec", text: str, settings: Prompt, callback: "FitCallback | None" = None
     ) -> "MemoryEmbedding":
-        """Fit a memory to a text (`Codec.fit_memory`). Raises EncodeError."""
+        """Fit a memory to a text (`Codec.fit_memory`). Raises EncodeError; MachineError without PyTorch."""
+        from memcodec.memory import fitting
+
         tokens = codec.tokenizer.encode(text)
         if not 1 <= len(tokens) <= MAX_CHUNK_TOKENS or codec.tokenizer.decode(tokens) != text.encode():
             raise EncodeError(f"a text of {len(tokens)} tokens: give 1 to {MAX_CHUNK_TOKENS} that restore it")
@@ -76,7 +62,9 @@ class MemoryEmbedding:
 
         Raises ChecksumError where it should be and is not.
         """
-        (ids,) = write(self._codec.floats, self.vectors[None], self.fit.tokens)
+        from memcodec.memory import fitting
+
+        (ids,) = fitting.write(self._codec.floats, self.vectors[None], self.fit.tokens)
         data = self._codec.tokenizer.decode(ids)
         if self.exact and zlib.crc32(data) != self.checksum:
             raise ChecksumError("the text does not match its checksum: damaged file, or a model that differs")
@@ -105,6 +93,8 @@ class MemoryEmbedding:
     @classmethod
     def load(cls, path: str | Path, codec: "Codec") -> "MemoryEmbedding":
         """Read what `save` wrote, for a codec with the same model. Raises FormatError, ModelMismatchError, OSError."""
+        from memcodec.memory.fitting import Fit
+
         blob = Path(path).read_bytes()
         try:
             tensors = safetensors.numpy.load(blob)
@@ -127,7 +117,7 @@ class MemoryEmbedding:
         if not (curves and counts and bits in MEMORY_BITS and memory.dtype == np.uint8 and memory.ndim == 1):
             raise FormatError(f"{path}: damaged memory embedding")
         history = losses.tolist(), accuracies.tolist()
-        fit = fitting.Fit(tokens, memory.tobytes(), written, prefix, steps, *history)
+        fit = Fit(tokens, memory.tobytes(), written, prefix, steps, *history)
         try:
             return cls(codec, fit, bits, checksum)
         except FormatError as error:

@@ -49,6 +49,17 @@ def behind_prefix(lm: FrozenLM, vectors: torch.Tensor) -> torch.Tensor:
     return torch.cat([lm.prefix_embeddings(len(vectors)), vectors], dim=1)
 
 
+@torch.no_grad()
+def write(lm: FrozenLM, vectors: np.ndarray, tokens: int) -> np.ndarray:
+    """What the LM writes by greedy decoding: float32 [rows, n, dimensions] -> token ids, int64 [rows, tokens]."""
+    step = lm.start(len(vectors), tokens, behind_prefix(lm, torch.from_numpy(vectors).to(lm.device)))
+    written = np.zeros((len(vectors), tokens), dtype=np.int64)
+    for t in range(tokens):
+        states = step(None if t == 0 else torch.from_numpy(written[:, t - 1]))
+        written[:, t] = lm.logits(states).argmax(dim=1).cpu().numpy()
+    return written
+
+
 def pack(vectors: torch.Tensor, bits: int) -> bytes:
     """Quantize and pack vectors, float32 [n, dimensions]."""
     if bits == 16:
