@@ -181,9 +181,8 @@ def _sizes(rows: Sequence[Row]) -> str:
     )
     cells = {(row.codec, row.original_bytes): f"{row.file_bytes:,.0f} ({row.ratio:.2f})" for row in rows}
     body = [[_label(name), *(cells.get((name, size), "-") for size in sizes)] for name in names]
-    return f"The beginning of {rows[0].text}: bytes, and ratio in brackets.\n\n" + grid(
-        ["", *(f"{size:,} bytes" for size in sizes)], body
-    )
+    what = f"The beginning of {rows[0].text}, from where it ends on with the other English texts behind it"
+    return f"{what}: bytes, and ratio in brackets.\n\n" + grid(["", *(f"{size:,} bytes" for size in sizes)], body)
 
 
 def _curve(found: dict[str, Any]) -> str:
