@@ -305,7 +305,11 @@ def test_a_signal_that_is_swallowed_comes_again(tmp_path: Path) -> None:
     script += "from memcodec_cli import main; main()"
     (tmp_path / "a").write_text(TEXT)
     done = subprocess.run(
-        [sys.executable, "-c", script, "compress", "a"], cwd=tmp_path, capture_output=True, timeout=60
+        [sys.executable, "-c", script, "compress", "a"],
+        cwd=tmp_path,
+        capture_output=True,
+        timeout=60,
+        preexec_fn=listen,
     )
     assert (done.returncode, done.stderr) == (130, b"memcodec: error: interrupted\n")
 

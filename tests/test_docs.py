@@ -22,6 +22,9 @@ def blocks(name: str, language: str) -> list[str]:
 
 @pytest.mark.default_model
 @pytest.mark.filterwarnings("ignore:Cannot locate reference")  # of what datasets pickles itself
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning"
+)  # of Ray's
 @pytest.mark.parametrize(
     "name",
     [
@@ -115,6 +118,6 @@ def test_options_that_are_named_exist() -> None:
     known = {option for command in every for p in command.params for option in p.opts}
     known |= {"--help", "--version"}
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
-        prose = re.sub(r"`python benchmarks/[^`]*`", "", path.read_text())
+        prose = re.sub(r"`python benchmarks/[^`]*`|^    (ray|pip) .*", "", path.read_text(), flags=re.MULTILINE)
         for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", prose):
             assert option in known, f"{path.name}: {option}"
