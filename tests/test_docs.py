@@ -21,10 +21,7 @@ def blocks(name: str, language: str) -> list[str]:
 
 
 @pytest.mark.default_model
-@pytest.mark.filterwarnings("ignore:Cannot locate reference")  # of what datasets pickles itself
-@pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning"
-)  # of Ray's
+@pytest.mark.filterwarnings("ignore")  # of other libraries, about themselves
 @pytest.mark.parametrize(
     "name",
     [

@@ -40,6 +40,20 @@ def local_cluster() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def not_for_ever() -> Iterator[None]:
+    """What waits for a cluster may wait long: a test fails instead."""
+
+    def stop(*_: Any) -> None:
+        raise TimeoutError("Ray does not answer")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(180)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture(autouse=True)
 def all_by_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     store_nothing(monkeypatch)
 
