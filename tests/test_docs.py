@@ -58,20 +58,25 @@ def test_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.default_model
-@pytest.mark.parametrize("name", ["docs/files.md", "docs/messages.md", "docs/looking.md"])
+@pytest.mark.parametrize(
+    "name", ["docs/files.md", "docs/messages.md", "docs/looking.md", "docs/settings.md", "docs/cluster.md"]
+)
 def test_commands_of_other_pages_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     licence = (ROOT / "LICENSE").read_bytes()
     for path, data in (("a.txt", licence[:900]), ("b.txt", licence[1000:1700]), ("folder/x", licence[2000:2400])):
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_bytes(data)
+    input_of = {"docs/settings.md": "part", "docs/cluster.md": "big.txt"}
+    if name in input_of:
+        (tmp_path / input_of[name]).write_bytes(licence[:700])
     if name == "docs/looking.md":
         (tmp_path / "notes.txt").write_bytes(licence[:700])
         assert CliRunner().invoke(main, ["compress", "notes.txt"]).exit_code == 0
     (tmp_path / "notes.jsonl").write_text('{"id": "a", "text": "first note"}\n{"id": "b", "text": "second note"}\n')
     text = (ROOT / name).read_text()
     commands = [line.split("#")[0].split() for line in text.splitlines() if line.startswith("    memcodec ")]
-    assert len(commands) >= 4
+    assert len(commands) >= {"docs/settings.md": 1, "docs/cluster.md": 2}.get(name, 4)
     for command in commands:
         done = CliRunner().invoke(main, command[1:])
         assert done.exit_code == 0, (command, done.output)
