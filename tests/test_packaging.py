@@ -1,9 +1,11 @@
 """What is built of the project, and that it works without the folder it was built in."""
 
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -84,6 +86,22 @@ def test_the_wheel_works_elsewhere(built: dict[str, Path], tmp_path: Path) -> No
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "b").read_bytes() == (tmp_path / "a").read_bytes()
     assert (tmp_path / "c").read_text().startswith("<!doctype html>")
+
+
+def test_a_release_names_its_urls(tmp_path: Path) -> None:
+    """The release workflow knows the address; every link of README is whole then."""
+    place = copy_of_the_project(tmp_path)
+    url = "https://example.org/somebody/memcodec"
+    subprocess.run([sys.executable, str(ROOT / "docs" / "for_the_index.py"), url + "/", str(place)], check=True)
+    links = re.findall(r"\]\(([^)]*)\)", (place / "README.md").read_text())
+    assert len(links) > 15 and all(link.startswith("https://") for link in links)
+    images = re.findall(r"!\[[^]]*\]\(([^)]*)\)", (place / "README.md").read_text())
+    assert images == [f"{url}/raw/HEAD/docs/dataflow.svg"]
+    for link in links:
+        path = re.sub(rf"^{url}/(raw|blob)/HEAD/", "", link)
+        assert path.startswith("https://") or (ROOT / path).exists()
+    found = tomllib.loads((place / "pyproject.toml").read_text())["project"]["urls"]
+    assert found["Source"] == url and len(found) == 4
 
 
 WITHOUT = (
