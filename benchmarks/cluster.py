@@ -20,7 +20,7 @@ import ray
 from memcodec import Progress
 from memcodec.bench.results import machine, today
 from memcodec.codec import Codec
-from memcodec.integrations.ray import RayEngine
+from memcodec.engines.ray import RayEngine
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from crashes import TINY, words
 
 from memcodec import Codec
-from memcodec.bench.carried import store_nothing
+from memcodec.bench.force_lm import store_nothing
 from memcodec.bench.results import machine, today
 
 THREADS, PROCESSES = 4, 3
@@ -68,7 +68,7 @@ def threads(codec: Codec, rounds: int) -> dict[str, Any]:
 _FIRST_USE = """
 import hashlib, sys
 from memcodec import Codec
-from memcodec.bench.carried import store_nothing
+from memcodec.bench.force_lm import store_nothing
 data = open(sys.argv[2], "rb").read()
 codec = Codec.load(sys.argv[1], device="cpu")
 with store_nothing():

@@ -14,11 +14,11 @@ from typing import Any
 
 import corpora
 
-from memcodec import container as box
-from memcodec import document
+from memcodec import container
 from memcodec.bench.results import machine, today
 from memcodec.codec import Codec
-from memcodec.memory.settings import Context, Readout
+from memcodec.document.spans import zstd_size
+from memcodec.settings import Context, Readout
 
 
 def main() -> None:
@@ -40,7 +40,7 @@ def main() -> None:
         for share in map(float, options.shares.split(",")):
             for context in options.contexts.split(","):
                 row = measure(codec, data, int(context) if context.isdecimal() else context, share)
-                rows.append({"text": name, "bytes": len(data), "zstd": document.zstd_size(data)} | row)
+                rows.append({"text": name, "bytes": len(data), "zstd": zstd_size(data)} | row)
                 print(rows[-1], flush=True)
                 found = {"date": today(), "machine": machine(), "rows": rows}
                 (options.out / "context.json").write_text(json.dumps(found, indent=1) + "\n")
@@ -56,7 +56,7 @@ def measure(codec: Codec, data: bytes, context: Context, share: float) -> dict[s
     decoded = time.perf_counter()
     if back != data:
         raise SystemExit("context: error: does not decode to its input")
-    parsed = box.unpack(blob)
+    parsed = container.unpack(blob)
     sizes = parsed.sizes
     groups = [sum(chunk.tokens for chunk in group.chunks) for group in parsed.groups]
     return {

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memcodec.bench.comparison import Text
+from memcodec.cache import cache_folder
 from memcodec.errors import MemcodecError
-from memcodec.models import cache_folder
 
 
 @dataclass(frozen=True)

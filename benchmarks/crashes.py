@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from memcodec.bench.carried import store_nothing
+from memcodec.bench.force_lm import store_nothing
 from memcodec.bench.results import machine, today
 from memcodec.codec import Codec
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import corpora
 
-from memcodec.document import zstd_size
+from memcodec.document.spans import zstd_size
 
 BYTES = 8192
 

@@ -22,10 +22,11 @@ from typing import Any
 import corpora
 import numpy as np
 
-from memcodec import chunks, document
 from memcodec.bench.comparison import Text
 from memcodec.bench.results import machine, today
 from memcodec.codec import Codec
+from memcodec.document import spans
+from memcodec.document.plan import cut_chunks
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gpt2")
 BYTES = 20_480
@@ -85,17 +86,17 @@ def run(changes: dict[str, str], names: dict[str, str]) -> dict[str, Any]:
 
 def hashes(names: dict[str, str]) -> dict[str, Any]:
     """By model: a hash for each way to compute the same logits; and which product torch was found to need."""
-    from memcodec.lm import model as lms
-    from memcodec.models import load_exact, resolve
+    from memcodec.lm import model
+    from memcodec.models.registry import load_exact, resolve
 
     result: dict[str, dict[str, str]] = {}
     for name, folder in names.items():
         weights, _ = load_exact(resolve(folder))
         count, found = (10 if name == folder else 40), {}
         for kernels, threads in (("numba", 1), ("numba", 2), ("torch", 2)):
-            lm = lms.ExactLM(weights, "cpu", threads, kernels)
+            lm = model.ExactLM(weights, "cpu", threads, kernels)
             tokens = np.arange(1, count + 1) * 37 % lm.vocabulary
-            found[f"{kernels}, {threads} threads, full pass"] = digest(lms.logits_of(lm, tokens))
+            found[f"{kernels}, {threads} threads, full pass"] = digest(model.logits_of(lm, tokens))
             for batch in (1, 3, 64):
                 sequences = lm.sequences(batch, count, batch)
                 steps = []
@@ -106,7 +107,7 @@ def hashes(names: dict[str, str]) -> dict[str, Any]:
                     name_ = f"{kernels}, {threads} threads, cached, batch {batch}, row {row}"
                     found[name_] = digest(np.stack([step[row] for step in steps]))
         result[name] = found
-    return {"hashes": result, "torch_products": "float32" if lms._slowly_on_device("cpu") else "int8"}
+    return {"hashes": result, "torch_products": "float32" if model._slowly_on_device("cpu") else "int8"}
 
 
 def digest(logits: np.ndarray) -> str:
@@ -145,8 +146,8 @@ def bits(size: int) -> list[dict[str, Any]]:
     rows = []
     for corpus in corpora.CORPORA:
         text = Text.cut(corpus.name, corpora.contents(corpus), size).data
-        runs = [span.tokens for span in document.split(text, codec.tokenizer) if isinstance(span, document.Text)]
-        cut = [chunk for run in runs for chunk in chunks.cut(run, 200)]
+        runs = [span.tokens for span in spans.spans_of(text, codec.tokenizer) if isinstance(span, spans.Text)]
+        cut = [chunk for run in runs for chunk in cut_chunks(run, 200)]
         exact = sum(float(codec.token_bits(chunk).sum()) for chunk in cut)
         floats = 0.0
         with torch.no_grad():

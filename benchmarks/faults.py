@@ -26,7 +26,7 @@ import isolated
 from isolated import Outcome
 
 from memcodec import Archive, MemcodecError, Primer, container
-from memcodec.bench.carried import store_nothing
+from memcodec.bench.force_lm import store_nothing
 from memcodec.bench.results import machine, today
 from memcodec.codec import Codec
 from memcodec.container import Container, Segment

@@ -29,11 +29,12 @@ from faults import TEXT, TINY, sealed
 
 from memcodec import Archive, FrameSettings, MemcodecError, Primer, Prompt, Readout, container
 from memcodec import decode as decode_alone
-from memcodec.bench.carried import store_nothing
+from memcodec.bench.force_lm import store_nothing
 from memcodec.bench.results import machine, today
+from memcodec.cache import cache_folder
 from memcodec.codec import Codec
 from memcodec.container import Chunk, Container, ModelId, Segment, Settings, StoredSpan, pack
-from memcodec.models import cache_folder
+from memcodec.settings import MAX_CONTEXT
 
 HARMLESS = "refused"
 
@@ -283,7 +284,7 @@ def indexes(good: bytes, large: bool) -> Iterator[Hostile]:
     widest = replace(parsed.settings, chunk_tokens=4096, context=500)
     yield Hostile("49,152 tokens in 100 bytes", made([long], widest))
     claim = Segment(1 << 40, tuple(Chunk(200, b"", 0) for _ in range(20)), bytes(20))
-    beyond = replace(parsed.settings, context=container.MAX_CONTEXT)
+    beyond = replace(parsed.settings, context=MAX_CONTEXT)
     yield Hostile("a context beyond the model", made([claim], beyond))
 
 

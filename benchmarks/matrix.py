@@ -24,7 +24,7 @@ import corpora
 
 from memcodec import Codec, container
 from memcodec.bench.results import machine, today
-from memcodec.models import DEFAULT_MODEL
+from memcodec.models.registry import DEFAULT_MODEL
 
 TEXTS = {
     "English": corpora.CORPORA[0],

@@ -21,7 +21,7 @@ from typing import Any
 import corpora
 
 from memcodec.bench.results import machine, today
-from memcodec.models import DEFAULT_MODEL
+from memcodec.models.registry import DEFAULT_MODEL
 
 INTERVAL = 0.5  # seconds
 # Not a text over again, which zstd would make smaller.
@@ -76,7 +76,7 @@ def text(size: int) -> bytes:
 
 
 _CARRIED = """
-from memcodec.bench.carried import store_nothing
+from memcodec.bench.force_lm import store_nothing
 from memcodec_cli import main
 with store_nothing():
     main()

@@ -28,10 +28,10 @@ import torch
 
 from memcodec.codec import Codec
 from memcodec.memory import fitting as fits
-from memcodec.memory import prompt
 from memcodec.memory.fitting import write
-from memcodec.memory.settings import Prompt
-from memcodec.models import DEFAULT_MODEL
+from memcodec.memory.vectors import unpack
+from memcodec.models.registry import DEFAULT_MODEL
+from memcodec.settings import Prompt
 
 _COLUMNS = {
     "texts": "texts",
@@ -203,7 +203,7 @@ def fit_texts(codec: Codec, texts: list[tuple[str, np.ndarray]], fitting: Prompt
     seconds = (time.monotonic() - began) / len(texts)
     rows = []
     for (language, ids), fit in zip(texts, found, strict=True):
-        vectors = prompt.unpack(fit.memory, codec.floats.embedding_size, fitting.bits)
+        vectors = unpack(fit.memory, codec.floats.embedding_size, fitting.bits)
         (written,) = write(codec.floats, vectors[None], len(ids))
         right = written == ids
         before = fits.behind_prefix(codec.floats, torch.from_numpy(vectors)[None].to(codec.floats.device))

@@ -27,12 +27,12 @@ import corpora
 import matplotlib
 import numpy as np
 
-from memcodec import chunks
 from memcodec.bench import messages
 from memcodec.bench.results import machine, today
 from memcodec.codec import Codec
-from memcodec.lm.passes import Piece
-from memcodec.primer import Primer
+from memcodec.files.primer import Primer
+from memcodec.groups import HEAD_ROWS, PASS_ROWS
+from memcodec.lm.sequences import SequenceInput
 
 matplotlib.use("Agg")
 
@@ -122,14 +122,14 @@ def lm_passes(codec: Codec, ids: list[np.ndarray]) -> None:
     lm, left = codec.lm, list(ids)
     while left:
         count, rows = 0, 0
-        while count < len(left) and (rows + len(left[count]) <= chunks.PASS_ROWS or not count):
+        while count < len(left) and (rows + len(left[count]) <= PASS_ROWS or not count):
             rows += len(left[count])
             count += 1
         some, left = left[:count], left[count:]
-        sequences = lm.begun(count, len(lm.prefix) + max(map(len, some)), rows)
-        sequences.forward([Piece(slot, tokens[:-1]) for slot, tokens in enumerate(some)])
-        for start in range(0, rows - count, chunks.HEAD_ROWS):
-            sequences.logits(slice(start, min(start + chunks.HEAD_ROWS, rows - count)))
+        sequences = lm.new_sequences(count, len(lm.prefix) + max(map(len, some)), rows)
+        sequences.forward([SequenceInput(slot, tokens[:-1]) for slot, tokens in enumerate(some)])
+        for start in range(0, rows - count, HEAD_ROWS):
+            sequences.logits(slice(start, min(start + HEAD_ROWS, rows - count)))
 
 
 def lm_steps(codec: Codec, ids: list[np.ndarray], batch: int = 64) -> None:
@@ -137,7 +137,7 @@ def lm_steps(codec: Codec, ids: list[np.ndarray], batch: int = 64) -> None:
     lengths = sorted(map(len, ids), reverse=True)
     lm = codec.lm
     for part in np.array_split(np.array(lengths), -(-len(lengths) // batch)):
-        sequences = lm.begun(len(part), len(lm.prefix) + int(part[0]), len(part))
+        sequences = lm.new_sequences(len(part), len(lm.prefix) + int(part[0]), len(part))
         for t in range(1, int(part[0])):
             live = int((part > t).sum())
             sequences.step(np.full(live, 100))

@@ -22,8 +22,8 @@ from memcodec.bench.comparison import MAX_CONTEXT, NO_CONTEXT, SIZES, Bench, Row
 from memcodec.bench.results import Store, digest, machine, today
 from memcodec.codec import Codec
 from memcodec.errors import MemcodecError
-from memcodec.memory.settings import Readout
-from memcodec.models import BUILT_IN, DEFAULT_MODEL
+from memcodec.models.registry import BUILT_IN, DEFAULT_MODEL
+from memcodec.settings import Readout
 
 DEFAULT_BYTES = 20_480  # of each text: a quarter of an hour on 2 CPU cores
 PROMPT_BYTES = 512

@@ -17,9 +17,9 @@ import torch
 
 from memcodec.codec import Codec
 from memcodec.container import unpack
-from memcodec.document import zstd_size
+from memcodec.document.spans import zstd_size
 from memcodec.errors import EncodeError
-from memcodec.memory.settings import Prompt
+from memcodec.settings import Prompt
 
 _COLUMNS = ("passage", "codec", "bytes", "memory", "corrections", "stored", "encode s", "decode s", "exact")
 

@@ -16,8 +16,8 @@ import zstandard
 from memcodec.bench.comparison import Text
 from memcodec.bench.results import machine, today
 from memcodec.codec import Codec
-from memcodec.frames import FrameSettings
-from memcodec.memory.settings import Readout
+from memcodec.files.frames import FrameSettings
+from memcodec.settings import Readout
 
 LANGUAGES = {
     "de": "German", "es": "Spanish", "fr": "French", "pl": "Polish", "ru": "Russian", "ar": "Arabic",

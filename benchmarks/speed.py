@@ -22,13 +22,16 @@ from typing import Any
 import corpora
 import numpy as np
 
-from memcodec import chunks, document
-from memcodec import container as box
+from memcodec import container
 from memcodec.bench.results import machine, today
 from memcodec.codec import Codec
+from memcodec.document.plan import cut_chunks
+from memcodec.document.spans import Text, spans_of
+from memcodec.groups import HEAD_ROWS
 from memcodec.lm.model import cores
-from memcodec.lm.passes import Piece
-from memcodec.models import DEFAULT_MODEL, float_source, resolve
+from memcodec.lm.sequences import SequenceInput
+from memcodec.models.checkpoint import open_checkpoint
+from memcodec.models.registry import DEFAULT_MODEL, resolve
 
 POSITION = 100  # of the cached steps
 ROUNDS = 5
@@ -81,9 +84,9 @@ def lm_speed(codec: Codec) -> list[dict[str, Any]]:
     def exact_pass() -> None:
         for pair in range(0, 8, 2):
             sequences = lm.sequences(2, 200, 400)
-            sequences.forward([Piece(slot, rows[pair + slot]) for slot in range(2)])
-            for start in range(0, 400, chunks.HEAD_ROWS):
-                sequences.logits(slice(start, start + chunks.HEAD_ROWS))
+            sequences.forward([SequenceInput(slot, rows[pair + slot]) for slot in range(2)])
+            for start in range(0, 400, HEAD_ROWS):
+                sequences.logits(slice(start, start + HEAD_ROWS))
 
     result = []
     theirs, ours = in_turn(lambda: floats(ids), exact_pass, rounds=3)
@@ -93,7 +96,7 @@ def lm_speed(codec: Codec) -> list[dict[str, Any]]:
         cache = DynamicCache()
         floats(known, past_key_values=cache, use_cache=True, logits_to_keep=1)
         sequences = lm.sequences(batch, 2 * POSITION, batch * POSITION)
-        sequences.forward([Piece(slot, row) for slot, row in enumerate(known.numpy())])
+        sequences.forward([SequenceInput(slot, row) for slot, row in enumerate(known.numpy())])
         last = known[:, -1:]
         steps = 8 if batch < 32 else 3
 
@@ -135,20 +138,20 @@ def by_batch(codec: Codec, text: bytes) -> list[dict[str, Any]]:
 def codec_speed(codec: Codec, text: bytes) -> dict[str, Any]:
     """The codec beside the LM alone on the same chunks."""
     lm = codec.lm
-    (span,) = document.split(text, codec.tokenizer)
-    assert isinstance(span, document.Text)
-    cut = chunks.cut(span.tokens, 200)
+    (span,) = spans_of(text, codec.tokenizer)
+    assert isinstance(span, Text)
+    cut = cut_chunks(span.tokens, 200)
     blob = codec.encode(text, verify=False)
-    lengths = [chunk.tokens for chunk in box.unpack(blob).chunks]
+    lengths = [chunk.tokens for chunk in container.unpack(blob).chunks]
 
     def lm_pass() -> None:
         for first in range(0, len(cut), 2):
             some = cut[first : first + 2]
             counts = [len(lm.prefix) + len(tokens) - 1 for tokens in some]
             sequences = lm.sequences(len(some), max(counts), sum(counts))
-            sequences.forward([Piece(i, np.concatenate([lm.prefix, t[:-1]])) for i, t in enumerate(some)])
-            for start in range(0, sum(counts), chunks.HEAD_ROWS):
-                sequences.logits(slice(start, start + chunks.HEAD_ROWS))
+            sequences.forward([SequenceInput(i, np.concatenate([lm.prefix, t[:-1]])) for i, t in enumerate(some)])
+            for start in range(0, sum(counts), HEAD_ROWS):
+                sequences.logits(slice(start, start + HEAD_ROWS))
 
     def lm_loop() -> None:
         sequences = lm.sequences(len(lengths), max(lengths) + 1, len(lengths))
@@ -171,7 +174,7 @@ def codec_speed(codec: Codec, text: bytes) -> dict[str, Any]:
 def processes(text: bytes) -> list[dict[str, Any]]:
     """Whole commands, start included: seconds of wall clock and peak resident memory."""
     folder = resolve(DEFAULT_MODEL).path
-    assert float_source(folder)
+    assert open_checkpoint(folder)
     rows = []
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from memcodec.memory.settings import MOST_SHARE, SHARE_STEPS, Context
+from memcodec.settings import MOST_SHARE, SHARE_STEPS, Context
 from memcodec_cli import files, options
 from memcodec_cli.messages import field_option, read_messages
 from memcodec_cli.progress import Bars

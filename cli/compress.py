@@ -14,8 +14,18 @@ import click
 from click.core import ParameterSource
 
 from memcodec import MemcodecError, container
-from memcodec.memory.settings import MAX_VECTORS, MEMORY_BITS, MOST_SHARE, SHARE_STEPS, Context, Prompt, Readout
-from memcodec.source import Source
+from memcodec.document.source import Source
+from memcodec.settings import (
+    DEFAULT_CHUNK_TOKENS,
+    MAX_CHUNK_TOKENS,
+    MAX_VECTORS,
+    MEMORY_BITS,
+    MOST_SHARE,
+    SHARE_STEPS,
+    Context,
+    Prompt,
+    Readout,
+)
 from memcodec_cli import files, options
 from memcodec_cli.loaded import Loaded, decode, decode_together, opened_engine, read_part, read_primer, salvaged
 from memcodec_cli.progress import Bars, close_line, wants_line
@@ -55,8 +65,8 @@ def _check_site(site: str) -> None:
 @options.primer
 @click.option(
     "--chunk-tokens",
-    type=click.IntRange(1, container.MAX_CHUNK_TOKENS),
-    default=container.DEFAULT_CHUNK_TOKENS,
+    type=click.IntRange(1, MAX_CHUNK_TOKENS),
+    default=DEFAULT_CHUNK_TOKENS,
     show_default=True,
     metavar="N",
     help="Tokens in a chunk, at most.",
@@ -193,11 +203,11 @@ def compress(
 
         def report_on(name: str, blob: bytes) -> None:
             if page is not None:
-                from memcodec_cli import looking
+                from memcodec_cli import tokenmap
 
                 parsed = container.unpack(blob)
-                found = looking.items_of(parsed, None if parsed.model is None else loaded(), batch, bars)
-                page.write([looking.page(files.shown(name), parsed, found)])
+                found = tokenmap.items_of(parsed, None if parsed.model is None else loaded(), batch, bars)
+                page.write([tokenmap.page(files.shown(name), parsed, found)])
 
         for first in range(0, len(targets), _TOGETHER):
             some = targets[first : first + _TOGETHER]
@@ -229,8 +239,8 @@ def _compress(
 ) -> None:  # fmt: skip
     """Some files, whose groups are coded together."""
     from memcodec import codec
-    from memcodec.engine import Local
-    from memcodec.journal import Journal, discard
+    from memcodec.engines.local import Local
+    from memcodec.files.journal import Journal, discard
 
     with ExitStack() as stack:
         waiting: list[tuple[str, files.Output, Source]] = []

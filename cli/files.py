@@ -13,8 +13,10 @@ from typing import BinaryIO
 
 import click
 
-from memcodec import ChecksumError, FormatError, MemcodecError, container, remote
-from memcodec.source import Source, replace
+from memcodec import ChecksumError, FormatError, MemcodecError, container
+from memcodec.document.source import Source
+from memcodec.files import remote
+from memcodec.files.write import replace
 
 STANDARD = "-"  # standard input or output
 EXTENSION = ".memz"

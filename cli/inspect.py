@@ -8,7 +8,7 @@ import click
 
 import memcodec
 from memcodec import container
-from memcodec.inspection import inspect_all
+from memcodec.view.inspection import inspect_all
 from memcodec_cli import files, options
 from memcodec_cli.loaded import Loaded
 from memcodec_cli.loaded import decode as decode_file
@@ -37,7 +37,7 @@ def inspect(
         if as_json or (html is not None and len(names) > 1):
             raise click.UsageError("--tokens and --html go without --json; --html is for one FILE")
         loaded = Loaded(model, allow_download, device, threads, primer)
-        _look(names, tokens, html, force, loaded, batch, Bars(quiet))
+        _show_tokens(names, tokens, html, force, loaded, batch, Bars(quiet))
         return
     failures = files.Failures(len(names) > 1)
     found = []
@@ -54,11 +54,11 @@ def inspect(
     failures.finish(len(names))
 
 
-def _look(
+def _show_tokens(
     names: tuple[str, ...], tokens: bool, html: str | None, force: bool, loaded: Loaded, batch: int, bars: Bars
 ) -> None:
     """Print token maps, write a page, or both."""
-    from memcodec_cli import looking
+    from memcodec_cli import tokenmap
 
     target = files.Output.choose(files.STANDARD, html, False, force, "") if html is not None else None
     if target is not None:
@@ -68,16 +68,16 @@ def _look(
         for name in names:
             with failures.of(name):
                 parsed = files.read_containers(name)
-                maps = [looking.items(one, loaded, batch, bars) for one in parsed]
+                maps = [tokenmap.items(one, loaded, batch, bars) for one in parsed]
                 bars.close()
                 if tokens:
-                    click.echo(looking.heading(files.shown(name)))
+                    click.echo(tokenmap.heading(files.shown(name)))
                     for found in maps:
-                        click.echo(looking.coloured(found))
+                        click.echo(tokenmap.coloured(found))
                 if target is not None:
                     if len(parsed) > 1:
                         raise click.ClickException(f"{files.shown(name)}: several files in one: a page is of one")
-                    target.write([looking.page(files.shown(name), parsed[0], maps[0])])
+                    target.write([tokenmap.page(files.shown(name), parsed[0], maps[0])])
     failures.finish(len(names))
 
 
@@ -162,7 +162,7 @@ def verify(
 
 
 def _verify_archive(name: str, decode: bool, loaded: Loaded, batch: int) -> None:
-    from memcodec.archive import Archive
+    from memcodec.files.archive import Archive
 
     archive = Archive(name, primer=loaded.primer)
     if decode:
@@ -196,7 +196,7 @@ def list_files(names: tuple[str, ...], recursive: bool) -> None:
 
 
 def _list_archive(name: str) -> None:
-    from memcodec.archive import Archive
+    from memcodec.files.archive import Archive
 
     archive = Archive(name)
     keys = archive.keys() or [str(i) for i in range(len(archive))]

@@ -14,10 +14,10 @@ from memcodec.container import Container
 from memcodec_cli.progress import Bars
 
 if TYPE_CHECKING:
-    from memcodec.assembly import Lost
     from memcodec.codec import Codec
-    from memcodec.engine import Engine
-    from memcodec.primer import Primer
+    from memcodec.container.assembly import Lost
+    from memcodec.engines.engine import Engine
+    from memcodec.files.primer import Primer
 
 
 class Loaded:
@@ -60,7 +60,7 @@ def opened_engine(
         if given("workers") is ParameterSource.COMMANDLINE:  # in the environment, it waits for an engine
             raise click.UsageError("--workers is for --engine ray")
         return None, device
-    from memcodec.engine import opened
+    from memcodec.engines import opened
 
     context = click.get_current_context()
     context.with_resource(redirect_stdout(cast("TextIO", _Aside(sys.stdout))))
@@ -86,7 +86,7 @@ def read_primer(name: str | None) -> "Primer | None":
     """The primer in a file. Raises FormatError, OSError with the file's name."""
     if name is None:
         return None
-    from memcodec.primer import Primer
+    from memcodec.files.primer import Primer
 
     try:
         return Primer.load(name)
@@ -96,7 +96,7 @@ def read_primer(name: str | None) -> "Primer | None":
 
 def decode(files: list[Container], loaded: Loaded, batch: int, bars: Bars) -> Iterator[bytes]:
     """The documents of some files, in pieces that count when the last was given out. Raises MemcodecError."""
-    from memcodec.assembly import document_of
+    from memcodec.container.assembly import document_of
 
     for parsed in files:
         if parsed.model is None:
@@ -138,7 +138,7 @@ def _goes_with(one: Container, other: Container) -> bool:
 
 def salvaged(blob: bytes, parsed: Container, loaded: Loaded, batch: int, bars: Bars) -> "Iterator[bytes | Lost]":
     """What a damaged file gives back. Raises MemcodecError."""
-    from memcodec.assembly import salvage_of
+    from memcodec.container.assembly import salvage_of
 
     if parsed.model is None:
         return salvage_of(parsed, [], None)
@@ -149,7 +149,7 @@ def salvaged(blob: bytes, parsed: Container, loaded: Loaded, batch: int, bars: B
 def read_part(files: list[Container], part: tuple[int, int | None], loaded: Loaded, bars: Bars) -> Iterator[bytes]:
     """Some bytes of the documents of files, from a place on. Raises MemcodecError where they end before it."""
     from memcodec.errors import EncodeError
-    from memcodec.file import Decoded
+    from memcodec.files.open import Decoded
 
     start, left = part
     size = sum(parsed.size for parsed in files)

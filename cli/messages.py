@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from memcodec.source import replace
+from memcodec.files.write import replace
 from memcodec_cli import files, options
 from memcodec_cli.loaded import read_primer
 from memcodec_cli.progress import Bars
@@ -118,8 +118,8 @@ def pack(
         raise click.ClickException(f"{files.shown(output)} exists: overwrite it with -f, or add to it with -a")
     with Bars(quiet) as bars:
         bars.doing("loading")
-        from memcodec.archive import Archive
         from memcodec.codec import Codec
+        from memcodec.files.archive import Archive
 
         codec = Codec.load(model, device=device, threads=threads, progress=bars.model)
         chosen = read_primer(primer)
@@ -158,7 +158,7 @@ def unpack(
     """
     with Bars(quiet) as bars:
         bars.doing("loading")
-        from memcodec.archive import Archive
+        from memcodec.files.archive import Archive
 
         archive = Archive(archive_name, primer=read_primer(primer))
         archive.load(model, device=device, threads=threads, allow_download=allow_download, progress=bars.model)
@@ -242,7 +242,7 @@ def train(
     with Bars(quiet) as bars:
         bars.doing("loading")
         from memcodec.codec import Codec
-        from memcodec.primer import Primer, bits
+        from memcodec.files.primer import Primer, bits
 
         codec = Codec.load(model, device=device, threads=threads, progress=bars.model)
         found = Primer.train(

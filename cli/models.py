@@ -4,7 +4,7 @@ import shutil
 
 import click
 
-from memcodec import models as store
+from memcodec.models import registry
 from memcodec_cli import options
 from memcodec_cli.progress import Bars
 
@@ -17,9 +17,9 @@ def models() -> None:
 @models.command("list")
 def list_models() -> None:
     """List the built-in models and whether they are in the cache."""
-    for name, model in store.BUILT_IN.items():
-        state = "cached" if store.cached(name) else "not cached"
-        default = ", default" if name == store.DEFAULT_MODEL else ""
+    for name, model in registry.BUILT_IN.items():
+        state = "cached" if registry.cached(name) else "not cached"
+        default = ", default" if name == registry.DEFAULT_MODEL else ""
         click.echo(f"{name}  {state}{default}  {model.about}")
 
 
@@ -29,14 +29,14 @@ def list_models() -> None:
 def pull(name: str, quiet: bool) -> None:
     """Fetch the built-in model NAME into the cache, unless it is there."""
     with Bars(quiet) as bars:
-        store.pull(name, bars.model)
+        registry.pull(name, bars.model)
 
 
 @models.command("rm")
 @click.argument("name", metavar="NAME")
 def remove(name: str) -> None:
     """Remove the built-in model NAME from the cache."""
-    folder = store.cached(name)
+    folder = registry.cached(name)
     if folder is None:
         raise click.ClickException(f"{name} is not in the cache")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -48,7 +48,7 @@ def remove(name: str) -> None:
 @click.argument("name", metavar="NAME")
 def path(name: str) -> None:
     """Print the folder of the built-in model NAME in the cache."""
-    folder = store.cached(name)
+    folder = registry.cached(name)
     if folder is None:
         raise click.ClickException(f"{name} is not in the cache: fetch it with memcodec models pull {name}")
     click.echo(click.format_filename(folder))

@@ -5,9 +5,8 @@ from typing import Any
 
 import click
 
-from memcodec.container import MAX_CONTEXT
-from memcodec.memory.settings import DEFAULT_BATCH, Context
-from memcodec.models import BUILT_IN, DEFAULT_MODEL
+from memcodec.models.registry import BUILT_IN, DEFAULT_MODEL
+from memcodec.settings import DEFAULT_BATCH, MAX_CONTEXT, Context
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 

@@ -7,9 +7,8 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from memcodec.models import ByteProgress
-from memcodec.progress import Progress, ProgressCallback
-from memcodec.source import Source
+from memcodec.document.source import Source
+from memcodec.progress import ByteProgress, Progress, ProgressCallback
 
 _STAGES = {"fit": "fitting", "verify": "verifying", "decode": "decoding"}
 
@@ -85,7 +84,7 @@ def wants_line(quiet: bool, verbose: bool) -> bool:
 
 def close_line(name: str, size: int, compressed: int, seconds: float, original: Source | None = None) -> None:
     """Print sizes, ratio, and seconds; original: for the same of zstd -19, if that is quick."""
-    from memcodec.document import zstd_size
+    from memcodec.document.spans import zstd_size
 
     line = f"{name}: {size:,} bytes, {compressed:,} compressed ({size / max(compressed, 1):.2f}x); "
     if original is not None and size < _LARGE:

@@ -6,30 +6,30 @@ from typing import TYPE_CHECKING, BinaryIO
 from memcodec.errors import (
     ChecksumError,
     EncodeError,
+    EngineError,
     FormatError,
     MachineError,
     MemcodecError,
+    MissingDependencyError,
     ModelMismatchError,
     ModelNotFoundError,
     PrimerMismatchError,
 )
-from memcodec.memory.settings import DEFAULT_BATCH, Context, Prompt, Readout
 from memcodec.progress import Progress
+from memcodec.settings import DEFAULT_BATCH, Context, Prompt, Readout
 
 if TYPE_CHECKING:
-    from memcodec.archive import Archive as Archive
-    from memcodec.codec import Codec as Codec
-    from memcodec.engine import Engine
-    from memcodec.file import MemzFile as MemzFile
-    from memcodec.file import open as open
-    from memcodec.frames import FrameSettings as FrameSettings
-    from memcodec.inspection import inspect as inspect
-    from memcodec.journal import Journal as Journal
-    from memcodec.memory.embedding import MemoryEmbedding as MemoryEmbedding
-    from memcodec.primer import Primer as Primer
+    from memcodec.codec import Codec
+    from memcodec.engines.engine import Engine
+    from memcodec.files.archive import Archive
+    from memcodec.files.frames import FrameSettings
+    from memcodec.files.journal import Journal
+    from memcodec.files.open import MemzFile, open
+    from memcodec.files.primer import Primer
+    from memcodec.memory.embedding import MemoryEmbedding
     from memcodec.progress import ProgressCallback
-    from memcodec.tokenmap import TokenInfo as TokenInfo
-    from memcodec.tokenmap import token_map as token_map
+    from memcodec.view.inspection import inspect
+    from memcodec.view.tokenmap import TokenInfo, token_map
 
 __version__ = "0.2.0"
 
@@ -38,6 +38,7 @@ __all__ = [
     "ChecksumError",
     "Codec",
     "EncodeError",
+    "EngineError",
     "FormatError",
     "FrameSettings",
     "Journal",
@@ -45,6 +46,7 @@ __all__ = [
     "MemcodecError",
     "MemoryEmbedding",
     "MemzFile",
+    "MissingDependencyError",
     "ModelMismatchError",
     "ModelNotFoundError",
     "Primer",
@@ -83,7 +85,7 @@ def encode(
     Ray cluster, whose workers have the device and the threads. Raises ModelNotFoundError, EncodeError, MachineError.
     """
     from memcodec import codec
-    from memcodec.engine import opened
+    from memcodec.engines import opened
 
     source = codec.as_source(data, "data")
     codec.check_settings(site, chunk_tokens, batch, context)
@@ -121,8 +123,9 @@ def decode(
     the one that it was made with. Raises FormatError, ChecksumError, ModelMismatchError, ModelNotFoundError,
     MachineError; EncodeError for settings out of range.
     """
-    from memcodec import assembly, codec, container
-    from memcodec.engine import opened
+    from memcodec import codec, container
+    from memcodec.container import assembly
+    from memcodec.engines import opened
 
     pieces: list[bytes] = []
     kept: Codec | None = None
@@ -142,17 +145,17 @@ def decode(
 
 # On first use, because they bring numpy, numba or torch: the import, `inspect` and `--help` answer at once without.
 _LATER = {
-    "Archive": "memcodec.archive",
+    "Archive": "memcodec.files.archive",
     "Codec": "memcodec.codec",
-    "FrameSettings": "memcodec.frames",
-    "Journal": "memcodec.journal",
+    "FrameSettings": "memcodec.files.frames",
+    "Journal": "memcodec.files.journal",
     "MemoryEmbedding": "memcodec.memory.embedding",
-    "MemzFile": "memcodec.file",
-    "Primer": "memcodec.primer",
-    "TokenInfo": "memcodec.tokenmap",
-    "inspect": "memcodec.inspection",
-    "open": "memcodec.file",
-    "token_map": "memcodec.tokenmap",
+    "MemzFile": "memcodec.files.open",
+    "Primer": "memcodec.files.primer",
+    "TokenInfo": "memcodec.view.tokenmap",
+    "inspect": "memcodec.view.inspection",
+    "open": "memcodec.files.open",
+    "token_map": "memcodec.view.tokenmap",
 }
 
 if not TYPE_CHECKING:

@@ -13,13 +13,25 @@ from typing import Any, BinaryIO
 import numpy as np
 
 import memcodec
-from memcodec import chunks as work
-from memcodec import container as box
-from memcodec import document, feed, frames, models
-from memcodec.assembly import Lost, Place, container_of, document_of, parts_of, salvage_of, stored
-from memcodec.chunks import FIT_CHUNKS, Coded
+from memcodec import container
 from memcodec.container import Container, ModelId, Segment, Settings
-from memcodec.engine import Engine, Local, find_engine
+from memcodec.container.assembly import (
+    Lost,
+    SourceRange,
+    container_of,
+    document_of,
+    encoded_groups,
+    parts_of,
+    salvage_of,
+    stored,
+)
+from memcodec.document.blocks import Block, BlockQueue, Cutting, read_blocks
+from memcodec.document.plan import AUTO_GROUPS, AUTO_TOKENS, GROUP_CONTEXTS, visible_tokens, windows
+from memcodec.document.source import PIECE_BYTES, Source
+from memcodec.document.spans import Stored, has_text, zstd_size
+from memcodec.engines import find_engine
+from memcodec.engines.engine import Engine
+from memcodec.engines.local import Local
 from memcodec.errors import (
     ChecksumError,
     EncodeError,
@@ -29,19 +41,29 @@ from memcodec.errors import (
     ModelNotFoundError,
     PrimerMismatchError,
 )
-from memcodec.feed import Block, Cutting
-from memcodec.frames import FrameSettings
-from memcodec.journal import Journal
+from memcodec.files import frames
+from memcodec.files.frames import FrameSettings
+from memcodec.files.journal import Journal
+from memcodec.files.primer import Primer
+from memcodec.groups import FIT_CHUNKS, HEAD_ROWS, PASS_ROWS, decode_all
 from memcodec.lm import arithmetic
 from memcodec.lm.compiled import are_kept
 from memcodec.lm.model import ExactLM, find_device
-from memcodec.lm.passes import Piece
-from memcodec.memory import Site, site_of
-from memcodec.memory.settings import DEFAULT_BATCH, Context, Prompt, Readout
-from memcodec.primer import Primer
-from memcodec.progress import Progress, ProgressCallback, Reporter
-from memcodec.source import PIECE_BYTES, Source
-from memcodec.tokens import ByteTokenizer
+from memcodec.lm.sequences import SequenceInput
+from memcodec.memory.site import Site
+from memcodec.memory.sites import site_of
+from memcodec.models import registry
+from memcodec.models.tokenizer import ByteTokenizer
+from memcodec.progress import ByteProgress, Progress, ProgressCallback, Reporter
+from memcodec.settings import (
+    DEFAULT_BATCH,
+    DEFAULT_CHUNK_TOKENS,
+    MAX_CHUNK_TOKENS,
+    MAX_CONTEXT,
+    Context,
+    Prompt,
+    Readout,
+)
 
 Data = bytes | bytearray | memoryview | str
 
@@ -55,7 +77,7 @@ class Codec:
     """A frozen LM with everything that encodes and decodes under it. Load once, use often; threads take turns."""
 
     def __init__(
-        self, folder: models.ModelFolder, tokenizer: ByteTokenizer, lm: ExactLM | None, device: str, refusal: str = ""
+        self, folder: registry.ModelFolder, tokenizer: ByteTokenizer, lm: ExactLM | None, device: str, refusal: str = ""
     ) -> None:
         """Most callers want `Codec.load`. lm: None where the exact LM lacks the architecture; refusal: why."""
         self.name = folder.id
@@ -91,7 +113,7 @@ class Codec:
     def with_engine(self, engine: "str | Engine") -> "Codec":
         """The same codec, whose groups are coded by an engine: "local", "ray", or a `RayEngine` with settings.
 
-        Shares the model. Raises EncodeError, MachineError.
+        Shares the model. Raises EncodeError, MissingDependencyError.
         """
         other = copy(self)
         other.engine = find_engine(engine) if isinstance(engine, str) else engine
@@ -100,12 +122,12 @@ class Codec:
     @classmethod
     def load(
         cls,
-        model: str = models.DEFAULT_MODEL,
+        model: str = registry.DEFAULT_MODEL,
         *,
         device: str = "auto",
         threads: int | None = None,
         kernels: str = "auto",
-        progress: models.ByteProgress | None = None,
+        progress: ByteProgress | None = None,
     ) -> "Codec":
         """Load a model by built-in name, local directory or Hugging Face id (or id@revision).
 
@@ -113,7 +135,7 @@ class Codec:
         only), "torch" or "auto": two implementations of the same arithmetic. An architecture that the exact LM lacks
         is loaded for `fit_memory` alone. Raises ModelNotFoundError, MachineError.
         """
-        return cls._load(models.resolve(model, progress), device, threads, kernels, progress)
+        return cls._load(registry.resolve(model, progress), device, threads, kernels, progress)
 
     @classmethod
     def load_for(
@@ -126,14 +148,14 @@ class Codec:
         kernels: str = "auto",
         allow_download: bool = False,
         primer: "Primer | None" = None,
-        progress: models.ByteProgress | None = None,
+        progress: ByteProgress | None = None,
     ) -> "Codec | None":
         """The codec that a file needs: its model by name, or `model`, behind `primer`; None where all is stored.
 
         allow_download: fetch a model from the Hugging Face hub that only the file names. Raises FormatError,
         ChecksumError, ModelNotFoundError, ModelMismatchError (PrimerMismatchError for a primer), MachineError.
         """
-        parsed = file if isinstance(file, Container) else box.unpack_all(as_bytes(file, "file"))[0]
+        parsed = file if isinstance(file, Container) else container.unpack_all(as_bytes(file, "file"))[0]
         if parsed.model is None:
             return None
         codec = cls.load_named(
@@ -153,20 +175,20 @@ class Codec:
         threads: int | None = None,
         kernels: str = "auto",
         allow_download: bool = False,
-        progress: models.ByteProgress | None = None,
+        progress: ByteProgress | None = None,
     ) -> "Codec":
         """Load `model`, or else the one that a file names, which nobody here has named. Raises as `load`."""
-        folder = models.resolve(model, progress) if model else models.resolve_named(named, allow_download, progress)
+        folder = registry.resolve(model, progress) if model else registry.resolve_named(named, allow_download, progress)
         return cls._load(folder, device, threads, kernels, progress)
 
     @classmethod
     def _load(
-        cls, folder: models.ModelFolder, device: str, threads: int | None, kernels: str, progress: Any
+        cls, folder: registry.ModelFolder, device: str, threads: int | None, kernels: str, progress: Any
     ) -> "Codec":
         device = find_device(device)
-        if refusal := models.unsupported(folder):
+        if refusal := registry.unsupported(folder):
             return cls(folder, ByteTokenizer.load(folder.path), None, device, refusal)
-        weights, tokenizer = models.load_exact(folder, progress)
+        weights, tokenizer = registry.load_exact(folder, progress)
         if progress is not None and not are_kept():
             progress("compiling for this processor (once)", 0, 0)
         return cls(folder, tokenizer, ExactLM(weights, device, threads, kernels), device)
@@ -180,9 +202,9 @@ class Codec:
 
     @property
     def floats(self) -> Any:
-        """The same LM in floating point (`memcodec.lm.floats.FrozenLM`), loaded when first needed."""
+        """The same LM in floating point (`memcodec.models.floats.FrozenLM`), loaded when first needed."""
         if self._floats is None:
-            from memcodec.lm.floats import FrozenLM
+            from memcodec.models.floats import FrozenLM
 
             prefix = self.tokenizer.prefix() if self._exact is None else self._exact.prefix.tolist()
             self._floats = FrozenLM.load(self.folder.path, list(prefix), self._device)
@@ -191,7 +213,7 @@ class Codec:
     @property
     def model(self) -> ModelId:
         """What a file says of the model that it needs."""
-        return ModelId(self.name, self.lm.identity[: box.IDENTITY_BYTES])
+        return ModelId(self.name, self.lm.identity[: container.IDENTITY_BYTES])
 
     # ---- encoding
 
@@ -200,7 +222,7 @@ class Codec:
         data: "Data | BinaryIO | Source",
         *,
         site: Readout | Prompt = Readout(),  # noqa: B008 (frozen)
-        chunk_tokens: int = box.DEFAULT_CHUNK_TOKENS,
+        chunk_tokens: int = DEFAULT_CHUNK_TOKENS,
         context: Context = "auto",
         batch: int = DEFAULT_BATCH,
         verify: bool = True,
@@ -229,7 +251,7 @@ class Codec:
         documents: "Iterable[Data | BinaryIO | Source]",
         *,
         site: Readout | Prompt = Readout(),  # noqa: B008 (frozen)
-        chunk_tokens: int = box.DEFAULT_CHUNK_TOKENS,
+        chunk_tokens: int = DEFAULT_CHUNK_TOKENS,
         context: Context = "auto",
         batch: int = DEFAULT_BATCH,
         verify: bool = True,
@@ -254,10 +276,10 @@ class Codec:
         lot: list[tuple[Source, bytes]] = []
         groups = 0
         for source, made in self._encode(sources, site, chunk_tokens, context, stages.fit(), journal):
-            blob = box.pack(made)
+            blob = container.pack(made)
             if isinstance(site, Prompt) and site.pure:
                 _check_pure(made)
-            elif len(whole := box.pack(stored(source))) <= len(blob):
+            elif len(whole := container.pack(stored(source))) <= len(blob):
                 blob = whole
             lot.append((source, blob))
             groups += len(made.groups)
@@ -274,7 +296,7 @@ class Codec:
         """Decode what is about to be given out, what is small side by side. Raises MachineError."""
         small = [(source, blob) for source, blob in lot if source.size <= PIECE_BYTES]
         if len(small) > 1:
-            parsed = [box.unpack(blob) for _, blob in small]
+            parsed = [container.unpack(blob) for _, blob in small]
             try:
                 found = self._decode_many(parsed, batch, report)
             except (FormatError, ChecksumError) as error:
@@ -302,19 +324,19 @@ class Codec:
         for source in sources:
             self._check_room(source, cutting)
         alone = len(sources) == 1
-        read = chain.from_iterable(feed.read(source, self.tokenizer, cutting, alone) for source in sources)
+        read = chain.from_iterable(read_blocks(source, self.tokenizer, cutting, alone) for source in sources)
         if isinstance(site, Prompt) and not pure:
-            blocks = feed.Feed(_expected(_worthwhile(read, site, where), report))
+            blocks = BlockQueue(_expected(_worthwhile(read, site, where), report))
         else:
-            blocks = feed.Feed(_expected(read, report))
-        seen = work.seen(cutting.context, positions)
+            blocks = BlockQueue(_expected(read, report))
+        seen = visible_tokens(cutting.context, positions)
         encode = partial(self.engine.encode, self, site, context=seen, report=report)
         if journal is None:
             coded = encode(blocks.groups())
         else:
             journal.begin(self._key(sources[0], site, cutting), FIT_CHUNKS if isinstance(site, Prompt) else 1)
             coded = journal.coded(blocks.groups(), encode, lambda group: report.finish(list(group.lengths)))
-        parts: list[Segment | Place] = []
+        parts: list[Segment | SourceRange] = []
         furthest = 1
         for block in blocks.blocks():
             parts += parts_of(block.spans, block.plan.runs, block.start, coded, self.tokenizer, not pure)
@@ -327,18 +349,18 @@ class Codec:
 
     def _check_room(self, source: Source, cutting: Cutting) -> None:
         """Raise EncodeError now, and not after days, where a document has more chunks than a file may."""
-        if source.size > box.MAX_CHUNKS * cutting.chunk_tokens // 2:  # fewer bytes have fewer tokens than that
-            count = sum(len(block.lengths) for block in feed.read(source, self.tokenizer, cutting))
-            if count > box.MAX_CHUNKS:
+        if source.size > container.MAX_CHUNKS * cutting.chunk_tokens // 2:  # fewer bytes have fewer tokens than that
+            count = sum(len(block.lengths) for block in read_blocks(source, self.tokenizer, cutting))
+            if count > container.MAX_CHUNKS:
                 raise EncodeError(
-                    f"{source.size:,} bytes are {count:,} chunks, and a file has {box.MAX_CHUNKS:,} at most: cut the "
-                    "text into several files, or give longer chunks (chunk tokens)"
+                    f"{source.size:,} bytes are {count:,} chunks, and a file has {container.MAX_CHUNKS:,} at most: cut "
+                    "the text into several files, or give longer chunks (chunk tokens)"
                 )
 
     def _key(self, source: Source, site: Readout | Prompt, cutting: Cutting) -> bytes:
         """What the groups of a document follow from."""
         primer = self.primer.identity if self.primer else b""
-        versions = memcodec.__version__, box.VERSION, self.lm.identity, primer
+        versions = memcodec.__version__, container.VERSION, self.lm.identity, primer
         return repr((versions, site, cutting, source.size, source.digest())).encode()
 
     def _check_chunk_tokens(self, chunk_tokens: int, vectors: int) -> None:
@@ -359,7 +381,7 @@ class Codec:
         """Decode what is about to be given out. Raises MachineError."""
         at = 0
         try:
-            for piece in self._decode(box.unpack(blob), batch, report):
+            for piece in self._decode(container.unpack(blob), batch, report):
                 end = min(at + len(piece), source.size)
                 if source.read(at, end) != piece:
                     raise MachineError("what was encoded decodes to other bytes here: nothing was written")
@@ -383,7 +405,7 @@ class Codec:
         batch: groups decoded side by side. Raises FormatError, ChecksumError, ModelMismatchError; EncodeError for a
         batch out of range.
         """
-        found = box.unpack_all(as_bytes(blob, "blob"))
+        found = container.unpack_all(as_bytes(blob, "blob"))
         return b"".join(piece for parsed in found for piece in self.decode_pieces(parsed, batch, progress))
 
     def decode_pieces(
@@ -414,13 +436,13 @@ class Codec:
         FormatError where the index itself does not read, ModelMismatchError.
         """
         _check_batch(batch)
-        parsed = box.unpack(as_bytes(blob, "blob"), damaged=True)
+        parsed = container.unpack(as_bytes(blob, "blob"), damaged=True)
         report = Reporter(progress, "decode", parsed.size, 0, 1)
         report.expect([chunk.tokens for chunk in parsed.chunks], parsed.size)
         written: Iterator[np.ndarray] = iter(())
         if parsed.settings is not None:
             self.check(parsed)
-            coded = [Coded.of(group) for group in parsed.groups]
+            coded = encoded_groups(parsed.groups)
             written = self.engine.decode(self, self.site_in(parsed), coded, parsed.settings.context, batch, report)
         return salvage_of(parsed, written, self.tokenizer)
 
@@ -434,7 +456,7 @@ class Codec:
         """The documents of several files, whose groups are decoded side by side. Raises as `decode`."""
         _check_batch(batch)
         given = _several(blobs, "blobs")
-        found = [b if isinstance(b, Container) else box.unpack(_binary(b, "blob")) for b in given]
+        found = [b if isinstance(b, Container) else container.unpack(_binary(b, "blob")) for b in given]
         size = sum(parsed.size for parsed in found)
         return self._decode_many(found, batch, Reporter(progress, "decode", size, 0, 1))
 
@@ -445,11 +467,11 @@ class Codec:
             if (s := parsed.settings) is not None:
                 self.check(parsed)
                 moves = max(sum(chunk.tokens for chunk in group.chunks) for group in parsed.groups) > s.context
-                together.setdefault((s.site, s.fields, s.context if moves else box.MAX_CONTEXT), []).append(i)
+                together.setdefault((s.site, s.fields, s.context if moves else MAX_CONTEXT), []).append(i)
         written: dict[int, list[np.ndarray]] = {}
         for (_, _, context), numbers in together.items():
             owners = [i for i in numbers for _ in files[i].groups]
-            coded = [Coded.of(group) for i in numbers for group in files[i].groups]
+            coded = encoded_groups(group for i in numbers for group in files[i].groups)
             site = self.site_in(files[numbers[0]])
             for i, tokens in zip(owners, self.engine.decode(self, site, coded, context, batch, report), strict=True):
                 written.setdefault(i, []).append(tokens)
@@ -460,16 +482,16 @@ class Codec:
         assert parsed.settings is not None
         self.check(parsed)
         groups = parsed.groups
-        coded = [Coded.of(groups[n]) for n in numbers]
+        coded = encoded_groups(groups[n] for n in numbers)
         silent = Reporter(None, "decode", 0, 0, 1)
-        return list(work.decode_all(self.lm, self.site_in(parsed), coded, parsed.settings.context, batch, silent))
+        return list(decode_all(self.lm, self.site_in(parsed), coded, parsed.settings.context, batch, silent))
 
     def _decode(self, parsed: Container, batch: int, report: Reporter) -> Iterator[bytes]:
         written: Iterator[np.ndarray] = iter(())
         report.expect([chunk.tokens for chunk in parsed.chunks], parsed.size)
         if parsed.settings is not None:
             self.check(parsed)
-            coded = [Coded.of(group) for group in parsed.groups]
+            coded = encoded_groups(parsed.groups)
             written = self.engine.decode(self, self.site_in(parsed), coded, parsed.settings.context, batch, report)
         return document_of(parsed, written, self.tokenizer)
 
@@ -544,13 +566,13 @@ class Codec:
 
     def estimate(self, size: int, context: Context = "auto", batch: int = DEFAULT_BATCH, verify: bool = True) -> float:
         """About how many seconds so many bytes of text take to encode, from a short look at the LM's speed here."""
-        tokens = np.arange(work.PASS_ROWS // 2) % self.lm.vocabulary
+        tokens = np.arange(PASS_ROWS // 2) % self.lm.vocabulary
         seconds = []
         for _ in range(2):
             start = time.perf_counter()
             self.token_bits(tokens)
             seconds.append(time.perf_counter() - start)
-        rows = _rows(size, box.DEFAULT_CHUNK_TOKENS, context, batch, verify)
+        rows = _rows(size, DEFAULT_CHUNK_TOKENS, context, batch, verify)
         return size / 4 * min(seconds) / len(tokens) * (_FIT_TIME["readout"] + (1 + _ALONE / rows if rows else 0))
 
     def fit_memory(self, text: str, site: Prompt | None = None, callback: Callable[[Any], None] | None = None) -> Any:
@@ -563,7 +585,7 @@ class Codec:
 
         return MemoryEmbedding.fit_to(self, text, site or Prompt(), callback)
 
-    def bound(self, data: Data, chunk_tokens: int = box.DEFAULT_CHUNK_TOKENS, context: Context = "auto") -> float:
+    def bound(self, data: Data, chunk_tokens: int = DEFAULT_CHUNK_TOKENS, context: Context = "auto") -> float:
         """The bound in bytes: the sum of -log2 p(token) of the exact LM over the document's chunks, over 8.
 
         Each token sees what it sees in a file with this context. Stored spans count with what zstd makes of them.
@@ -574,21 +596,21 @@ class Codec:
         positions = self.lm.positions - len(self.lm.prefix)
         cutting = Cutting(chunk_tokens, context, positions, self.lm.vocabulary)
         total = 0.0
-        for block in feed.read(as_source(data, "data"), self.tokenizer, cutting):
-            total += sum(document.zstd_size(span.data) for span in block.spans if isinstance(span, document.Stored))
+        for block in read_blocks(as_source(data, "data"), self.tokenizer, cutting):
+            total += sum(zstd_size(span.data) for span in block.spans if isinstance(span, Stored))
             for group in block.plan.groups:
                 tokens = np.concatenate(group)
-                for w in work.windows(len(tokens), work.seen(context, positions)):
+                for w in windows(len(tokens), visible_tokens(context, positions)):
                     total += float(self.token_bits(tokens[w.start : w.last], w.first - w.start).sum()) / 8
         return total
 
     def token_bits(self, tokens: np.ndarray, skip: int = 0) -> np.ndarray:
         """-log2 p of tokens of one sequence under the exact LM, float64, all but the first `skip` of them."""
-        sequences = self.lm.begun(1, len(self.lm.prefix) + len(tokens), len(tokens))
+        sequences = self.lm.new_sequences(1, len(self.lm.prefix) + len(tokens), len(tokens))
         if len(tokens) > 1:
-            sequences.forward([Piece(0, tokens[:-1])])
+            sequences.forward([SequenceInput(0, tokens[:-1])])
         found = []
-        starts = [0, *range(1, len(tokens), work.HEAD_ROWS)]
+        starts = [0, *range(1, len(tokens), HEAD_ROWS)]
         for start, end in pairwise([*starts, len(tokens)]):
             start = max(start, skip)
             if start >= end:
@@ -661,9 +683,9 @@ def as_source(data: Any, name: str) -> Source:
 
 def without_model(source: Source) -> bytes | None:
     """The file of a document that no LM is needed for; None where there is text."""
-    if document.has_text(source):
+    if has_text(source):
         return None
-    blob = box.pack(stored(source))
+    blob = container.pack(stored(source))
     source.check_unchanged()
     return blob
 
@@ -673,24 +695,24 @@ def check_settings(site: Readout | Prompt, chunk_tokens: int, batch: int, contex
     if not isinstance(site, Readout | Prompt):
         raise TypeError(f"site: give memcodec.Readout(...) or memcodec.Prompt(...), not {type(site).__name__}")
     site.check()
-    if not 1 <= chunk_tokens <= box.MAX_CHUNK_TOKENS:
-        raise EncodeError(f"chunk tokens {chunk_tokens}: give 1 to {box.MAX_CHUNK_TOKENS}")
+    if not 1 <= chunk_tokens <= MAX_CHUNK_TOKENS:
+        raise EncodeError(f"chunk tokens {chunk_tokens}: give 1 to {MAX_CHUNK_TOKENS}")
     if isinstance(site, Readout) and site.effort * chunk_tokens > _MOST_STATES:
         raise EncodeError(
             f"effort {site.effort} with {chunk_tokens} tokens a chunk: give {_MOST_STATES // chunk_tokens} at most"
         )
     if batch < 1:
         raise EncodeError(f"batch {batch}: give 1 or more groups")
-    if context not in ("auto", "max") and not (type(context) is int and 0 <= context <= box.MAX_CONTEXT):
-        raise EncodeError(f"context {context!r}: give auto, max, or 0 to {box.MAX_CONTEXT:,} tokens")
+    if context not in ("auto", "max") and not (type(context) is int and 0 <= context <= MAX_CONTEXT):
+        raise EncodeError(f"context {context!r}: give auto, max, or 0 to {MAX_CONTEXT:,} tokens")
 
 
 def _rows(size: int, chunk_tokens: int, context: Context, batch: int, verify: bool) -> int:
     """About how many groups of a document are verified side by side; 0: none are."""
     tokens = size // 4 + 1
-    group = work.GROUP_CONTEXTS * context if isinstance(context, int) else tokens
+    group = GROUP_CONTEXTS * context if isinstance(context, int) else tokens
     if context in ("auto", 0):
-        group = chunk_tokens if context == 0 or tokens < work.AUTO_GROUPS * chunk_tokens else work.AUTO_TOKENS
+        group = chunk_tokens if context == 0 or tokens < AUTO_GROUPS * chunk_tokens else AUTO_TOKENS
     return min(batch, -(-tokens // group)) if verify else 0
 
 
@@ -733,14 +755,14 @@ def _expected(blocks: Iterable[Block], report: Reporter) -> Iterator[Block]:
 
 def _worthwhile(blocks: Iterable[Block], settings: Prompt, site: Site) -> Iterator[Block]:
     """Raise EncodeError where vectors alone are larger than the file that stores all: a fit would be for nothing."""
-    from memcodec.memory.prompt import vector_bytes
+    from memcodec.memory.vectors import vector_bytes
 
     bits, dimensions = site.fields
     size = (settings.vectors or 1) * vector_bytes(dimensions, bits)
     chunks = 0
     for block in blocks:
         chunks = len(block.lengths) + (chunks if block.start else 0)
-        if chunks and chunks * size >= (whole := len(box.pack(stored(block.source)))):
+        if chunks and chunks * size >= (whole := len(container.pack(stored(block.source)))):
             raise EncodeError(
                 f"{chunks} chunks with {size:,} bytes of vectors each: stored, the file has {whole:,} bytes; use "
                 "--pure for vectors whatever their size, fewer --bits, or longer chunks"

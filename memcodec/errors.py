@@ -33,8 +33,21 @@ class MachineError(MemcodecError):
     """This machine does not compute what the exact LM is defined to be."""
 
 
-def needs_torch(error: ImportError) -> MachineError:
+class EngineError(MemcodecError):
+    """An engine cannot start its workers, or has lost one for good."""
+
+
+class MissingDependencyError(MemcodecError):
+    """Something needs a package that is not installed."""
+
+
+def needs_torch(error: ImportError) -> MissingDependencyError:
     """What to raise where something needs the extra that memcodec was installed without."""
-    return MachineError(
+    return MissingDependencyError(
         f"this needs PyTorch and transformers ({error.name or error} is missing): pip install 'memcodec[torch]'"
     )
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, or its kind if it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+ByteProgress = Callable[[str, int, int], None]  # what is being done, how much is done, and of how much (0: not known)
+
 
 @dataclass(frozen=True)
 class Progress:

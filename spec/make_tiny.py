@@ -9,10 +9,10 @@ import safetensors.numpy
 from make_vectors import ENGLISH, MIXED
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from memcodec.bench.carried import store_nothing
+from memcodec.bench.force_lm import store_nothing
 from memcodec.codec import Codec
-from memcodec.memory.settings import Prompt, Readout
-from memcodec.primer import Primer
+from memcodec.files.primer import Primer
+from memcodec.settings import Prompt, Readout
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama", "vocab_size": 400, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,

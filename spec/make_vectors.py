@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from memcodec.codec import Codec
-from memcodec.memory.settings import Prompt, Readout
+from memcodec.settings import Prompt, Readout
 
 ENGLISH = """The lighthouse keeper had written the same sentence in his log for ten years: nothing to report, sea calm
 enough. On the first night of the eleventh year he stopped, looked at the wet ink and crossed it out. Somewhere beyond

@@ -7,7 +7,7 @@ import signal
 import tempfile
 from pathlib import Path
 
-from memcodec.models import cache_folder
+from memcodec.cache import cache_folder
 
 # A cache of the tests' own, which shares with the user's only what takes long to make. Before anything is compiled.
 _REAL = cache_folder()
@@ -40,7 +40,7 @@ from transformers import (  # noqa: E402
     Qwen3ForCausalLM,
 )
 
-from memcodec.bench import carried  # noqa: E402
+from memcodec.bench import force_lm  # noqa: E402
 from memcodec.codec import Codec  # noqa: E402
 from memcodec_cli import main  # noqa: E402
 
@@ -154,8 +154,8 @@ def listen() -> None:
 
 def store_nothing(patch: pytest.MonkeyPatch) -> None:
     """All text is carried by the LM, though zstd might be smaller."""
-    patch.setattr("memcodec.assembly._store_losers", carried.segments_of)
-    patch.setattr("memcodec.codec.stored", carried.too_large)
+    patch.setattr("memcodec.container.assembly._store_losers", force_lm.segments_of)
+    patch.setattr("memcodec.codec.stored", force_lm.too_large)
 
 
 def random_codec(model: torch.nn.Module, folder: Path) -> Codec:

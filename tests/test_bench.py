@@ -14,15 +14,15 @@ from click.testing import CliRunner
 from transformers import AutoModelForCausalLM
 
 import memcodec.codec
-from memcodec import chunks as work
-from memcodec import document
 from memcodec.bench import comparison, measure, rivals, table
 from memcodec.bench.comparison import BOUND, CONTEXT_BOUND, Bench, Row, Text, break_even, worth
 from memcodec.bench.results import Store
 from memcodec.bench.rivals import BenchError
 from memcodec.codec import Codec
 from memcodec.coding import corrections
-from memcodec.memory.settings import Readout
+from memcodec.container import assembly
+from memcodec.document.plan import cut_chunks
+from memcodec.settings import Readout
 from memcodec_cli import main
 from tests.conftest import store_nothing
 
@@ -33,7 +33,7 @@ STORY = ("She sells sea shells by the sea shore, the shells she sells are sea sh
 def never_stored(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks stay chunks, though zstd would beat the tiny LM."""
     store_nothing(monkeypatch)
-    monkeypatch.setattr(document, "zstd_size", lambda data, level=19: 2 * len(data))
+    monkeypatch.setattr(assembly, "zstd_size", lambda data, level=19: 2 * len(data))
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_parts_add_up_to_the_size_on_disk(tiny: Codec, tmp_path: Path) -> None:
 
 def test_bound_equals_plain_transformers(tiny: Codec, llama_folder: Path) -> None:
     tokens = tiny.tokenizer.encode(STORY.decode())
-    chunks = work.cut(tokens, 200)
+    chunks = cut_chunks(tokens, 200)
     expected = sum(plain_bits(llama_folder, tiny, chunk) for chunk in chunks) / 8
     found = measure.bound(tiny, STORY)
     assert found["file_bytes"] == pytest.approx(expected, rel=5e-3)
@@ -181,7 +181,7 @@ def test_dictionary_helps_only_where_there_are_other_texts(tiny: Codec, tmp_path
     name = "zstd -19 + dictionary"
     assert list(bench.rival(name, text)) == []
     assert list(bench.rival(name, text, [b"short"])) == []
-    modules = sorted(Path(memcodec.__file__).parent.glob("*.py"))
+    modules = sorted(Path(memcodec.__file__).parent.rglob("*.py"))
     source, *others = [path.read_bytes() for path in modules]
     text = Text("source", source, source)
     (helped,) = bench.rival(name, text, others)
@@ -235,7 +235,7 @@ def test_report_has_every_codec_and_its_plots(
 ) -> None:
     monkeypatch.setattr(rivals, "measure_apart", measure_here)  # a process each would take half a minute
     monkeypatch.setattr(full_run, "PROMPT_BYTES", 16)
-    source = b"".join(path.read_bytes() for path in sorted(Path(memcodec.__file__).parent.glob("*.py")))
+    source = b"".join(path.read_bytes() for path in sorted(Path(memcodec.__file__).parent.rglob("*.py")))
     names = "alice29", "second", "third"  # the first counts for the break-even
     texts = [Text.cut(name, STORY[:20] + source[20_000 * i :], 40) for i, name in enumerate(names)]
     found = full_run.measure(Bench(tiny, Store(tmp_path / "store")), texts, [20, 40])

@@ -21,11 +21,12 @@ import torch
 from click.testing import Result
 
 import memcodec
-from memcodec import Prompt, Readout, container, models
-from memcodec.assembly import stored
+from memcodec import Prompt, Readout, container
 from memcodec.codec import Codec
-from memcodec.memory.settings import Context
-from memcodec.source import Source
+from memcodec.container.assembly import stored
+from memcodec.document.source import Source
+from memcodec.models import registry
+from memcodec.settings import Context
 from memcodec_cli import main
 from memcodec_cli.progress import Bars
 
@@ -140,7 +141,7 @@ def test_defaults_are_the_codecs() -> None:
     prompt = {name: int(given[name]) for name in ("vectors", "bits", "steps", "seed")}
     assert Prompt() == Prompt(**prompt)
     assert given["no_verify"] is not codec["verify"]
-    assert given["model"] == models.DEFAULT_MODEL
+    assert given["model"] == registry.DEFAULT_MODEL
     assert given["site"] == "readout"
 
 
@@ -534,7 +535,7 @@ def test_verify_loads_one_model_for_all_files(
     loads: list[object] = []
     load = Codec._load.__func__
     monkeypatch.setattr(Codec, "_load", classmethod(lambda cls, *args: loads.append(args) or load(cls, *args)))
-    monkeypatch.setattr(models, "resolve_named", lambda *args: models.resolve(str(llama_folder)))
+    monkeypatch.setattr(registry, "resolve_named", lambda *args: registry.resolve(str(llama_folder)))
     for options in (["--model", llama_folder], []):
         loads.clear()
         result = run("verify", "--decode", "a", "b", "a", *options)

@@ -22,12 +22,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import memcodec
-from memcodec import Prompt, Readout, chunks, document, models
-from memcodec import codec as codecs
-from memcodec import container as box
-from memcodec.chunks import Coded
+from memcodec import Prompt, Readout, codec, container, groups
 from memcodec.codec import Codec
 from memcodec.coding import corrections
+from memcodec.coding.steering import Steering
+from memcodec.document.plan import AUTO_GROUPS, AUTO_TOKENS, cut_chunks, plan_groups, windows
+from memcodec.document.source import Source
+from memcodec.document.spans import zstd_size
 from memcodec.errors import (
     ChecksumError,
     EncodeError,
@@ -36,11 +37,12 @@ from memcodec.errors import (
     ModelMismatchError,
     ModelNotFoundError,
 )
+from memcodec.groups import EncodedGroup, batches, decode_batch, encode_groups
 from memcodec.memory.prompt import PromptSite
 from memcodec.memory.readout import ReadoutSite, share_steps
-from memcodec.memory.settings import Context
+from memcodec.models import registry
 from memcodec.progress import Progress
-from memcodec.source import Source
+from memcodec.settings import Context
 from spec import decoder
 
 from .conftest import TEXT, store_nothing
@@ -86,26 +88,26 @@ def test_round_trip(tiny: Codec, name: str) -> None:
     data = INPUTS[name]
     blob = tiny.encode(data, site=QUICK)
     assert tiny.decode(blob) == data
-    assert len(blob) <= document.zstd_size(data) + 300
+    assert len(blob) <= zstd_size(data) + 300
 
 
 def test_text_is_carried_by_the_lm(tiny: Codec) -> None:
     blob = tiny.encode(LINES, site=QUICK)
-    assert len(memcodec.inspect(blob)["spans"]) == len(box.unpack(blob).chunks) > 0
+    assert len(memcodec.inspect(blob)["spans"]) == len(container.unpack(blob).chunks) > 0
     assert tiny.decode(blob) == LINES.encode()
 
 
 def check_groups(
     codec: Codec, groups: list[list[np.ndarray]], share: float, context: int = 200, batch: int = 64
-) -> list[Coded]:
+) -> list[EncodedGroup]:
     """Encode token ids as groups of chunks, even where zstd would be smaller, and decode them."""
     settings_ = Readout(share, 128)
-    site = ReadoutSite(share_steps(settings_), settings_, codec.lm.steering, codec.lm.team)
-    coded = list(chunks.encode(codec.lm, site, groups, context))
+    site = ReadoutSite(share_steps(settings_), settings_, Steering.of(codec.lm.head), codec.lm.team)
+    coded = list(encode_groups(codec.lm, site, groups, context))
     written = [
         tokens
-        for some in chunks.batches(codec.lm, site, coded, context, batch)
-        for tokens in chunks.decode(codec.lm, site, some, context)
+        for some in batches(codec.lm, site, coded, context, batch)
+        for tokens in decode_batch(codec.lm, site, some, context)
     ]
     assert len(written) == len(groups)
     for group, tokens in zip(groups, written, strict=True):
@@ -116,13 +118,13 @@ def check_groups(
 @pytest.mark.parametrize("tokens", [1, 2, 19, 20, 21, 40])
 @pytest.mark.parametrize("share", [0, 0.05, 0.1, 0.5])
 def test_chunk_borders_and_shares(tiny: Codec, tokens: int, share: float) -> None:
-    check_groups(tiny, [[chunk] for chunk in chunks.cut(tiny.tokenizer.encode(LINES)[:tokens], 20)], share)
+    check_groups(tiny, [[chunk] for chunk in cut_chunks(tiny.tokenizer.encode(LINES)[:tokens], 20)], share)
 
 
 @given(st.integers(0, 5000), st.integers(1, 500))
 def test_chunks_are_few_and_of_even_length(count: int, size: int) -> None:
     tokens = np.arange(count)
-    cut = chunks.cut(tokens, size)
+    cut = cut_chunks(tokens, size)
     assert len(cut) == -(-count // size)
     assert np.array_equal(np.concatenate([tokens[:0], *cut]), tokens)
     lengths = [len(chunk) for chunk in cut] or [0]
@@ -130,7 +132,7 @@ def test_chunks_are_few_and_of_even_length(count: int, size: int) -> None:
 
 
 def test_406_tokens_are_three_chunks_of_a_third() -> None:
-    assert [len(chunk) for chunk in chunks.cut(np.arange(406), 200)] == [136, 135, 135]
+    assert [len(chunk) for chunk in cut_chunks(np.arange(406), 200)] == [136, 135, 135]
 
 
 def test_characters_cut_by_a_chunk_border(tiny: Codec) -> None:
@@ -175,7 +177,7 @@ def test_contexts_round_trip(tiny: Codec, context: Context, share: float) -> Non
     """With stored spans in the middle of groups, and more than a pass and a window in one."""
     data = b"\xff\xfe".join([LINES.encode(), TEXT.encode() * 2, LINES.encode()]) + b"\xff"
     blob = all_by_the_lm(tiny, data, share, context=context)
-    parsed = box.unpack(blob)
+    parsed = container.unpack(blob)
     for batch in (1, 3, 64):
         assert tiny.decode(blob, batch=batch) == data
     count = len(parsed.groups)
@@ -190,20 +192,20 @@ def test_groups_that_end_about_where_a_window_does(tiny: Codec, context: int, ov
     tokens = tiny.tokenizer.encode(LINES)
     for length in (context + over, context + context - context // 2 + over):
         if length > 0:
-            groups = [chunks.cut(tokens[:length], 15), chunks.cut(tokens[5 : 5 + max(1, length - 2)], 15)]
+            groups = [cut_chunks(tokens[:length], 15), cut_chunks(tokens[5 : 5 + max(1, length - 2)], 15)]
             check_groups(tiny, groups, 0.2, context)
 
 
 @given(st.integers(1, 3000), st.integers(1, 300))
 def test_windows_cover_every_token_once(tokens: int, context: int) -> None:
-    found = list(chunks.windows(tokens, context))
+    found = list(windows(tokens, context))
     assert [t for w in found for t in range(w.first, w.last)] == list(range(tokens))
     for w in found:
         assert w.last - 1 - w.start <= context and w.first - w.start in (0, context // 2)
 
 
 def test_more_context_is_smaller(tiny: Codec) -> None:
-    sizes = [box.unpack(all_by_the_lm(tiny, LINES * 4, 0, 50, n)).sizes["corrections"] for n in (0, 100)]
+    sizes = [container.unpack(all_by_the_lm(tiny, LINES * 4, 0, 50, n)).sizes["corrections"] for n in (0, 100)]
     assert sizes[1] < 0.9 * sizes[0]
 
 
@@ -215,7 +217,7 @@ def test_more_context_is_smaller(tiny: Codec) -> None:
 def test_plans(lengths: list[int], context: Context, chunk_tokens: int) -> None:
     ends = np.cumsum(lengths)
     runs = np.split(np.arange(ends[-1]), ends[:-1])
-    plan = chunks.plan(runs, chunk_tokens, context, 2000)
+    plan = plan_groups(runs, chunk_tokens, context, 2000)
     for run, cut in zip(runs, plan.runs, strict=True):
         assert np.array_equal(np.concatenate(cut), run)
     assert np.array_equal(np.concatenate([chunk for group in plan.groups for chunk in group]), np.arange(ends[-1]))
@@ -229,19 +231,19 @@ def test_plans(lengths: list[int], context: Context, chunk_tokens: int) -> None:
     if context == "max":
         assert len(plan.groups) == 1
     if context == "auto" and max(sizes) > chunk_tokens:
-        assert len(plan.groups) >= chunks.AUTO_GROUPS and max(sizes) <= max(chunk_tokens, chunks.AUTO_TOKENS)
+        assert len(plan.groups) >= AUTO_GROUPS and max(sizes) <= max(chunk_tokens, AUTO_TOKENS)
     if isinstance(context, int) and context:
         assert plan.context <= context
 
 
 def test_a_damaged_chunk_in_the_middle_of_a_group_is_named(tiny: Codec) -> None:
-    parsed = box.unpack(all_by_the_lm(tiny, LINES, 0.5, context="max"))
+    parsed = container.unpack(all_by_the_lm(tiny, LINES, 0.5, context="max"))
     (segment,) = parsed.segments
     some = list(segment.chunks)
     assert len(some) > 4
     some[3] = replace(some[3], memory=bytes(byte ^ 255 for byte in some[3].memory))
     with pytest.raises(ChecksumError, match="chunk 3 "):
-        tiny.decode(box.pack(replace(parsed, parts=[replace(segment, chunks=tuple(some))])))
+        tiny.decode(container.pack(replace(parsed, parts=[replace(segment, chunks=tuple(some))])))
 
 
 def test_the_prompt_site_takes_no_context(tiny: Codec) -> None:
@@ -285,10 +287,10 @@ def test_a_decoder_written_from_the_page_agrees(
     """With a stored span in between, and with all of the logits computed in plain integers."""
     store_nothing(monkeypatch)
     codec = Codec.load(str(tiny_folders(kind)), device="cpu")
-    weights, _ = models.load_exact(models.ModelFolder(kind, tiny_folders(kind)))
+    weights, _ = registry.load_exact(registry.ModelFolder(kind, tiny_folders(kind)))
     data = TEXT[:180].encode() + bytes(range(128, 150)) + "Niemand hat das je gewußt, außer uns dreien.\n".encode() * 4
     blob = codec.encode(data, site=site, chunk_tokens=size, context=context)
-    parsed = box.unpack(blob)
+    parsed = container.unpack(blob)
     assert len(parsed.chunks) >= 4 and len(parsed.parts) > len(parsed.segments)
     assert parsed.sizes["corrections"] > 40
     if context:
@@ -319,7 +321,7 @@ def test_files_are_the_same_whoever_makes_them(llama_folder: Path) -> None:
 def test_every_architecture_round_trips(tiny_folders: Callable[[str], Path], kind: str) -> None:
     codec = Codec.load(str(tiny_folders(kind)), device="cpu")
     made = codec.encode(LINES, site=QUICK)
-    assert box.unpack(made).chunks
+    assert container.unpack(made).chunks
     assert codec.decode(made, batch=2) == LINES.encode()
 
 
@@ -330,15 +332,15 @@ def test_learned_positions_end(gpt2_folder: Path) -> None:
 
 
 def test_verification_fails_loudly(tiny: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = chunks.decode
+    real = decode_batch
 
-    def lying(lm: Any, site: Any, batch: list[Coded], context: int, report: Any) -> list[np.ndarray]:
+    def lying(lm: Any, site: Any, batch: list[EncodedGroup], context: int, report: Any) -> list[np.ndarray]:
         return [tokens[::-1] for tokens in real(lm, site, batch, context)]
 
-    monkeypatch.setattr(chunks, "decode", lying)
+    monkeypatch.setattr(groups, "decode_batch", lying)
     with pytest.raises(MachineError, match=r"does not decode here \(chunk 0 does not match.*nothing was written"):
         tiny.encode(LINES, chunk_tokens=50, site=QUICK)
-    assert box.unpack(tiny.encode(LINES, site=QUICK, verify=False)).chunks
+    assert container.unpack(tiny.encode(LINES, site=QUICK, verify=False)).chunks
 
 
 def test_without_verification_the_file_is_the_same(tiny: Codec) -> None:
@@ -346,7 +348,7 @@ def test_without_verification_the_file_is_the_same(tiny: Codec) -> None:
 
 
 def test_a_changed_memory_or_correction_is_noticed(tiny: Codec) -> None:
-    parsed = box.unpack(tiny.encode(LINES, site=Readout(0.5, 64)))
+    parsed = container.unpack(tiny.encode(LINES, site=Readout(0.5, 64)))
     first = parsed.segments[0]
     (chunk,) = first.chunks
     assert first.corrections is not None and len(chunk.memory) > 1 and len(first.corrections) > 1
@@ -357,16 +359,16 @@ def test_a_changed_memory_or_correction_is_noticed(tiny: Codec) -> None:
     ):
         parts = [changed if part is first else part for part in parsed.parts]
         with pytest.raises(ChecksumError, match="chunk 0"):
-            tiny.decode(box.pack(replace(parsed, parts=parts)))
+            tiny.decode(container.pack(replace(parsed, parts=parts)))
 
 
 def test_a_wrong_hash_of_the_whole_is_noticed(tiny: Codec) -> None:
-    stored = codecs.stored(Source.of(b"stored"))
+    stored = codec.stored(Source.of(b"stored"))
     with pytest.raises(ChecksumError, match="SHA-256"):
-        tiny.decode(box.pack(replace(stored, sha256=bytes(16))))
-    parsed = box.unpack(tiny.encode(LINES, site=QUICK))
+        tiny.decode(container.pack(replace(stored, sha256=bytes(16))))
+    parsed = container.unpack(tiny.encode(LINES, site=QUICK))
     with pytest.raises(ChecksumError, match="SHA-256"):
-        tiny.decode(box.pack(replace(parsed, sha256=bytes(16))))
+        tiny.decode(container.pack(replace(parsed, sha256=bytes(16))))
 
 
 def test_another_model_is_refused(tiny: Codec, gpt2_folder: Path) -> None:
@@ -440,7 +442,7 @@ def test_anything_else_is_a_type_error(tiny: Codec, data: Any) -> None:
 def test_settings_out_of_range_are_refused_before_the_work(
     tiny: Codec, setting: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chunks, "encode", None)
+    monkeypatch.setattr(groups, "encode_groups", None)
     with pytest.raises(EncodeError, match=": give"):
         tiny.encode(LINES, **setting)
     with pytest.raises(EncodeError, match=": give"):
@@ -462,15 +464,15 @@ def test_text_that_is_no_unicode(tiny: Codec) -> None:
 
 
 def test_batches_are_what_the_cache_holds(tiny: Codec) -> None:
-    few = [Coded((2000, 2000), (b"", b""), b"")] * 40
+    few = [EncodedGroup((2000, 2000), (b"", b""), b"")] * 40
     site = ReadoutSite.in_header((0,))
 
-    def sizes(site: Any, groups: list[Coded], context: int, batch: int) -> list[int]:
-        return [len(some) for some in chunks.batches(tiny.lm, site, groups, context, batch)]
+    def sizes(site: Any, groups: list[EncodedGroup], context: int, batch: int) -> list[int]:
+        return [len(some) for some in batches(tiny.lm, site, groups, context, batch)]
 
     assert sizes(site, few, 5000, 64) == [8, 8, 8, 8, 8]  # 4000 tokens and the prefix round up to 4032 positions
     assert sizes(site, few, 1000, 64) == [20, 20]
-    with_vectors = [Coded((64,), (bytes(8 * 60),), b"")] * 600
+    with_vectors = [EncodedGroup((64,), (bytes(8 * 60),), b"")] * 600
     assert sizes(PromptSite(16, 4), with_vectors, 64, 600) == [200, 200, 200]
 
 
@@ -482,20 +484,20 @@ def test_a_batch_out_of_range_is_refused_by_decoders(tiny: Codec, blob: bytes) -
 def test_groups_longer_than_the_context_among_others(tiny: Codec) -> None:
     """What goes through passes by itself does not overtake what waits for a common one."""
     ids = [tiny.tokenizer.encode(line) for line in (TEXT * 3).splitlines()]
-    site = ReadoutSite(share_steps(Readout(0)), Readout(0), tiny.lm.steering, tiny.lm.team)
+    site = ReadoutSite(share_steps(Readout(0)), Readout(0), Steering.of(tiny.lm.head), tiny.lm.team)
     context = sorted(map(len, ids))[4]
     assert min(map(len, ids)) < context < max(map(len, ids))
-    coded = list(chunks.encode(tiny.lm, site, [[tokens] for tokens in ids], context))
-    for tokens, found in zip(ids, chunks.decode(tiny.lm, site, coded, context), strict=True):
+    coded = list(encode_groups(tiny.lm, site, [[tokens] for tokens in ids], context))
+    for tokens, found in zip(ids, decode_batch(tiny.lm, site, coded, context), strict=True):
         assert np.array_equal(tokens, found)
 
 
 def test_room_follows_what_is_decoded(tiny: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file of a few bytes may say that a group has billions of tokens."""
-    parsed = box.unpack(tiny.encode(LINES, site=QUICK, verify=False))
+    parsed = container.unpack(tiny.encode(LINES, site=QUICK, verify=False))
     many = replace(parsed.settings, chunk_tokens=4096, context=100)  # type: ignore[type-var]
-    part = box.Segment(1 << 40, (box.Chunk(4096, b"", 0),) * 4000, b"")
-    blob = box.pack(box.Container(1 << 40, bytes(16), [part], parsed.model, many))
+    part = container.Segment(1 << 40, (container.Chunk(4096, b"", 0),) * 4000, b"")
+    blob = container.pack(container.Container(1 << 40, bytes(16), [part], parsed.model, many))
     step = corrections.Decoder.step
 
     def some(decoder: corrections.Decoder, position: int, logits: np.ndarray) -> np.ndarray:
@@ -516,15 +518,15 @@ def test_room_follows_what_is_decoded(tiny: Codec, monkeypatch: pytest.MonkeyPat
 def test_long_groups_round_trip(tiny: Codec) -> None:
     """Longer than the first room, and than a window."""
     tokens = np.resize(tiny.tokenizer.encode(LINES), 2500)
-    check_groups(tiny, [chunks.cut(tokens, 200), chunks.cut(tokens[:1100], 200)], 0.1, 300)
+    check_groups(tiny, [cut_chunks(tokens, 200), cut_chunks(tokens[:1100], 200)], 0.1, 300)
 
 
 def test_chunks_longer_than_the_model_are_refused(gpt2_folder: Path) -> None:
     codec = Codec.load(str(gpt2_folder), device="cpu")
-    parsed = box.unpack(codec.encode(LINES, site=QUICK, verify=False))
+    parsed = container.unpack(codec.encode(LINES, site=QUICK, verify=False))
     longer = replace(parsed.settings, chunk_tokens=4000, context=4000)  # type: ignore[type-var]
-    part = box.Segment(4000, (box.Chunk(4000, b"", 0),), b"")
-    blob = box.pack(box.Container(4000, bytes(16), [part], parsed.model, longer))
+    part = container.Segment(4000, (container.Chunk(4000, b"", 0),), b"")
+    blob = container.pack(container.Container(4000, bytes(16), [part], parsed.model, longer))
     with pytest.raises(FormatError, match="256 positions"):
         codec.decode(blob)
 
@@ -600,7 +602,7 @@ def test_the_bound_is_what_the_lm_says(tiny: Codec) -> None:
     ids = tiny.tokenizer.encode(LINES)
     total = 0.0
     prefix = list(tiny.tokenizer.prefix())
-    for chunk in chunks.cut(ids, 200):
+    for chunk in cut_chunks(ids, 200):
         row = torch.tensor([prefix + chunk.tolist()])
         logits = tiny.floats.model(input_ids=row).logits.double()
         total += torch.nn.functional.cross_entropy(
@@ -611,7 +613,7 @@ def test_the_bound_is_what_the_lm_says(tiny: Codec) -> None:
 
 def test_corrections_are_near_the_bound(tiny: Codec) -> None:
     for context in CONTEXTS:
-        made = box.unpack(all_by_the_lm(tiny, LINES * 2, 0, 200, context))
+        made = container.unpack(all_by_the_lm(tiny, LINES * 2, 0, 200, context))
         assert made.sizes["corrections"] < tiny.bound(LINES * 2, context=context) * 1.005 + 2 * len(made.groups)
 
 
@@ -640,7 +642,7 @@ def test_more_chunks_than_a_file_may_have(tiny: Codec, monkeypatch: pytest.Monke
         tiny.encode(TEXT, chunk_tokens=20)
     monkeypatch.undo()
     store_nothing(monkeypatch)
-    made = box.unpack(tiny.encode(TEXT, chunk_tokens=20))
-    monkeypatch.setattr("memcodec.container.MAX_CHUNKS", 3)
+    made = container.unpack(tiny.encode(TEXT, chunk_tokens=20))
+    monkeypatch.setattr("memcodec.container.write.MAX_CHUNKS", 3)
     with pytest.raises(EncodeError, match="more than 3 chunks"):
-        box.pack(made)
+        container.pack(made)

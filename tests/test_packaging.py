@@ -50,9 +50,9 @@ def test_the_wheel_holds_the_library_and_nothing_else(built: dict[str, Path]) ->
         points = wheel.read(f"memcodec-{memcodec.__version__}.dist-info/entry_points.txt").decode()
     for name in (
         "memcodec/py.typed",
-        "memcodec/report.html",
+        "memcodec/view/report.html",
         "memcodec/integrations/zarr.py",
-        "memcodec_cli/looking.py",
+        "memcodec_cli/tokenmap.py",
     ):
         assert name in names
     assert {name.split("/")[0] for name in names} == {
@@ -66,7 +66,7 @@ def test_the_wheel_holds_the_library_and_nothing_else(built: dict[str, Path]) ->
 def test_the_sdist_builds_the_same(built: dict[str, Path]) -> None:
     with tarfile.open(built[".gz"]) as sdist:
         names = {name.split("/", 1)[-1] for name in sdist.getnames()}
-    assert {"pyproject.toml", "README.md", "LICENSE", "memcodec/report.html", "cli/__init__.py"} <= names
+    assert {"pyproject.toml", "README.md", "LICENSE", "memcodec/view/report.html", "cli/__init__.py"} <= names
 
 
 def test_the_wheel_works_elsewhere(built: dict[str, Path], tmp_path: Path) -> None:

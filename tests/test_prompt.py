@@ -18,14 +18,16 @@ from transformers import (
     OPTForCausalLM,
 )
 
-from memcodec import ChecksumError, EncodeError, FormatError, ModelMismatchError, chunks, container, inspect
+from memcodec import ChecksumError, EncodeError, FormatError, ModelMismatchError, container, inspect
 from memcodec.codec import Codec
 from memcodec.errors import ModelNotFoundError
+from memcodec.groups import decode_batch, encode_groups, predict
 from memcodec.memory import fitting as fits
-from memcodec.memory import prompt, settings
+from memcodec.memory import prompt
 from memcodec.memory.embedding import MemoryEmbedding
-from memcodec.memory.settings import Prompt
+from memcodec.memory.vectors import unpack, vector_bytes
 from memcodec.progress import Progress
+from memcodec.settings import MEMORY_BITS, Prompt
 from memcodec_cli import main as cli
 from tests.conftest import TEXT, random_codec, store_nothing
 
@@ -70,12 +72,12 @@ def chunks_of(model: Codec, text: str, size: int) -> list[np.ndarray]:
 # ---- packing
 
 
-@pytest.mark.parametrize("bits", settings.MEMORY_BITS)
+@pytest.mark.parametrize("bits", MEMORY_BITS)
 def test_packed_vectors_are_what_the_fit_saw(bits: int) -> None:
     vectors = torch.randn(3, 13, generator=torch.Generator().manual_seed(bits)) * 5
     memory = fits.pack(vectors, bits)
-    assert len(memory) == 3 * prompt.vector_bytes(13, bits)
-    unpacked = prompt.unpack(memory, 13, bits)
+    assert len(memory) == 3 * vector_bytes(13, bits)
+    unpacked = unpack(memory, 13, bits)
     assert (unpacked == fits._quantized(vectors, bits).numpy()).all()
     worst = {1: 1.6, 2: 1.2, 3: 0.7, 4: 0.45, 8: 0.05, 16: 0.001}[bits]
     assert np.sqrt(np.mean((unpacked - vectors.numpy()) ** 2)) < worst * 2.5
@@ -85,30 +87,30 @@ def test_packing_is_as_specified() -> None:
     scale = np.float16(0.75)
     memory = scale.tobytes() + bytes([0b11_01_00_10, 0b01])  # levels 2, 0, 1, 3 and 1: least significant first
     expected = np.array([[1, -3, -1, 3, -1]], dtype=np.float32) * 0.75
-    assert (prompt.unpack(memory, 5, 2) == expected).all()
+    assert (unpack(memory, 5, 2) == expected).all()
     half = np.array([1.5, -2, 0.1], dtype="<f2")
-    assert (prompt.unpack(half.tobytes(), 3, 16) == half.astype(np.float32)).all()
+    assert (unpack(half.tobytes(), 3, 16) == half.astype(np.float32)).all()
 
 
 @pytest.mark.parametrize("size", [0, 1, 9, 11, 65 * 10])
 def test_a_memory_of_another_length_is_refused(size: int) -> None:
-    assert len(prompt.unpack(bytes(64 * 10), 64, 1)) == 64
+    assert len(unpack(bytes(64 * 10), 64, 1)) == 64
     with pytest.raises(FormatError):
-        prompt.unpack(bytes(size), 64, 1)
+        unpack(bytes(size), 64, 1)
 
 
 @pytest.mark.parametrize("bits", [1, 8, 16])
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
 def test_entries_that_are_no_numbers_are_refused(bits: int, bad: float) -> None:
-    memory = np.float16(bad).tobytes() + bytes(prompt.vector_bytes(8, bits) - 2)
+    memory = np.float16(bad).tobytes() + bytes(vector_bytes(8, bits) - 2)
     with pytest.raises(FormatError, match="not a number"):
-        prompt.unpack(memory, 8, bits)
+        unpack(memory, 8, bits)
 
 
-@pytest.mark.parametrize("bits", settings.MEMORY_BITS)
+@pytest.mark.parametrize("bits", MEMORY_BITS)
 def test_zero_and_huge_vectors_pack(bits: int) -> None:
     for value in (0.0, 1e30, -1e30):
-        assert np.isfinite(prompt.unpack(fits.pack(torch.full((1, 8), value), bits), 8, bits)).all()
+        assert np.isfinite(unpack(fits.pack(torch.full((1, 8), value), bits), 8, bits)).all()
 
 
 # ---- fitting
@@ -137,7 +139,7 @@ def test_the_memory_alone_is_changed(llama: Codec, monkeypatch: pytest.MonkeyPat
     assert all(a.memory != b.memory and b.losses[-1] < b.losses[0] for a, b in zip(first, last, strict=True))
 
 
-@pytest.mark.parametrize("bits", settings.MEMORY_BITS)
+@pytest.mark.parametrize("bits", MEMORY_BITS)
 def test_every_width_fits_and_reconstructs(llama: Codec, bits: int) -> None:
     embedding = llama.fit_memory("over the lazy dog", Prompt(vectors=4, bits=bits, steps=500))
     assert embedding.exact and embedding.reconstruct() == "over the lazy dog"
@@ -277,7 +279,7 @@ def test_optimizer_and_schedule_are_a_choice(llama: Codec, change: dict) -> None
 def test_auto_takes_the_fewest_vectors(llama: Codec) -> None:
     easy, hard = chunks_of(llama, "The quick", 2)[0], chunks_of(llama, TEXT, 24)[3]
     auto = fits.fit(llama.floats, [easy, hard], Prompt(None, 2, 150))
-    counts = [len(prompt.unpack(fit.memory, 64, 2)) for fit in auto]
+    counts = [len(unpack(fit.memory, 64, 2)) for fit in auto]
     assert auto[0].exact and counts[0] == 1 < counts[1]
     assert auto[1].steps > 150
 
@@ -414,10 +416,10 @@ def test_a_memory_helps_the_chunk_that_it_was_fitted_to(llama: Codec, gpt2: Code
         runs = chunks_of(model, SHORT, 6)
         site = prompt.PromptSite(8, 64, replace(FITTING, vectors=4), lambda model=model: model.floats)
         groups = [[tokens] for tokens in runs]
-        made = list(chunks.encode(model.lm, site, groups, 200))
-        without = [look.bits() for look in chunks.look(model.lm, groups, 200, [None] * len(runs))]
+        made = list(encode_groups(model.lm, site, groups, 200))
+        without = [found.bits() for found in predict(model.lm, groups, 200, [None] * len(runs))]
         assert sum(len(coded.corrections) for coded in made) < 0.1 * sum(without) / 8
-        for tokens, written in zip(runs, chunks.decode(model.lm, site, made, 200), strict=True):
+        for tokens, written in zip(runs, decode_batch(model.lm, site, made, 200), strict=True):
             assert np.array_equal(tokens, written)
 
 

@@ -17,10 +17,11 @@ import ray
 import ray.data
 
 import memcodec
-from memcodec import ChecksumError, Codec, EncodeError, MachineError, Primer, Progress, Prompt, Readout
-from memcodec.integrations import ray as cluster
+from memcodec import ChecksumError, Codec, EncodeError, EngineError, Primer, Progress, Prompt, Readout
+from memcodec.engines import ray
+from memcodec.engines.ray import RayEngine, _Worker
 from memcodec.integrations import tables
-from memcodec.integrations.ray import RayEngine
+from memcodec.integrations.ray_data import decode_column, encode_column
 from memcodec.integrations.tables import Column
 
 from .conftest import TEXT, Run, store_nothing
@@ -125,7 +126,7 @@ def test_a_worker_that_never_starts_is_not_waited_for(tiny: Codec) -> None:
         assert far.decode_many(list(far.encode_many(documents))) == documents
     more = ray.remote(_Taken).options(num_cpus=1).remote()
     ray.get(more.there.remote(), timeout=60)
-    with RayEngine(patience=3) as engine, pytest.raises(MachineError, match="no worker starts in 3 s"):
+    with RayEngine(patience=3) as engine, pytest.raises(EngineError, match="no worker starts in 3 s"):
         tiny.with_engine(engine).encode(DOCUMENT)
     for actor in (taken, more):
         ray.kill(actor)
@@ -169,7 +170,7 @@ def test_a_model_that_changed_since_it_was_loaded(tiny_folders: Any, tmp_path: P
     shutil.copytree(tiny_folders("llama"), tmp_path / "model")
     codec = Codec.load(str(tmp_path / "model"), device="cpu")
     shutil.copytree(tiny_folders("qwen2"), tmp_path / "model", dirs_exist_ok=True)
-    with RayEngine(workers=1) as engine, pytest.raises(MachineError, match="has changed since it was loaded"):
+    with RayEngine(workers=1) as engine, pytest.raises(EngineError, match="has changed since it was loaded"):
         codec.with_engine(engine).encode(DOCUMENT)
 
 
@@ -192,32 +193,32 @@ def test_the_lots_of_a_lost_worker_run_again(tiny: Codec, context: Any) -> None:
 
 
 def test_groups_that_no_worker_survives(tiny: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Dies(cluster._Worker):
+    class Dies(_Worker):
         def encode(self, *arguments: Any) -> Any:
             os._exit(1)
 
-    monkeypatch.setattr(cluster, "_Worker", Dies)
-    with RayEngine(workers=1) as engine, pytest.raises(MachineError, match="4 workers were lost at the same groups"):
+    monkeypatch.setattr(ray, "_Worker", Dies)
+    with RayEngine(workers=1) as engine, pytest.raises(EngineError, match="4 workers were lost at the same groups"):
         tiny.with_engine(engine).encode(DOCUMENT)
 
 
 def test_workers_that_do_not_start(tiny: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Fails(cluster._Worker):
+    class Fails(_Worker):
         def __init__(self, *arguments: Any) -> None:
             raise RuntimeError("no such thing")
 
-    monkeypatch.setattr(cluster, "_Worker", Fails)
-    with RayEngine(workers=1) as engine, pytest.raises(MachineError, match=r"no worker starts: .*no such thing"):
+    monkeypatch.setattr(ray, "_Worker", Fails)
+    with RayEngine(workers=1) as engine, pytest.raises(EngineError, match=r"no worker starts: .*no such thing"):
         tiny.with_engine(engine).encode(DOCUMENT)
 
 
 def test_workers_of_another_version(tiny: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Old(cluster._Worker):
+    class Old(_Worker):
         def version(self) -> str:
             return "0.1.0"
 
-    monkeypatch.setattr(cluster, "_Worker", Old)
-    with RayEngine(workers=1) as engine, pytest.raises(MachineError, match=r"a worker has memcodec 0\.1\.0"):
+    monkeypatch.setattr(ray, "_Worker", Old)
+    with RayEngine(workers=1) as engine, pytest.raises(EngineError, match=r"a worker has memcodec 0\.1\.0"):
         tiny.with_engine(engine).encode(DOCUMENT)
 
 
@@ -266,7 +267,7 @@ def test_a_column_of_parquet_files(tiny: Codec, llama_folder: Path, tmp_path: Pa
     column = Column(str(llama_folder), primer.to_bytes())
 
     dataset = ray.data.read_parquet(str(tmp_path / "in"))
-    cluster.encode_column(dataset, "note", column).write_parquet(str(tmp_path / "out"))
+    encode_column(dataset, "note", column).write_parquet(str(tmp_path / "out"))
     found = pyarrow.concat_tables(map(pyarrow.parquet.read_table, sorted((tmp_path / "out").iterdir())))
     assert found.schema.field("note").type == pyarrow.binary()
     assert sum(len(frame) for frame in found["note"].to_pylist() if frame) < 60 * 12
@@ -274,5 +275,5 @@ def test_a_column_of_parquet_files(tiny: Codec, llama_folder: Path, tmp_path: Pa
     assert sorted(back["note"].to_pylist(), key=str) == sorted(texts, key=str)
 
     frames = ray.data.read_parquet(str(tmp_path / "out"))
-    rows = cluster.decode_column(frames, "note", str(llama_folder)).to_pandas().sort_values("id")
+    rows = decode_column(frames, "note", str(llama_folder)).to_pandas().sort_values("id")
     assert [None if pandas.isna(text) else text for text in rows["note"]] == texts

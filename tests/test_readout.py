@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 
 from memcodec.coding import corrections
-from memcodec.coding.distribution import Look
+from memcodec.coding.distribution import Predictions
+from memcodec.coding.steering import FEATURES, WINDOW, features_of, parity_tables, steer
 from memcodec.errors import EncodeError, FormatError
 from memcodec.lm.compiled import Team, kernel
+from memcodec.lm.seeded import word, words
 from memcodec.memory import readout
-from memcodec.memory.seeded import word, words
-from memcodec.memory.settings import Readout
+from memcodec.settings import Readout
 
 from .test_coding import spread_logits, steering_of
 
@@ -51,25 +52,25 @@ def test_words_in_kernels_are_the_same() -> None:
 @kernel
 def features(windows, parities, out):  # type: ignore[no-untyped-def]
     for i in range(len(windows)):
-        out[i] = readout.features_of(windows[i], parities)
+        out[i] = features_of(windows[i], parities)
 
 
-def features_of(windows: list[int]) -> list[int]:
+def features_in(windows: list[int]) -> list[int]:
     out = np.empty(len(windows), dtype=np.uint64)
-    features(np.array(windows, dtype=np.int64), readout.parity_tables(), out)
+    features(np.array(windows, dtype=np.int64), parity_tables(), out)
     return [int(value) for value in out]
 
 
 def test_features_are_parities_of_the_window() -> None:
-    masks = [splitmix(1, j) for j in range(readout.FEATURES)]
-    windows = [0, 1, 0b1011, 0xABCDEF, (1 << readout.WINDOW) - 1]
-    for window, found in zip(windows, features_of(windows), strict=True):
+    masks = [splitmix(1, j) for j in range(FEATURES)]
+    windows = [0, 1, 0b1011, 0xABCDEF, (1 << WINDOW) - 1]
+    for window, found in zip(windows, features_in(windows), strict=True):
         assert found == sum((window & mask).bit_count() % 2 << j for j, mask in enumerate(masks))
 
 
 @kernel
 def moves_of(position, bits, tilt, unit, head, scale, ids, moves, vector):  # type: ignore[no-untyped-def]
-    readout.steer(position, np.uint64(bits), tilt, unit, head, scale, ids, moves, vector)
+    steer(position, np.uint64(bits), tilt, unit, head, scale, ids, moves, vector)
 
 
 def test_moves_are_a_seeded_projection_onto_the_head() -> None:
@@ -121,30 +122,32 @@ def test_settings_and_headers_out_of_range_are_refused() -> None:
 # ---- the search
 
 
-def sampled(seed: int, tokens: int, vocabulary: int = 600) -> Look:
+def sampled(seed: int, tokens: int, vocabulary: int = 600) -> Predictions:
     """A chunk whose tokens are drawn from its own logits, as texts are from an LM."""
     logits = spread_logits(seed, tokens, vocabulary)
     shares = np.exp(logits * (np.log(2) / 1024))
     shares /= shares.sum(axis=1, keepdims=True)
     random = np.random.default_rng(seed)
-    look = Look.empty(np.array([random.choice(vocabulary, p=row) for row in shares]), vocabulary)
-    look.fill(0, logits, vocabulary, TEAM, 20)
-    return look
+    predicted = Predictions.empty(np.array([random.choice(vocabulary, p=row) for row in shares]), vocabulary)
+    predicted.fill(0, logits, vocabulary, TEAM, 20)
+    return predicted
 
 
 def test_search_finds_memories_that_pay() -> None:
-    looks = [sampled(seed, 150 - 40 * seed) for seed in range(3)]
+    predictions = [sampled(seed, 150 - 40 * seed) for seed in range(3)]
     steering, share = steering_of(600, 64), 205
 
     def corrected(memories: list[bytes]) -> tuple[int, int]:
-        made = [corrections.Encoder(steering, share if any(memories) else 0) for _ in looks]
-        corrections.write(made, looks, memories, TEAM)
+        made = [corrections.Encoder(steering, share if any(memories) else 0) for _ in predictions]
+        corrections.write(made, predictions, memories, TEAM)
         return sum(len(m.finish()) for m in made), sum(m.hits for m in made)
 
     none, _ = corrected([b""] * 3)
-    found = {effort: readout.search(looks, steering, Readout(0.2, effort), TEAM) for effort in (16, 4096)}
+    found = {effort: readout.search(predictions, steering, Readout(0.2, effort), TEAM) for effort in (16, 4096)}
     size = sum(map(len, found[16]))
-    assert [len(memory) for memory in found[16]] == [readout.memory_bytes(look.entropy, share) for look in looks]
+    assert [len(memory) for memory in found[16]] == [
+        readout.memory_bytes(predicted.entropy, share) for predicted in predictions
+    ]
     random = np.random.default_rng(0)
     blind = corrected([random.bytes(len(memory)) for memory in found[16]])
     some, more = corrected(found[16]), corrected(found[4096])
@@ -153,9 +156,9 @@ def test_search_finds_memories_that_pay() -> None:
 
 
 def test_search_is_as_wide_as_told_and_works_without_anything_to_do() -> None:
-    look, steering = sampled(7, 40), steering_of(600, 64)
+    predicted, steering = sampled(7, 40), steering_of(600, 64)
     for effort in (1, 2, 17, 100):
-        assert len(readout.search([look], steering, Readout(0.3, effort), TEAM)[0]) > 0
-    assert readout.search([look], steering, Readout(0.0), TEAM) == [b""]
+        assert len(readout.search([predicted], steering, Readout(0.3, effort), TEAM)[0]) > 0
+    assert readout.search([predicted], steering, Readout(0.0), TEAM) == [b""]
     assert readout.search([], steering, Readout(), TEAM) == []
     assert readout.search([sampled(8, 5)], steering, Readout(), TEAM) == [b""]

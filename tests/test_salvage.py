@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from memcodec import FormatError, Readout
-from memcodec import container as box
-from memcodec.assembly import Lost
+from memcodec import FormatError, Readout, container
 from memcodec.codec import Codec
-from memcodec.memory.settings import Context
+from memcodec.container.assembly import Lost
+from memcodec.settings import Context
 
 from .conftest import TEXT, Run, store_nothing
 from .test_cli import refused
@@ -48,13 +47,13 @@ def test_a_file_that_is_whole_gives_all(tiny: Codec, context: Context) -> None:
 @pytest.mark.parametrize("context", [0, "auto"])
 def test_a_file_cut_anywhere_gives_what_stands_before(tiny: Codec, context: Context) -> None:
     blob = made(tiny, context)
-    parsed = box.unpack(blob)
+    parsed = container.unpack(blob)
     sizes = parsed.sizes
     index = sizes["header"] + sizes["index"] + sizes["memories"]
     for cut in range(index + sizes["stored"] + 8, len(blob), 150):
         end, whole, within = index + sizes["stored"], 0, False
         for part in parsed.parts:
-            if isinstance(part, box.Segment):
+            if isinstance(part, container.Segment):
                 if part.corrections is not None:
                     end += len(part.corrections)
                     within = end <= cut - 4
@@ -68,27 +67,31 @@ def test_a_file_cut_anywhere_gives_what_stands_before(tiny: Codec, context: Cont
 
 
 def test_damage_costs_its_group_alone(tiny: Codec) -> None:
-    parsed = box.unpack(made(tiny, 0))
-    groups = [i for i, part in enumerate(parsed.parts) if isinstance(part, box.Segment)]
+    parsed = container.unpack(made(tiny, 0))
+    groups = [i for i, part in enumerate(parsed.parts) if isinstance(part, container.Segment)]
     assert len(groups) > 4
     for i in groups:
         part = parsed.parts[i]
-        assert isinstance(part, box.Segment)
+        assert isinstance(part, container.Segment)
         if not part.corrections:
             continue
         size = part.size
         for later in parsed.parts[i + 1 :]:
-            if isinstance(later, box.Segment):
+            if isinstance(later, container.Segment):
                 if later.corrections is not None:
                     break
                 size += later.size
         bad = replace(part, corrections=bytes(b ^ 0x55 for b in part.corrections))
-        pieces = list(tiny.salvage(box.pack(replace(parsed, parts=[bad if part is p else p for p in parsed.parts]))))
+        pieces = list(
+            tiny.salvage(container.pack(replace(parsed, parts=[bad if part is p else p for p in parsed.parts])))
+        )
         assert any(isinstance(piece, Lost) for piece in pieces)
         assert check(pieces) >= len(WHOLE) - size
-    stored = next(part for part in parsed.parts if isinstance(part, box.StoredSpan))
+    stored = next(part for part in parsed.parts if isinstance(part, container.StoredSpan))
     span = replace(stored, packed=bytes(len(stored.packed)))
-    pieces = list(tiny.salvage(box.pack(replace(parsed, parts=[span if p is stored else p for p in parsed.parts]))))
+    pieces = list(
+        tiny.salvage(container.pack(replace(parsed, parts=[span if p is stored else p for p in parsed.parts])))
+    )
     start = len(TEXT.encode()) * 4
     assert [piece for piece in pieces if isinstance(piece, Lost)] == [Lost(start, start + stored.size)]
 

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memcodec import Readout, container, document, feed, source
-from memcodec import codec as codecs
-from memcodec import container as box
+from memcodec import Readout, codec, container
 from memcodec.codec import Codec
-from memcodec.document import blocks
+from memcodec.document import source, spans
+from memcodec.document.blocks import BlockQueue, Cutting, read_blocks
+from memcodec.document.source import Source
+from memcodec.document.spans import cut_blocks
 from memcodec.errors import EncodeError, MachineError
-from memcodec.memory.settings import Context
-from memcodec.source import Source
+from memcodec.settings import Context
 
 from .conftest import TEXT, store_nothing
 
@@ -31,17 +31,17 @@ MIXED = (
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(document, "BLOCK_BYTES", 700)
-    monkeypatch.setattr(document, "_LINE", 50)
+    monkeypatch.setattr(spans, "BLOCK_BYTES", 700)
+    monkeypatch.setattr(spans, "_LINE", 50)
     monkeypatch.setattr(source, "PIECE_BYTES", 300)
 
 
 @given(st.text(min_size=1, max_size=300), st.integers(4, 40))
 def test_blocks_are_cut_between_characters(text: str, size: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(document, "BLOCK_BYTES", size)
-        patch.setattr(document, "_LINE", 3)
-        found = list(blocks(Source.of(text.encode())))
+        patch.setattr(spans, "BLOCK_BYTES", size)
+        patch.setattr(spans, "_LINE", 3)
+        found = list(cut_blocks(Source.of(text.encode())))
         assert "".join(block.decode() for block in found) == text
         assert all(0 < len(block) <= size for block in found)
 
@@ -49,14 +49,14 @@ def test_blocks_are_cut_between_characters(text: str, size: int) -> None:
 @given(st.binary(max_size=300), st.integers(4, 40))
 def test_blocks_of_anything_add_up(data: bytes, size: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(document, "BLOCK_BYTES", size)
-        patch.setattr(document, "_LINE", 3)
-        assert b"".join(blocks(Source.of(data))) == data
+        patch.setattr(spans, "BLOCK_BYTES", size)
+        patch.setattr(spans, "_LINE", 3)
+        assert b"".join(cut_blocks(Source.of(data))) == data
 
 
 def test_blocks_end_with_a_line_where_one_is_near(small_blocks: None) -> None:
     data = (b"a line of thirty bytes or about\n" * 100) + b"x" * 2000
-    found = list(blocks(Source.of(data)))
+    found = list(cut_blocks(Source.of(data)))
     assert [len(block) for block in found[:4]] == [672] * 4 and found[4].startswith(b"a line")
     assert len(found[-2]) == 700
 
@@ -80,11 +80,11 @@ def test_documents_of_several_blocks_round_trip(
 
 
 def test_groups_are_taken_ahead_of_their_blocks_and_behind(tiny: Codec, small_blocks: None) -> None:
-    cutting = feed.Cutting(50, 0, 400, 1 << 20)
-    known = [block.lengths for block in feed.read(Source.of(MIXED), tiny.tokenizer, cutting)]
+    cutting = Cutting(50, 0, 400, 1 << 20)
+    known = [block.lengths for block in read_blocks(Source.of(MIXED), tiny.tokenizer, cutting)]
     assert [] in known and len(known) > 4
     for ahead in (0, 5, 1000):
-        both = feed.Feed(feed.read(Source.of(MIXED), tiny.tokenizer, cutting))
+        both = BlockQueue(read_blocks(Source.of(MIXED), tiny.tokenizer, cutting))
         groups = both.groups()
         taken = list(islice(groups, ahead))
         found = []
@@ -147,15 +147,15 @@ def test_a_file_that_changes_is_noticed(tiny: Codec, tmp_path: Path, monkeypatch
     path.write_text(TEXT)
     with path.open("rb") as file:
         source = Source(file)
-        real = codecs.container_of
+        real = codec.container_of
 
-        def meanwhile(*parts: Any) -> box.Container:
+        def meanwhile(*parts: Any) -> container.Container:
             made, times = real(*parts), path.stat()
             path.write_text(TEXT[:-2] + "!\n")
             os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
             return made
 
-        monkeypatch.setattr(codecs, "container_of", meanwhile)
+        monkeypatch.setattr(codec, "container_of", meanwhile)
         with pytest.raises(MachineError, match="other bytes"):
             tiny.encode(source, site=QUICK)
 

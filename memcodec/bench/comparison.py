@@ -10,7 +10,7 @@ from memcodec.bench import measure, rivals
 from memcodec.bench.results import Store, digest, machine
 from memcodec.codec import Codec
 from memcodec.errors import EncodeError
-from memcodec.memory.settings import DEFAULT_BATCH, Context, Prompt, Readout
+from memcodec.settings import DEFAULT_BATCH, Context, Prompt, Readout
 
 SHARES = (0.0, 0.1, 0.2)
 CURVE_SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)

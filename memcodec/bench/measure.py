@@ -6,15 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from memcodec import chunks as work
-from memcodec import container, document
+from memcodec import container
 from memcodec.bench import peak
 from memcodec.bench.rivals import BenchError
 from memcodec.codec import Codec
 from memcodec.coding import corrections
-from memcodec.container import DEFAULT_CHUNK_TOKENS
-from memcodec.inspection import inspect
-from memcodec.memory.settings import DEFAULT_BATCH
+from memcodec.coding.steering import Steering
+from memcodec.container.assembly import encoded_groups
+from memcodec.document.plan import cut_chunks
+from memcodec.document.spans import Stored, spans_of, zstd_size
+from memcodec.groups import batches, decode_batch, predict
+from memcodec.settings import DEFAULT_BATCH, DEFAULT_CHUNK_TOKENS
+from memcodec.view.inspection import inspect
 
 CONTEXT_TOKENS = 2048
 
@@ -63,16 +66,16 @@ def hits(blob: bytes, codec: Codec) -> int:
     if parsed.settings is None:
         return 0
     site = codec.site_in(parsed)
-    coded = [work.Coded.of(group) for group in parsed.groups]
+    coded = encoded_groups(parsed.groups)
     count, context = 0, parsed.settings.context
-    for some in work.batches(codec.lm, site, coded, context, DEFAULT_BATCH):
-        found = work.decode(codec.lm, site, some, context)
+    for some in batches(codec.lm, site, coded, context, DEFAULT_BATCH):
+        found = decode_batch(codec.lm, site, some, context)
         groups = [np.split(ids, np.cumsum(c.lengths)[:-1]) for ids, c in zip(found, some, strict=True)]
-        looks = work.look(codec.lm, groups, context, [site.vectors(c.memories[0]) for c in some])
+        predictions = predict(codec.lm, groups, context, [site.vectors(c.memories[0]) for c in some])
         for c in some:
-            encoder = corrections.Encoder(codec.lm.steering, site.share)
+            encoder = corrections.Encoder(Steering.of(codec.lm.head), site.share)
             for memory in c.memories:
-                encoder.write(next(looks), memory if site.share else b"")
+                encoder.write(next(predictions), memory if site.share else b"")
             count += encoder.hits
     return count
 
@@ -85,11 +88,11 @@ def bound(codec: Codec, data: bytes, chunk_tokens: int = DEFAULT_CHUNK_TOKENS) -
     total = 0.0
     bits = np.zeros(chunk_tokens)
     count = np.zeros(chunk_tokens, dtype=int)
-    for span in document.split(data, codec.tokenizer):
-        if isinstance(span, document.Stored):
-            total += document.zstd_size(span.data)
+    for span in spans_of(data, codec.tokenizer):
+        if isinstance(span, Stored):
+            total += zstd_size(span.data)
             continue
-        for chunk in work.cut(span.tokens, chunk_tokens):
+        for chunk in cut_chunks(span.tokens, chunk_tokens):
             found = codec.token_bits(chunk)
             bits[: len(chunk)] += found
             count[: len(chunk)] += 1
@@ -109,9 +112,9 @@ def context_bound(codec: Codec, data: bytes, context_tokens: int = CONTEXT_TOKEN
     """
     total = 0.0
     tokens = 0
-    for span in document.split(data, codec.tokenizer):
-        if isinstance(span, document.Stored):
-            total += document.zstd_size(span.data)
+    for span in spans_of(data, codec.tokenizer):
+        if isinstance(span, Stored):
+            total += zstd_size(span.data)
             continue
         tokens += len(span.tokens)
         total += context_bits(codec, span.tokens, context_tokens) / 8

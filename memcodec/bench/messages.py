@@ -10,11 +10,11 @@ from typing import Any
 
 import zstandard
 
-from memcodec.archive import Archive
 from memcodec.bench.rivals import BenchError
 from memcodec.codec import Codec
-from memcodec.memory.settings import DEFAULT_BATCH
-from memcodec.primer import DEFAULT_TOKENS, Primer
+from memcodec.files.archive import Archive
+from memcodec.files.primer import DEFAULT_TOKENS, Primer
+from memcodec.settings import DEFAULT_BATCH
 
 MOST = 200  # messages that are measured, and as many to train on
 _DICTIONARIES = (1 << 10, 1 << 12, 1 << 14, 1 << 15)  # bytes; the best of them counts

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import memcodec
-from memcodec.models import cache_folder
+from memcodec.cache import cache_folder
 
 _HARNESS = 2  # raise it when a measurement comes to mean something else
 

@@ -6,27 +6,29 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from memcodec import container, document
+from memcodec import container
 from memcodec.bench.rivals import BenchError
 from memcodec.codec import Codec
 from memcodec.coding import corrections
-from memcodec.coding.distribution import Look
+from memcodec.coding.distribution import Predictions
+from memcodec.container import assembly, layout
+from memcodec.document import spans
 from memcodec.lm import model
 from memcodec.memory import readout
-from memcodec.memory.settings import DEFAULT_BATCH, Context
-from memcodec.tokens import ByteTokenizer
+from memcodec.models.tokenizer import ByteTokenizer
+from memcodec.settings import DEFAULT_BATCH, Context
 
 LM = ("LM: passes", "LM: logits")
 REST = "the rest"
 
 # What is timed: functions, and the stage that they are.
 _STAGES: dict[str, list[tuple[Any, str]]] = {
-    "tokens": [(document, "parts"), (ByteTokenizer, "encode"), (ByteTokenizer, "decode")],
-    "looks at the logits": [(Look, "fill")],
+    "tokens": [(spans, "find_text"), (ByteTokenizer, "encode"), (ByteTokenizer, "decode")],
+    "looks at the logits": [(Predictions, "fill")],
     "search for memories": [(readout, "search")],
     "corrections, written": [(corrections, "write")],
     "corrections, read": [(corrections.Decoder, "step")],
-    "zstd": [(document, "zstd_size"), (container, "compress")],
+    "zstd": [(spans, "zstd_size"), (assembly, "zstd_size"), (layout, "compress")],
     "container": [(container, "pack"), (container, "unpack")],
 }
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from memcodec.bench.comparison import LIMITS, Row
-from memcodec.memory.settings import Readout
+from memcodec.settings import Readout
 
 _DEFAULT = f"memcodec {Readout().share:g}"
 _HEAD = f"{'':24}{'bytes':>9}{'ratio':>8}{'bits/byte':>11}{'encode':>12}{'decode':>12}{'peak':>9}"

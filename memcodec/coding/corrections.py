@@ -21,27 +21,26 @@ from memcodec.coding.distribution import (
     CELL,
     COMPETITORS,
     EARLY,
-    Look,
+    Predictions,
     frequency,
-    look_at_row,
     rarity,
+    summarize_row,
     temper,
 )
+from memcodec.coding.steering import MOST_NEW, WINDOW, Steering, capped, features_of, steer, tilt_of, until
 from memcodec.lm import arithmetic
-from memcodec.lm.compiled import Team, kernel, part
-from memcodec.memory import readout
-from memcodec.memory.readout import Steering, capped, features_of, steer, tilt_of, until
+from memcodec.lm.compiled import Team, kernel, subkernel
 
 _ONE = np.int64(1 << rangecoder.PROBABILITY_BITS)
 
 
-@part
+@subkernel
 def _probability(part_of, whole):
     """A share of a whole, as the coder wants it: 1 to 2**16 - 1."""
     return min(max((part_of << rangecoder.PROBABILITY_BITS) // whole, np.int64(1)), _ONE - 1)
 
 
-@part
+@subkernel
 def _tilted(ids, below, moves, total, powers, changes):
     """Frequencies under the memory: what each competitor's changes by, int64; gives the winner and the new total.
 
@@ -62,7 +61,7 @@ def _tilted(ids, below, moves, total, powers, changes):
     return winner, most, total
 
 
-@part
+@subkernel
 def _mass(first, last, blocks, inside, block):
     """Frequency of the tokens first..last-1: whole blocks, or a part of the block whose tokens are `inside`."""
     mass = np.int64(0)
@@ -75,7 +74,7 @@ def _mass(first, last, blocks, inside, block):
     return mass
 
 
-@part
+@subkernel
 def _change_blocks(ids, below, changes, winner, powers, blocks):
     """Sums of blocks as the memory has them, without the winner."""
     for k in range(COMPETITORS):
@@ -88,7 +87,7 @@ def _change_blocks(ids, below, changes, winner, powers, blocks):
     blocks[ids[winner] // BLOCK] -= gone
 
 
-@part
+@subkernel
 def _change_inside(ids, changes, winner, block, inside):
     """The same for the tokens of one block."""
     for k in range(COMPETITORS):
@@ -100,7 +99,7 @@ def _change_inside(ids, changes, winner, block, inside):
         inside[ids[winner] % BLOCK] = 0
 
 
-@part
+@subkernel
 def _levels(vocabulary):
     """How often the ids are halved: the least number of bits that holds all of them, and a block at least."""
     levels = np.int64(8)
@@ -123,9 +122,9 @@ def _encode(
     for t in range(len(tokens)):
         if share > 0:
             energy += capped(entropy[t])
-            fresh = min(until(share, energy, np.int64(len(memory))) - used, readout.MOST_NEW)
+            fresh = min(until(share, energy, np.int64(len(memory))) - used, MOST_NEW)
             for i in range(fresh):
-                window = ((window << 1) | np.int64(memory[used + i])) & ((1 << readout.WINDOW) - 1)
+                window = ((window << 1) | np.int64(memory[used + i])) & ((1 << WINDOW) - 1)
             used += fresh
             steer(
                 t, features_of(window, parities), tilt_of(share, entropy[t]), unit, head, scale, ids[t], moves, vector
@@ -170,9 +169,9 @@ def _explain(
     for t in range(len(tokens)):
         if share > 0:
             energy += capped(entropy[t])
-            fresh = min(until(share, energy, np.int64(len(memory))) - used, readout.MOST_NEW)
+            fresh = min(until(share, energy, np.int64(len(memory))) - used, MOST_NEW)
             for i in range(fresh):
-                window = ((window << 1) | np.int64(memory[used + i])) & ((1 << readout.WINDOW) - 1)
+                window = ((window << 1) | np.int64(memory[used + i])) & ((1 << WINDOW) - 1)
             used += fresh
             steer(
                 t, features_of(window, parities), tilt_of(share, entropy[t]), unit, head, scale, ids[t], moves, vector
@@ -202,16 +201,16 @@ class Explained:
     shares: np.ndarray
 
 
-def explain(look: Look, memory: bytes, steering: Steering, share: int) -> Explained:
+def explain(predicted: Predictions, memory: bytes, steering: Steering, share: int) -> Explained:
     """A chunk under its memory, token by token. share: in steps of 1/1024."""
     bits = np.unpackbits(np.frombuffer(memory if share else b"", dtype=np.uint8), bitorder="little")
-    n = len(look.tokens)
+    n = len(predicted.tokens)
     winners, chosen, wholes = (np.zeros(n, dtype=np.int64) for _ in range(3))
-    steered = np.zeros(look.ids.shape, dtype=np.int64)
-    s = steering
-    _explain(look.tokens, look.ids, look.below, look.total, look.entropy, look.near, share, bits, s.unit, s.head,
+    steered = np.zeros(predicted.ids.shape, dtype=np.int64)
+    p, s = predicted, steering
+    _explain(p.tokens, p.ids, p.below, p.total, p.entropy, p.near, share, bits, s.unit, s.head,
              s.scale, s.parities, arithmetic.powers(), winners, chosen, wholes, steered)  # fmt: skip
-    return Explained(winners, chosen / wholes, look.ids, steered / wholes[:, None])
+    return Explained(winners, chosen / wholes, predicted.ids, steered / wholes[:, None])
 
 
 @kernel
@@ -236,16 +235,16 @@ class Encoder:
         self._out = np.zeros(_END_ROOM, dtype=np.uint8)
         _begin(self._state)
 
-    def write(self, look: Look, memory: bytes) -> None:
+    def write(self, predicted: Predictions, memory: bytes) -> None:
         """Take in the next chunk under its memory."""
         bits = np.unpackbits(np.frombuffer(memory, dtype=np.uint8), bitorder="little")
         written = int(self._state[rangecoder.WRITTEN] + self._state[rangecoder.PENDING])
-        if (needed := written + _TOKEN_ROOM * len(look.tokens) + _END_ROOM) > len(self._out):
+        if (needed := written + _TOKEN_ROOM * len(predicted.tokens) + _END_ROOM) > len(self._out):
             self._out = np.concatenate([self._out, np.zeros(needed, dtype=np.uint8)])
-        s = self._steering
-        self.hits += _encode(look.tokens, look.ids, look.below, look.total, look.entropy, look.blocks.copy(),
-                             look.near, self._share, bits, s.unit, s.head, s.scale, s.parities, arithmetic.powers(),
-                             len(s.scale), self._state, self._out)  # fmt: skip
+        p, s = predicted, self._steering
+        self.hits += _encode(p.tokens, p.ids, p.below, p.total, p.entropy, p.blocks.copy(), p.near, self._share, bits,
+                             s.unit, s.head, s.scale, s.parities, arithmetic.powers(), len(s.scale), self._state,
+                             self._out)  # fmt: skip
 
     def finish(self) -> bytes:
         """The corrections."""
@@ -257,7 +256,7 @@ _TOKEN_ROOM = 48  # bytes: no token costs more, with 16 bits to each of its deci
 _END_ROOM = 16
 
 
-def write(encoders: list[Encoder], looks: list[Look], memories: list[bytes], team: Team) -> None:
+def write(encoders: list[Encoder], predictions: list[Predictions], memories: list[bytes], team: Team) -> None:
     """Take in consecutive chunks under their memories, each with its group's encoder; groups side by side."""
     rows: dict[int, list[int]] = {}
     for i, encoder in enumerate(encoders):
@@ -267,7 +266,7 @@ def write(encoders: list[Encoder], looks: list[Look], memories: list[bytes], tea
     def work(worker: int, workers: int) -> None:
         for group in groups[worker::workers]:
             for i in group:
-                encoders[i].write(looks[i], memories[i])
+                encoders[i].write(predictions[i], memories[i])
 
     if groups:
         team.run(work)
@@ -353,7 +352,7 @@ _AT, _STARTED, _USED, _ENERGY, _WINDOW = range(5)
 _MEMORY_STATE = 5
 
 
-@part
+@subkernel
 def _next_chunk(position, chunks, own):
     """Go on to the next chunk where one ends."""
     if position == chunks[own[_AT], _ENDS]:
@@ -377,15 +376,15 @@ def _decode(
     for m in range(worker, len(logits), workers):
         row, own, coder = logits[m], memory[m], coders[m]
         temper(row, vocabulary, position, early, rarity)
-        best, total, entropy = look_at_row(row, vocabulary, powers, logarithms, cells, ids, below, blocks)
+        best, total, entropy = summarize_row(row, vocabulary, powers, logarithms, cells, ids, below, blocks)
         if share > 0:
             _next_chunk(position, chunks, own)
             chunk = chunks[own[_AT]]
             own[_ENERGY] += capped(entropy)
-            fresh = min(until(share, own[_ENERGY], chunk[_BITS]) - own[_USED], readout.MOST_NEW)
+            fresh = min(until(share, own[_ENERGY], chunk[_BITS]) - own[_USED], MOST_NEW)
             for i in range(fresh):
                 bit = np.int64(bits[chunk[_FIRST] + own[_USED] + i])
-                own[_WINDOW] = ((own[_WINDOW] << 1) | bit) & ((1 << readout.WINDOW) - 1)
+                own[_WINDOW] = ((own[_WINDOW] << 1) | bit) & ((1 << WINDOW) - 1)
             own[_USED] += fresh
             steer(position - own[_STARTED], features_of(own[_WINDOW], parities), tilt_of(share, entropy), unit, head,
                   scale, ids, moves, vector)  # fmt: skip

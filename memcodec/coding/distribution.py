@@ -1,7 +1,7 @@
 """What the exact LM says of the next token, as integer frequencies (spec/FORMAT.md, "Distribution").
 
 The frequency of a token that is d units of logit below the best is 2**(28 - d / 1024), rounded down, and 1 more: no
-token is impossible. A `Look` keeps of each position what encoding and the search need, in some 3 KB instead of all
+token is impossible. `Predictions` keep of each position what encoding and the search need, in some 3 KB instead of all
 logits.
 """
 
@@ -11,7 +11,7 @@ from functools import cache
 import numpy as np
 
 from memcodec.lm import arithmetic
-from memcodec.lm.compiled import Team, apart, bits_of, kernel, part
+from memcodec.lm.compiled import Team, bits_of, kernel, not_inlined, subkernel
 
 COMPETITORS = 32  # the best tokens, which a memory steers; one more is known, as their rival
 BLOCK = 256  # tokens whose frequencies are summed
@@ -33,7 +33,7 @@ _LIFT = np.int64(MOST_LIFT)
 _LOWEST = np.int32(-(2**31))
 
 
-@part
+@subkernel
 def frequency(below, powers):
     """The frequency of a token so many units below the best, int64; negative where steering put it above."""
     units = min(below, _FAR)
@@ -41,7 +41,7 @@ def frequency(below, powers):
     return (np.int64(powers[units & np.int32(1023)]) << _LIFT >> shift) + np.int64(1)
 
 
-@part
+@subkernel
 def log2_units(value, logarithms):
     """log2 of a positive integer, in units: of its float32, exponent and the first ten bits of the fraction."""
     bits = bits_of(np.float32(value))
@@ -50,7 +50,7 @@ def log2_units(value, logarithms):
     ]
 
 
-@part
+@subkernel
 def temper(logits, vocabulary, position, early, rarity):
     """Trust the LM less at the first positions of a group, in place: flatter logits, and a prior of the tokens' ids."""
     if position >= len(early):
@@ -64,15 +64,15 @@ def temper(logits, vocabulary, position, early, rarity):
         logits[i] = -np.int32((below * factor >> 10) + (np.int64(rarity[i]) * weight >> 10))
 
 
-@part
-def look_at_row(logits, vocabulary, powers, logarithms, cells, ids, below, blocks):
+@subkernel
+def summarize_row(logits, vocabulary, powers, logarithms, cells, ids, below, blocks):
     """One position: gives the best logit, the sum of all frequencies, and the entropy in units.
 
     logits: int32 [vocabulary or more]. Fills cells, int32 [vocabulary / CELL]; ids and below (units), int32
     [COMPETITORS + 1], the best tokens, of equals the one with the lower id first, -1 where there are fewer; blocks,
     int64 [vocabulary / BLOCK], sums of frequencies.
     """
-    apart()
+    not_inlined()
     best = _LOWEST
     for cell in range(len(cells)):
         first = np.uint64(cell * CELL)
@@ -101,7 +101,7 @@ def look_at_row(logits, vocabulary, powers, logarithms, cells, ids, below, block
     return best, total, max(entropy, np.int32(0))
 
 
-@part
+@subkernel
 def _best_tokens(logits, vocabulary, cells, ids, values):
     """The best tokens and their logits, in order. A token that is among them is in a cell whose best is."""
     count = len(ids)
@@ -121,7 +121,7 @@ def _best_tokens(logits, vocabulary, cells, ids, values):
                     _insert(ids, values, np.int32(i), logits[i])
 
 
-@part
+@subkernel
 def _insert(ids, values, new, value):
     """Into a list that falls, behind its equals; the last one drops out."""
     k = len(ids) - 1
@@ -132,7 +132,7 @@ def _insert(ids, values, new, value):
 
 
 @dataclass(frozen=True)
-class Look:
+class Predictions:
     """Positions as the encoder needs them.
 
     ids, below: the best tokens and by how many units they are below the best, int32 [positions, COMPETITORS + 1];
@@ -149,7 +149,7 @@ class Look:
     near: np.ndarray
 
     @classmethod
-    def empty(cls, tokens: np.ndarray, vocabulary: int) -> "Look":
+    def empty(cls, tokens: np.ndarray, vocabulary: int) -> "Predictions":
         """Room for the positions that predict `tokens`, int64 [positions]."""
         n = len(tokens)
         return cls(
@@ -171,7 +171,9 @@ class Look:
         parts = [x[rows] for x in (self.tokens, self.ids, self.below, self.total, self.entropy, self.blocks, self.near)]
         cells = np.empty((team.workers, -(-vocabulary // CELL)), dtype=np.int32)
         tables = arithmetic.powers(), arithmetic.logarithms(), EARLY, rarity(vocabulary)
-        team.run(lambda worker, workers: _look(logits, vocabulary, position, *tables, *parts, cells, worker, workers))
+        team.run(
+            lambda worker, workers: _predict(logits, vocabulary, position, *tables, *parts, cells, worker, workers)
+        )
 
     def bits(self) -> float:
         """Bits of the tokens under these frequencies: what an ideal coder with them would need."""
@@ -181,14 +183,14 @@ class Look:
 
 
 @kernel
-def _look(
+def _predict(
     logits, vocabulary, position, powers, logarithms, early, rarity, tokens, ids, below, total, entropy, blocks, near,
     cells, worker, workers,
 ):  # fmt: skip
     for m in range(worker, len(logits), workers):
         row = logits[m]
         temper(row, vocabulary, position + m, early, rarity)
-        best, total[m], entropy[m] = look_at_row(
+        best, total[m], entropy[m] = summarize_row(
             row, vocabulary, powers, logarithms, cells[worker], ids[m], below[m], blocks[m]
         )
         first = tokens[m] // BLOCK * BLOCK

@@ -8,7 +8,7 @@ floats.
 
 import numpy as np
 
-from memcodec.lm.compiled import part
+from memcodec.lm.compiled import subkernel
 
 PROBABILITY_BITS = 16
 
@@ -24,13 +24,13 @@ _TOP = 1 << 24
 _MASK = 0xFFFFFFFF
 
 
-@part
+@subkernel
 def start_encoder(state):
     """state: int64 [ENCODER_STATE]."""
     state[LOW], state[RANGE], state[HELD], state[PENDING], state[WRITTEN] = 0, _MASK, 0, 1, 0
 
 
-@part
+@subkernel
 def _shift(state, out):
     low = state[LOW]
     if low < 0xFF000000 or low > _MASK:
@@ -46,7 +46,7 @@ def _shift(state, out):
     state[LOW] = (low << 8) & _MASK
 
 
-@part
+@subkernel
 def encode_bit(state, out, bit, zero):
     """Write a bit that is 0 with probability zero / 2**16, from 1 to 2**16 - 1."""
     bound = (state[RANGE] >> PROBABILITY_BITS) * zero
@@ -60,7 +60,7 @@ def encode_bit(state, out, bit, zero):
         _shift(state, out)
 
 
-@part
+@subkernel
 def finish_encoder(state, out):
     """End with the fewest bytes that decode to what was written, given that zeros follow; gives their number.
 
@@ -79,7 +79,7 @@ def finish_encoder(state, out):
     return count - 1
 
 
-@part
+@subkernel
 def start_decoder(state, data, start, end):
     """state: int64 [DECODER_STATE]; the bytes are data[start:end]."""
     state[CODE], state[RANGE], state[POSITION], state[END] = 0, _MASK, start, end
@@ -87,7 +87,7 @@ def start_decoder(state, data, start, end):
         _next(state, data)
 
 
-@part
+@subkernel
 def _next(state, data):
     byte = np.int64(0)
     if state[POSITION] < state[END]:
@@ -96,7 +96,7 @@ def _next(state, data):
     state[CODE] = ((state[CODE] << 8) | byte) & _MASK
 
 
-@part
+@subkernel
 def decode_bit(state, data, zero):
     """The bit that `encode_bit` wrote; any bytes give some bits."""
     bound = (state[RANGE] >> PROBABILITY_BITS) * zero

@@ -14,10 +14,10 @@ import numpy as np
 import zstandard
 
 from memcodec import container
-from memcodec.assembly import stored
 from memcodec.codec import Codec, as_source, without_model
+from memcodec.container.assembly import stored
 from memcodec.errors import FormatError
-from memcodec.memory.settings import Readout
+from memcodec.settings import Readout
 
 _WHOLE, _STRINGS = b"\0", b"\1"
 _MOST = 1 << 30  # bytes of the lengths

@@ -7,8 +7,8 @@ from typing import IO, Any, cast
 
 from fsspec.compression import register_compression
 
-from memcodec.file import MemzFile
-from memcodec.file import open as open_memz
+from memcodec.files.open import MemzFile
+from memcodec.files.open import open as open_memz
 
 
 def register(**settings: Any) -> None:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from memcodec.codec import Codec
 from memcodec.errors import FormatError, ModelMismatchError
-from memcodec.frames import FrameSettings
-from memcodec.primer import Primer
+from memcodec.files.frames import FrameSettings
+from memcodec.files.primer import Primer
 
 if TYPE_CHECKING:
     import pandas

@@ -26,8 +26,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from memcodec.cache import cache_folder
 from memcodec.errors import MachineError
-from memcodec.models import cache_folder
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -43,7 +43,7 @@ def kernels_folder() -> Path:
     return cache_folder() / "kernels" / f"{numba.__version__}-{digest[:16]}"
 
 
-def part(function: F) -> Any:
+def subkernel(function: F) -> Any:
     """A function that only kernels call: there is no way into it from Python, which would take as long to compile."""
     return kernel(function, no_cpython_wrapper=True)
 
@@ -122,7 +122,7 @@ def _count_one(context: Any, address: Any) -> Any:
 
 
 @intrinsic
-def _look_at(context: Any, address: Any) -> Any:
+def _read_count(context: Any, address: Any) -> Any:
     """An int64 in memory that another thread may write."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -133,7 +133,7 @@ def _look_at(context: Any, address: Any) -> Any:
 
 
 @intrinsic
-def apart(context: Any) -> Any:
+def not_inlined(context: Any) -> Any:
     """At the top of a large kernel: it is not copied into its callers, each of which would take as long to compile."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -176,7 +176,7 @@ def ones_in(context: Any, value: Any) -> Any:
 _PATIENCE = 2000  # looks at a barrier, of some ten nanoseconds each, before others may run meanwhile
 
 
-@part
+@subkernel
 def wait_for_all(barrier, passed, workers):
     """Return when all workers have come so far. barrier: int64 [1], 0 at first; passed: how many barriers before."""
     if workers == 1:
@@ -184,10 +184,10 @@ def wait_for_all(barrier, passed, workers):
     address = barrier.ctypes.data
     goal = (passed + 1) * workers
     _count_one(address)
-    looks = 0
-    while _look_at(address) < goal:
-        looks += 1
-        if looks > _PATIENCE:
+    checks = 0
+    while _read_count(address) < goal:
+        checks += 1
+        if checks > _PATIENCE:
             _let_others_run()
 
 

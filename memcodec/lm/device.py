@@ -13,7 +13,7 @@ import numpy as np
 
 from memcodec.errors import ModelNotFoundError, needs_torch
 from memcodec.lm import arithmetic
-from memcodec.lm.passes import Piece, Rows, check_numbers, check_pass, check_step
+from memcodec.lm.sequences import Rows, SequenceInput, check_numbers, check_pass, check_step
 from memcodec.lm.weights import ExactWeights
 
 try:
@@ -157,7 +157,7 @@ class DeviceLM:
         sequences = DeviceSequences(self, 1, len(prefix))
         for first in range(0, len(prefix), _READ_ROWS):
             part = prefix[first : first + _READ_ROWS]
-            sequences.forward([Piece(0, part)])
+            sequences.forward([SequenceInput(0, part)])
         logits = sequences.logits(np.array([len(part) - 1]))[0]
         return Start(len(prefix), sequences._kept, sequences._scales, logits)
 
@@ -272,12 +272,12 @@ class DeviceSequences:
         self._integers: tuple[torch.Tensor, torch.Tensor] | None = None
         self._steps: dict[int, _Step] = {}
 
-    def forward(self, pieces: list[Piece]) -> None:
+    def forward(self, pieces: list[SequenceInput]) -> None:
         """One pass; rows are padded to one length, and what is padded is written nowhere."""
         with torch.no_grad(), _full_precision():
             self._forward(pieces)
 
-    def _forward(self, pieces: list[Piece]) -> None:
+    def _forward(self, pieces: list[SequenceInput]) -> None:
         check_pass(pieces, self._lengths, self._positions, self._lm.architecture.vocabulary)
         lm, a = self._lm, self._lm.architecture
         slots = np.array([piece.slot for piece in pieces])
@@ -311,7 +311,7 @@ class DeviceSequences:
         check_step(tokens, self._lengths, self._positions, self._lm.architecture.vocabulary)
         with torch.no_grad(), _full_precision():
             if not self._lm.in_graphs:
-                self._forward([Piece(slot, tokens[slot : slot + 1]) for slot in range(rows)])
+                self._forward([SequenceInput(slot, tokens[slot : slot + 1]) for slot in range(rows)])
                 return
             if rows not in self._steps:
                 self._steps[rows] = _Step(self, rows)

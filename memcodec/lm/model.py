@@ -12,15 +12,14 @@ from typing import Any
 import numpy as np
 
 from memcodec.errors import EncodeError
-from memcodec.lm import arithmetic, cpu, selftest
+from memcodec.lm import arithmetic, kernels, selftest
 from memcodec.lm.architecture import Architecture
 from memcodec.lm.compiled import Team, team_of
-from memcodec.lm.passes import Piece, Rows, Sequences, check_numbers, check_pass, check_step
 from memcodec.lm.product import COLUMNS, TILE_ROWS, columns_of, multiply_matrices, panels
-from memcodec.lm.weights import ExactWeights
-from memcodec.memory.readout import Steering
+from memcodec.lm.sequences import Rows, SequenceInput, Sequences, check_numbers, check_pass, check_step
+from memcodec.lm.weights import ExactWeights, Head
 
-compute: Any = cpu  # kernels, which have no types
+compute: Any = kernels  # kernels, which have no types
 PAGE = 2 * COLUMNS  # positions in a cache are a multiple of it
 _READ_ROWS = 400  # positions of a prefix in one pass
 
@@ -49,11 +48,11 @@ class ExactLM:
         if kernels not in ("auto", "numba", "torch") or (kernels == "numba" and device not in ("auto", "cpu")):
             raise EncodeError(f"kernels {kernels!r} on {device!r}: give auto or torch, or numba on the CPU")
         self._start: Any = None
-        self._cold = len(self.prefix)
+        self._unprimed_length = len(self.prefix)
         self.team = team_of(threads or cores())
-        head = "embedding" if weights.architecture.tied else "head"
+        name = "embedding" if weights.architecture.tied else "head"
         tensors = weights.tensors
-        self.steering = Steering.of(tensors[head], tensors[head + ".scale"], float(tensors["spread"][0]))
+        self.head = Head(tensors[name], tensors[name + ".scale"], float(tensors["spread"][0]))
         self.device = "cpu" if kernels == "numba" else find_device(device)
         self._device_lm: Any = None  # a DeviceLM, where torch computes
         if self.device != "cpu" or kernels == "torch":
@@ -71,7 +70,7 @@ class ExactLM:
             return self._device_lm.sequences(slots, positions)
         return CpuSequences(self, slots, positions, rows)
 
-    def begun(self, slots: int, positions: int, rows: int) -> Sequences:
+    def new_sequences(self, slots: int, positions: int, rows: int) -> Sequences:
         """The same, for sequences that have read the prefix; on the CPU they share what is cached of it."""
         if self._device_lm is not None:
             return self._device_lm.sequences(slots, positions, self.start)
@@ -93,9 +92,9 @@ class ExactLM:
         return len(self.prefix) % PAGE if self._device_lm is None else len(self.prefix)
 
     @property
-    def is_cold(self) -> bool:
-        """Whether nothing of the kind stands before a first token: the prefix is that of all documents."""
-        return len(self.prefix) == self._cold
+    def is_unprimed(self) -> bool:
+        """Whether only the prefix that all documents share stands before a first token, and no primer."""
+        return len(self.prefix) == self._unprimed_length
 
     def behind(self, tokens: np.ndarray) -> "ExactLM":
         """The same LM, where more tokens belong to the prefix, int64 [tokens]. Raises EncodeError where too many."""
@@ -130,7 +129,7 @@ def _start_of(lm: ExactLM) -> Start:
     sequences = CpuSequences(lm, 1, n, min(n, _READ_ROWS))
     for first in range(0, n, _READ_ROWS):
         part = lm.prefix[first : first + _READ_ROWS]
-        sequences.forward([Piece(0, part)])
+        sequences.forward([SequenceInput(0, part)])
     logits = sequences.logits(slice(len(part) - 1, len(part)))[0].copy()
     cache, shared = sequences._cache, n // PAGE * PAGE
     keys = cache.keys[:, 0]
@@ -171,7 +170,7 @@ class CpuSequences:
             values.reshape(*heads, -1, own * COLUMNS)[..., : PAGE * COLUMNS] = start.rest_values[:, None]
             scales[0][..., : start.length] = start.key_scale[:, None]
             scales[1][..., : start.length] = start.value_scale[:, None]
-        self._cache = cpu.Cache(
+        self._cache = kernels.Cache(
             keys, keys.reshape(-1), scales[0], values, values.reshape(-1), scales[1], shared, *common
         )
         w = lm.weights
@@ -180,7 +179,7 @@ class CpuSequences:
         workers = lm.team.workers
         tall = max(TILE_ROWS, a.heads // a.key_heads)
         inputs = np.empty((rows, max(a.hidden, mixed, a.inner)), dtype=np.int16)
-        self._room = cpu.Room(
+        self._room = kernels.Room(
             np.empty((rows, a.hidden), dtype=np.float32),
             inputs,
             inputs.reshape(-1),
@@ -200,7 +199,7 @@ class CpuSequences:
         )
         self._logits = np.empty((0, len(w.head_scale)), dtype=np.int32)
 
-    def forward(self, pieces: list[Piece]) -> None:
+    def forward(self, pieces: list[SequenceInput]) -> None:
         """One pass."""
         lm = self._lm
         check_pass(pieces, self._lengths, self._positions, lm.vocabulary)
@@ -271,7 +270,7 @@ class CpuSequences:
 def logits_of(lm: ExactLM, tokens: np.ndarray) -> np.ndarray:
     """Logits that follow each of some tokens, which nothing precedes, int32 [tokens, vocabulary]."""
     sequences = lm.sequences(1, len(tokens), len(tokens))
-    sequences.forward([Piece(0, tokens)])
+    sequences.forward([SequenceInput(0, tokens)])
     return sequences.logits(slice(None, len(tokens)))[:, : lm.vocabulary].copy()
 
 
@@ -331,7 +330,7 @@ def _slowly_on_device(device: str) -> bool:
     def make(slowly: bool) -> tuple[selftest.Product, selftest.Logits]:
         def logits(weights: ExactWeights, tokens: np.ndarray) -> np.ndarray:
             sequences = DeviceLM(weights, device, slowly).sequences(1, len(tokens))
-            sequences.forward([Piece(0, tokens)])
+            sequences.forward([SequenceInput(0, tokens)])
             return sequences.logits(slice(None))
 
         return (lambda left, right: product_of(left, right, device, slowly)), logits
@@ -339,7 +338,7 @@ def _slowly_on_device(device: str) -> bool:
     return selftest.choose(make, f"{device}, with torch")
 
 
-def _sizes(a: Architecture, slowly: bool) -> cpu.Sizes:
+def _sizes(a: Architecture, slowly: bool) -> kernels.Sizes:
     limits = [np.float32(arithmetic.highest_input(n)) for n in (a.hidden, a.heads * a.head_size, a.inner)]
     return compute.Sizes(
         a.hidden, a.layers, a.heads, a.key_heads, a.head_size, a.inner, int(a.gated), int(a.layer_norm),
@@ -363,7 +362,7 @@ def _gate_columns(inner: int) -> np.ndarray:
     return blocks.reshape(-1)
 
 
-def _pack(exact: ExactWeights) -> cpu.Weights:
+def _pack(exact: ExactWeights) -> kernels.Weights:
     """The weights as the kernels want them."""
     a, tensors = exact.architecture, exact.tensors
 

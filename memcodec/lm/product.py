@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from memcodec.lm.compiled import apart, kernel, part
+from memcodec.lm.compiled import kernel, not_inlined, subkernel
 
 COLUMNS = 32
 _LANES = 16
@@ -120,14 +120,14 @@ TILE_ROWS = 12  # of the largest tile: 24 sums of 16 lanes, and what multiplies 
 _tile_1, _tile_2, _tile_3, _tile_4, _tile_6, _tile_8, _tile_12 = (_tile(rows) for rows in (1, 2, 3, 4, 6, 8, TILE_ROWS))
 
 
-@part
+@subkernel
 def multiply(left, start, stride, rows, right, panel, pairs, out, out_start, out_stride, slowly):
     """int32 [rows, 32] = int16 [rows, 2 * pairs] times one panel.
 
     left: int16, its rows begin at `start` and are `stride` apart; right: int8, the panel begins at `panel`; out: int32.
     slowly: one product at a time, for a machine where the other way fails its self-test.
     """
-    apart()
+    not_inlined()
     if slowly:
         for row in range(rows):
             for column in range(COLUMNS):

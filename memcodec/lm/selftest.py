@@ -14,8 +14,8 @@ import numpy as np
 from memcodec.errors import MachineError
 from memcodec.lm import arithmetic
 from memcodec.lm.architecture import Architecture, Rotary
+from memcodec.lm.seeded import words
 from memcodec.lm.weights import ExactWeights, Tensors, spread
-from memcodec.memory.seeded import words
 
 _GATED = Architecture(
     vocabulary=71, hidden=48, layers=2, heads=6, key_heads=2, head_size=10, inner=70, positions=80, epsilon=1e-5,

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import safetensors.numpy
 
-from memcodec.container import MAX_CHUNK_TOKENS
 from memcodec.errors import ChecksumError, EncodeError, FormatError, ModelMismatchError
-from memcodec.memory import prompt
-from memcodec.memory.settings import MEMORY_BITS, Prompt
+from memcodec.memory.vectors import unpack
+from memcodec.settings import MAX_CHUNK_TOKENS, MEMORY_BITS, Prompt
 
 if TYPE_CHECKING:
     from memcodec.codec import Codec
@@ -32,7 +31,7 @@ class MemoryEmbedding:
         self.fit = fit
         self.bits = bits
         self.checksum = checksum
-        self.vectors = prompt.unpack(fit.memory, codec.floats.embedding_size, bits)
+        self.vectors = unpack(fit.memory, codec.floats.embedding_size, bits)
         self._codec = codec
         room = codec.floats.max_positions
         needed = len(codec.floats.prefix) + len(self.vectors) + fit.tokens
@@ -43,7 +42,7 @@ class MemoryEmbedding:
     def fit_to(
         cls, codec: "Codec", text: str, settings: Prompt, callback: "FitCallback | None" = None
     ) -> "MemoryEmbedding":
-        """Fit a memory to a text (`Codec.fit_memory`). Raises EncodeError; MachineError without PyTorch."""
+        """Fit a memory to a text (`Codec.fit_memory`). Raises EncodeError; MissingDependencyError without PyTorch."""
         from memcodec.memory import fitting
 
         tokens = codec.tokenizer.encode(text)

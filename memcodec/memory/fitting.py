@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from memcodec.errors import EncodeError, needs_torch
-from memcodec.lm.floats import FrozenLM
-from memcodec.memory import prompt
-from memcodec.memory.settings import SCHEDULES, Prompt
+from memcodec.memory.vectors import pack_halves, pack_levels, unpack
+from memcodec.models.floats import FrozenLM
+from memcodec.settings import SCHEDULES, Prompt
 
 try:
     import torch
@@ -63,9 +63,9 @@ def write(lm: FrozenLM, vectors: np.ndarray, tokens: int) -> np.ndarray:
 def pack(vectors: torch.Tensor, bits: int) -> bytes:
     """Quantize and pack vectors, float32 [n, dimensions]."""
     if bits == 16:
-        return prompt.pack_halves(vectors.detach().clamp(-_HIGHEST, _HIGHEST).cpu().numpy())
+        return pack_halves(vectors.detach().clamp(-_HIGHEST, _HIGHEST).cpu().numpy())
     levels, scales = (x.cpu().numpy() for x in _levels(vectors.detach(), bits))
-    return prompt.pack(levels, scales, bits)
+    return pack_levels(levels, scales, bits)
 
 
 def _levels(vectors: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -187,7 +187,7 @@ def _fit_count(
     first = torch.randn(len(chunks), count, lm.embedding_size, generator=generator) * (fitting.start * unit)
     for row, memory in zip(first, known, strict=True):
         if memory:  # the new ones behind those that are there: they are what the first token sees last
-            reached = torch.from_numpy(prompt.unpack(memory, lm.embedding_size, fitting.bits))
+            reached = torch.from_numpy(unpack(memory, lm.embedding_size, fitting.bits))
             row[: len(reached)] = reached
     memories = [torch.nn.Parameter(memory.to(lm.device)) for memory in first]
     optimizer = _optimizer(memories, fitting, unit)
@@ -207,9 +207,9 @@ def _fit_count(
             targets = [chunks[i][: goals[r]] for i, r in zip(some, rows, strict=True)]
             with _room(lm, max(lengths[r] for r in rows)):
                 shown = _quantized(torch.stack([memories[i] for i in some]), fitting.bits)
-                looks = _look(lm, shown, targets, fitting.sure, fitting.slack)
-                looks.pull.backward()  # type: ignore[no-untyped-call]
-            for i, written, loss in zip(some, looks.written, looks.losses, strict=True):
+                losses_ = _loss_of(lm, shown, targets, fitting.sure, fitting.slack)
+                losses_.pull.backward()  # type: ignore[no-untyped-call]
+            for i, written, loss in zip(some, losses_.written, losses_.losses, strict=True):
                 _note(fits[i], written, loss, memories[i], fitting)
         optimizer.step()
         schedule.step()
@@ -236,7 +236,7 @@ def _optimizer(memories: list[torch.nn.Parameter], fitting: Prompt, unit: float)
 
 
 @dataclass(frozen=True)
-class _Looks:
+class _Losses:
     """One pass over a few chunks: what to descend, and by chunk which tokens are written and the mean loss."""
 
     pull: torch.Tensor
@@ -266,7 +266,7 @@ def _room(lm: FrozenLM, longest: int) -> Iterator[None]:
         yield
 
 
-def _look(lm: FrozenLM, prompts: torch.Tensor, chunks: list[np.ndarray], sure: float, slack: float) -> _Looks:
+def _loss_of(lm: FrozenLM, prompts: torch.Tensor, chunks: list[np.ndarray], sure: float, slack: float) -> _Losses:
     """The loss of chunks (int64 [tokens] each) under prompts, float32 [chunks, n, dimensions].
 
     Cross-entropy among the target and its strongest rivals, over the tokens that do not yet win by more than the slack.
@@ -290,7 +290,7 @@ def _look(lm: FrozenLM, prompts: torch.Tensor, chunks: list[np.ndarray], sure: f
     losses = losses * (gaps < sure + slack)
     written = torch.split((gaps > sure).cpu(), lengths)
     means = [part.mean().item() for part in torch.split(losses.detach().cpu(), lengths)]
-    return _Looks(losses.sum(), [part.numpy() for part in written], means)
+    return _Losses(losses.sum(), [part.numpy() for part in written], means)
 
 
 def _note(fit: Fit, written: np.ndarray, loss: float, vectors: torch.Tensor, fitting: Prompt) -> None:

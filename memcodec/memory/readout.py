@@ -7,45 +7,31 @@ both sides know exactly. An encoder looks for the bits under which the chunk's t
 the trellis of a tail-less convolutional code).
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
-from memcodec.coding.distribution import COMPETITORS, MOST_LIFT, Look, frequency, log2_units
+from memcodec.coding.distribution import COMPETITORS, Predictions, frequency, log2_units
+from memcodec.coding.steering import (
+    FEATURES,
+    MOST_ENTROPY,
+    MOST_NEW,
+    REACH,
+    SIGN_STREAM,
+    WINDOW,
+    Steering,
+    capped,
+    features_of,
+    tilt_of,
+    until,
+)
 from memcodec.errors import FormatError
 from memcodec.lm import arithmetic
-from memcodec.lm.compiled import Team, apart, kernel, ones_in, part
+from memcodec.lm.compiled import Team, kernel, not_inlined, subkernel
 from memcodec.lm.product import COLUMNS, multiply
-from memcodec.memory import LookAt, Report
-from memcodec.memory.seeded import word, words
-from memcodec.memory.settings import MOST_SHARE, SHARE_STEPS, Readout
+from memcodec.lm.seeded import word
+from memcodec.memory.site import Predict, Report
+from memcodec.settings import MOST_SHARE, SHARE_STEPS, Readout
 
-WINDOW = 24  # bits of the memory that a position sees
-FEATURES = 64  # parities of the window
-MOST_NEW = 4  # bits that a position takes in at most
-MOST_ENTROPY = 6 * 1024  # units of entropy that count, at a position
-
-_PARITY_STREAM, _SIGN_STREAM = 1, 2
-_TILT = (
-    1.8685079606336419  # 1.1 log2(e) sqrt(2 ln 2): times the root of share and entropy, both in 1/1024, it is in units
-)
-_REACH = np.int32(MOST_LIFT << 10)
 _QUIET_END = 10  # tokens at the end of a chunk whose entropy asks for no bits: these would steer too little
-
-
-@dataclass(frozen=True)
-class Steering:
-    """What steering needs of an LM. head: int8 [vocabulary, hidden]; scale: float32 [vocabulary]; unit: float64."""
-
-    head: np.ndarray
-    scale: np.ndarray
-    unit: float
-    parities: np.ndarray
-
-    @classmethod
-    def of(cls, head: np.ndarray, scale: np.ndarray, spread: float) -> "Steering":
-        """spread: mean squared distance of the head's rows from their mean."""
-        return cls(head, scale, 1.0 / np.sqrt(FEATURES * max(spread, 1e-30)), parity_tables())
 
 
 class ReadoutSite:
@@ -74,77 +60,16 @@ class ReadoutSite:
         """What the LM reads between the prefix and the first token: nothing."""
         return None
 
-    def fit(self, chunks: list[np.ndarray], look: LookAt, report: Report) -> tuple[list[bytes], list[Look]]:
+    def fit(self, chunks: list[np.ndarray], predict: Predict, report: Report) -> tuple[list[bytes], list[Predictions]]:
         """Look at the chunks, then search for their memories."""
-        looks = look([None] * len(chunks))
+        predictions = predict([None] * len(chunks))
         assert self._settings is not None and self._steering is not None and self._team is not None
-        return search(looks, self._steering, self._settings, self._team), looks
+        return search(predictions, self._steering, self._settings, self._team), predictions
 
 
 def share_steps(settings: Readout) -> int:
     """The memory share in steps of 1/1024."""
     return round(settings.share * SHARE_STEPS)
-
-
-def parity_tables() -> np.ndarray:
-    """Features of each byte of a window as bits, uint64 [3, 256]: those of a window are the exclusive or of three."""
-    masks = words(_PARITY_STREAM, 0, FEATURES)
-    tables = np.zeros((WINDOW // 8, 256), dtype=np.uint64)
-    for bit in range(WINDOW):
-        odd = np.bitwise_or.reduce((masks >> np.uint64(bit) & np.uint64(1)) << np.arange(FEATURES, dtype=np.uint64))
-        tables[bit // 8, np.arange(256) >> bit % 8 & 1 == 1] ^= odd
-    return tables
-
-
-# ---- what both sides compute
-
-
-@part
-def until(share, energy, bits):
-    """How many bits of the memory have entered, once the entropies so far (capped) add up to `energy`."""
-    return min(share * energy >> 20, bits)
-
-
-@part
-def capped(entropy):
-    """The entropy of a position, as far as it counts."""
-    return np.int64(min(entropy, np.int32(MOST_ENTROPY)))
-
-
-@part
-def features_of(window, parities):
-    """The 64 parities of a window, as bits."""
-    low, middle, high = window & 255, (window >> 8) & 255, window >> 16
-    return parities[0, low] ^ parities[1, middle] ^ parities[2, high]
-
-
-@part
-def tilt_of(share, entropy):
-    """The factor of the moves at a position, float64, in units."""
-    return _TILT * np.sqrt(np.float64(share * capped(entropy)))
-
-
-@part
-def steer(position, features, tilt, unit, head, scale, ids, moves, vector):
-    """What a memory moves the logits of tokens by, in units: int32 into `moves`, for ids int32 up to the first -1.
-
-    vector: int32 [hidden], to use: the sign matrix of this position times the features.
-    """
-    apart()
-    hidden = len(vector)
-    for i in range(np.uint64(hidden)):
-        vector[i] = np.int32(FEATURES) - np.int32(2) * np.int32(
-            ones_in(word(_SIGN_STREAM, np.uint64(position) * np.uint64(hidden) + i) ^ features)
-        )
-    for k in range(len(moves)):
-        moves[k] = 0
-        if ids[k] >= 0:
-            row = head[ids[k]]
-            total = np.int32(0)
-            for i in range(np.uint64(hidden)):
-                total += np.int32(row[i]) * vector[i]
-            move = np.rint(np.float64(total) * (np.float64(scale[ids[k]]) * unit) * tilt)
-            moves[k] = np.int32(min(max(move, np.float64(-_REACH)), np.float64(_REACH)))
 
 
 # ---- the search
@@ -156,25 +81,25 @@ def memory_bytes(entropy: np.ndarray, share: int) -> int:
     return int(share * int(loud.sum()) >> 20) // 8
 
 
-def search(looks: list[Look], steering: Steering, settings: Readout, team: Team) -> list[bytes]:
+def search(predictions: list[Predictions], steering: Steering, settings: Readout, team: Team) -> list[bytes]:
     """Memories of chunks: for each, the bits under which its tokens cost least. The same bits on every machine."""
     share = share_steps(settings)
-    longest = max((len(look.tokens) for look in looks), default=1)
-    sizes = [memory_bytes(look.entropy, share) if share else 0 for look in looks]
+    longest = max((len(predicted.tokens) for predicted in predictions), default=1)
+    sizes = [memory_bytes(predicted.entropy, share) if share else 0 for predicted in predictions]
     found = [np.zeros(8 * size, dtype=np.uint8) for size in sizes]
     effort = settings.effort
     states = -(-effort // COLUMNS) * COLUMNS
-    rooms = [_room(longest, states, steering.head.shape[1]) for _ in range(min(team.workers, max(1, len(looks))))]
+    rooms = [_room(longest, states, steering.head.shape[1]) for _ in range(min(team.workers, max(1, len(predictions))))]
 
     def work(worker: int, workers: int) -> None:
-        for i in range(worker, len(looks), workers):
+        for i in range(worker, len(predictions), workers):
             if sizes[i]:
-                look = looks[i]
-                _search(look.tokens, look.ids, look.below, look.total, look.entropy, look.near, share, effort,
+                p = predictions[i]
+                _search(p.tokens, p.ids, p.below, p.total, p.entropy, p.near, share, effort,
                         steering.unit, steering.head, steering.scale, steering.parities, arithmetic.powers(),
                         arithmetic.logarithms(), *rooms[worker], found[i])  # fmt: skip
 
-    if looks:
+    if predictions:
         team.run(work)
     return [np.packbits(bits, bitorder="little").tobytes() for bits in found]
 
@@ -204,14 +129,14 @@ _SCALE_BITS = 16  # of frequencies in the search
 f4 = np.float32
 
 
-@part
+@subkernel
 def _respond(position, ids, head, signs, rows, responses):
     """How each feature moves each competitor: int32 [COMPETITORS, FEATURES], sums over the head's integers."""
     hidden = head.shape[1]
     inner = hidden + hidden % 2
     half = inner // 2 * 2 * COLUMNS
     for i in range(hidden):
-        bits = word(_SIGN_STREAM, np.uint64(position) * np.uint64(hidden) + np.uint64(i))
+        bits = word(SIGN_STREAM, np.uint64(position) * np.uint64(hidden) + np.uint64(i))
         base = np.uint64((i >> 1) * 2 * COLUMNS + (i & 1))
         for j in range(np.uint64(COLUMNS)):
             signs[base + np.uint64(2) * j] = np.int8(1) - np.int8(2) * np.int8(bits >> j & np.uint64(1))
@@ -229,7 +154,7 @@ def _respond(position, ids, head, signs, rows, responses):
                  np.int64(panel * COLUMNS), np.int64(FEATURES), np.int64(0))  # fmt: skip
 
 
-@part
+@subkernel
 def _as_panel(responses, ids, scale, unit, tilt, panel, factors):
     """Responses rounded to a byte each, as a panel with a column a competitor, and what a product means in units."""
     for k in range(COMPETITORS):
@@ -245,22 +170,22 @@ def _as_panel(responses, ids, scale, unit, tilt, panel, factors):
             factors[k] = f4(np.float64(most) / 127.0 * (np.float64(scale[ids[k]]) * unit) * tilt)
 
 
-@part
+@subkernel
 def _expand(features, out, start):
     """64 bits as signs, int16 [FEATURES]."""
     for j in range(np.uint64(FEATURES)):
         out[np.uint64(start) + j] = np.int16(1) - np.int16(2) * np.int16(features >> j & np.uint64(1))
 
 
-@part
+@subkernel
 def _costs(count, products, factors, below, rest, target, otherwise, logarithms, costs):
     """Add to each state's cost what the true token costs under its tilt, in units.
 
     below: float32 [COMPETITORS], units; rest: frequency of the tokens that are not steered, of 16 bits; target: which
     competitor the token is, or -1; otherwise: its units below the best, unsteered.
     """
-    apart()
-    most = f4(_REACH)
+    not_inlined()
+    most = f4(REACH)
     for s in range(count):
         base = np.uint64(s * COLUMNS)
         mass = rest
@@ -285,7 +210,7 @@ def _costs(count, products, factors, below, rest, target, otherwise, logarithms,
         costs[s] += cost
 
 
-@part
+@subkernel
 def _cheapest(count, wanted, costs, buckets, kept):
     """Numbers of about the cheapest states, in order, ties by number; gives how many."""
     if count <= wanted:

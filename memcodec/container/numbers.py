@@ -1,0 +1,93 @@
+"""Numbers as bytes: varints, columns, and the reader that never goes past the end."""
+
+import struct
+from collections.abc import Sequence
+
+from memcodec.errors import FormatError
+
+
+def pack_column(values: Sequence[int]) -> bytes:
+    """Numbers that are of one size: the least, the bits of what they have above it, and that, packed."""
+    least = min(values)
+    width = (max(values) - least).bit_length()
+    out = varint(least) + bytes([width])
+    for start in range(0, len(values), _GROUP):
+        group = values[start : start + _GROUP]
+        packed = sum((value - least) << (i * width) for i, value in enumerate(group))
+        out += packed.to_bytes((len(group) * width + 7) // 8, "little")
+    return out
+
+
+_GROUP = 64  # numbers of a column that are packed together: whole bytes, whatever the width
+
+
+class Reader:
+    """Takes bytes off a tensor and never past its end."""
+
+    def __init__(self, data: bytes | memoryview, name: str, damaged: bool = False) -> None:
+        """damaged: payloads may be cut, and what is left at the end is nothing to care for."""
+        self._damaged = damaged
+        self._data = memoryview(data)
+        self._position = 0
+        self._name = name
+
+    def __len__(self) -> int:
+        """Bytes that are left."""
+        return len(self._data) - self._position
+
+    def take(self, count: int) -> memoryview:
+        """So many bytes. Raises FormatError where there are fewer."""
+        if count > len(self):
+            raise FormatError(f"damaged file: {self._name} ends too early")
+        self._position += count
+        return self._data[self._position - count : self._position]
+
+    def payload(self, count: int) -> memoryview:
+        """The same of bytes that are no part of the index."""
+        return self.take(min(count, len(self)) if self._damaged else count)
+
+    def u32(self) -> int:
+        """Four bytes, little-endian."""
+        return int(struct.unpack("<I", self.take(4))[0])
+
+    def varint(self) -> int:
+        """LEB128, at most 62 bits."""
+        value = shift = 0
+        while True:
+            byte = self.take(1)[0]
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                break
+            if shift > 62:
+                raise FormatError(f"damaged file: a number in {self._name} is too long")
+        if value >> 62:
+            raise FormatError(f"damaged file: a number in {self._name} is too long")
+        return value
+
+    def column(self, count: int) -> list[int]:
+        """What `pack_column` wrote: so many numbers."""
+        least, width = self.varint(), self.take(1)[0]
+        if width > 62:
+            raise FormatError(f"damaged file: numbers in {self._name} are too long")
+        mask, result = (1 << width) - 1, []
+        for start in range(0, count, _GROUP):
+            n = min(_GROUP, count - start)
+            packed = int.from_bytes(self.take((n * width + 7) // 8), "little")
+            result += [least + (packed >> (i * width) & mask) for i in range(n)]
+        return result
+
+    def end(self) -> None:
+        """Raise FormatError where something is left."""
+        if len(self) and not self._damaged:
+            raise FormatError(f"damaged file: {self._name} is longer than the index says")
+
+
+def varint(value: int) -> bytes:
+    """LEB128: 7 bits a byte, the lowest first."""
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)

@@ -1,0 +1,266 @@
+"""Reading a container: trusts nothing that it reads, and copies little (spec/FORMAT.md, "Container")."""
+
+import json
+import struct
+import zlib
+from dataclasses import dataclass
+
+from memcodec.container.layout import (
+    HASH_BYTES,
+    IDENTITY_BYTES,
+    MAX_CHUNKS,
+    MAX_FIELDS,
+    MAX_HEADER,
+    PRIMED,
+    PRIMER_BYTES,
+    RAW,
+    SITES,
+    START,
+    VERSION,
+    ZSTD,
+    Chunk,
+    Container,
+    ModelId,
+    Part,
+    Segment,
+    Settings,
+    StoredSpan,
+)
+from memcodec.container.numbers import Reader
+from memcodec.document.plan import chunk_lengths
+from memcodec.errors import ChecksumError, FormatError
+from memcodec.settings import MAX_CHUNK_TOKENS, MAX_CONTEXT
+
+# ---- reading
+
+
+def check_start(start: bytes) -> None:
+    """Refuse what no memcodec file begins like, from its first START bytes. Raises FormatError."""
+    if len(start) < 8:
+        raise FormatError("not a memcodec file: shorter than a header")
+    (length,) = struct.unpack("<Q", start[:8])
+    if start[8:9] != b"{" or length > MAX_HEADER:
+        raise FormatError("not a memcodec file")
+    if len(start) >= 8 + min(length, START - 8):
+        head = start[8 : 8 + length]
+        if b'"memcodec"' in head:
+            return
+        if b'"v":"1"' in head and b'"i":{' in head:
+            raise FormatError("format version 1 is not read: it was never released; encode the original again")
+        raise FormatError("not a memcodec file: a safetensors file of something else")
+
+
+def is_archive(blob: bytes | memoryview) -> bool:
+    """Whether a file begins like an archive (`memcodec.files.archive`)."""
+    start = bytes(blob[:START])
+    length = int.from_bytes(start[:8], "little")
+    return b'"memcodec":"archive ' in start[8 : 8 + min(length, START)]
+
+
+def unpack_all(blob: bytes | memoryview) -> list[Container]:
+    """The containers of files that stand one behind the other, at least one.
+
+    Raises FormatError, also for bytes behind the last that begin no other; ChecksumError.
+    """
+    view = memoryview(blob)
+    found = []
+    while True:
+        length = _length(view)
+        found.append(unpack(view[:length]))
+        if length == len(view):
+            return found
+        view = view[length:]
+        try:
+            check_start(bytes(view[:START]))
+        except FormatError as error:
+            raise FormatError(f"{len(view):,} trailing bytes behind the end of the file: cut them off") from error
+
+
+def _length(view: memoryview) -> int:
+    """Of the first file of some; all there is where it says nothing that can be."""
+    check_start(bytes(view[:START]))
+    (length,) = struct.unpack("<Q", view[:8])
+    try:
+        header = json.loads(bytes(view[8 : 8 + length]))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        end = max(ends)
+        within = type(end) is int and 0 < end < len(view) - 8 - length
+        return 8 + length + end if within else len(view)
+    except (ValueError, AttributeError, KeyError, TypeError, IndexError, RecursionError):
+        return len(view)
+
+
+def unpack(blob: bytes | memoryview, damaged: bool = False) -> Container:
+    """Read a container, checking every length, and every checksum that needs no model.
+
+    damaged: do with what is there, as far as the index reads, for `salvage`. Raises FormatError (not a memcodec file,
+    truncated, newer) or ChecksumError (damaged).
+    """
+    view = memoryview(blob)
+    check_start(bytes(view[:START]))
+    if is_archive(view):
+        raise FormatError("an archive of many documents: read it with memcodec unpack, or memcodec.Archive")
+    metadata, tensors, header_size, ends = read_tensors(view, ("memories", "document"), damaged)
+    version = metadata.get("memcodec", "")
+    if version != str(VERSION):
+        raise FormatError(f"format version {version[:20]!r} is not known to this memcodec: install a newer one")
+    document, memories = tensors.get("document", memoryview(b"")), tensors.get("memories")
+    if len(document) < 4:
+        raise FormatError("damaged file: it has no index")
+    if not damaged and zlib.crc32(view[:-4]) != struct.unpack("<I", view[-4:])[0]:
+        raise ChecksumError("damaged file: its checksum does not match")
+    cut = damaged and len(view) < header_size + ends
+    reader = Reader(document if cut else document[:-4], "document", damaged)
+    apart = Reader(memories, "memories", damaged) if memories is not None else None
+    size, sha256, parts, model, settings = _read_index(reader, apart, metadata.get("model"))
+    stored = sum(len(part.packed) for part in parts if isinstance(part, StoredSpan))
+    corrections = sum(len(part.corrections or b"") for part in parts if isinstance(part, Segment))
+    memory = sum(len(chunk.memory) for part in parts if isinstance(part, Segment) for chunk in part.chunks)
+    sizes = {
+        "header": header_size,
+        "index": len(document) - stored - corrections - (memory if apart is None else 0),
+        "memories": memory,
+        "corrections": corrections,
+        "stored": stored,
+    }
+    return Container(size, sha256, parts, model, settings, {name: n for name, n in sizes.items() if n})
+
+
+def read_tensors(
+    view: memoryview, names: tuple[str, ...], damaged: bool = False
+) -> tuple[dict[str, str], dict[str, memoryview], int, int]:
+    """Metadata, byte tensors of these names, in this order, those that there are, the bytes before them, and theirs.
+
+    damaged: the end may be missing, or followed by something. Raises FormatError where there are others, or anything
+    beside them.
+    """
+    (length,) = struct.unpack("<Q", view[:8])
+    if len(view) < 8 + length:
+        raise FormatError("truncated file: the header is cut")
+    try:
+        header = json.loads(bytes(view[8 : 8 + length]))
+        metadata = header.pop("__metadata__")
+        entries = {name: (entry["dtype"], entry["shape"], entry["data_offsets"]) for name, entry in header.items()}
+        ends = [offsets[1] for _, _, offsets in entries.values()]
+        if not all(type(end) is int and 0 <= end < 1 << 62 for end in ends):
+            raise TypeError
+    except (ValueError, AttributeError, KeyError, TypeError, IndexError, RecursionError) as error:
+        raise FormatError("not a memcodec file: its header does not read") from error
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise FormatError("not a memcodec file: it has no metadata")
+    base, end = 8 + length, max(ends, default=0)
+    if len(view) < base + end and not damaged:
+        raise FormatError(f"truncated file: {len(view)} of {base + end} bytes")
+    if unknown := [name for name in entries if name not in names]:
+        raise FormatError(f"unknown tensor {unknown[0][:40]!r}: install a newer memcodec")
+    tensors, at = {}, 0
+    for name in names:
+        if name in entries:
+            start = at
+            dtype, shape, offsets = entries[name]
+            if dtype != "U8" or offsets[0] != at or shape != [offsets[1] - at] or offsets[1] < at:
+                raise FormatError(f"damaged header: the tensor {name} is not where it must be")
+            at = offsets[1]
+            tensors[name] = view[base + start : base + at]
+    if base + at != len(view) and not damaged:
+        raise FormatError("damaged header: it does not cover the file")
+    return metadata, tensors, base, at
+
+
+def _read_index(
+    reader: "Reader", apart: "Reader | None", model_name: str | None
+) -> tuple[int, bytes, list[Part], ModelId | None, Settings | None]:
+    sha256 = bytes(reader.take(HASH_BYTES))
+    size, run_count, stored_count = (reader.varint() for _ in range(3))
+    if run_count - stored_count not in (0, 1) or run_count > len(reader):
+        raise FormatError("damaged index: runs and stored spans do not go together")
+    runs = [reader.varint() for _ in range(run_count)]
+    spans = []
+    for _ in range(stored_count):
+        numbers = reader.varint(), reader.varint(), reader.take(1)[0], reader.u32()
+        if numbers[2] not in (RAW, ZSTD):
+            raise FormatError(f"unknown method {numbers[2]} of a stored span: install a newer memcodec")
+        spans.append(numbers)
+    model = settings = None
+    segments: list[Segment] = []
+    if any(runs):
+        if model_name is None:
+            raise FormatError("damaged header: chunks without a model")
+        model = ModelId(model_name, bytes(reader.take(IDENTITY_BYTES)))
+        settings = read_settings(reader)
+        columns = _read_columns(reader, runs, settings)
+        source = reader if apart is None else apart
+        memories = [bytes(source.payload(count)) for count in columns.memory_bytes]
+    stored = [StoredSpan(n, method, reader.payload(packed), checksum) for n, packed, method, checksum in spans]
+    if settings is not None:
+        segments = _read_segments(reader, settings, columns, memories)
+    if sum(span.size for span in stored) + sum(segment.size for segment in segments) != size:
+        raise FormatError("damaged index: lengths do not add up to the document's")
+    for rest in (reader, apart):
+        if rest is not None:
+            rest.end()
+    parts: list[Part] = []
+    following, spans_left = iter(segments), iter(stored)
+    for run in runs:
+        parts += [next(following) for _ in range(run // 2)]
+        parts += [span for span in [next(spans_left, None)] if span is not None]
+    return size, sha256, parts, model, settings
+
+
+def read_settings(reader: "Reader") -> Settings:
+    """What `pack_settings` wrote. Raises FormatError."""
+    site, chunk_tokens, context, count = (reader.varint() for _ in range(4))
+    primed, site = site >= PRIMED, site % PRIMED if site < 2 * PRIMED else site
+    if site >= len(SITES) or count > MAX_FIELDS:
+        raise FormatError("unknown site: install a newer memcodec")
+    if not (1 <= chunk_tokens <= MAX_CHUNK_TOKENS and 1 <= context <= MAX_CONTEXT):
+        raise FormatError("damaged index: chunk tokens or context out of range")
+    fields = tuple(reader.varint() for _ in range(count))
+    return Settings(SITES[site], fields, chunk_tokens, context, bytes(reader.take(PRIMER_BYTES)) if primed else b"")
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Of segments: whether they start a group, tokens, bytes; of groups and chunks: what their name says."""
+
+    starts: list[bool]
+    tokens: list[int]
+    sizes: list[int]
+    correction_bytes: list[int]
+    memory_bytes: list[int]
+    checksums: memoryview
+
+
+def _read_columns(reader: "Reader", runs: list[int], settings: Settings) -> _Columns:
+    starts: list[bool] = []
+    if sum(run >> 1 for run in runs) > min(len(reader), MAX_CHUNKS):  # a chunk each, whose checksum is a byte
+        raise FormatError(_TOO_MANY)
+    for run in runs:
+        count, continues = run >> 1, run & 1
+        if continues and not (count and starts):
+            raise FormatError("damaged index: a run that goes on with no group")
+        starts += [not continues] * min(count, 1) + [True] * (count - 1)
+    tokens, sizes = reader.column(len(starts)), reader.column(len(starts))
+    if any(not 1 <= count <= size for count, size in zip(tokens, sizes, strict=True)):
+        raise FormatError("damaged index: a segment without tokens, or with more of them than bytes")
+    count = sum(-(-n // settings.chunk_tokens) for n in tokens)
+    if count > min(len(reader), MAX_CHUNKS):
+        raise FormatError(_TOO_MANY)
+    corrections, memories = reader.column(sum(starts)), reader.column(count)
+    return _Columns(starts, tokens, sizes, corrections, memories, reader.take(count))
+
+
+_TOO_MANY = "damaged index: more chunks than a file has room for"
+
+
+def _read_segments(reader: "Reader", settings: Settings, columns: _Columns, memories: list[bytes]) -> list[Segment]:
+    segments, number = [], 0
+    following = iter(columns.correction_bytes)
+    for start, total, size in zip(columns.starts, columns.tokens, columns.sizes, strict=True):
+        chunks = []
+        for n in chunk_lengths(total, settings.chunk_tokens):
+            chunks.append(Chunk(n, memories[number], columns.checksums[number]))
+            number += 1
+        corrections = bytes(reader.payload(next(following))) if start else None
+        segments.append(Segment(size, tuple(chunks), corrections))
+    return segments

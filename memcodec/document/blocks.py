@@ -1,0 +1,89 @@
+"""Documents on their way to the encoder, block after block: what is tokenized, cut into groups, and not yet coded."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from memcodec.document.plan import Plan, plan_groups
+from memcodec.document.source import Source
+from memcodec.document.spans import Span, Text, cut_blocks, spans_of
+from memcodec.errors import EncodeError
+from memcodec.models.tokenizer import ByteTokenizer
+from memcodec.settings import Context
+
+
+@dataclass(frozen=True)
+class Block:
+    """A piece of a document. start, size: in bytes of it; last: whether it ends with this one."""
+
+    source: Source
+    start: int
+    size: int
+    spans: list[Span]
+    plan: Plan
+    last: bool
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each chunk."""
+        return [len(tokens) for group in self.plan.groups for tokens in group]
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """How documents are cut. positions: that the LM has for tokens; vocabulary: tokens that it knows."""
+
+    chunk_tokens: int
+    context: Context
+    positions: int
+    vocabulary: int
+
+
+def read_blocks(source: Source, tokenizer: ByteTokenizer, cutting: Cutting, alone: bool = True) -> Iterator[Block]:
+    """The blocks of a document, one at least. alone: no other documents are encoded with it.
+
+    Raises EncodeError for tokens that the LM does not know.
+    """
+    start = 0
+    for block in cut_blocks(source):
+        spans = spans_of(block, tokenizer)
+        runs = [span.tokens for span in spans if isinstance(span, Text)]
+        if any(tokens.max() >= cutting.vocabulary for tokens in runs):
+            raise EncodeError("its tokenizer has tokens that the model has not")
+        whole = len(block) == source.size
+        plan = plan_groups(runs, cutting.chunk_tokens, cutting.context, cutting.positions, alone and whole)
+        last = start + len(block) == source.size
+        yield Block(source, start, len(block), spans, plan, last)
+        start += len(block)
+    if not source.size:
+        yield Block(source, 0, 0, [], Plan([], [], 1), True)
+
+
+class BlockQueue:
+    """Blocks one by one, and their groups, which are taken ahead of them, or behind."""
+
+    def __init__(self, blocks: Iterable[Block]) -> None:
+        self._unread = iter(blocks)
+        self._blocks: deque[Block] = deque()
+        self._groups: deque[list[np.ndarray]] = deque()
+
+    def blocks(self) -> Iterator[Block]:
+        """Each block, when it was read, or to be read now."""
+        while self._blocks or self._read():
+            yield self._blocks.popleft()
+
+    def groups(self) -> Iterator[list[np.ndarray]]:
+        """The chunks of each group of each block, int64 [tokens] each."""
+        while self._groups or self._read():
+            while self._groups:
+                yield self._groups.popleft()
+
+    def _read(self) -> bool:
+        block = next(self._unread, None)
+        if block is None:
+            return False
+        self._blocks.append(block)
+        self._groups.extend(block.plan.groups)
+        return True

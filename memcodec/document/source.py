@@ -1,0 +1,76 @@
+"""A document's bytes, wherever they are: read in pieces, and more than once; and files written whole or not at all."""
+
+import hashlib
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from memcodec.errors import EncodeError
+
+PIECE_BYTES = 1 << 20
+_SPOOLED = 1 << 22  # bytes of a pipe that are kept in memory
+
+
+class Source:
+    """A document's bytes, read in pieces, and more than once."""
+
+    def __init__(self, file: BinaryIO, name: str = "") -> None:
+        """file: read from where it stands; where it cannot seek, it is read whole, into a temporary file."""
+        self._name = name or getattr(file, "name", "the input")
+        try:
+            self._first = file.tell()
+            self.size = file.seek(0, os.SEEK_END) - self._first
+        except (OSError, ValueError):  # a pipe, in Python's words
+            copy: Any = tempfile.SpooledTemporaryFile(_SPOOLED)  # noqa: SIM115 (open as long as this is)
+            shutil.copyfileobj(file, copy)
+            self._copy = file = copy
+            self._first, self.size = 0, copy.tell()
+        self._file = file
+        self._before = self._state()
+
+    _copy: Any = None
+
+    def __del__(self) -> None:
+        if self._copy is not None:
+            self._copy.close()
+
+    @classmethod
+    def of(cls, data: "bytes | Source") -> "Source":
+        """Of bytes, or what is one already."""
+        return data if isinstance(data, Source) else cls(io.BytesIO(data))
+
+    def read(self, start: int, end: int) -> bytes:
+        """Bytes from `start` to `end`. Raises EncodeError where the file has become shorter; OSError."""
+        self._file.seek(self._first + start)
+        data = self._file.read(end - start)
+        if len(data) != end - start:
+            raise EncodeError(f"{self._name}: became shorter while it was read")
+        return data
+
+    def pieces(self, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """The same, piece by piece."""
+        end = self.size if end is None else end
+        for at in range(start, end, PIECE_BYTES):
+            yield self.read(at, min(at + PIECE_BYTES, end))
+
+    def digest(self) -> bytes:
+        """The SHA-256 of all."""
+        found = hashlib.sha256()
+        for piece in self.pieces():
+            found.update(piece)
+        return found.digest()
+
+    def check_unchanged(self) -> None:
+        """Raise EncodeError where the file was written to since."""
+        if self._state() != self._before:
+            raise EncodeError(f"{self._name}: changed while it was read: try again")
+
+    def _state(self) -> tuple[int, int] | None:
+        try:
+            found = os.fstat(self._file.fileno())
+        except (OSError, ValueError):  # not a file of the system's
+            return None
+        return found.st_size, found.st_mtime_ns

@@ -1,0 +1,184 @@
+"""A document as spans: text that the LM will carry, as tokens, and bytes that are stored.
+
+It is read in blocks, each of which is split by itself, so that memory does not follow its size.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+import zstandard
+
+from memcodec.document.source import Source
+from memcodec.models.tokenizer import ByteTokenizer
+
+BLOCK_BYTES = 1 << 20  # of a document that are tokenized at one time
+
+PIECE_CHARACTERS = 1 << 16  # text is tokenized in pieces of this size, to bound the tokenizer's memory
+MIN_TEXT_BYTES = 160  # text shorter than this between stored bytes is stored with them: a span costs ~20 bytes
+MAX_ZSTD_RATIO = 20  # zstd does better than this: the LM, at 5 bytes a chunk and more, could not
+MAX_LOSS = 0.1  # share of bytes that are not UTF-8, above which a document is binary
+MAX_CONTROLS = 0.05  # share of characters that only binary data has, above which it is binary too
+
+_LONE = re.compile("[\ud800-\udfff]+")  # bytes that are not UTF-8, as "surrogateescape" has them
+_CONTROLS = bytes(set(range(32)) - set(b"\t\n\r\f\x1b\b")) + b"\x7f"
+
+
+def cut_blocks(source: Source) -> Iterator[bytes]:
+    """The document in pieces of about BLOCK_BYTES, cut behind a line or, where those are long, a character."""
+    at = 0
+    while at < source.size:
+        block = source.read(at, min(at + BLOCK_BYTES, source.size))
+        if at + len(block) < source.size:
+            line = block.rfind(b"\n", len(block) - _LINE) + 1
+            block = block[: line or _whole_characters(block)]
+        yield block
+        at += len(block)
+
+
+_LINE = 1 << 12
+
+
+def _whole_characters(block: bytes) -> int:
+    """Bytes of a block without those of a character that is cut at its end."""
+    for back in range(1, 4):
+        if block[-back] & 0xC0 != 0x80:  # the first byte of a character
+            length = 2 + (block[-back] >= 0xE0) + (block[-back] >= 0xF0) if block[-back] >= 0xC0 else 1
+            return len(block) - back if length > back else len(block)
+    return len(block)
+
+
+@dataclass(frozen=True)
+class Text:
+    """Token ids, int64 [tokens], that restore the span's bytes exactly."""
+
+    tokens: np.ndarray
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Bytes that no LM carries."""
+
+    data: bytes
+
+
+Span = Text | Stored
+
+
+def zstd_size(data: bytes, level: int = 19) -> int:
+    """Bytes of a zstd frame of the data."""
+    return len(zstandard.ZstdCompressor(level=level).compress(data))
+
+
+def has_text(source: Source) -> bool:
+    """Whether an LM is needed; needs no tokenizer."""
+    return any(isinstance(part, str) for block in cut_blocks(source) for part in find_text(block))
+
+
+def find_text(data: bytes) -> list[str | bytes]:
+    """Runs of text of a block and what is between them, in order; needs no tokenizer."""
+    return list(_find_text(data))
+
+
+def spans_of(data: bytes, tokenizer: ByteTokenizer) -> list[Span]:
+    """Split a block into spans, in order; neighbours are of different kinds. Restores to `data` exactly."""
+    return tokenize(find_text(data), tokenizer)
+
+
+def tokenize(found: list[str | bytes], tokenizer: ByteTokenizer) -> list[Span]:
+    """The spans of a block's `parts`."""
+    spans: list[Span] = []
+    for part in found:
+        spans += [Stored(part)] if isinstance(part, bytes) else _exactly(part, tokenizer)
+    return _joined(spans, tokenizer)
+
+
+def _find_text(data: bytes) -> Iterator[str | bytes]:
+    """Runs of text that are long enough, and what is between them, in order."""
+    if _is_binary(data):
+        yield data
+        return
+    text = data.decode("utf-8", "surrogateescape")
+    at = 0  # characters done
+    place = kept = 0  # bytes done, and bytes given out
+    for match in chain(_LONE.finditer(text), [None]):
+        start, end = match.span() if match else (len(text), len(text))
+        for first in range(at, start, PIECE_CHARACTERS):
+            piece = text[first : min(first + PIECE_CHARACTERS, start)]
+            encoded = piece.encode()
+            alone = match is None and at == 0
+            if (alone or first > at or len(encoded) >= MIN_TEXT_BYTES) and not _is_repetition(encoded):
+                if kept < place:
+                    yield data[kept:place]
+                yield piece
+                kept = place + len(encoded)
+            place += len(encoded)
+        place += end - start  # a lone surrogate is a byte
+        at = end
+    if kept < place:
+        yield data[kept:place]
+
+
+def _is_binary(data: bytes) -> bool:
+    controls = len(data) - len(data.translate(None, _CONTROLS))
+    lost = len(data) - len(data.decode("utf-8", "ignore").encode())
+    return controls > MAX_CONTROLS * len(data) or lost > MAX_LOSS * len(data)
+
+
+def _is_repetition(data: bytes) -> bool:
+    return len(data) > MAX_ZSTD_RATIO * zstd_size(data, 3)
+
+
+def _exactly(text: str, tokenizer: ByteTokenizer) -> Iterator[Span]:
+    """Text as tokens where they restore it, by lines and by characters where they do not, else as stored bytes."""
+    data = text.encode()
+    tokens = tokenizer.encode(text)
+    if tokenizer.decode(tokens) == data:
+        yield Text(tokens)
+        return
+    lines = text.splitlines(keepends=True)
+    if len(lines) > 1:
+        for line in lines:
+            yield from _exactly(line, tokenizer)
+        return
+    missing = {c for c in set(text) if not tokenizer.missing_bytes.isdisjoint(c.encode())}
+    pieces = re.split("([" + re.escape("".join(sorted(missing))) + "]+)", text) if missing else [text]
+    for i, piece in enumerate(pieces):
+        tokens = tokenizer.encode(piece)
+        if i % 2 == 0 and tokenizer.decode(tokens) == piece.encode():
+            yield Text(tokens)
+        else:
+            yield Stored(piece.encode())
+
+
+def _joined(spans: list[Span], tokenizer: ByteTokenizer) -> list[Span]:
+    """Neighbours of one kind as one span, and short text beside stored bytes stored with them."""
+    groups = _grouped(spans)
+    if len(groups) > 1:
+        groups = _grouped(
+            Stored(data)
+            if isinstance(span, Text) and len(data := tokenizer.decode(span.tokens)) < MIN_TEXT_BYTES
+            else span
+            for span in groups
+        )
+    return groups
+
+
+def _grouped(spans: Iterator[Span] | list[Span]) -> list[Span]:
+    groups: list[list[Span]] = []
+    for span in spans:
+        if (isinstance(span, Text) and not len(span.tokens)) or (isinstance(span, Stored) and not span.data):
+            continue
+        if groups and isinstance(span, type(groups[-1][0])):
+            groups[-1].append(span)
+        else:
+            groups.append([span])
+    result: list[Span] = []
+    for group in groups:
+        if isinstance(group[0], Text):
+            result.append(Text(np.concatenate([span.tokens for span in group if isinstance(span, Text)])))
+        else:
+            result.append(Stored(b"".join(span.data for span in group if isinstance(span, Stored))))
+    return result

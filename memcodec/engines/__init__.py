@@ -1,0 +1,41 @@
+"""Where groups are coded: in this process, or on the workers of a cluster. The bytes are the same."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from memcodec.engines.engine import Engine
+from memcodec.engines.local import Local
+from memcodec.errors import EncodeError, MissingDependencyError
+
+NAMES = ("local", "ray")
+
+
+def find_engine(name: str, workers: int | None = None, threads: int | None = None, device: str = "auto") -> Engine:
+    """The engine of a name, "local" or "ray". The rest is for Ray: `RayEngine`.
+
+    Raises EncodeError for another name or settings out of range, MissingDependencyError where Ray is not installed.
+    """
+    if name == "local":
+        return Local()
+    if name != "ray":
+        raise EncodeError(f"engine {name!r}: give {' or '.join(NAMES)}")
+    try:
+        from memcodec.engines.ray import RayEngine
+    except ImportError as error:
+        raise MissingDependencyError("engine ray: Ray is not installed: pip install 'memcodec[ray]'") from error
+    return RayEngine(workers, threads, device)
+
+
+@contextmanager
+def opened(
+    engine: "str | Engine", workers: int | None = None, threads: int | None = None, device: str = "auto"
+) -> Iterator[tuple[Engine, str]]:
+    """An engine, and the device of the LM in this process beside it. One by name is closed at the end."""
+    if not isinstance(engine, str):
+        yield engine, device
+        return
+    found = find_engine(engine, workers, threads, device)
+    try:
+        yield found, device if engine == "local" else "cpu"
+    finally:
+        found.close()

@@ -1,0 +1,99 @@
+"""Files written whole or not at all: beside the one of the same name, which they then replace."""
+
+import os
+import re
+import secrets
+import stat
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # Windows, where a file that is open cannot be removed
+    fcntl = None  # type: ignore[assignment]
+
+
+def replace(
+    path: Path, pieces: Iterable[bytes], mode: int = 0o666, before: Callable[[Path], object] = lambda _: None
+) -> int:
+    """Write a file beside the one of a name, which it then becomes; gives its size. Leaves nothing behind an error.
+
+    mode: permissions, before the umask; before: is called with the finished file, before it gets its name.
+    """
+    target = path.resolve()
+    old = target.stat() if target.exists() else None
+    if old is not None and not stat.S_ISREG(old.st_mode):  # a device or a pipe: a rename would replace it
+        with target.open("wb") as device:
+            return sum(device.write(piece) for piece in pieces)
+    _sweep(target.parent)
+    temporary, file = _beside(target, mode)
+    try:
+        size = 0
+        for piece in pieces:
+            size += file.write(piece)
+        file.flush()
+        os.fsync(file.fileno())
+        if fcntl is None:
+            file.close()
+        if old is not None:
+            temporary.chmod(stat.S_IMODE(old.st_mode))
+        before(temporary)
+        temporary.replace(target)
+        _flush(target.parent)
+        return size
+    finally:
+        with suppress(OSError):  # what could not be written is not tried again
+            file.close()
+        temporary.unlink(missing_ok=True)
+
+
+def _beside(target: Path, mode: int) -> tuple[Path, BinaryIO]:
+    """A new file in the folder of another, held while it is written."""
+    while True:
+        temporary = target.with_name(f".memcodec-{secrets.token_hex(6)}")
+        file: BinaryIO = open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode))  # noqa: SIM115
+        if hold(file) is not False and temporary.exists():  # not taken for abandoned before it was held
+            return temporary, file
+        file.close()
+
+
+def hold(file: BinaryIO) -> bool | None:
+    """Lock an open file as long as it is open: False where another process has it, None where there are no locks."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+_TEMPORARY = re.compile(r"\.memcodec-[0-9a-f]{12}")
+_swept: set[Path] = set()
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes have left in a folder; looks once a process, as folders may be large."""
+    if folder in _swept:
+        return
+    _swept.add(folder)
+    with suppress(OSError):
+        for path in list(folder.iterdir()):
+            if _TEMPORARY.fullmatch(path.name):
+                with suppress(OSError), path.open("rb") as file:
+                    if hold(file):
+                        path.unlink()
+
+
+def _flush(folder: Path) -> None:
+    """See to it that a name in a folder outlives a crash, where the system can."""
+    with suppress(OSError):
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)

@@ -1,0 +1,293 @@
+"""Groups of chunks, the unit of work: plan them for a document's tokens, encode some, decode some side by side.
+
+What goes in and comes out are arrays and bytes, so that a batch can be done by another process or machine.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice, repeat, tee
+
+import numpy as np
+
+from memcodec.coding import corrections
+from memcodec.coding.distribution import LATE, Predictions
+from memcodec.coding.steering import Steering
+from memcodec.document.plan import windows
+from memcodec.errors import FormatError
+from memcodec.lm.model import PAGE, ExactLM
+from memcodec.lm.sequences import SequenceInput, Sequences
+from memcodec.memory.site import Report, Site
+from memcodec.progress import Reporter
+
+PASS_ROWS = 400  # positions in one full pass: with more of them, activations leave the processor's cache
+HEAD_ROWS = 48  # positions whose logits exist at one time: 9 MB at a vocabulary of 49152
+FIT_CHUNKS = 32  # chunks whose memories are fitted together
+CACHE_POSITIONS = 1 << 15  # in the key-value cache of one batch at most, whatever its size: 400 MB of the default model
+
+_PASS_SLOTS = 64  # sequences in one full pass: each has a cache
+_FIRST_ROOM = 1024  # tokens of a group that a decoder makes room for before it has seen any
+_NOTHING = np.empty(0, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class EncodedGroup:
+    """A group as a decoder needs it: tokens and memory of each chunk, and the corrections of all."""
+
+    lengths: tuple[int, ...]
+    memories: tuple[bytes, ...]
+    corrections: bytes
+
+    @property
+    def tokens(self) -> int:
+        """Of all its chunks."""
+        return sum(self.lengths)
+
+
+# ---- what the LM says
+
+
+def predict(
+    lm: ExactLM, groups: Iterable[list[np.ndarray]], context: int, vectors: Iterable[np.ndarray | None]
+) -> Iterator[Predictions]:
+    """What the LM says at each position of groups of chunks, int64 [tokens] each: one `Predictions` a chunk, in order.
+
+    context: tokens that it sees before a position, at most; vectors: what stands between the prefix and each group.
+    """
+    batch: list[tuple[list[np.ndarray], np.ndarray | None]] = []
+    rows = 0
+    for chunks, given in zip(groups, vectors, strict=False):
+        tokens = sum(map(len, chunks))
+        own = tokens + (0 if given is None else len(given))
+        alone = own > PASS_ROWS or tokens > context
+        if batch and (alone or rows + own > PASS_ROWS or len(batch) == _PASS_SLOTS):
+            yield from _predict_side_by_side(lm, batch)
+            batch, rows = [], 0
+        if alone:
+            yield from _predict_in_windows(lm, chunks, context, given)
+        else:
+            batch.append((chunks, given))
+            rows += own
+    if batch:
+        yield from _predict_side_by_side(lm, batch)
+
+
+def _predict_side_by_side(
+    lm: ExactLM, batch: list[tuple[list[np.ndarray], np.ndarray | None]]
+) -> Iterator[Predictions]:
+    """Groups that fit a pass together."""
+    pieces = [_input_of(slot, given, np.concatenate(chunks)[:-1]) for slot, (chunks, given) in enumerate(batch)]
+    counts = [len(piece.tokens) for piece in pieces]
+    sequences = lm.new_sequences(len(batch), len(lm.prefix) + max(counts), sum(counts))
+    if any(counts):
+        sequences.forward([piece for piece in pieces if len(piece.tokens)])
+    begin = 0  # rows of the groups before
+    for (chunks, given), count in zip(batch, counts, strict=True):
+        row = begin - 1 + (0 if given is None else len(given))  # that a chunk's first token follows
+        first = row if given is None and lm.is_unprimed else None
+        for tokens in chunks:
+            found = Predictions.empty(tokens, lm.vocabulary)
+            done = 0
+            while done < len(tokens):
+                at = row + done
+                if at < begin:
+                    n, logits = 1, lm.start.logits[None].copy()
+                else:
+                    n = min(HEAD_ROWS, len(tokens) - done)
+                    logits = sequences.logits(slice(at, at + n))
+                found.fill(done, logits, lm.vocabulary, lm.team, LATE if first is None else at - first)
+                done += n
+            row += len(tokens)
+            yield found
+        begin += count
+
+
+def _predict_in_windows(
+    lm: ExactLM, chunks: list[np.ndarray], context: int, vectors: np.ndarray | None
+) -> Iterator[Predictions]:
+    """One group, in passes one behind the other, in windows where it is longer than the context."""
+    tokens = np.concatenate(chunks)
+    early = 0 if vectors is None and lm.is_unprimed else LATE
+    given = 0 if vectors is None else len(vectors)
+    sequences = lm.new_sequences(1, len(lm.prefix) + given + min(len(tokens), context), PASS_ROWS)
+    waiting = iter(chunks)
+    found, filled, done = Predictions.empty(next(waiting), lm.vocabulary), 0, 0
+    for window in windows(len(tokens), context):
+        sequences.restart()
+        whole = _input_of(0, vectors if not window.first else None, tokens[window.start : window.last - 1])
+        at = len(whole.tokens) - (window.last - window.first)  # the position that the token `first` follows
+        for start in range(-PASS_ROWS if at < 0 else 0, len(whole.tokens), PASS_ROWS):
+            end = min(start + PASS_ROWS, len(whole.tokens))
+            if start < 0:
+                end = 0
+            else:
+                sequences.forward([SequenceInput(0, whole.tokens[start:end], whole.vectors)])
+            while at < end:
+                n = min(HEAD_ROWS, end - at, len(found.tokens) - filled)
+                logits = lm.start.logits[None].copy() if at < 0 else sequences.logits(slice(at - start, at - start + n))
+                found.fill(filled, logits, lm.vocabulary, lm.team, done + early)
+                at, filled, done = at + n, filled + n, done + n
+                if filled == len(found.tokens):
+                    yield found
+                    found, filled = Predictions.empty(next(waiting, _NOTHING), lm.vocabulary), 0
+
+
+def _input_of(slot: int, vectors: np.ndarray | None, tokens: np.ndarray) -> SequenceInput:
+    """The start of a sequence, behind the prefix: vectors, tokens."""
+    if vectors is None:
+        return SequenceInput(slot, tokens)
+    return SequenceInput(slot, np.concatenate([-1 - np.arange(len(vectors)), tokens]), vectors)
+
+
+# ---- encoding
+
+
+def encode_groups(
+    lm: ExactLM, site: Site, groups: Iterable[list[np.ndarray]], context: int, report: Report = lambda _: None
+) -> Iterator[EncodedGroup]:
+    """Fit the memories of groups of chunks, int64 [tokens] each, and write their corrections: group after group.
+
+    groups: are taken as they are needed, some ahead; context: tokens of its group that the LM sees before each, at
+    most; report: is told how many tokens of the next group are done.
+    """
+    ours, theirs = tee(groups)
+    chunks = ((number, group, chunk) for number, group in enumerate(ours) for chunk in group)
+    stream = predict(lm, theirs, context, repeat(None))
+    writing: dict[int, _Group] = {}
+    waiting = 0  # tokens that are done, of groups that are not
+    while some := list(islice(chunks, FIT_CHUNKS)):
+        tokens = [chunk for _, _, chunk in some]
+
+        def predict_under(
+            vectors: list[np.ndarray | None], tokens: list[np.ndarray] = tokens, waiting: int = waiting
+        ) -> list[Predictions]:
+            if any(given is not None for given in vectors):
+                return list(predict(lm, [[chunk] for chunk in tokens], context, vectors))
+            predictions = []
+            for found in islice(stream, len(tokens)):
+                predictions.append(found)
+                report(waiting + sum(len(known.tokens) for known in predictions))
+            return predictions
+
+        memories, predictions = site.fit(tokens, predict_under, report)
+        own = [writing.setdefault(number, _Group(lm, site, group)) for number, group, _ in some]
+        corrections.write(
+            [group.encoder for group in own], predictions, memories if site.share else [b""] * len(some), lm.team
+        )
+        waiting += sum(map(len, tokens))
+        for (number, _, _), group, memory in zip(some, own, memories, strict=True):
+            group.memories.append(memory)
+            if len(group.memories) == len(group.lengths):
+                waiting -= sum(group.lengths)
+                yield EncodedGroup(group.lengths, tuple(group.memories), writing.pop(number).encoder.finish())
+
+
+def encode_all(
+    lm: ExactLM, site: Site, groups: Iterable[list[np.ndarray]], context: int, reporter: Reporter
+) -> Iterator[EncodedGroup]:
+    """The same, with reports of what is done."""
+    for coded in encode_groups(lm, site, groups, context, reporter.ahead):
+        reporter.finish(list(coded.lengths))
+        yield coded
+
+
+class _Group:
+    """A group while it is encoded."""
+
+    def __init__(self, lm: ExactLM, site: Site, group: list[np.ndarray]) -> None:
+        self.lengths = tuple(map(len, group))
+        self.memories: list[bytes] = []
+        self.encoder = corrections.Encoder(Steering.of(lm.head), site.share)
+
+
+# ---- decoding
+
+
+def decode_batch(
+    lm: ExactLM, site: Site, batch: list[EncodedGroup], context: int, report: Report = lambda _: None
+) -> list[np.ndarray]:
+    """Decode some groups side by side, greedily: the token ids of each, int64 [tokens].
+
+    report: is told how many tokens are done so far.
+    """
+    order = sorted(range(len(batch)), key=lambda i: -batch[i].tokens)
+    rows = [batch[i] for i in order]
+    vectors = [site.vectors(row.memories[0]) for row in rows]
+    before = [0 if given is None else len(given) for given in vectors]
+    longest = max(n + min(row.tokens, context) for n, row in zip(before, rows, strict=True))
+    sequences = lm.new_sequences(len(rows), len(lm.prefix) + longest, max(sum(before), PASS_ROWS, len(rows)))
+    late = any(before) or not lm.is_unprimed
+    decoder = corrections.Decoder(rows, Steering.of(lm.head), site.share, lm.team, late)
+    written = np.empty((len(rows), min(rows[0].tokens, _FIRST_ROOM)), dtype=np.int64)
+    live, done = len(rows), 0
+    for window in windows(rows[0].tokens, context):
+        for t in range(window.first, window.last):
+            if t == written.shape[1]:  # room follows what was decoded, not what a file says
+                more = np.empty((len(rows), min(t, rows[0].tokens - t)), dtype=np.int64)
+                written = np.concatenate([written, more], axis=1)
+            while rows[live - 1].tokens <= t:
+                live -= 1
+            if t == 0 and any(before):
+                sequences.forward([_input_of(slot, given, _NOTHING) for slot, given in enumerate(vectors)])
+                logits = sequences.logits(np.cumsum(before) - 1)
+            elif t == window.start:
+                sequences.restart()
+                logits = np.repeat(lm.start.logits[None], live, axis=0)
+            else:
+                if t == window.first:
+                    _refill(sequences, written[:live, window.start : t - 1])
+                sequences.step(written[:live, t - 1])
+                logits = sequences.logits(slice(live))
+            written[:live, t] = decoder.step(t, logits)
+            done += live
+            report(done)
+    result = [_NOTHING] * len(batch)
+    for slot, i in enumerate(order):
+        result[i] = written[slot, : rows[slot].tokens]
+    return result
+
+
+def _refill(sequences: Sequences, kept: np.ndarray) -> None:
+    """Begin sequences anew with the tokens that are kept, int64 [rows, tokens].
+
+    Integers are the same in a pass as in steps.
+    """
+    sequences.restart()
+    count = kept.shape[1]
+    together = max(1, PASS_ROWS // max(count, 1))
+    for first in range(0, len(kept), together):
+        for start in range(0, count, PASS_ROWS):
+            slots = range(first, min(first + together, len(kept)))
+            sequences.forward([SequenceInput(slot, kept[slot, start : start + PASS_ROWS]) for slot in slots])
+
+
+def decode_all(
+    lm: ExactLM, site: Site, groups: list[EncodedGroup], context: int, batch: int, reporter: Reporter
+) -> Iterator[np.ndarray]:
+    """The token ids of each group, int64 [tokens], decoded in batches. Raises FormatError for what no encoder makes."""
+    for some in batches(lm, site, groups, context, batch):
+        _check_positions(lm, site, some, context)
+        found = decode_batch(lm, site, some, context, reporter.ahead)
+        reporter.finish([n for group in some for n in group.lengths])
+        yield from found
+
+
+def _check_positions(lm: ExactLM, site: Site, batch: list[EncodedGroup], context: int) -> None:
+    for coded in batch:
+        given = site.vectors(coded.memories[0])
+        if given is not None and len(coded.memories) > 1:
+            raise FormatError("damaged index: vectors in the middle of a group")
+        before = len(lm.prefix) + (0 if given is None else len(given))
+        if before + min(coded.tokens, context) > lm.positions:
+            raise FormatError(f"damaged index: groups longer than the model's {lm.positions} positions")
+
+
+def batches(
+    lm: ExactLM, site: Site, groups: list[EncodedGroup], context: int, size: int
+) -> Iterator[list[EncodedGroup]]:
+    """Groups in the fewest batches of at most `size`, that the key-value cache holds, as even as can be."""
+    vectors = (site.vectors(group.memories[0]) for group in groups)
+    before = max((len(given) for given in vectors if given is not None), default=0) + lm.own_prefix
+    longest = before + max((min(group.tokens, context) for group in groups), default=1)
+    size = max(1, min(size, CACHE_POSITIONS // (-(-longest // PAGE) * PAGE)))
+    for ends in np.array_split(np.arange(len(groups)), -(-len(groups) // size)) if groups else []:
+        yield groups[ends[0] : ends[-1] + 1]

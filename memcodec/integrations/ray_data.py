@@ -1,0 +1,63 @@
+"""Ray Data: columns of text as columns of frames, on the workers of a cluster."""
+
+from typing import TYPE_CHECKING, Any
+
+from memcodec.integrations.tables import Column, decode_table, encode_table
+from memcodec.models import registry
+
+if TYPE_CHECKING:
+    import pyarrow
+
+
+# ---- Ray Data
+
+
+def encode_column(
+    dataset: Any, name: str, column: Column, *, workers: int = 1, threads: int = 1, gpu: bool = False
+) -> Any:
+    """A Ray dataset whose column of text is one of frames, when it is run; a file of Parquet keeps what it needs.
+
+    workers: processes, each with a model; threads: CPU threads of each; gpu: one for each.
+    """
+    return _map(dataset, _ColumnWorker, (name, column.model, threads, gpu, column), workers, threads, gpu)
+
+
+def decode_column(
+    dataset: Any,
+    name: str,
+    model: str = registry.DEFAULT_MODEL,
+    *,
+    workers: int = 1,
+    threads: int = 1,
+    gpu: bool = False,
+) -> Any:
+    """The same dataset with the column of text. model: by name, or a directory that every machine has."""
+    return _map(dataset, _ColumnWorker, (name, model, threads, gpu, None), workers, threads, gpu)
+
+
+def _map(dataset: Any, kind: type, arguments: tuple[Any, ...], workers: int, threads: int, gpu: bool) -> Any:
+    import ray.data
+
+    return dataset.map_batches(
+        kind, fn_constructor_args=arguments, batch_format="pyarrow", num_cpus=threads, num_gpus=int(gpu),
+        compute=ray.data.ActorPoolStrategy(size=workers),
+    )  # fmt: skip
+
+
+class _ColumnWorker:
+    """What each process of the pool has: a model, and the way there (of `column`) or back."""
+
+    def __init__(self, name: str, model: str, threads: int, gpu: bool, column: Column | None) -> None:
+        from memcodec.codec import Codec
+
+        self._name = name
+        self._codec = Codec.load(model, threads=threads, device="cuda" if gpu else "cpu")
+        self._column = column
+        if column is not None:
+            column.use(self._codec)
+
+    def __call__(self, table: "pyarrow.Table") -> "pyarrow.Table":
+        """One batch."""
+        if self._column is not None:
+            return encode_table(table, self._name, self._column)
+        return decode_table(table, self._name, self._codec)

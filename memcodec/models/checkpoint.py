@@ -1,0 +1,72 @@
+"""Float weights as models come: the safetensors files of a folder, or a GGUF file."""
+
+import json
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from memcodec.errors import ModelNotFoundError
+from memcodec.models.gguf import FILE_NAME, GGUFCheckpoint
+
+
+class Checkpoint(Protocol):
+    """Float weights by the names of Hugging Face's checkpoints."""
+
+    def names(self) -> set[str]:
+        """All names."""
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor, float32."""
+
+
+class SafetensorsCheckpoint(Checkpoint):
+    """The safetensors files of a model folder; nothing else is read, nothing is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises ModelNotFoundError."""
+        self._places: dict[str, tuple[Path, dict[str, Any], int]] = {}
+        files = sorted(folder.glob("*.safetensors"))
+        if not files:
+            raise ModelNotFoundError(f"{folder}: no safetensors weights there")
+        for path in files:
+            try:
+                size = path.stat().st_size
+                with path.open("rb") as file:
+                    length = int.from_bytes(file.read(8), "little")
+                    header = json.loads(file.read(min(length, size)))
+                for name, entry in header.items():
+                    if name != "__metadata__":
+                        start, end = entry["data_offsets"]
+                        if not 0 <= start <= end <= size - 8 - length:
+                            raise ValueError("it is cut")
+                        if not (isinstance(entry["dtype"], str) and all(n >= 0 for n in entry["shape"])):
+                            raise ValueError("its header is damaged")
+                        self._places[name] = path, entry, 8 + length
+            except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+                raise ModelNotFoundError(f"{path}: its weights do not read ({error})") from error
+
+    def names(self) -> set[str]:
+        """All names."""
+        return set(self._places)
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor, float32. Raises ModelNotFoundError."""
+        path, entry, base = self._places[name]
+        kinds = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}
+        kind = np.dtype(kinds[entry["dtype"]]) if entry["dtype"] in kinds else None
+        start, end = entry["data_offsets"]
+        shape = tuple(entry["shape"])
+        if kind is None or int(np.prod(shape)) * kind.itemsize != end - start:
+            raise ModelNotFoundError(f"{path}: {name} is of the type {entry['dtype']}, which memcodec does not read")
+        raw = np.fromfile(path, dtype=kind, count=(end - start) // kind.itemsize, offset=base + start).reshape(shape)
+        if entry["dtype"] == "BF16":
+            return (raw.astype(np.uint32) << np.uint32(16)).view(np.float32)
+        return raw.astype(np.float32)
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """The float weights of a model folder. Raises ModelNotFoundError."""
+    if (folder / FILE_NAME).is_file():
+        return GGUFCheckpoint(folder / FILE_NAME)
+    return SafetensorsCheckpoint(folder)

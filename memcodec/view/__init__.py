@@ -1,0 +1,1 @@
+"""What people are shown of a file: its parts, its tokens, a page."""

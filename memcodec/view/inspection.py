@@ -1,0 +1,75 @@
+"""What a file says of itself, without its model."""
+
+from typing import Any
+
+from memcodec import container
+from memcodec.settings import SHARE_STEPS
+
+
+def inspect(blob: bytes | bytearray | memoryview) -> dict[str, Any]:
+    """Header, sizes by part in bytes, and one row a group of chunks or stored span, of the bytes of a .memz file.
+
+    A group that stored spans interrupt has several rows, the later ones "continued". "parts" adds up to "file_bytes".
+    Raises FormatError, ChecksumError.
+    """
+    view = memoryview(blob)
+    return _describe(container.unpack(view), len(view))
+
+
+def inspect_all(blob: bytes | bytearray | memoryview) -> list[dict[str, Any]]:
+    """The same of each of some files that stand one behind the other."""
+    return [_describe(parsed, sum(parsed.sizes.values())) for parsed in container.unpack_all(memoryview(blob))]
+
+
+def _describe(parsed: container.Container, file_bytes: int) -> dict[str, Any]:
+    rows: list[dict[str, Any]] = []
+    for part in parsed.parts:
+        if isinstance(part, container.Segment):
+            rows.append(
+                {
+                    "kind": "group" if part.corrections is not None else "continued",
+                    "bytes": part.size,
+                    "tokens": part.tokens,
+                    "chunks": [
+                        {"tokens": chunk.tokens, "memory_bytes": len(chunk.memory), "checksum": f"{chunk.checksum:02x}"}
+                        for chunk in part.chunks
+                    ],
+                    "memory_bytes": sum(len(chunk.memory) for chunk in part.chunks),
+                    "correction_bytes": len(part.corrections or b""),
+                }
+            )
+        else:
+            packed = {"bytes": part.size, "stored_bytes": len(part.packed), "checksum": f"{part.checksum:08x}"}
+            rows.append({"kind": "stored"} | packed)
+    result: dict[str, Any] = {
+        "format_version": container.VERSION,
+        "file_bytes": file_bytes,
+        "original_bytes": parsed.size,
+        "ratio": parsed.size / file_bytes,
+        "sha256_start": parsed.sha256.hex(),
+        "model": None,
+        "settings": None,
+        "parts": dict(parsed.sizes),
+        "spans": rows,
+    }
+    if parsed.model is not None and parsed.settings is not None:
+        result["model"] = {"id": parsed.model.name, "identity_start": parsed.model.identity.hex()}
+        settings = {"site": parsed.settings.site} | _fields(parsed.settings)
+        result["settings"] = (
+            settings
+            | {
+                "chunk_tokens": parsed.settings.chunk_tokens,
+                "context": parsed.settings.context,
+            }
+            | ({"primer": parsed.settings.primer.hex()} if parsed.settings.primer else {})
+        )
+    return result
+
+
+def _fields(settings: container.Settings) -> dict[str, Any]:
+    """A site's own settings, by their names."""
+    if settings.site == "readout" and len(settings.fields) == 1:
+        return {"memory_share": settings.fields[0] / SHARE_STEPS}
+    if settings.site == "prompt" and len(settings.fields) == 2:
+        return dict(zip(("bits", "dimensions"), settings.fields, strict=True))
+    return {"fields": list(settings.fields)}

@@ -1,0 +1,89 @@
+"""A file as one page of HTML that needs nothing else: `report.html` is the template, and this its data."""
+
+import codecs
+import gzip
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from memcodec.container import Container, Segment, StoredSpan
+from memcodec.document.spans import zstd_size
+from memcodec.settings import SHARE_STEPS
+from memcodec.view.tokenmap import CORRECTION, LM, MEMORY, TokenInfo
+
+MOST_TOKENS = 20_000  # that a page shows
+_WRITERS = (LM, MEMORY, CORRECTION)
+_ROW = 512  # entries of a memory that are shown
+_MARK = "DATA"
+
+
+def page(name: str, parsed: Container, items: Iterable[TokenInfo | StoredSpan], original: bytes | None = None) -> str:
+    """The page of a file, whose tokens are `items` (`tokenmap.token_map`). original: for gzip's and zstd's size."""
+    template = (Path(__file__).parent / "report.html").read_text(encoding="utf-8")
+    before, after = template.split(_MARK)
+    return before + _json(_data(name, parsed, items, original)) + after
+
+
+def _json(data: Any) -> str:
+    """JSON that cannot end the script that it stands in."""
+    text = json.dumps(data, ensure_ascii=True, separators=(",", ":"))
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _data(
+    name: str, parsed: Container, items: Iterable[TokenInfo | StoredSpan], original: bytes | None
+) -> dict[str, Any]:
+    shown, cut = _items(items)
+    rivals = {}
+    if original is not None:
+        rivals = {"gzip -9": len(gzip.compress(original, 9)), "zstd -19": zstd_size(original)}
+    facts = "Everything is stored."
+    if parsed.model is not None and parsed.settings is not None:
+        settings = parsed.settings
+        facts = f"Model {parsed.model.name}, {len(parsed.chunks)} chunks in {len(parsed.groups)} groups, "
+        facts += f"context {settings.context}, site {settings.site}"
+        if settings.site == "readout" and settings.fields:
+            facts += f", memory share {settings.fields[0] / SHARE_STEPS:.3g}"
+        facts += "."
+    return {
+        "name": name, "original": parsed.size, "file": sum(parsed.sizes.values()), "facts": facts,
+        "parts": parsed.sizes, "rivals": rivals, "items": shown, "cut": cut, "memories": _memories(parsed),
+    }  # fmt: skip
+
+
+def _items(items: Iterable[TokenInfo | StoredSpan]) -> tuple[list[Any], bool]:
+    """Tokens with the characters that each completes, and sizes of stored spans; whether there are more."""
+    shown: list[Any] = []
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    for item in items:
+        if isinstance(item, StoredSpan):
+            shown.append(item.size)
+            continue
+        if len(shown) == MOST_TOKENS:
+            return shown, True
+        others = [[data.decode("utf-8", "replace"), float(f"{share:.3g}")] for data, share in item.alternatives]
+        shown.append([decoder.decode(item.data), round(item.bits, 2), _WRITERS.index(item.writer), item.chunk, others])
+    return shown, False
+
+
+def _memories(parsed: Container) -> list[list[float]]:
+    """Entries of each chunk's memory, -1 to 1: bits of the readout site, dimensions of the prompt site's vectors."""
+    if parsed.settings is None:
+        return []
+    chunks = [chunk for part in parsed.parts if isinstance(part, Segment) for chunk in part.chunks][:MOST_TOKENS]
+    if not any(chunk.memory for chunk in chunks):
+        return []
+    if parsed.settings.site == "readout":
+        rows = [
+            np.unpackbits(np.frombuffer(chunk.memory, np.uint8), bitorder="little").astype(float) for chunk in chunks
+        ]
+    else:
+        from memcodec.memory.vectors import unpack
+
+        bits, dimensions = parsed.settings.fields
+        rows = [unpack(chunk.memory, dimensions, bits).reshape(-1).astype(float) for chunk in chunks]
+        rows = [row / max(float(np.abs(row).max()), 1e-9) for row in rows]
+    return [[round(float(entry), 2) for entry in row[:_ROW]] for row in rows]
