@@ -228,9 +228,9 @@ def test_settings_out_of_range(llama_folder: Path, threads: int, kernels: str, o
 HASHES = """
 import hashlib, sys
 import numpy as np
-from memcodec import models
+from memcodec.models import registry
 from memcodec.lm.model import ExactLM, logits_of
-weights, _ = models.load_exact(models.resolve(sys.argv[1]))
+weights, _ = registry.load_exact(registry.resolve(sys.argv[1]))
 for kernels in ("numba", "torch"):
     logits = logits_of(ExactLM(weights, "cpu", kernels=kernels), np.arange(1, 70) * 37 % 400)
     print(hashlib.sha256(logits.tobytes()).hexdigest())
@@ -548,9 +548,9 @@ def test_kernels_that_nobody_uses_are_removed(tmp_path: Path, monkeypatch: pytes
 CONCURRENT = """
 import sys, threading, hashlib
 import numpy as np
-from memcodec import models
+from memcodec.models import registry
 from memcodec.lm.model import ExactLM, logits_of
-lm = ExactLM(models.load_exact(models.resolve(sys.argv[1]))[0], "cpu", threads=2)
+lm = ExactLM(registry.load_exact(registry.resolve(sys.argv[1]))[0], "cpu", threads=2)
 tokens = np.arange(1, 70) * 37 % 400
 expected = hashlib.sha256(logits_of(lm, tokens).tobytes()).hexdigest()
 found = []

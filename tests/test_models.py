@@ -38,7 +38,7 @@ FAKE = """
 import json, sys, time
 from pathlib import Path
 from typing import Any
-from memcodec import models
+from memcodec.models import registry
 
 def fetch(source, work, progress):
     with open({log!r}, "a") as log:
@@ -55,9 +55,9 @@ def convert(folder, progress):
     (folder / "exact.safetensors").write_text("whole")
     return bytes.fromhex({identity!r})
 
-models.BUILT_IN["fake"] = models.BuiltIn("fake", "1", "", 7, "gguf", "aa", "")
-models._fetch, models._convert = fetch, convert
-print(models.pull("fake", lambda *report: print(*report, flush=True)))
+registry.BUILT_IN["fake"] = registry.BuiltIn("fake", "1", "", 7, "gguf", "aa", "")
+registry._fetch, registry._convert = fetch, convert
+print(registry.pull("fake", lambda *report: print(*report, flush=True)))
 """
 
 Start = Callable[..., subprocess.Popen[str]]

@@ -27,7 +27,7 @@ from memcodec.container.layout import (
     StoredSpan,
 )
 from memcodec.container.numbers import Reader
-from memcodec.document.plan import chunk_lengths
+from memcodec.document.lengths import chunk_lengths
 from memcodec.errors import ChecksumError, FormatError
 from memcodec.settings import MAX_CHUNK_TOKENS, MAX_CONTEXT
 

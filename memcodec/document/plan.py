@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from memcodec.document.lengths import chunk_lengths
 from memcodec.settings import MAX_CONTEXT, Context
 
 AUTO_GROUPS = 48  # groups that `context="auto"` leaves, so that they fill a batch
@@ -93,9 +94,3 @@ def windows(tokens: int, context: int) -> Iterator[Window]:
         last = min(tokens, start + context + 1)
         yield Window(start, first, last)
         start, first = last - context // 2, last
-
-
-def chunk_lengths(tokens: int, chunk_tokens: int) -> list[int]:
-    """Tokens of each chunk of a run or segment: the fewest chunks, as even as can be, the longer ones first."""
-    count = -(-tokens // chunk_tokens)
-    return [tokens // count + (i < tokens % count) for i in range(count)]

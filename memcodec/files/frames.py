@@ -13,7 +13,8 @@ import numpy as np
 import zstandard
 
 from memcodec.container import Reader, varint
-from memcodec.document.plan import chunk_lengths, cut_chunks, visible_tokens
+from memcodec.document.lengths import chunk_lengths
+from memcodec.document.plan import cut_chunks, visible_tokens
 from memcodec.errors import ChecksumError, EncodeError, FormatError
 from memcodec.groups import EncodedGroup, decode_all, encode_all
 from memcodec.lm.model import ExactLM

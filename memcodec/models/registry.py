@@ -23,8 +23,6 @@ from filelock import FileLock, Timeout
 
 from memcodec.cache import cache_folder
 from memcodec.errors import ModelNotFoundError, first_line
-from memcodec.models.checkpoint import open_checkpoint
-from memcodec.models.gguf import FILE_NAME
 from memcodec.models.hub import HUB_ID, fetch
 from memcodec.progress import ByteProgress
 
@@ -159,15 +157,17 @@ def _lock(path: Path, progress: ByteProgress | None) -> Iterator[None]:
 
 def _build(name: str, models: Path, progress: ByteProgress | None) -> Path:
     """Fetch and convert a built-in model in a folder of its own, then give that its name. Needs the lock."""
+    from memcodec.models import gguf
+
     folder = models / name
     for abandoned in models.glob(f".{name}-*"):  # by a process that was killed: nobody else is here now
         shutil.rmtree(abandoned, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=models, ignore_cleanup_errors=True) as work_name:
         work = Path(work_name)
-        gguf = _fetch(BUILT_IN[name], work, progress)
+        fetched = _fetch(BUILT_IN[name], work, progress)
         built = work / "model"
         built.mkdir()
-        gguf.rename(built / FILE_NAME)
+        fetched.rename(built / gguf.FILE_NAME)
         try:
             found = _convert(built, progress)
         except (OSError, ModelNotFoundError):
@@ -236,7 +236,7 @@ def _convert(folder: Path, progress: ByteProgress | None) -> bytes:
     """From the GGUF file in a folder: config.json, tokenizer.json and the exact LM, whose identity is given back."""
     from memcodec.models import gguf
 
-    gguf.describe(folder / FILE_NAME, folder)
+    gguf.describe(folder / gguf.FILE_NAME, folder)
     made, _ = _make(ModelFolder(folder.name, folder), progress)
     made.save(folder / _EXACT, {})
     return made.identity
@@ -292,15 +292,15 @@ def load_exact(model: ModelFolder, progress: ByteProgress | None = None) -> "tup
 
 def _make(model: ModelFolder, progress: ByteProgress | None) -> "tuple[ExactWeights, ByteTokenizer]":
     from memcodec.lm import architecture
-    from memcodec.models import convert
+    from memcodec.models import checkpoint, convert
     from memcodec.models.tokenizer import ByteTokenizer
 
     if progress is not None:
         progress("making integers of the weights", 0, 0)
     family, described = architecture.read(model.path)
     tokenizer = ByteTokenizer.load(model.path)
-    source = open_checkpoint(model.path)
-    made = convert.convert(described, family, source, model.id, tokenizer.prefix(), tokenizer.digest, progress)
+    weights = checkpoint.open_checkpoint(model.path)
+    made = convert.convert(described, family, weights, model.id, tokenizer.prefix(), tokenizer.digest, progress)
     if model.built_in:
         _check_pinned(model.id, made.identity)
     return made, tokenizer

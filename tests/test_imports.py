@@ -1,0 +1,102 @@
+"""The imports of the package: no circles, and an order of its packages. Read as text: nothing is imported."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "memcodec"
+
+# Modules that import each other in a circle, until what they are given is a loaded model and no `Codec`.
+KNOWN = {
+    "memcodec.codec",
+    "memcodec.engines",
+    "memcodec.engines.engine",
+    "memcodec.engines.local",
+    "memcodec.engines.ray",
+    "memcodec.files.primer",
+    "memcodec.memory.embedding",
+}
+
+# From the ground up: each may import those above it in this list, and itself.
+ORDER = [
+    "errors", "progress", "settings", "cache", "lm", "models", "document", "coding", "memory", "groups", "container",
+    "engines", "files", "codec", "view", "integrations", "bench",
+]  # fmt: skip
+# Imports against the order, until then: (package, package that it imports).
+KNOWN_UPWARDS = {("engines", "codec"), ("files", "codec"), ("memory", "codec")}
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in sorted(ROOT.rglob("*.py")):
+        parts = path.relative_to(ROOT.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports_of(path: Path, known: dict[str, Path]) -> Iterator[str]:
+    """Modules of the package that a file imports: at the top, in functions, and for the type checker."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in known)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: a relative import"
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                if whole in known:
+                    yield whole
+                elif node.module in known:
+                    yield node.module
+
+
+@pytest.fixture(scope="module")
+def graph() -> dict[str, set[str]]:
+    """What each module imports. The package itself, whose names come last, and its program are left out."""
+    known = modules()
+    outside = {"memcodec", "memcodec.__main__"}
+    return {
+        name: set(imports_of(path, known)) - {name} - outside for name, path in known.items() if name not in outside
+    }
+
+
+def circles(graph: dict[str, set[str]]) -> list[set[str]]:
+    """Sets of modules each of which reaches all others of its set, of two and more."""
+
+    def reached(start: str) -> set[str]:
+        found: set[str] = set()
+        waiting = [start]
+        while waiting:
+            for name in graph[waiting.pop()] - found:
+                found.add(name)
+                waiting.append(name)
+        return found
+
+    reach = {name: reached(name) for name in graph}
+    sets = {frozenset(other for other in reach[name] if name in reach[other]) for name in graph if name in reach[name]}
+    return sorted((set(one) for one in sets), key=sorted)
+
+
+def test_no_modules_import_each_other_in_a_circle(graph: dict[str, set[str]]) -> None:
+    found = circles(graph)
+    assert set().union(*found) == KNOWN, found
+
+
+def test_circles_are_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [{"b", "c"}]
+
+
+def package(module: str) -> str:
+    return module.split(".")[1]
+
+
+def test_packages_import_what_is_below_them(graph: dict[str, set[str]]) -> None:
+    assert {package(name) for name in graph} == set(ORDER)
+    upwards = {
+        (package(name), package(other))
+        for name, others in graph.items()
+        for other in others
+        if ORDER.index(package(other)) > ORDER.index(package(name))
+    }
+    assert upwards == KNOWN_UPWARDS
