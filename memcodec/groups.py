@@ -1,4 +1,4 @@
-"""Groups of chunks, the unit of work: plan them for a document's tokens, encode some, decode some side by side.
+"""Groups of chunks, the unit of work: encode some, decode some side by side.
 
 What goes in and comes out are arrays and bytes, so that a batch can be done by another process or machine.
 """

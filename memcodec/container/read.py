@@ -31,8 +31,6 @@ from memcodec.document.lengths import chunk_lengths
 from memcodec.errors import ChecksumError, FormatError
 from memcodec.settings import MAX_CHUNK_TOKENS, MAX_CONTEXT
 
-# ---- reading
-
 
 def check_start(start: bytes) -> None:
     """Refuse what no memcodec file begins like, from its first START bytes. Raises FormatError."""

@@ -20,8 +20,6 @@ from memcodec.container.layout import (
 from memcodec.container.numbers import pack_column, varint
 from memcodec.errors import EncodeError
 
-# ---- writing
-
 
 def describe(
     size: int, sha256: bytes, parts: list[Part], model: ModelId | None = None, settings: Settings | None = None

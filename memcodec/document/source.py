@@ -1,4 +1,4 @@
-"""A document's bytes, wherever they are: read in pieces, and more than once; and files written whole or not at all."""
+"""A document's bytes, wherever they are: read in pieces, and more than once."""
 
 import hashlib
 import io

@@ -1,4 +1,4 @@
-"""Where groups are coded: in this process, or on the workers of a cluster. The bytes are the same."""
+"""What an engine must have: whatever codes groups, here or elsewhere."""
 
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Protocol

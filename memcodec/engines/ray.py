@@ -1,4 +1,4 @@
-"""Ray: groups of large documents coded by the workers of a cluster, and columns of Ray Data as columns of frames."""
+"""Ray: groups of large documents coded by the workers of a cluster."""
 
 import os
 import signal

@@ -9,9 +9,6 @@ if TYPE_CHECKING:
     import pyarrow
 
 
-# ---- Ray Data
-
-
 def encode_column(
     dataset: Any, name: str, column: Column, *, workers: int = 1, threads: int = 1, gpu: bool = False
 ) -> Any:

@@ -12,8 +12,6 @@ from memcodec.models.checkpoint import Checkpoint
 from memcodec.models.tokenizer import PREFIX
 from memcodec.progress import ByteProgress
 
-# ---- conversion
-
 
 class _NamedTensors:
     """Reads what a family calls each part, and checks its shape."""
