@@ -238,9 +238,9 @@ def _compress(
     report_on: Callable[[str, bytes], None],
 ) -> None:  # fmt: skip
     """Some files, whose groups are coded together."""
-    from memcodec import codec
+    from memcodec.container.assembly import without_model
     from memcodec.engines.local import Local
-    from memcodec.files.journal import Journal, discard
+    from memcodec.storage.journal import Journal, discard
 
     with ExitStack() as stack:
         waiting: list[tuple[str, files.Output, Source]] = []
@@ -264,7 +264,7 @@ def _compress(
                 source = stack.enter_context(files.opened(name))
                 if files.is_compressed(source):
                     click.echo(f"memcodec: warning: {files.shown(name)}: is compressed already", err=True)
-                if (blob := codec.without_model(source)) is not None:
+                if (blob := without_model(source)) is not None:
                     write(name, target, source, blob)
                 else:
                     waiting.append((name, target, source))

@@ -15,8 +15,8 @@ import click
 
 from memcodec import ChecksumError, FormatError, MemcodecError, container
 from memcodec.document.source import Source
-from memcodec.files import remote
-from memcodec.files.write import replace
+from memcodec.storage import remote
+from memcodec.storage.write import replace
 
 STANDARD = "-"  # standard input or output
 EXTENSION = ".memz"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from memcodec.codec import Codec
     from memcodec.container.assembly import Lost
     from memcodec.engines.engine import Engine
-    from memcodec.files.primer import Primer
+    from memcodec.primer import Primer
 
 
 class Loaded:
@@ -36,17 +36,13 @@ class Loaded:
 
     def codec_for(self, parsed: Container, bars: Bars) -> "Codec":
         """The codec of a file that has chunks. Raises MemcodecError."""
-        from memcodec.codec import Codec
+        from memcodec.codec import codec_for
 
-        kept = self._codec
-        primer = self.primer if parsed.settings is not None and parsed.settings.primer else None
-        if kept is not None and (self.model or not kept.differs(parsed)):  # whatever the model's folder is called
-            if kept.primer is not primer:
-                kept = self._codec = kept.with_primer(primer)
-            kept.check(parsed)
-            return kept
-        found = Codec.load_for(parsed, self.model, primer=primer, progress=bars.model, **self.settings)
-        assert found is not None
+        needs, kept = parsed.needs, self._codec
+        assert needs is not None
+        if kept is not None and not self.model and not kept.model.identity.startswith(needs.model.identity):
+            kept = None
+        found = codec_for(needs, kept, model=self.model, primer=self.primer, progress=bars.model, **self.settings)
         self._codec = found if self.engine is None else found.with_engine(self.engine)
         return self._codec
 
@@ -86,7 +82,7 @@ def read_primer(name: str | None) -> "Primer | None":
     """The primer in a file. Raises FormatError, OSError with the file's name."""
     if name is None:
         return None
-    from memcodec.files.primer import Primer
+    from memcodec.primer import Primer
 
     try:
         return Primer.load(name)
@@ -149,7 +145,7 @@ def salvaged(blob: bytes, parsed: Container, loaded: Loaded, batch: int, bars: B
 def read_part(files: list[Container], part: tuple[int, int | None], loaded: Loaded, bars: Bars) -> Iterator[bytes]:
     """Some bytes of the documents of files, from a place on. Raises MemcodecError where they end before it."""
     from memcodec.errors import EncodeError
-    from memcodec.files.open import Decoded
+    from memcodec.files.decoded import Decoded
 
     start, left = part
     size = sum(parsed.size for parsed in files)

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from memcodec.files.write import replace
+from memcodec.storage.write import replace
 from memcodec_cli import files, options
 from memcodec_cli.loaded import read_primer
 from memcodec_cli.progress import Bars
@@ -242,7 +242,7 @@ def train(
     with Bars(quiet) as bars:
         bars.doing("loading")
         from memcodec.codec import Codec
-        from memcodec.files.primer import Primer, bits
+        from memcodec.primer import Primer, bits
 
         codec = Codec.load(model, device=device, threads=threads, progress=bars.model)
         found = Primer.train(

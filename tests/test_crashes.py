@@ -16,8 +16,8 @@ from memcodec import EncodeError, Journal, Prompt, Readout, container
 from memcodec.bench import force_lm
 from memcodec.codec import Codec
 from memcodec.engines import local
-from memcodec.files import journal, write
 from memcodec.groups import EncodedGroup, encode_all
+from memcodec.storage import journal, write
 
 from .conftest import TEXT, Run, store_nothing
 from .test_cli import PROGRAM, names, refused

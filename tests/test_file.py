@@ -15,8 +15,8 @@ from memcodec import Archive, EncodeError, FormatError, MemcodecError, ModelMism
 from memcodec.codec import Codec
 from memcodec.errors import ChecksumError, PrimerMismatchError
 from memcodec.files.open import BadFileError, MemzFile
-from memcodec.files.primer import Primer
 from memcodec.groups import decode_batch
+from memcodec.primer import Primer
 from memcodec.settings import Context
 from memcodec.view.inspection import inspect_all
 

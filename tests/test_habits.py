@@ -11,8 +11,8 @@ import pytest
 
 import memcodec
 from memcodec import Archive, Codec, Readout
-from memcodec.files.primer import Primer
 from memcodec.models import registry
+from memcodec.primer import Primer
 from memcodec_cli import files
 
 from .conftest import TEXT, Run
