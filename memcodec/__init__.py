@@ -80,8 +80,8 @@ def encode(
     """Compress bytes (or text, as UTF-8, or an open file) to the bytes of a .memz file.
 
     settings: site, chunk_tokens, context, batch and verify, as in `Codec.encode`. Loads the model in each call if
-    there is text: to encode often, keep a `Codec`. device, threads: as in `Codec.load`; engine: "local", or "ray" for the
-    workers of a Ray cluster, which then have the device and the threads. Raises ModelNotFoundError, EncodeError,
+    there is text: to encode often, keep a `Codec`. device, threads: as in `Codec.load`; engine: "local", or "ray" for
+    the workers of a Ray cluster, which then have the device and the threads. Raises ModelNotFoundError, EncodeError,
     MachineError.
     """
     from memcodec.codec import Codec

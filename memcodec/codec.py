@@ -8,40 +8,22 @@ from typing import Any, BinaryIO, Unpack
 
 import numpy as np
 
-import memcodec
 from memcodec import bound, container, estimate, frames
-from memcodec.container import Container, Group, ModelId, Needs, Segment, Settings, refusals
-from memcodec.container.assembly import (
-    Lost,
-    SourceRange,
-    container_of,
-    document_of,
-    encoded_groups,
-    parts_of,
-    salvage_of,
-    smaller_of,
-    without_model,
-)
+from memcodec.container import Container, ModelId, Needs, Segment, Settings, assembly, refusals
+from memcodec.container.assembly import Lost, SourceRange
+from memcodec.decoding import sharing_batches, tokens_of
 from memcodec.document.blocks import Block, BlockQueue, Cutting, read_blocks
-from memcodec.document.inputs import Data, as_binary, as_bytes, as_many, as_source
+from memcodec.document.inputs import Binary, Data, as_binary, as_bytes, as_many, as_source
 from memcodec.document.plan import visible_tokens
-from memcodec.document.source import PIECE_BYTES, Source
+from memcodec.document.source import Source
 from memcodec.engines import find_engine
 from memcodec.engines.engine import Engine
 from memcodec.engines.local import Local
-from memcodec.errors import (
-    ChecksumError,
-    EncodeError,
-    FormatError,
-    MachineError,
-    ModelMismatchError,
-    PrimerMismatchError,
-)
 from memcodec.frames import FrameSettings
 from memcodec.groups import FIT_CHUNKS
 from memcodec.lm.model import ExactLM
 from memcodec.memory.embedding import MemoryEmbedding
-from memcodec.memory.sites import site_in_file, site_of
+from memcodec.memory.sites import site_of
 from memcodec.models import registry
 from memcodec.models.loaded import LoadedModel, LoadOptions
 from memcodec.models.tokenizer import ByteTokenizer
@@ -51,15 +33,16 @@ from memcodec.settings import (
     DEFAULT_BATCH,
     DEFAULT_CHUNK_TOKENS,
     DEFAULT_MODEL,
-    MAX_CONTEXT,
     Context,
+    EncodeOptions,
     EncodeSettings,
     Prompt,
     Readout,
     SiteSettings,
     check_batch,
 )
-from memcodec.storage.journal import Journal
+from memcodec.storage.journal import Journal, journal_key
+from memcodec.verification import verify
 
 _VERIFIED_TOGETHER = 256  # documents of one batch of verification, at most
 _NO_TOKENS = np.empty(0, dtype=np.int64)
@@ -83,14 +66,9 @@ class Codec:
 
     @classmethod
     def load(
-        cls,
-        model: str = DEFAULT_MODEL,
-        *,
-        device: str = "auto",
-        threads: int | None = None,
-        kernels: str = "auto",
+        cls, model: str = DEFAULT_MODEL, *, device: str = "auto", threads: int | None = None, kernels: str = "auto",
         progress: ByteProgress | None = None,
-    ) -> "Codec":
+    ) -> "Codec":  # fmt: skip
         """Load a model by built-in name, local directory or Hugging Face id (or id@revision).
 
         device: "auto", "cpu" or "cuda"; threads: CPU threads, by default one a core; kernels: "numba" (CPU only),
@@ -98,25 +76,6 @@ class Codec:
         support is loaded for `fit_memory` alone. Raises ModelNotFoundError, MachineError.
         """
         return cls(LoadedModel.load(registry.resolve(model, progress), device, threads, kernels, progress))
-
-    @classmethod
-    def load_for(
-        cls,
-        file: "bytes | bytearray | memoryview | Container",
-        model: str | None = None,
-        *,
-        allow_download: bool = False,
-        primer: Primer | None = None,
-        **options: Unpack[LoadOptions],
-    ) -> "Codec | None":
-        """The codec that a file needs, loaded as `codec_for` does; None if everything in it is stored.
-
-        Raises FormatError, ChecksumError, and as `codec_for`.
-        """
-        parsed = file if isinstance(file, Container) else container.unpack_all(as_bytes(file, "file"))[0]
-        if parsed.needs is None:
-            return None
-        return codec_for(parsed.needs, model=model, allow_download=allow_download, primer=primer, **options)
 
     def with_primer(self, primer: Primer | None) -> "Codec":
         """The same codec with another primer, which every group and frame sees before it, or with none.
@@ -153,20 +112,19 @@ class Codec:
         """The exact LM. Raises ModelNotFoundError if memcodec does not support the model's architecture."""
         return self.model.lm
 
+    @property
+    def floats(self) -> Any:
+        """The same LM in floating point. Raises as `LoadedModel.floats`."""
+        return self.model.floats
+
     # ---- encoding
 
     def encode(
-        self,
-        data: Data | BinaryIO | Source,
-        *,
+        self, data: Data | BinaryIO | Source, *,
         site: SiteSettings = Readout(),  # noqa: B008 (frozen)
-        chunk_tokens: int = DEFAULT_CHUNK_TOKENS,
-        context: Context = "auto",
-        batch: int = DEFAULT_BATCH,
-        verify: bool = True,
-        journal: Journal | None = None,
-        progress: ProgressCallback | None = None,
-    ) -> bytes:
+        chunk_tokens: int = DEFAULT_CHUNK_TOKENS, context: Context = "auto", batch: int = DEFAULT_BATCH,
+        verify: bool = True, journal: Journal | None = None, progress: ProgressCallback | None = None,
+    ) -> bytes:  # fmt: skip
         """Compress bytes, text (as UTF-8), or a file open for reading, to the bytes of a .memz file.
 
         With the readout site these are the same on every machine with the same zstd; the prompt site fits in floating
@@ -180,39 +138,28 @@ class Codec:
         source = as_source(data, "data")
         settings = EncodeSettings(site, chunk_tokens, context, batch, verify)
         settings.check()
-        if (blob := without_model(source)) is not None:
+        if (blob := assembly.without_model(source)) is not None:
             return blob
         (blob,) = self._files([source], settings, progress, journal)
         return blob
 
     def encode_many(
-        self,
-        documents: Iterable[Data | BinaryIO | Source],
-        *,
-        site: SiteSettings = Readout(),  # noqa: B008 (frozen)
-        chunk_tokens: int = DEFAULT_CHUNK_TOKENS,
-        context: Context = "auto",
-        batch: int = DEFAULT_BATCH,
-        verify: bool = True,
-        progress: ProgressCallback | None = None,
-    ) -> Iterator[bytes]:
+        self, documents: Iterable[Data | BinaryIO | Source], *, progress: ProgressCallback | None = None,
+        **settings: Unpack[EncodeOptions],
+    ) -> Iterator[bytes]:  # fmt: skip
         """The files of several documents, in order, each as soon as it is finished; settings as in `encode`.
 
-        The groups of all documents are encoded and verified in common batches. Raises as `encode`, at the first
-        document that fails.
+        Their groups are encoded and verified in common batches. Raises as `encode`, at the first one that fails.
         """
-        settings = EncodeSettings(site, chunk_tokens, context, batch, verify)
-        settings.check()
+        chosen = EncodeSettings(**settings)
+        chosen.check()
         sources = [as_source(data, "data") for data in as_many(documents, "documents")]
-        return self._files(sources, settings, progress)
+        return self._files(sources, chosen, progress)
 
     def _files(
-        self,
-        sources: list[Source],
-        settings: EncodeSettings,
-        progress: ProgressCallback | None,
+        self, sources: list[Source], settings: EncodeSettings, progress: ProgressCallback | None,
         journal: Journal | None = None,
-    ) -> Iterator[bytes]:
+    ) -> Iterator[bytes]:  # fmt: skip
         """The files of documents, verified in batches."""
         stages = estimate.Stages(progress, sum(source.size for source in sources), settings)
         finished: list[tuple[Source, bytes]] = []
@@ -221,7 +168,7 @@ class Codec:
             if not settings.stores_text:
                 refusals.check_pure(made)
             blob = container.pack(made)
-            finished.append((source, smaller_of(source, blob) if settings.stores_text else blob))
+            finished.append((source, assembly.smaller_of(source, blob) if settings.stores_text else blob))
             groups += len(made.groups)
             full = groups >= settings.batch or len(finished) == _VERIFIED_TOGETHER
             if full or len(finished) == len(sources) or not settings.verify:
@@ -234,7 +181,7 @@ class Codec:
     ) -> Iterator[tuple[Source, Container]]:
         """Documents with their containers. Raises EncodeError."""
         model, cutting = self.model, Cutting.of(self.model, settings)
-        _check_positions(model, settings)
+        refusals.check_positions(model, settings)
         site = site_of(model.lm, settings.site, lambda: model.floats)
         for source in sources:
             refusals.check_chunk_count(source, model.tokenizer, cutting)
@@ -250,58 +197,35 @@ class Codec:
         if journal is None:
             encoded = encode(blocks.groups())
         else:
-            journal.begin(
-                self._key(sources[0], settings.site, cutting), FIT_CHUNKS if isinstance(settings.site, Prompt) else 1
-            )
+            fitted_together = FIT_CHUNKS if isinstance(settings.site, Prompt) else 1
+            journal.begin(journal_key(sources[0], model, settings.site, cutting), fitted_together)
             encoded = journal.encoded(blocks.groups(), encode, lambda group: report.finish(group.lengths))
         parts: list[Segment | SourceRange] = []
         furthest = 1
         for block in blocks.blocks():
-            parts += parts_of(block, encoded, model.tokenizer, settings.stores_text)
+            parts += assembly.parts_of(block, encoded, model.tokenizer, settings.stores_text)
             furthest = max(furthest, block.plan.context)
             if block.last:
                 primer = self.primer.identity if self.primer else b""
                 written = Settings(site.name, site.fields, settings.chunk_tokens, furthest, primer)
                 model_id = ModelId.of(model.name, model.identity)
-                yield block.source, container_of(block.source, parts, model_id, written)
+                yield block.source, assembly.container_of(block.source, parts, model_id, written)
                 parts, furthest = [], 1
-
-    def _key(self, source: Source, site: SiteSettings, cutting: Cutting) -> bytes:
-        """All that the encoded groups of a document depend on."""
-        primer = self.primer.identity if self.primer else b""
-        versions = memcodec.__version__, container.VERSION, self.model.identity, primer
-        return repr((versions, site, cutting, source.size, source.digest())).encode()
 
     def _verified(
         self, finished: list[tuple[Source, bytes]], settings: EncodeSettings, report: Reporter
-    ) -> Iterator[bytes]:
-        """The files, after decoding and comparing them: small ones in one batch. Raises MachineError."""
-        small = [(source, blob) for source, blob in finished if source.size <= PIECE_BYTES]
-        rest = [(source, blob) for source, blob in finished if source.size > PIECE_BYTES]
+    ) -> list[bytes]:
+        """The files, decoded and compared if the settings say so. Raises MachineError, EncodeError."""
         if settings.verify:
-            try:
-                if small:
-                    files = [container.unpack(blob) for _, blob in small]
-                    documents = self._documents(files, settings.batch, report)
-                    for (source, _), document in zip(small, documents, strict=True):
-                        _compare(source, [document])
-                for source, blob in rest:
-                    _compare(source, self._pieces(container.unpack(blob), settings.batch, report))
-            except (FormatError, ChecksumError) as error:
-                raise MachineError(f"the encoded file does not decode here ({error}): nothing was written") from error
+            decode_many = partial(self._documents, batch=settings.batch, report=report)
+            verify(finished, decode_many, partial(self._pieces, batch=settings.batch, report=report))
         for source, _ in finished:
             source.check_unchanged()
-        return iter([blob for _, blob in finished])
+        return [blob for _, blob in finished]
 
     # ---- decoding
 
-    def decode(
-        self,
-        blob: bytes | bytearray | memoryview,
-        *,
-        batch: int = DEFAULT_BATCH,
-        progress: ProgressCallback | None = None,
-    ) -> bytes:
+    def decode(self, blob: Binary, *, batch: int = DEFAULT_BATCH, progress: ProgressCallback | None = None) -> bytes:
         """Decompress the bytes of a .memz file, or of several concatenated ones.
 
         batch: groups decoded side by side. Raises FormatError, ChecksumError, ModelMismatchError; EncodeError for a
@@ -321,12 +245,9 @@ class Codec:
         return self._pieces(parsed, batch, Reporter(progress, "decode", parsed.size))
 
     def decode_many(
-        self,
-        blobs: Iterable[bytes | Container],
-        *,
-        batch: int = DEFAULT_BATCH,
+        self, blobs: Iterable[Binary | Container], *, batch: int = DEFAULT_BATCH,
         progress: ProgressCallback | None = None,
-    ) -> list[bytes]:
+    ) -> list[bytes]:  # fmt: skip
         """The documents of several files, whose groups are decoded side by side. Raises as `decode`."""
         check_batch(batch)
         given = as_many(blobs, "blobs")
@@ -334,11 +255,7 @@ class Codec:
         return self._documents(files, batch, Reporter(progress, "decode", sum(parsed.size for parsed in files)))
 
     def salvage(
-        self,
-        blob: bytes | bytearray | memoryview,
-        *,
-        batch: int = DEFAULT_BATCH,
-        progress: ProgressCallback | None = None,
+        self, blob: Binary, *, batch: int = DEFAULT_BATCH, progress: ProgressCallback | None = None
     ) -> Iterator[bytes | Lost]:
         """What can be read of a damaged file, in order: pieces of the document, and `Lost` for what is missing.
 
@@ -347,57 +264,52 @@ class Codec:
         """
         check_batch(batch)
         parsed = container.unpack(as_bytes(blob, "blob"), damaged=True)
-        return salvage_of(parsed, self.tokens(parsed, batch, progress=progress), self.tokenizer)
+        return assembly.salvage_of(parsed, self.tokens(parsed, batch, progress=progress), self.tokenizer)
 
     def tokens(
-        self,
-        parsed: Container,
-        batch: int = DEFAULT_BATCH,
-        numbers: Iterable[int] | None = None,
+        self, parsed: Container, batch: int = DEFAULT_BATCH, numbers: Iterable[int] | None = None,
         progress: ProgressCallback | None = None,
-    ) -> Iterator[np.ndarray]:
+    ) -> Iterator[np.ndarray]:  # fmt: skip
         """The token ids of the groups of a file, int64 [tokens] each, in order. numbers: of these groups alone.
 
-        They are not checked: `decode_pieces` and `memcodec.container.assembly` compare them with the checksums. Raises
-        FormatError, ModelMismatchError.
+        They are not compared with the checksums: `memcodec.container.assembly` does that. Raises FormatError,
+        ModelMismatchError.
         """
-        groups = parsed.groups if numbers is None else [parsed.groups[n] for n in numbers]
+        if parsed.needs is None:
+            return iter(())
+        groups = parsed.groups
+        groups = groups if numbers is None else [groups[n] for n in numbers]
         lengths = [chunk.tokens for group in groups for chunk in group.chunks]
-        return self._tokens([(parsed, groups)], batch, Reporter(progress, "decode", parsed.size, lengths))
+        report = Reporter(progress, "decode", parsed.size, lengths)
+        codec = codec_for(parsed.needs, self)
+        return tokens_of(codec.model, codec.engine, [(parsed, groups)], batch, report)
 
     def _pieces(self, parsed: Container, batch: int, report: Reporter) -> Iterator[bytes]:
+        """The document of a file, piece by piece."""
         report.expect([chunk.tokens for chunk in parsed.chunks], parsed.size)
-        return document_of(parsed, self._tokens([(parsed, parsed.groups)], batch, report), self.tokenizer)
+        tokens: Iterator[np.ndarray] = iter(())
+        if parsed.needs is not None:
+            codec = codec_for(parsed.needs, self)
+            tokens = tokens_of(codec.model, codec.engine, [(parsed, parsed.groups)], batch, report)
+        return assembly.document_of(parsed, tokens, self.tokenizer)
 
     def _documents(self, files: list[Container], batch: int, report: Reporter) -> list[bytes]:
         """The documents of several files, decoded in common batches where their settings allow it."""
-        alike: dict[tuple[object, ...], list[int]] = {}  # numbers of files whose groups fit the same batches
-        for i, parsed in enumerate(files):
+        for parsed in files:
             report.expect([chunk.tokens for chunk in parsed.chunks], parsed.size)
-            if (s := parsed.settings) is not None:
-                longest = max(sum(chunk.tokens for chunk in group.chunks) for group in parsed.groups)
-                context = s.context if longest > s.context else MAX_CONTEXT  # matters only to longer groups
-                alike.setdefault((s.site, s.fields, context, parsed.needs), []).append(i)
         tokens: dict[int, list[np.ndarray]] = {}
-        for numbers in alike.values():
+        for numbers in sharing_batches(files):
+            needs = files[numbers[0]].needs
+            assert needs is not None
+            codec = codec_for(needs, self)
             selected = [(files[i], files[i].groups) for i in numbers]
             owners = [i for i, (_, groups) in zip(numbers, selected, strict=True) for _ in groups]
-            for i, found in zip(owners, self._tokens(selected, batch, report), strict=True):
-                tokens.setdefault(i, []).append(found)
-        return [b"".join(document_of(parsed, tokens.get(i, []), self.tokenizer)) for i, parsed in enumerate(files)]
-
-    def _tokens(
-        self, selected: list[tuple[Container, list[Group]]], batch: int, report: Reporter
-    ) -> Iterator[np.ndarray]:
-        """The core of decoding: the token ids of groups of files, which share their settings but for the context."""
-        parsed, _ = selected[0]
-        if parsed.settings is None or parsed.needs is None:
-            return iter(())
-        codec = codec_for(parsed.needs, self)
-        site = site_in_file(parsed.settings.site, parsed.settings.fields, codec.lm.architecture.hidden)
-        context = max(file.settings.context for file, _ in selected if file.settings is not None)
-        groups = encoded_groups(group for _, groups in selected for group in groups)
-        return codec.engine.decode(codec.model, site, groups, context, batch, report)
+            decoded = tokens_of(codec.model, codec.engine, selected, batch, report)
+            for i, ids in zip(owners, decoded, strict=True):
+                tokens.setdefault(i, []).append(ids)
+        return [
+            b"".join(assembly.document_of(parsed, tokens.get(i, []), self.tokenizer)) for i, parsed in enumerate(files)
+        ]
 
     # ---- frames
 
@@ -410,12 +322,9 @@ class Codec:
         return self.decode_frames([frame], settings)[0]
 
     def encode_frames(
-        self,
-        messages: Iterable[Data],
-        settings: FrameSettings = FrameSettings(),  # noqa: B008 (frozen)
-        *,
+        self, messages: Iterable[Data], settings: FrameSettings = FrameSettings(), *,  # noqa: B008 (frozen)
         progress: ProgressCallback | None = None,
-    ) -> list[bytes]:
+    ) -> list[bytes]:  # fmt: skip
         """Messages (bytes, or text as UTF-8) as frames, encoded in common batches.
 
         A frame is never longer than the message, 1 byte and the checksum. Frames are not decoded to verify them. Raises
@@ -425,13 +334,9 @@ class Codec:
         return frames.encode(self.model, data, settings, progress)
 
     def decode_frames(
-        self,
-        packed: Iterable[bytes],
-        settings: FrameSettings = FrameSettings(),  # noqa: B008 (frozen)
-        *,
-        batch: int = DEFAULT_BATCH,
-        progress: ProgressCallback | None = None,
-    ) -> list[bytes]:
+        self, packed: Iterable[bytes], settings: FrameSettings = FrameSettings(), *,  # noqa: B008 (frozen)
+        batch: int = DEFAULT_BATCH, progress: ProgressCallback | None = None,
+    ) -> list[bytes]:  # fmt: skip
         """The messages of frames, as bytes. batch: messages decoded side by side.
 
         Raises FormatError or ChecksumError if a frame is damaged, or was made with another model, primer or setting;
@@ -448,14 +353,10 @@ class Codec:
         return estimate.seconds_to_encode(self.model, size, EncodeSettings(context=context, batch=batch, verify=verify))
 
     def bound(self, data: Data, chunk_tokens: int = DEFAULT_CHUNK_TOKENS, context: Context = "auto") -> float:
-        """The bound in bytes: the sum of -log2 p(token) of the exact LM over the document's chunks, over 8.
-
-        Each token sees what it sees in a file with this context. Stored spans count with their size under zstd. Raises
-        EncodeError.
-        """
+        """The bound in bytes (`memcodec.bound`) of a document. Raises EncodeError."""
         settings = EncodeSettings(chunk_tokens=chunk_tokens, context=context)
         settings.check()
-        _check_positions(self.model, settings)
+        refusals.check_positions(self.model, settings)
         return bound.bound(self.model, as_source(data, "data"), settings)
 
     def token_bits(self, tokens: np.ndarray, skip: int = 0) -> np.ndarray:
@@ -475,14 +376,9 @@ class Codec:
 
 
 def codec_for(
-    needs: Needs,
-    codec: Codec | None = None,
-    *,
-    model: str | None = None,
-    allow_download: bool = False,
-    primer: Primer | None = None,
-    **options: Unpack[LoadOptions],
-) -> Codec:
+    needs: Needs, codec: Codec | None = None, *, model: str | None = None, allow_download: bool = False,
+    primer: Primer | None = None, **options: Unpack[LoadOptions],
+) -> Codec:  # fmt: skip
     """The codec that a file (or an archive, or a column) needs: with its model, and with its primer or none.
 
     codec: a loaded one, whose model must be the right one. Without it a model is loaded: `model`, or the one that the
@@ -492,41 +388,12 @@ def codec_for(
     """
     if codec is None:
         progress = options.get("progress")
-        found = (
-            registry.resolve(model, progress)
-            if model
-            else registry.resolve_named(needs.model.name, allow_download, progress)
-        )
-        codec = Codec(LoadedModel.load(found, **options))
-    here = ModelId.of(codec.name, codec.model.identity)
-    if here.identity != needs.model.identity:
-        raise ModelMismatchError(
-            f"the file needs model {needs.model.name!r} ({needs.model.identity.hex()}); {here.name!r} is "
-            f"{here.identity.hex()}: pass the right one as --model"
-        )
+        if model:
+            folder = registry.resolve(model, progress)
+        else:
+            folder = registry.resolve_named(needs.model.name, allow_download, progress)
+        codec = Codec(LoadedModel.load(folder, **options))
+    needs.check_model(ModelId.of(codec.name, codec.model.identity))
     chosen = (primer or codec.primer) if needs.primer else None
-    if needs.primer and (chosen is None or chosen.identity != needs.primer):
-        given = f"the one given is {chosen.identity.hex()}" if chosen else "none is given"
-        raise PrimerMismatchError(f"the file needs the primer {needs.primer.hex()}; {given}: pass it as --primer")
+    needs.check_primer(chosen.identity if chosen else b"")
     return codec if codec.primer is chosen else codec.with_primer(chosen)
-
-
-def _check_positions(model: LoadedModel, settings: EncodeSettings) -> None:
-    """Raise EncodeError if a chunk does not fit the model's positions."""
-    vectors = (settings.site.vectors or 1) if isinstance(settings.site, Prompt) else 0
-    if settings.chunk_tokens + vectors > model.positions:
-        raise EncodeError(
-            f"chunk tokens {settings.chunk_tokens}: this model has {model.lm.positions} positions, prefix included"
-        )
-
-
-def _compare(source: Source, pieces: Iterable[bytes]) -> None:
-    """Raise MachineError if the decoded pieces are not the bytes of a document."""
-    at = 0
-    for piece in pieces:
-        end = min(at + len(piece), source.size)
-        if source.read(at, end) != piece:
-            raise MachineError("the encoded file decodes to other bytes here: nothing was written")
-        at = end
-    if at != source.size:
-        raise MachineError("the encoded file decodes to fewer bytes here: nothing was written")

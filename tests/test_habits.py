@@ -174,7 +174,7 @@ def test_files_one_behind_the_other_and_trailing_bytes(run: Run) -> None:
     assert run("decompress", "a.memz", "-c").stdout_bytes == b"stored " * 800
     assert run("verify", "a.memz").exit_code == 0
     Path("a.memz").write_bytes(RESULT + b"more")
-    assert "4 trailing bytes behind the end of the file" in refused(run("decompress", "a.memz"))
+    assert "4 trailing bytes after the end of the file" in refused(run("decompress", "a.memz"))
 
 
 def test_verbose_says_what_was_done(run: Run) -> None:

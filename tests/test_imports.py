@@ -11,7 +11,8 @@ ROOT = Path(__file__).parent.parent / "memcodec"
 # From the ground up: each may import those above it in this list, and itself.
 ORDER = [
     "errors", "progress", "settings", "cache", "lm", "models", "document", "coding", "memory", "groups", "container",
-    "engines", "storage", "primer", "frames", "bound", "estimate", "codec", "files", "view", "integrations", "bench",
+    "engines", "storage", "primer", "frames", "bound", "estimate", "decoding",
+    "verification", "codec", "files", "view", "integrations", "bench",
 ]  # fmt: skip
 
 

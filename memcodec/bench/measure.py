@@ -13,10 +13,10 @@ from memcodec.codec import Codec
 from memcodec.coding import corrections
 from memcodec.coding.steering import Steering
 from memcodec.container.assembly import encoded_groups
+from memcodec.decoding import site_of_file
 from memcodec.document.plan import cut_chunks
 from memcodec.document.spans import Stored, spans_of, zstd_size
 from memcodec.groups import predict
-from memcodec.memory.sites import site_in_file
 from memcodec.settings import DEFAULT_BATCH, DEFAULT_CHUNK_TOKENS
 from memcodec.view.inspection import inspect
 
@@ -67,7 +67,7 @@ def hits(blob: bytes, codec: Codec) -> int:
     if parsed.settings is None:
         return 0
     lm, settings = codec.lm, parsed.settings
-    site = site_in_file(settings.site, settings.fields, lm.architecture.hidden)
+    site = site_of_file(codec.model, parsed)
     encoded = encoded_groups(parsed.groups)
     tokens = list(codec.tokens(parsed))
     groups = [np.split(ids, np.cumsum(group.lengths)[:-1]) for ids, group in zip(tokens, encoded, strict=True)]

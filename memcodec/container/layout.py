@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import zstandard
 
-from memcodec.errors import ChecksumError, FormatError
+from memcodec.errors import ChecksumError, FormatError, ModelMismatchError, PrimerMismatchError
 from memcodec.settings import DEFAULT_CHUNK_TOKENS
 
 VERSION = 2
@@ -54,6 +54,20 @@ class Needs:
 
     model: ModelId
     primer: bytes = b""
+
+    def check_model(self, here: ModelId) -> None:
+        """Raise ModelMismatchError if this model is not the one that is needed, whatever it is called."""
+        if here.identity != self.model.identity:
+            raise ModelMismatchError(
+                f"the file needs model {self.model.name!r} ({self.model.identity.hex()}); {here.name!r} is "
+                f"{here.identity.hex()}: pass the right one as --model"
+            )
+
+    def check_primer(self, here: bytes) -> None:
+        """Raise PrimerMismatchError if a primer is needed, and this is another one or (empty) none."""
+        if self.primer and here != self.primer:
+            given = f"the one given is {here.hex()}" if here else "none is given"
+            raise PrimerMismatchError(f"the file needs the primer {self.primer.hex()}; {given}: pass it as --primer")
 
 
 @dataclass(frozen=True)

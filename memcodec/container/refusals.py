@@ -2,16 +2,25 @@
 
 from collections.abc import Iterable, Iterator
 
-from memcodec.container import layout
-from memcodec.container.assembly import stored
+from memcodec.container import assembly, layout
 from memcodec.container.layout import Container
 from memcodec.container.write import pack
 from memcodec.document.blocks import Block, Cutting, read_blocks
 from memcodec.document.source import Source
 from memcodec.errors import EncodeError
 from memcodec.memory.vectors import vector_bytes
+from memcodec.models.loaded import LoadedModel
 from memcodec.models.tokenizer import ByteTokenizer
-from memcodec.settings import Prompt
+from memcodec.settings import EncodeSettings, Prompt
+
+
+def check_positions(model: LoadedModel, settings: EncodeSettings) -> None:
+    """Raise EncodeError if a chunk, with its vectors, has more tokens than the model has positions."""
+    vectors = (settings.site.vectors or 1) if isinstance(settings.site, Prompt) else 0
+    if settings.chunk_tokens + vectors > model.positions:
+        raise EncodeError(
+            f"chunk tokens {settings.chunk_tokens}: this model has {model.lm.positions} positions, prefix included"
+        )
 
 
 def check_chunk_count(source: Source, tokenizer: ByteTokenizer, cutting: Cutting) -> None:
@@ -35,7 +44,7 @@ def worthwhile(blocks: Iterable[Block], settings: Prompt, dimensions: int) -> It
     chunks = 0
     for block in blocks:
         chunks = len(block.lengths) + (chunks if block.start else 0)
-        if chunks and chunks * size >= (whole := len(pack(stored(block.source)))):
+        if chunks and assembly.STORE_SMALLER and chunks * size >= (whole := len(pack(assembly.stored(block.source)))):
             raise EncodeError(
                 f"{chunks} chunks with {size:,} bytes of vectors each: the file that stores the text has {whole:,} "
                 "bytes; use --pure for vectors whatever their size, fewer --bits, or longer chunks"

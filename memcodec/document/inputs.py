@@ -7,7 +7,8 @@ from typing import Any, BinaryIO, TypeVar
 from memcodec.document.source import Source
 from memcodec.errors import EncodeError
 
-Data = bytes | bytearray | memoryview | str
+Binary = bytes | bytearray | memoryview
+Data = Binary | str
 T = TypeVar("T")
 
 

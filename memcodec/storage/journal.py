@@ -16,9 +16,14 @@ from typing import BinaryIO
 
 import numpy as np
 
-from memcodec.container import Reader, varint
+import memcodec
+from memcodec.container import VERSION, Reader, varint
+from memcodec.document.blocks import Cutting
+from memcodec.document.source import Source
 from memcodec.errors import EncodeError, FormatError
 from memcodec.groups import EncodedGroup
+from memcodec.models.loaded import LoadedModel
+from memcodec.settings import SiteSettings
 from memcodec.storage.write import hold
 
 _MARK = b"memcodec journal 1\n"
@@ -120,6 +125,12 @@ class Journal:
         self._file.write(data)
         self._file.flush()
         os.fsync(self._file.fileno())
+
+
+def journal_key(source: Source, model: LoadedModel, site: SiteSettings, cutting: Cutting) -> bytes:
+    """All that the encoded groups of a document depend on."""
+    versions = memcodec.__version__, VERSION, model.identity, model.primer_tokens.tobytes()
+    return repr((versions, site, cutting, source.size, source.digest())).encode()
 
 
 def discard(path: Path) -> None:

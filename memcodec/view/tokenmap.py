@@ -11,9 +11,9 @@ from memcodec.coding import corrections
 from memcodec.coding.steering import Steering
 from memcodec.container import Container, StoredSpan
 from memcodec.container.assembly import DecodedChunk, decoded_chunks, encoded_groups, located_parts
+from memcodec.decoding import site_of_file
 from memcodec.errors import ChecksumError
 from memcodec.groups import predict
-from memcodec.memory.sites import site_in_file
 from memcodec.models.tokenizer import ByteTokenizer
 from memcodec.progress import ProgressCallback
 from memcodec.settings import DEFAULT_BATCH
@@ -69,7 +69,7 @@ def _explained(codec: Codec, parsed: Container, tokens: list[np.ndarray]) -> Ite
     """What the entropy coder saw of each chunk. tokens: of each group, int64 [tokens]."""
     assert parsed.settings is not None
     lm, settings = codec.lm, parsed.settings
-    site = site_in_file(settings.site, settings.fields, lm.architecture.hidden)
+    site = site_of_file(codec.model, parsed)
     encoded = encoded_groups(parsed.groups)
     groups = [np.split(ids, np.cumsum(group.lengths)[:-1]) for ids, group in zip(tokens, encoded, strict=True)]
     vectors = [site.vectors(group.memories[0]) for group in encoded]
