@@ -30,7 +30,7 @@ def blocks(name: str, language: str) -> list[str]:
         "docs/messages.md",
         "docs/files.md",
         "docs/integrations.md",
-        "docs/looking.md",
+        "docs/inspecting.md",
         "docs/cookbook.md",
         "docs/cluster.md",
     ],
@@ -59,7 +59,7 @@ def test_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.default_model
 @pytest.mark.parametrize(
-    "name", ["docs/files.md", "docs/messages.md", "docs/looking.md", "docs/settings.md", "docs/cluster.md"]
+    "name", ["docs/files.md", "docs/messages.md", "docs/inspecting.md", "docs/settings.md", "docs/cluster.md"]
 )
 def test_commands_of_other_pages_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -70,7 +70,7 @@ def test_commands_of_other_pages_run(name: str, tmp_path: Path, monkeypatch: pyt
     input_of = {"docs/settings.md": "part", "docs/cluster.md": "big.txt"}
     if name in input_of:
         (tmp_path / input_of[name]).write_bytes(licence[:700])
-    if name == "docs/looking.md":
+    if name == "docs/inspecting.md":
         (tmp_path / "notes.txt").write_bytes(licence[:700])
         assert CliRunner().invoke(main, ["compress", "notes.txt"]).exit_code == 0
     (tmp_path / "notes.jsonl").write_text('{"id": "a", "text": "first note"}\n{"id": "b", "text": "second note"}\n')
