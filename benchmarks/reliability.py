@@ -76,7 +76,7 @@ PROMISED = {  # by words of a row
     "each bit": "the same bytes, or an error of one line",
     "corruptions": "the same bytes, or an error of one line",
     "files cut": "every chunk that is still there",
-    "hostile": "an error within the memory limit; nothing else is run, downloaded or read",
+    "hostile": "an error within the memory limit; nothing that was not named is run, downloaded or read",
     "kill -9 of resume": "the bytes of an uninterrupted run",
     "kill -9": "an absent or complete output, an unchanged input",
     "Ctrl-C": "ends within a batch, no file remains",

@@ -1,7 +1,7 @@
 """Prepare a release: python docs/for_the_index.py URL [FOLDER].
 
-Makes the links of README.md absolute, because a package index shows it without the other files, and adds the URLs of the
-project to pyproject.toml. URL is that of the repository; the release workflow passes it.
+Makes the links of README.md absolute, because a package index shows it without the other files, and adds the URLs of
+the project to pyproject.toml. URL is that of the repository; the release workflow passes it.
 """
 
 import re
