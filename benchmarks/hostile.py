@@ -65,7 +65,7 @@ def main() -> None:
 
 def render(rows: list[dict[str, Any]]) -> str:
     """As Markdown."""
-    lines = ["| file | what came of it | s | memory, MB | bound, MB |", "| --- | --- | ---: | ---: | ---: |"]
+    lines = ["| file | result | s | memory, MB | bound, MB |", "| --- | --- | ---: | ---: | ---: |"]
     for row in rows:
         what = row["what"].replace("|", "\\|")
         sizes = f"{row['memory'] / 1e6:.1f} | {row['bound'] / 1e6:.0f}"
@@ -226,7 +226,7 @@ def headers(good: bytes) -> Iterator[Hostile]:
     """What the JSON and its length may claim."""
     (length,) = struct.unpack("<Q", good[:8])
     yield Hostile("header of 2^63 bytes", struct.pack("<Q", 1 << 63) + good[8:])
-    yield Hostile("header of 64 KB + 1, all there", struct.pack("<Q", (1 << 16) + 1) + b"{" + b" " * (1 << 16) + good)
+    yield Hostile("header of 64 KB + 1, complete", struct.pack("<Q", (1 << 16) + 1) + b"{" + b" " * (1 << 16) + good)
     nested = b'{"memcodec":' + b"[" * 60_000
     yield Hostile("60,000 brackets", struct.pack("<Q", len(nested)) + nested)
     many = json.dumps({"__metadata__": {"memcodec": "2"}} | {f"t{i}": [] for i in range(5000)}).encode()
@@ -278,7 +278,7 @@ def indexes(good: bytes, large: bool) -> Iterator[Hostile]:
 
     if large:
         full = [Segment(1, (Chunk(1, b"", 0),), b"") for _ in range(container.MAX_CHUNKS)]
-        yield Hostile("2,097,152 chunks, as many as may be, in 2 MB", made(full), "container", 1 << 30)
+        yield Hostile("2,097,152 chunks, the maximum, in 2 MB", made(full), "container", 1 << 30)
         yield Hostile("one chunk more", made([*full, full[0]]))
     long = Segment(1 << 40, tuple(Chunk(4096, b"", 0) for _ in range(12)), b"")
     widest = replace(parsed.settings, chunk_tokens=4096, context=500)
@@ -306,8 +306,8 @@ def payloads(codec: Codec) -> Iterator[Hostile]:
         return pack(Container(size, bytes(16), [StoredSpan(size, 1, frame, 0)]))
 
     bomb = zstandard.ZstdCompressor().compress(bytes(1 << 30))
-    yield Hostile("12 bytes that zstd makes 1 GB of", stored(12, bomb))
-    yield Hostile("1 GB of zeros in 33 KB, as it says", stored(1 << 30, bomb))
+    yield Hostile("12 bytes that zstd expands to 1 GB", stored(12, bomb))
+    yield Hostile("1 GB of zeros in 33 KB, correctly declared", stored(1 << 30, bomb))
     wide = zstandard.ZstdCompressionParameters.from_level(1, window_log=31)
     window = zstandard.ZstdCompressor(compression_params=wide).compressobj()
     frame = window.compress(bytes(1 << 20)) + window.flush()
@@ -322,7 +322,7 @@ def payloads(codec: Codec) -> Iterator[Hostile]:
     readout = Settings("readout", (102,), 200, 200)
     steered = Settings("readout", (512,), 200, 200)
     for what, memory, corrections, settings in (
-        ("corrections of nothing", b"", b"", readout),
+        ("empty corrections", b"", b"", readout),
         ("1 MB of corrections, all ones", b"", b"\xff" * (1 << 20), readout),
         ("1 MB of corrections, all zeros", b"", bytes(1 << 20), readout),
         ("a memory of 1 MB, all ones", b"\xff" * (1 << 20), b"\x55" * 40, steered),
@@ -390,7 +390,7 @@ def others(codec: Codec) -> Iterator[Hostile]:
     varint = container.varint
     yield archive("an archive of 2^30 documents", varint(1 << 30) + varint(0))
     keys = zstandard.ZstdCompressor().compress(bytes(1 << 30))
-    yield archive("keys that zstd makes 1 GB of", varint(100) + varint(len(keys)) + keys + bytes(200))
+    yield archive("keys that zstd expands to 1 GB", varint(100) + varint(len(keys)) + keys + bytes(200))
     yield archive("documents of 2^61 bytes each", varint(3) + varint(0) + varint(1 << 61) + b"\0")
     tensors = {"text": np.zeros(8, np.uint8), "tokens": np.zeros(1 << 22, np.int32), "hash": np.zeros(8, np.uint8)}
     yield Hostile("a primer of 4,194,304 tokens", safetensors.numpy.save(tensors), "primer")
@@ -401,7 +401,7 @@ def others(codec: Codec) -> Iterator[Hostile]:
     yield frames("frames of each first byte", [bytes([first]) + b"\xff" * 40 for first in range(256)])
     yield frames("frames of 2^61 tokens", [bytes([first]) + varint(1 << 61) + bytes(20) for first in (224, 251, 252)])
     bomb = zstandard.ZstdCompressor(write_checksum=False).compress(bytes(1 << 28))
-    yield frames("a frame that zstd makes 256 MB of", [bytes([253]) + bomb, bytes([254]) + bomb])
+    yield frames("a frame that zstd expands to 256 MB", [bytes([253]) + bomb, bytes([254]) + bomb])
 
 
 if __name__ == "__main__":

@@ -178,7 +178,7 @@ def render(found: dict[str, Any]) -> str:
     """As Markdown."""
     lines = [f"{found['chunks']} chunks in {len(found['languages'])} languages ({', '.join(found['languages'])}).", ""]
     lines += [
-        "| environment | files that are like the first's | files decoded | failed |",
+        "| environment | files equal to those of the first | files decoded | failed |",
         "| --- | ---: | ---: | ---: |",
     ]
     for row in found["rows"]:

@@ -75,12 +75,12 @@ def render(folder: Path, took: dict[str, float]) -> str:
 PROMISED = {  # by words of a row
     "each bit": "the same bytes, or an error of one line",
     "corruptions": "the same bytes, or an error of one line",
-    "files cut": "every chunk that is there",
-    "hostile": "an error within the bound of memory; nothing is run, fetched or read that was not named",
-    "kill -9 of resume": "the bytes of an unbroken run",
-    "kill -9": "an output absent or complete, the input untouched",
-    "Ctrl-C": "ends within a batch, nothing is left",
-    "environments": "the same files, and each decodes everywhere",
+    "files cut": "every chunk that is still there",
+    "hostile": "an error within the memory limit; nothing that was not named is run, downloaded or read",
+    "kill -9 of resume": "the bytes of an uninterrupted run",
+    "kill -9": "an absent or complete output, an unchanged input",
+    "Ctrl-C": "ends within a batch, no file remains",
+    "environments": "the same files, each decodes everywhere",
     "4 threads": "right results",
     "3 processes": "one cache",
 }

@@ -1,4 +1,4 @@
-"""The report in Markdown, from what run.py has measured. Every figure in it comes from there."""
+"""The report in Markdown, from the results of run.py. Every figure in it comes from there."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -9,32 +9,34 @@ from memcodec.bench import table
 from memcodec.bench.comparison import BOUND, CONTEXT_BOUND, LIMITS, MAX_CONTEXT, Row
 
 _MEASURED = """\
-How it was measured. Each codec wrote a whole file to disk, the file was read back and decompressed, and the output
-compared with the input: one difference ends the run. Sizes are sizes of files. **The model is not counted**, nor is the
-dictionary of zstd, which was trained on the other texts of the set, uncut. memcodec's times are one run without the
-encoder's own verification (with it, as is the default, encoding takes as long as encoding and decoding here) and
-without the start (about a second); the others' are medians of at least five runs. The peak is the resident memory of
-the whole process: for memcodec with the model in it, for the others a Python interpreter that holds nothing else. The
-language model may have seen any of these texts in its training.
+How it was measured. Each codec wrote a whole file to disk; the file was read back and decompressed, and the output
+compared with the input. A single difference ends the run. Sizes are file sizes. **The model is not counted**, and
+neither is the dictionary of zstd, which was trained on the other texts of the set in full length. The times of memcodec
+are from one run, without the start (about a second) and without the encoder's own verification. With verification,
+which is the default, encoding takes the sum of both times. The times of the other codecs are medians of
+at least five runs. The peak is the resident memory of the whole process: for memcodec with the model in it, for the
+others with a Python interpreter that holds nothing else. The language model may have seen any of these texts in its
+training.
 
-memcodec's numbers are memory shares, at the default context (auto: as much as leaves 48 groups, so next to none in
-texts as short as these); two lines, at a memory share of 0, have no context and the most. More on both in
-[docs/context.md](../docs/context.md).
+The number after memcodec is the memory share. The context is the default, auto, which leaves at least 48 groups and
+therefore almost no context in texts as short as these. Two rows, at a memory share of 0, have no context and the most
+context. [docs/context.md](../docs/context.md) explains both.
 
-The lines in brackets are no codecs. *Bound*: the sum of -log2 p(token) of the exact LM over the same chunks of 200
-tokens. *Bound, context of 2048*: the same, but each token sees the text before it, in windows of 2,048 tokens that move
-on by 1,024, so at least 1,024 tokens where there are so many: the difference is what independent chunks cost."""
+The rows in brackets are limits and not codecs. *Bound* is the sum of -log2 p(token) of the exact LM over the same
+chunks of 200 tokens. *Bound, context of 2048* is the same sum with the text before each token as context, in windows of
+2,048 tokens that move by 1,024, so that each token sees at least 1,024 tokens if there are as many before it. The
+difference is the cost of independent chunks."""
 
 _OTHERS = (
-    "Frames, primers and archives beside zstd with a dictionary, on eight kinds of messages: "
-    "[docs/messages.md](../docs/messages.md), by `benchmarks/messages.py`.\n\n"
+    "Frames, primers and archives compared with zstd with a dictionary, on eight kinds of messages: "
+    "[docs/messages.md](../docs/messages.md), measured by `benchmarks/messages.py`.\n\n"
     "![Bytes a message, by kind](../docs/messages/messages.png)\n\n"
-    "Throughput by batch and threads, the exact LM beside transformers, and memory over time of 1 MiB: "
-    "[docs/speed.md](../docs/speed.md), by `benchmarks/speed.py` and `benchmarks/memory.py`. Contexts on whole texts: "
-    "[docs/context.md](../docs/context.md), by `benchmarks/context.py`."
+    "Throughput by batch and threads, the exact LM compared with transformers, and memory over time for 1 MiB: "
+    "[docs/speed.md](../docs/speed.md), measured by `benchmarks/speed.py` and `benchmarks/memory.py`. Contexts on "
+    "whole texts: [docs/context.md](../docs/context.md), measured by `benchmarks/context.py`."
 )
 _PEERS = """\
-Published by others, **not measured here**, and not with the same model:
+Figures that others have published. They were **not measured here**, and not with the same model:
 
 | codec | text, whole | published | model | source |
 | --- | --- | --- | --- | --- |
@@ -43,7 +45,8 @@ Published by others, **not measured here**, and not with the same model:
 | Nacrith | asyoulik | 16.3 % | the same | the same |
 | llama-zip | book1 | 8.745x | Llama 3.1 8B, context of 8k tokens | github.com/AlexBuz/llama-zip |
 
-Nacrith mixes the model with others that learn on the way; both of its sides must compute in the same floating point."""
+Nacrith mixes the model with others that adapt to the text. Its encoder and decoder must compute the same results in
+floating point."""
 
 
 def render(found: dict[str, Any]) -> str:
@@ -84,7 +87,7 @@ def render(found: dict[str, Any]) -> str:
 
 
 def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; all columns but the first are numbers."""
+    """A Markdown table. All columns except the first are numbers."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -96,13 +99,13 @@ def _head(found: dict[str, Any]) -> str:
     return (
         f"{found['date']}, {machine['processor']}, {machine['threads']} threads, {machine['system']}, "
         f"Python {machine['python']}; {versions}; rivals from {others}. Model {model['name']}, identity "
-        f"{model['identity'][:16]}; codec sources {machine['code']}. Written by `make bench`; the same figures, and "
-        "more of them, are in [report.json](report.json)."
+        f"{model['identity'][:16]}; codec sources {machine['code']}. Written by `make bench`, which also writes "
+        "these figures and more to benchmarks/results/report.json."
     )
 
 
 def _codecs(rows: Sequence[Row]) -> list[str]:
-    """Codecs in the order of their sizes over all texts, largest first; those of some texts only at the end."""
+    """Codecs by their total size, largest first. Codecs that were not run on all texts come last."""
     texts = {row.text for row in rows}
     names = dict.fromkeys(row.codec for row in rows)
     size = {name: sum(row.file_bytes for row in rows if row.codec == name) for name in names}
@@ -141,14 +144,14 @@ def _totals(rows: Sequence[Row]) -> str:
 def _break_even(found: dict[str, Any]) -> str:
     even, model = found["break_even"], found["model"]["download_bytes"]
     against = (
-        f"The model is a download of {model:,} bytes. Against zstd -19 of the whole English texts (not of their "
-        "beginnings: zstd gains with length)"
+        f"The model is a download of {model:,} bytes. Compared with zstd -19 of the whole English texts (not of their "
+        "beginnings, because zstd compresses longer texts better)"
     )
     if even["bytes"] is None:
-        return f"{against}, memcodec at memory share 0.1 never pays that back."
+        return f"{against}, memcodec at memory share 0.1 never saves as many bytes."
     return (
-        f"{against}, memcodec at memory share 0.1 pays that back from **{even['bytes'] / 1e6:,.0f} MB** of such text "
-        "on; below, whoever counts the model is better off with zstd."
+        f"{against}, memcodec at memory share 0.1 saves as many bytes from **{even['bytes'] / 1e6:,.0f} MB** of such "
+        "text on. For less text, zstd is smaller if the model is counted."
     )
 
 
@@ -167,9 +170,10 @@ def _parts(rows: Sequence[Row]) -> str:
     head = ["text, memory share", "file", "memory", "corrections", "stored", "container", "bound",
             "memory and corrections / bound", "encode, s", "decode, s"]  # fmt: skip
     about = (
-        "Bytes; the container is all that is neither memory nor corrections nor stored. The bound is that of the same "
+        "Bytes. The container is everything except memory, corrections and stored spans. The bound is that of the same "
+        "chunks, and for context max that of a context of 2048. It does not include the prior for the first tokens of "
+        "a group."
     )
-    about += "chunks; for context max, that of a context of 2048. It knows no prior for the first tokens of a group."
     return about + "\n\n" + grid(head, body)
 
 
@@ -181,8 +185,8 @@ def _sizes(rows: Sequence[Row]) -> str:
     )
     cells = {(row.codec, row.original_bytes): f"{row.file_bytes:,.0f} ({row.ratio:.2f})" for row in rows}
     body = [[_label(name), *(cells.get((name, size), "-") for size in sizes)] for name in names]
-    what = f"The beginning of {rows[0].text}, from where it ends on with the other English texts behind it"
-    return f"{what}: bytes, and ratio in brackets.\n\n" + grid(["", *(f"{size:,} bytes" for size in sizes)], body)
+    what = f"The beginning of {rows[0].text}, followed by the other English texts where it is too short"
+    return f"{what}: bytes, with the ratio in brackets.\n\n" + grid(["", *(f"{size:,} bytes" for size in sizes)], body)
 
 
 def _curve(found: dict[str, Any]) -> str:
@@ -191,11 +195,13 @@ def _curve(found: dict[str, Any]) -> str:
     ]  # fmt: skip
     text, curve = found["texts"][0], found["curve"]
     stored = [f"{point['share']:g}" for point in curve if point["tokens"] != curve[0]["tokens"]]
-    note = f"\n\nAt share {', '.join(stored)} part of the text was stored instead, and is not in it." if stored else ""
+    note = f"\n\nAt share {', '.join(stored)}, a part of the text was stored, and is not included." if stored else ""
     return (
-        f"{text['name']}, {text['bytes']:,} bytes; bits per token. Efficiency: bits of corrections saved by the "
-        "memory, by bits of the memory; an ideal memory has 1. Tokens right: by greedy decoding under the "
-        "memory.\n\n" + grid(head, [[f"{point['share']:g}", *_worth(point)] for point in curve]) + note
+        f"{text['name']}, {text['bytes']:,} bytes; bits per token. Efficiency is the number of bits of corrections "
+        "that the memory saves, divided by its own bits; an ideal memory has 1. Tokens right are those that greedy "
+        "decoding under the memory reproduces.\n\n"
+        + grid(head, [[f"{point['share']:g}", *_worth(point)] for point in curve])
+        + note
     )
 
 
@@ -204,7 +210,7 @@ def _efforts(found: dict[str, Any]) -> str:
         "search effort", "memory", "corrections", "both", "file, bytes", "efficiency", "tokens right", "encoding, s",
     ]  # fmt: skip
     rows = [[f"{e['effort']:,}", *_worth(e), f"{e['encode_seconds']:.1f}"] for e in found["efforts"]]
-    return "The search effort (states tried per token) at memory share 0.1, the same text:\n\n" + grid(head, rows)
+    return "Search effort (states tried per token) at memory share 0.1, for the same text:\n\n" + grid(head, rows)
 
 
 def _worth(point: dict[str, Any]) -> list[str]:
@@ -215,15 +221,15 @@ def _worth(point: dict[str, Any]) -> list[str]:
 
 def _prompt(found: dict[str, Any]) -> str:
     row = found["prompt"]
-    about = f"The first {found['prompt_bytes']} bytes of {found['texts'][0]['name']}, no corrections: "
+    about = f"The first {found['prompt_bytes']} bytes of {found['texts'][0]['name']}, without corrections: "
     if isinstance(row, str):
-        return about + row + "."
+        return f'{about}the encoder refused, with the error "{row}".'
     result = row.result
     return (
         f"{about}{result['tokens']} tokens in {result['memory_bytes']:,} bytes of memory, a file of "
         f"{row.file_bytes:,.0f} bytes (zstd -19: {found['prompt_zstd']:,}), encoded in "
         f"{result['encode_seconds']:.0f} s, decoded in {result['decode_seconds']:.1f} s. At this site the memory is an "
-        "embedding that reads back exactly; with a model of this size it is no way to save bytes."
+        "embedding from which the text can be read back; with a model of this size it does not save bytes."
     )
 
 
@@ -242,6 +248,7 @@ def _texts(found: dict[str, Any]) -> str:
     body = [
         [t["name"], t["about"], f"{t['bytes']:,}", f"{t['whole_bytes']:,}", f"`{t['sha256']}`"] for t in found["texts"]
     ]
-    return "Cut to their beginnings; SHA-256 of what was compressed, first 16 digits.\n\n" + grid(
-        ["", "from", "bytes", "whole", "SHA-256"], body
+    return (
+        "The beginnings of these texts were compressed; the last column has the first 16 digits of their SHA-256.\n\n"
+        + grid(["", "from", "bytes", "whole", "SHA-256"], body)
     )

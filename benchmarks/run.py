@@ -1,4 +1,4 @@
-"""The full benchmark: measures what is missing, then writes report.md, its plots and report.json.
+"""The full benchmark: measures what is missing, then writes report.md, its plots and results/report.json.
 
     python benchmarks/run.py [--bytes N | --full] [--out FOLDER]
 
@@ -57,7 +57,8 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit("bench: interrupted; what was measured is kept")
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "report.json").write_text(to_json(found))
+    (options.out / "results").mkdir(exist_ok=True)  # not tracked
+    (options.out / "results" / "report.json").write_text(to_json(found))
     (options.out / "report.md").write_text(report.render(found))
     plots.draw(found, options.out)
     print(table.render(found["rows"]))

@@ -1,6 +1,7 @@
-"""For a release: python docs/for_the_index.py URL [FOLDER] makes README's links absolute and names the project's URLs.
+"""Prepare a release: python docs/for_the_index.py URL [FOLDER].
 
-A package index shows README without the files beside it. URL: of the repository; the release workflow knows it.
+Makes the links of README.md absolute, because a package index shows it without the other files, and adds the URLs of
+the project to pyproject.toml. URL is that of the repository; the release workflow passes it.
 """
 
 import re
@@ -9,7 +10,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Change README.md and pyproject.toml of a checkout that is to be built."""
+    """Change README.md and pyproject.toml of a checkout before it is built."""
     url = sys.argv[1].rstrip("/")
     folder = Path(sys.argv[2]) if len(sys.argv) > 2 else Path(__file__).parent.parent
     readme = folder / "README.md"

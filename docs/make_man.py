@@ -1,4 +1,4 @@
-"""The man page, made from the help: python docs/make_man.py writes docs/memcodec.1 (read it with man -l)."""
+"""Generate the man page from the help: python docs/make_man.py writes docs/memcodec.1 (read it with man -l)."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from memcodec_cli import main as program
 
 
 def page() -> str:
-    """In troff."""
+    """The man page in troff."""
     lines = [f'.TH MEMCODEC 1 "" "memcodec {memcodec.__version__}" "User Commands"', ".SH NAME"]
     lines += ["memcodec \\- lossless text compression under a frozen language model", ".SH SYNOPSIS"]
     lines += [".B memcodec", "COMMAND [OPTION]... [FILE]...", ".SH DESCRIPTION", *_text(program.help or "")]
@@ -34,13 +34,13 @@ def commands(before: str, group: click.Group) -> list[tuple[str, click.Command]]
 
 
 def _text(text: str) -> list[str]:
-    """Paragraphs, one line each."""
+    """The paragraphs of a help text, one line each."""
     paragraphs = [" ".join(part.split()) for part in text.split("\n\n")]
     return [line for part in paragraphs if part for line in (_plain(part), ".PP")][:-1]
 
 
 def _plain(text: str) -> str:
-    """Nothing in it is a request."""
+    """Escape a text, so that troff reads no part of it as a request."""
     text = text.replace("\\", "\\e").replace("-", "\\-")
     return "\\&" + text if text.startswith((".", "'")) else text
 

@@ -1,6 +1,6 @@
-"""The site, in build/site: python docs/make_site.py [--out FOLDER]. Every warning of mkdocs is an error.
+"""Build the site in build/site: python docs/make_site.py [--out FOLDER]. Warnings of mkdocs are errors.
 
-The command reference is made of the help, the Python reference of the docstrings.
+The command reference is generated from the help, the Python reference from the docstrings.
 """
 
 import argparse
@@ -20,7 +20,7 @@ _KEPT = {".md", ".png", ".svg", ".json", ".html", ".1"}
 
 
 def main() -> None:
-    """Copy the pages, write those that are made, and build."""
+    """Copy the pages, generate the command reference, and build the site."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "build")
     options = parser.parse_args()
@@ -44,13 +44,13 @@ def main() -> None:
 
 
 def commands() -> str:
-    """The command reference, of the help."""
+    """The command reference, generated from the help."""
     lines = ["# Commands", "", *_paragraphs(program.help or ""), ""]
     root = click.Context(program, info_name="memcodec", **program.context_settings)
     for name, command in make_man.commands("", program):
         context = click.Context(command, root, name)
         lines += [f"## {name}", "", f"    memcodec {name} {' '.join(command.collect_usage_pieces(context))}", ""]
-        lines += [*_paragraphs(command.help or ""), "", "| option | what |", "| --- | --- |"]
+        lines += [*_paragraphs(command.help or ""), "", "| option | meaning |", "| --- | --- |"]
         for parameter in command.get_params(context):
             record = parameter.get_help_record(context)
             if record and record[1]:
