@@ -12,7 +12,8 @@ from memcodec.coding.distribution import BLOCK, COMPETITORS, EARLY, Predictions,
 from memcodec.coding.steering import Steering
 from memcodec.groups import EncodedGroup
 from memcodec.lm import arithmetic
-from memcodec.lm.compiled import Team, kernel
+from memcodec.lm.compiled import kernel
+from memcodec.lm.team import Team
 from memcodec.lm.weights import Head
 from memcodec.memory import readout
 from memcodec.settings import Readout

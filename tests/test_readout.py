@@ -7,8 +7,9 @@ from memcodec.coding import corrections
 from memcodec.coding.distribution import Predictions
 from memcodec.coding.steering import FEATURES, WINDOW, features_of, parity_tables, steer
 from memcodec.errors import EncodeError, FormatError
-from memcodec.lm.compiled import Team, kernel
+from memcodec.lm.compiled import kernel
 from memcodec.lm.seeded import word, words
+from memcodec.lm.team import Team
 from memcodec.memory import readout
 from memcodec.settings import Readout
 

@@ -29,7 +29,8 @@ from memcodec.coding.distribution import (
 )
 from memcodec.coding.steering import MOST_NEW, WINDOW, Steering, capped, features_of, steer, tilt_of, until
 from memcodec.lm import arithmetic
-from memcodec.lm.compiled import Team, kernel, subkernel
+from memcodec.lm.compiled import kernel, subkernel
+from memcodec.lm.team import Team
 
 _ONE = np.int64(1 << rangecoder.PROBABILITY_BITS)
 

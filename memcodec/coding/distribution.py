@@ -11,7 +11,8 @@ from functools import cache
 import numpy as np
 
 from memcodec.lm import arithmetic
-from memcodec.lm.compiled import Team, bits_of, kernel, not_inlined, subkernel
+from memcodec.lm.compiled import bits_of, kernel, not_inlined, subkernel
+from memcodec.lm.team import Team
 
 COMPETITORS = 32  # the best tokens, which a memory steers; one more is known, as their rival
 BLOCK = 256  # tokens whose frequencies are summed

@@ -25,9 +25,10 @@ from memcodec.coding.steering import (
 )
 from memcodec.errors import FormatError
 from memcodec.lm import arithmetic
-from memcodec.lm.compiled import Team, kernel, not_inlined, subkernel
+from memcodec.lm.compiled import kernel, not_inlined, subkernel
 from memcodec.lm.product import COLUMNS, multiply
 from memcodec.lm.seeded import word
+from memcodec.lm.team import Team
 from memcodec.memory.site import Predict, Report
 from memcodec.settings import MOST_SHARE, SHARE_STEPS, Readout
 
