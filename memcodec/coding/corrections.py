@@ -132,7 +132,7 @@ def write(encoders: list[Encoder], predictions: list[Predictions], memories: lis
 # The state of a group's decoder: that of its memory's reader, then its present chunk and the position where it starts.
 _CHUNK, _STARTED = READER_STATE, READER_STATE + 1
 _GROUP_STATE = READER_STATE + 2
-# Of each chunk: the first bit of its memory, the number of its bits, and the position in the group where the chunk ends.
+# Of each chunk: the first bit of its memory, the number of its bits, and the position in the group where it ends.
 _FIRST, _BITS, _ENDS = range(3)
 _CHUNK_FIELDS = 3
 
