@@ -39,9 +39,9 @@ class Prompt:
     """Settings of the prompt site: how memories are fitted (docs/memory_tokens.md compares the choices).
 
     vectors: 1 to 64 for each chunk, or None for the fewest of 1, 2, 4, ... that succeed; bits: of each dimension
-    (MEMORY_BITS); steps: the most for a chunk, with each number of vectors; pure: no corrections, and no chunk is stored
-    instead, whatever the size; patience: a fit ends after this many steps without a gain; learning_rate: Adam's, in
-    scales (root mean squares) of the token embeddings; seed: of the first memory.
+    (MEMORY_BITS); steps: the most for a chunk, with each number of vectors; pure: no corrections, and no chunk is
+    stored instead, whatever the size; patience: a fit ends after this many steps without a gain; learning_rate: Adam's,
+    in scales (root mean squares) of the token embeddings; seed: of the first memory.
     """
 
     vectors: int | None = 1
