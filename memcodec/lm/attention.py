@@ -141,69 +141,67 @@ def _softmax(scores, start, count, factor, key_scale, value_scale, powers, porti
 
 
 @subkernel
-def _attend(sizes, powers, cache, space, worker, layer, slot, group, first_row, start, count):
-    """The queries of one head of keys at new positions of one sequence, over all its keys and values so far.
+def attention_stage(sizes, powers, cache, space, rows, layer, worker, workers):
+    """Attention into the outputs: of each sequence, the new positions attend to all keys and values so far.
 
-    first_row, start: row and position of the first new position; count: of new positions.
+    One key head of one sequence is a unit of work. Its queries are taken in blocks of up to TILE_ROWS rows.
     """
     not_inlined()
     size, repeat, positions = sizes.head_size, sizes.heads // sizes.key_heads, cache.key_scale.shape[3]
     width = (size + COLUMNS - 1) // COLUMNS * COLUMNS
-    own = (layer * cache.keys.shape[1] + slot) * sizes.key_heads + group
-    keys, keys_start = cache.flat_keys, own * cache.keys.shape[3]
-    values, values_start = cache.flat_values, own * cache.values.shape[3]
-    shared, shared_head = cache.shared, layer * sizes.key_heads + group
-    key_scale, value_scale = cache.key_scale[layer, slot, group], cache.value_scale[layer, slot, group]
-    outputs, tile, scores, shares = space.outputs, space.tile[worker], space.scores[worker], space.shares[worker]
-    block, scales, portions = space.query_block[worker], space.block_scale[worker], space.portions[worker]
+    keys, values, shared = cache.flat_keys, cache.flat_values, cache.shared
+    shared_keys, shared_values, fallback = cache.shared_keys, cache.shared_values, sizes.fallback
+    queries, query_scale, outputs = space.queries, space.query_scale, space.outputs
+    tile, scores, shares = space.tile[worker], space.scores[worker], space.shares[worker]
+    query_block, scales, portions = space.query_block[worker], space.block_scale[worker], space.portions[worker]
     second = len(tile) // 2
     at_once = max(1, TILE_ROWS // repeat)
-    for b0 in range(0, count, at_once):
-        new = min(at_once, count - b0)
-        for i in range(new):
-            row = space.queries[first_row + b0 + i]
-            for e in range(repeat):
-                scales[i * repeat + e] = space.query_scale[first_row + b0 + i, group * repeat + e]
-            first, to = u8(group * repeat * size), u8(i * repeat * size)
-            for j in range(u8(repeat * size)):
-                block[to + j] = row[first + j]
-        rows = new * repeat
-        end = start + b0 + new - shared
-        for panel in range(shared // COLUMNS):
-            multiply(block, _ZERO, size, rows, cache.shared_keys, (shared_head * shared + panel * COLUMNS) * size,
-                     size // 2, scores, panel * COLUMNS, positions, sizes.fallback)  # fmt: skip
-        for panel in range((end + COLUMNS - 1) // COLUMNS):
-            multiply(block, _ZERO, size, rows, keys, keys_start + panel * COLUMNS * size, size // 2, scores,
-                     shared + panel * COLUMNS, positions, sizes.fallback)  # fmt: skip
-        pairs = (end + 1) // 2
-        for row in range(rows):
-            visible = start + b0 + row // repeat + 1
-            scales[row] = _softmax(scores, row * positions, visible, scales[row], key_scale, value_scale, powers,
-                                   portions, shares)  # fmt: skip
-            for n in range(visible, shared + 2 * pairs):
-                shares[row * positions + n] = 0
-        for d0 in range(0, size, COLUMNS):
-            multiply(shares, shared, positions, rows, values, values_start + d0 * (positions - shared), pairs, tile,
-                     _ZERO, _COLUMNS, sizes.fallback)  # fmt: skip
-            if shared:
-                multiply(shares, _ZERO, positions, rows, cache.shared_values, (shared_head * width + d0) * shared,
-                         shared // 2, tile, second, _COLUMNS, sizes.fallback)  # fmt: skip
-                for i in range(u8(rows * COLUMNS)):
-                    tile[i] += tile[u8(second) + i]
-            for row in range(rows):
-                y, scale = outputs[first_row + b0 + row // repeat], scales[row]
-                first, t = u8((group * repeat + row % repeat) * size + d0), u8(row * COLUMNS)
-                for j in range(u8(min(COLUMNS, size - d0))):
-                    y[first + j] = f4(tile[t + j]) * scale
-
-
-@subkernel
-def attention_stage(sizes, powers, cache, space, rows, layer, worker, workers):
-    """Attention of all sequences and heads, into the outputs."""
-    first_row = np.int64(0)
-    for sequence in range(len(rows.slots)):
-        for group in range(sizes.key_heads):
-            if (sequence * sizes.key_heads + group) % workers == worker:
-                _attend(sizes, powers, cache, space, worker, layer, rows.slots[sequence], group, first_row,
-                        rows.starts[sequence], rows.counts[sequence])  # fmt: skip
-        first_row += rows.counts[sequence]
+    first_row = np.int64(0)  # of the sequence
+    for unit in range(len(rows.slots) * sizes.key_heads):
+        sequence, group = unit // sizes.key_heads, unit % sizes.key_heads
+        slot, start, count = rows.slots[sequence], rows.starts[sequence], rows.counts[sequence]
+        if group == 0 and sequence > 0:
+            first_row += rows.counts[sequence - 1]
+        if unit % workers != worker:
+            continue
+        own_head = (layer * cache.keys.shape[1] + slot) * sizes.key_heads + group
+        shared_head = layer * sizes.key_heads + group
+        keys_start, values_start = own_head * cache.keys.shape[3], own_head * cache.values.shape[3]
+        key_scale, value_scale = cache.key_scale[layer, slot, group], cache.value_scale[layer, slot, group]
+        for b0 in range(0, count, at_once):
+            new = min(at_once, count - b0)
+            for i in range(new):
+                row = queries[first_row + b0 + i]
+                for e in range(repeat):
+                    scales[i * repeat + e] = query_scale[first_row + b0 + i, group * repeat + e]
+                first, to = u8(group * repeat * size), u8(i * repeat * size)
+                for j in range(u8(repeat * size)):
+                    query_block[to + j] = row[first + j]
+            block = new * repeat  # rows of the block
+            end = start + b0 + new - shared
+            for panel in range(shared // COLUMNS):
+                multiply(query_block, _ZERO, size, block, shared_keys, (shared_head * shared + panel * COLUMNS) * size,
+                         size // 2, scores, panel * COLUMNS, positions, fallback)  # fmt: skip
+            for panel in range((end + COLUMNS - 1) // COLUMNS):
+                multiply(query_block, _ZERO, size, block, keys, keys_start + panel * COLUMNS * size, size // 2, scores,
+                         shared + panel * COLUMNS, positions, fallback)  # fmt: skip
+            pairs = (end + 1) // 2
+            for r in range(block):
+                visible = start + b0 + r // repeat + 1
+                scales[r] = _softmax(scores, r * positions, visible, scales[r], key_scale, value_scale, powers,
+                                     portions, shares)  # fmt: skip
+                for n in range(visible, shared + 2 * pairs):
+                    shares[r * positions + n] = 0
+            for d0 in range(0, size, COLUMNS):
+                multiply(shares, shared, positions, block, values, values_start + d0 * (positions - shared), pairs,
+                         tile, _ZERO, _COLUMNS, fallback)  # fmt: skip
+                if shared:
+                    multiply(shares, _ZERO, positions, block, shared_values, (shared_head * width + d0) * shared,
+                             shared // 2, tile, second, _COLUMNS, fallback)  # fmt: skip
+                    for i in range(u8(block * COLUMNS)):
+                        tile[i] += tile[u8(second) + i]
+                for r in range(block):
+                    y, scale = outputs[first_row + b0 + r // repeat], scales[r]
+                    first, t = u8((group * repeat + r % repeat) * size + d0), u8(r * COLUMNS)
+                    for j in range(u8(min(COLUMNS, size - d0))):
+                        y[first + j] = f4(tile[t + j]) * scale

@@ -130,30 +130,23 @@ def logits_of(sizes, head, head_scale, flat, stride, input_scale, tiles, out, wo
                     row[c + j] = np.int32(np.rint(min(max(y * _LOGIT_SCALE, -_FAR), _FAR)))
 
 
-@subkernel
-def _embedding_stage(sizes, weights, space, rows, worker, workers):
-    """Embeddings of tokens, or vectors, with learned positions where the model has them, into the residual stream."""
-    x, hidden = space.x, u8(sizes.hidden)
-    for m in range(worker, len(rows.tokens), workers):
-        token = rows.tokens[m]
-        if token < 0:
-            x[m] = rows.vectors[-1 - token]
-        else:
-            scale, row = weights.embedding_scale[token], weights.embedding[token]
-            for i in range(hidden):
-                x[m, i] = f4(row[i]) * scale
-        if not sizes.rotary:
-            position = weights.position[rows.position[m]]
-            for i in range(hidden):
-                x[m, i] += position[i]
-
-
 @kernel
 def forward(sizes, weights, cache, space, rows, worker, workers):
     """One pass over new positions of some sequences. Leaves the inputs of the head in the workspace."""
     n, hidden, mixed, inner = len(rows.tokens), sizes.hidden, sizes.heads * sizes.head_size, sizes.inner
     x, outputs, barrier, fallback = space.x, space.outputs, space.barrier, sizes.fallback
-    _embedding_stage(sizes, weights, space, rows, worker, workers)
+    for m in range(worker, n, workers):
+        token = rows.tokens[m]
+        if token < 0:
+            x[m] = rows.vectors[-1 - token]
+        else:
+            scale, row = weights.embedding_scale[token], weights.embedding[token]
+            for i in range(u8(hidden)):
+                x[m, i] = f4(row[i]) * scale
+        if not sizes.rotary:
+            position = weights.position[rows.position[m]]
+            for i in range(u8(hidden)):
+                x[m, i] += position[i]
     waits = np.int64(0)
     for layer in range(sizes.layers):
         # A worker embeds and norms the same rows, so the first norm need not wait.

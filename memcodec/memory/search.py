@@ -215,22 +215,7 @@ def _cheapest(count, wanted, costs, buckets, kept):
 
 
 @subkernel
-def _branch(new, used_states, now, buffers, step):
-    """Branch the kept states into all values of `new` bits; returns the number of states."""
-    windows, costs, kept = buffers.windows, buffers.costs, buffers.kept
-    branches, after = 1 << new, 1 - now
-    for s in range(used_states):
-        for b in range(branches):
-            at = s * branches + b
-            windows[after, at] = ((windows[now, kept[s]] << new) | b) & ((1 << WINDOW) - 1)
-            costs[after, at] = costs[now, kept[s]]
-            buffers.parents[step, at] = kept[s]
-            buffers.entered[step, at] = b
-    return np.int64(used_states * branches)
-
-
-@subkernel
-def _trace(best, steps, share, entropy, buffers, memory):
+def _trace(best, steps, share, entropy, parents, entered, memory):
     """Write the bits that led to the state `best`, from the last step to the first."""
     used, energy, number = np.int64(0), np.int64(0), 0
     ranges = np.empty((steps, 2), dtype=np.int64)
@@ -244,8 +229,8 @@ def _trace(best, steps, share, entropy, buffers, memory):
     for step in range(steps - 1, -1, -1):
         start, new = ranges[step]
         for i in range(new):
-            memory[start + i] = buffers.entered[step, best] >> (new - 1 - i) & 1
-        best = buffers.parents[step, best]
+            memory[start + i] = entered[step, best] >> (new - 1 - i) & 1
+        best = parents[step, best]
 
 
 @kernel
@@ -253,6 +238,7 @@ def _search(chunk, share, effort, steering, tables, buffers, memory):
     """Search the memory of one chunk; writes its bits to `memory`."""
     count, now, steps = np.int64(1), 0, 0
     windows, costs, features, products = buffers.windows, buffers.costs, buffers.features, buffers.products
+    kept, parents, entered = buffers.kept, buffers.parents, buffers.entered
     windows[0, 0], costs[0, 0] = 0, 0
     used, energy, bits = np.int64(0), np.int64(0), np.int64(len(memory))
     factors = np.empty(COMPETITORS, dtype=np.float32)
@@ -263,9 +249,16 @@ def _search(chunk, share, effort, steering, tables, buffers, memory):
         new = new_bits(share, energy, used, bits)
         if new > 0:
             used += new
-            n = _cheapest(count, max(1, effort >> new), costs[now], buffers.buckets, buffers.kept)
-            count = _branch(new, n, now, buffers, steps)
-            now, steps = 1 - now, steps + 1
+            n = _cheapest(count, max(1, effort >> new), costs[now], buffers.buckets, kept)
+            branches, after = 1 << new, 1 - now
+            for s in range(n):
+                for b in range(branches):
+                    at = s * branches + b
+                    windows[after, at] = ((windows[now, kept[s]] << new) | b) & ((1 << WINDOW) - 1)
+                    costs[after, at] = costs[now, kept[s]]
+                    parents[steps, at] = kept[s]
+                    entered[steps, at] = b
+            count, now, steps = np.int64(n * branches), after, steps + 1
         tilt = tilt_of(share, entropy[t])
         _respond(t, ids[t], steering.head, buffers.signs, buffers.rows, buffers.responses)
         _as_panel(buffers.responses, ids[t], steering, tilt, buffers.panel, factors)
@@ -288,4 +281,4 @@ def _search(chunk, share, effort, steering, tables, buffers, memory):
     for s in range(count):
         if costs[now, s] < costs[now, best]:
             best = s
-    _trace(best, steps, share, entropy, buffers, memory)
+    _trace(best, steps, share, entropy, parents, entered, memory)
