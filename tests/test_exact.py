@@ -410,10 +410,10 @@ def test_other_architectures_are_refused_in_one_line(tmp_path: Path) -> None:
     [
         ({"hidden_act": "relu"}, "activation 'relu'"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "scaled by 'yarn'"),
-        ({"partial_rotary_factor": 0.5}, "a part of each head"),
+        ({"partial_rotary_factor": 0.5}, "only part of each head"),
         ({"hidden_size": None}, "config.json is not supported"),
         ({"num_attention_heads": 3}, "sizes of layers and heads"),
-        ({"intermediate_size": 1 << 20}, "beyond what sums of 32 bits hold"),
+        ({"intermediate_size": 1 << 20}, "too large for sums of 32 bits"),
         ({"vocab_size": -1}, "out of range"),
         ({"vocab_size": (1 << 18) + 1}, "out of range"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 0.0}}, "rotary positions out of range"),

@@ -134,7 +134,7 @@ def test_an_unfinished_folder_is_replaced(cache: Path, start: Start) -> None:
 
 def test_a_conversion_that_differs_is_refused(cache: Path, start: Start) -> None:
     _, errors = start(identity="bb").communicate(timeout=60)
-    assert "the exact LM made of it has the identity bb, not aa" in errors
+    assert "the exact LM converted from it has the identity bb, not aa" in errors
     assert registry.cached("fake") is None
 
 
@@ -149,7 +149,7 @@ def test_a_model_that_does_not_convert(cache: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(registry, "_fetch", fetched)
     monkeypatch.setattr(registry, "_convert", convert)
-    with pytest.raises(ModelNotFoundError, match=r"does not convert \(no such quantization\)$"):
+    with pytest.raises(ModelNotFoundError, match=r"cannot be converted \(no such quantization\)$"):
         registry.pull("fake")
     assert [p.name for p in (cache / "models").iterdir()] == ["fake.lock"]
 
@@ -230,7 +230,7 @@ sys.exit("ERROR: enough")
 def test_names_that_are_no_model(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match=r"no model 'nonsense': give a built-in name \(smollm2-135m"):
         registry.resolve("nonsense")
-    with pytest.raises(ModelNotFoundError, match=r"no config.json there"):
+    with pytest.raises(ModelNotFoundError, match=r"it has no config.json"):
         registry.resolve(str(tmp_path))
     with pytest.raises(ModelNotFoundError, match="no built-in model 'nonsense'"):
         registry.pull("nonsense")
@@ -361,7 +361,7 @@ def test_a_hub_id_that_is_not_there(hub: list[str], tmp_path: Path) -> None:
     (tmp_path / "text").write_text(TEXT)
     failed = command("compress", tmp_path / "text", "--model", "someone/else")
     assert failed.returncode == 1 and failed.stderr.count("\n") == 1
-    assert "'someone/else' is no directory here, and the Hugging Face hub" in failed.stderr
+    assert "'someone/else' is not a directory, and it cannot be downloaded from the Hugging Face hub" in failed.stderr
     assert not (tmp_path / "text.memz").exists()
 
 
@@ -370,7 +370,7 @@ def test_a_hub_id_without_a_network(hub: list[str], tmp_path: Path, monkeypatch:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     failed = command("compress", tmp_path / "text", "--model", "someone/tiny")
     assert failed.returncode == 1 and hub == []
-    assert "'someone/tiny' is no directory here, and the Hugging Face hub" in failed.stderr
+    assert "'someone/tiny' is not a directory, and it cannot be downloaded from the Hugging Face hub" in failed.stderr
     assert failed.stderr.count("\n") == 1
 
 
@@ -459,7 +459,7 @@ def test_a_tokenizer_with_more_ids_than_the_model(broken: Path, cache: Path) -> 
     (broken / "config.json").write_text(json.dumps(config | {"vocab_size": max(prefix)}))
     name = "model.embed_tokens.weight"
     save_file(tensors | {name: tensors[name][: max(prefix)].contiguous()}, broken / "model.safetensors")
-    with pytest.raises(ModelNotFoundError, match=r"its tokenizer has no tokens for '\.\.\.' that the model has too"):
+    with pytest.raises(ModelNotFoundError, match=r"the tokens of '\.\.\.' are missing in its tokenizer"):
         exact_of(broken)
 
 
@@ -521,8 +521,8 @@ def float_refusal(folder: Path) -> str:
 def test_weights_that_are_cut(broken: Path) -> None:
     path = broken / "model.safetensors"
     path.write_bytes(path.read_bytes()[:5000])
-    assert "its weights do not read" in refusal(broken)
-    assert "does not load as a causal LM" in float_refusal(broken)
+    assert "its weights cannot be read" in refusal(broken)
+    assert "cannot be loaded as a causal LM" in float_refusal(broken)
 
 
 def test_weights_that_lack_a_tensor(broken: Path) -> None:
@@ -530,15 +530,15 @@ def test_weights_that_lack_a_tensor(broken: Path) -> None:
     del tensors["model.layers.0.mlp.up_proj.weight"]
     save_file(tensors, broken / "model.safetensors", {"format": "pt"})
     assert "its weights lack model.layers.0.mlp.up_proj.weight" in refusal(broken)
-    assert "lack model.layers.0.mlp.up_proj.weight (1 in all)" in float_refusal(broken)
+    assert "lack model.layers.0.mlp.up_proj.weight (1 missing in total)" in float_refusal(broken)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda t: t[:-1].contiguous(), "has the shape"),
-        (lambda t: t * float("nan"), "no finite number"),
-        (lambda t: t.to(torch.int8), "of the type I8"),
+        (lambda t: t * float("nan"), "entries that are not finite"),
+        (lambda t: t.to(torch.int8), "has the type I8"),
     ],
 )
 def test_weights_that_cannot_be(broken: Path, change: Callable[[torch.Tensor], torch.Tensor], message: str) -> None:
@@ -550,15 +550,15 @@ def test_weights_that_cannot_be(broken: Path, change: Callable[[torch.Tensor], t
 
 def test_a_config_that_is_no_json(broken: Path) -> None:
     (broken / "config.json").write_text("{")
-    assert "its config.json does not read" in refusal(broken)
-    assert "does not load as a causal LM" in float_refusal(broken)
+    assert "its config.json cannot be read" in refusal(broken)
+    assert "cannot be loaded as a causal LM" in float_refusal(broken)
 
 
 def test_an_architecture_that_is_not_known(broken: Path) -> None:
     config = json.loads((broken / "config.json").read_text())
     (broken / "config.json").write_text(json.dumps(config | {"model_type": "nonsense"}))
     assert "the architecture 'nonsense' is not supported; memcodec has llama" in refusal(broken)
-    assert "does not load as a causal LM" in float_refusal(broken)
+    assert "cannot be loaded as a causal LM" in float_refusal(broken)
     with pytest.raises(ModelNotFoundError, match="'nonsense' is not supported"):
         Codec.load(str(broken), device="cpu").encode(TEXT)
 
@@ -566,8 +566,8 @@ def test_an_architecture_that_is_not_known(broken: Path) -> None:
 def test_pickled_weights_are_not_read(broken: Path) -> None:
     torch.save(load_file(broken / "model.safetensors"), broken / "pytorch_model.bin")
     (broken / "model.safetensors").unlink()
-    assert "no safetensors weights there" in refusal(broken)
-    assert "does not load as a causal LM" in float_refusal(broken)
+    assert "it has no safetensors weights" in refusal(broken)
+    assert "cannot be loaded as a causal LM" in float_refusal(broken)
 
 
 def test_a_model_that_is_no_lm(tmp_path: Path) -> None:
@@ -588,7 +588,7 @@ def test_tokenizers_that_are_no_byte_level_bpe(broken: Path) -> None:
     with pytest.raises(ModelNotFoundError, match="its tokenizer is not byte-level BPE"):
         ByteTokenizer.load(broken)
     (broken / "tokenizer.json").write_text("{")
-    with pytest.raises(ModelNotFoundError, match="its tokenizer does not load") as caught:
+    with pytest.raises(ModelNotFoundError, match="its tokenizer cannot be loaded") as caught:
         ByteTokenizer.load(broken)
     assert "\n" not in str(caught.value)
 

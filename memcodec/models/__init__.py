@@ -1,1 +1,1 @@
-"""Where models come from, and what is made of them: float weights, the exact LM's integers, the tokenizer."""
+"""Models: where they are found, and what is loaded of them: float weights, weights of the exact LM, the tokenizer."""
