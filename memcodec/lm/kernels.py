@@ -19,11 +19,8 @@ _FAR = f4(arithmetic.FAR)
 _GATE_STEPS, _GATE_REACH = f4(arithmetic.GATE_STEPS), f4(arithmetic.GATE_REACH)
 _GATE_MIDDLE = np.int32(arithmetic.GATE_STEPS * arithmetic.GATE_REACH)
 _LOGIT_SCALE = arithmetic.LOGIT_SCALE
-_ZERO, _ONE, _COLUMNS = (
-    np.int64(0),
-    np.int64(1),
-    np.int64(COLUMNS),
-)  # numba gives each integer literal a type of its own
+# Not literals, since numba gives each integer literal a type of its own.
+_ZERO, _ONE, _COLUMNS = np.int64(0), np.int64(1), np.int64(COLUMNS)
 
 
 @subkernel

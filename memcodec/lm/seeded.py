@@ -1,4 +1,4 @@
-"""The integer generator behind every seeded constant of the format (spec/FORMAT.md, "Memories").
+"""The integer generator of all seeded constants of the format (spec/FORMAT.md, "Memories").
 
 SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) in counter mode: word i of a stream is a pure function of (stream, i).
 It consists of 64-bit integer operations only, so it is the same on every platform and with every library version.

