@@ -108,9 +108,9 @@ class DeviceSequences:
         real = steps < counts[:, None]
         positions = starts[:, None] + np.minimum(steps, counts[:, None] - 1)
         self._rows = np.flatnonzero(real)
-        arrays = (slots, positions, self._rows)
-        tensors = (torch.from_numpy(array).to(lm.device) for array in arrays)
-        self._integers = self.run_layers(x.view(n * longest, -1), *tensors, int((starts + counts).max()))
+        tensors = [torch.from_numpy(array).to(lm.device) for array in (slots, positions, self._rows)]
+        end = int((starts + counts).max())
+        self._integers = self.run_layers(x.view(n * longest, -1), tensors[0], tensors[1], tensors[2], end)
         self._lengths[slots] += counts
 
     def restart(self) -> None:

@@ -124,12 +124,25 @@ class Rows(NamedTuple):
 
 def sizes_of(a: Architecture, fallback: bool) -> Sizes:
     """The sizes of an architecture."""
-    limits = [np.float32(arithmetic.highest_input(n)) for n in (a.hidden, a.heads * a.head_size, a.inner)]
     return Sizes(
-        a.hidden, a.layers, a.heads, a.key_heads, a.head_size, a.inner, int(a.gated), int(a.layer_norm),
-        int(a.head_norm), int(a.rotary is not None), int(fallback), float(a.epsilon),
-        arithmetic.attention_scale(a.head_size), *limits, np.float32(arithmetic.highest_query(a.head_size)),
-    )  # fmt: skip
+        hidden=a.hidden,
+        layers=a.layers,
+        heads=a.heads,
+        key_heads=a.key_heads,
+        head_size=a.head_size,
+        inner=a.inner,
+        gated=int(a.gated),
+        layer_norm=int(a.layer_norm),
+        head_norm=int(a.head_norm),
+        rotary=int(a.rotary is not None),
+        fallback=int(fallback),
+        epsilon=float(a.epsilon),
+        attention_scale=arithmetic.attention_scale(a.head_size),
+        input_limit=np.float32(arithmetic.highest_input(a.hidden)),
+        mixed_limit=np.float32(arithmetic.highest_input(a.heads * a.head_size)),
+        inner_limit=np.float32(arithmetic.highest_input(a.inner)),
+        query_limit=np.float32(arithmetic.highest_query(a.head_size)),
+    )
 
 
 def pack(exact: ExactWeights) -> Weights:
