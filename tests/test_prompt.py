@@ -339,6 +339,12 @@ def test_settings_out_of_range_are_refused(llama: Codec, setting: dict) -> None:
         llama.fit_memory(SHORT, Prompt(**setting))
 
 
+@pytest.mark.parametrize("objective", [Objective(ahead=0), Objective(slack=-1.0), Objective(sure=-1.0)], ids=str)
+def test_objectives_out_of_range_are_refused(llama: Codec, objective: Objective) -> None:
+    with pytest.raises(EncodeError, match=": give"):
+        fits.fit(llama.floats, chunks_of(llama, SHORT, 8)[:1], FITTING, objective=objective)
+
+
 def test_other_requests_that_cannot_be_met(llama: Codec, gpt2: Codec) -> None:
     with pytest.raises(EncodeError, match="tokens"):
         llama.fit_memory("")

@@ -45,6 +45,13 @@ class Objective:
     slack: float = 4.0
     sure: float = 0.5
 
+    def check(self) -> None:
+        """Raise EncodeError for values out of range."""
+        if self.ahead is not None and self.ahead < 1:
+            raise EncodeError(f"ahead {self.ahead}: give 1 or more tokens")
+        if not (0 <= self.slack < 1e4 and 0 <= self.sure < 1e4):
+            raise EncodeError(f"slack {self.slack:g}, sure {self.sure:g}: give numbers from 0 to below 10,000")
+
     def prefers(self, new: tuple[int, int], old: tuple[int, int]) -> bool:
         """Whether a memory is better than another, by the tokens each writes: (all, those before the first miss).
 
@@ -176,6 +183,7 @@ def fit(
     model.
     """
     settings.check()
+    objective.check()
     most = min((n for n in (lm.max_positions, positions) if n is not None), default=None)
     room = math.inf if most is None else most - len(lm.prefix)
     counts = AUTO if settings.vectors is None else (settings.vectors,)
