@@ -9,8 +9,6 @@ SHARE_STEPS = 1024  # memory shares are multiples of 1/1024
 MOST_SHARE = 512  # of them
 MAX_VECTORS = 64
 MEMORY_BITS = (1, 2, 3, 4, 8, 16)  # a dimension, at the prompt site; 16 is float16
-OPTIMIZERS = ("adam", "sgd")
-SCHEDULES = ("constant", "linear", "cosine")
 MAX_CHUNK_TOKENS = 4096
 DEFAULT_CHUNK_TOKENS = 200
 MAX_CONTEXT = 1 << 15  # tokens before a position that the LM may see: what a reader keeps of them is bounded so
@@ -40,14 +38,10 @@ class Readout:
 class Prompt:
     """Settings of the prompt site: how memories are fitted (docs/memory_tokens.md compares the choices).
 
-    vectors: 1 to 64 a chunk, or None for the fewest of 1, 2, 4, ... that succeed; bits: a dimension (MEMORY_BITS);
-    steps: the most that a chunk gets, with each number of vectors; patience: steps without a token more after which a
-    fit ends. pure: no corrections, and nothing stored instead of chunks, whatever the size. optimizer: "adam", whose
-    learning_rate is in scales (root mean squares) of the token embeddings, or plain "sgd", where it is the factor of
-    the gradient; betas: Adam's; schedule: of the learning rate over the steps, "constant", "linear" or "cosine".
-    ahead: tokens that are pulled at beyond the longest prefix written so far (None: all at once); slack: logits by
-    which a token must win to stop pulling; sure: to count as written; start: scale of the first memory, in that of the
-    token embeddings; seed: of the first memory.
+    vectors: 1 to 64 for each chunk, or None for the fewest of 1, 2, 4, ... that succeed; bits: of each dimension
+    (MEMORY_BITS); steps: the most for a chunk, with each number of vectors; pure: no corrections, and no chunk is
+    stored instead, whatever the size; patience: a fit ends after this many steps without a gain; learning_rate: Adam's,
+    in scales (root mean squares) of the token embeddings; seed: of the first memory.
     """
 
     vectors: int | None = 1
@@ -55,14 +49,7 @@ class Prompt:
     steps: int = 800
     pure: bool = False
     patience: int = 200
-    optimizer: str = "adam"
     learning_rate: float = 16.0
-    betas: tuple[float, float] = (0.9, 0.9)  # as published work on memory tokens: the loss changes shape all the time
-    schedule: str = "constant"
-    ahead: int | None = 16
-    slack: float = 4.0
-    sure: float = 0.5
-    start: float = 16.0
     seed: int = 0
 
     def check(self) -> None:
@@ -73,26 +60,8 @@ class Prompt:
             raise EncodeError(f"bits {self.bits}: give one of {', '.join(map(str, MEMORY_BITS))}")
         if self.steps < 1 or self.patience < 1:
             raise EncodeError(f"steps {self.steps}, patience {self.patience}: give 1 or more")
-        if self.ahead is not None and self.ahead < 1:
-            raise EncodeError(f"ahead {self.ahead}: give 1 or more tokens")
-        for name, choices in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
-            if getattr(self, name) not in choices:
-                raise EncodeError(f"{name} {getattr(self, name)!r}: give one of {', '.join(choices)}")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise EncodeError(f"betas {self.betas}: give two from 0 to below 1")
-        if not (
-            0 < self.learning_rate < 1e4 and 0 < self.start < 1e4 and 0 <= self.slack < 1e4 and 0 <= self.sure < 1e4
-        ):
-            raise EncodeError(
-                "learning rate, start, slack, sure: give numbers above 0 (slack, sure: or 0) and below 10,000"
-            )
-
-    def prefers(self, new: tuple[int, int], old: tuple[int, int]) -> bool:
-        """Whether a memory is to be kept instead of another: (tokens written, those before the first miss) of each.
-
-        While the target grows, the tokens behind the first miss were hardly looked at.
-        """
-        return new > old if self.ahead is None else new[::-1] > old[::-1]
+        if not 0 < self.learning_rate < 1e4:
+            raise EncodeError(f"learning rate {self.learning_rate:g}: give a number above 0 and below 10,000")
 
 
 Site = Readout | Prompt

@@ -392,7 +392,7 @@ def test_no_such_model(run: Run) -> None:
     Path("a").write_text("x")
     assert "no model 'nonsense': give a built-in name" in refused(run("compress", "a", "--model", "nonsense"))
     Path("empty").mkdir()
-    assert "no config.json there" in refused(run("compress", "a", "--model", "empty"))
+    assert "it has no config.json" in refused(run("compress", "a", "--model", "empty"))
 
 
 def test_no_such_device(run: Run, llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

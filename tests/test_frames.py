@@ -21,7 +21,7 @@ from memcodec import (
 from memcodec.codec import Codec
 from memcodec.files.frames import FrameSettings
 from memcodec.files.primer import Primer, bits
-from memcodec.lm.model import PAGE
+from memcodec.lm.layout import PAGE
 from memcodec.settings import Context
 
 from .conftest import TEXT, TINY, store_nothing
