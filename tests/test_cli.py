@@ -28,7 +28,7 @@ from memcodec.document.source import Source
 from memcodec.models import registry
 from memcodec.settings import Context
 from memcodec_cli import main
-from memcodec_cli.progress import Bars
+from memcodec_cli.progress import ProgressBar
 
 from .conftest import TEXT, Run, listen
 
@@ -548,7 +548,7 @@ def test_verify_loads_one_model_for_all_files(
 def test_models(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEMCODEC_CACHE", str(tmp_path))
     assert run("models", "list").stdout.startswith("smollm2-135m  not cached, default  ")
-    assert "fetch it with memcodec models pull smollm2-135m" in refused(run("models", "path", "smollm2-135m"))
+    assert "download it with memcodec models pull smollm2-135m" in refused(run("models", "path", "smollm2-135m"))
     folder = tmp_path / "models" / "smollm2-135m"
     folder.mkdir(parents=True)
     (folder / "exact.safetensors").write_bytes(b"")
@@ -626,14 +626,15 @@ def test_a_bar_and_a_closing_line_on_a_terminal(tmp_path: Path, llama_folder: Pa
 
 
 def test_no_bar_without_a_terminal_or_with_q(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert Bars(quiet=False).document(1, "fit") is Bars(quiet=False).model is None
+    assert ProgressBar(quiet=False).document(1, "fit") is ProgressBar(quiet=False).download is None
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    assert Bars(quiet=False).model is not None
-    assert Bars(quiet=True).document(1, "fit") is Bars(quiet=True).model is None
+    assert ProgressBar(quiet=False).download is not None
+    assert ProgressBar(quiet=True).document(1, "fit") is ProgressBar(quiet=True).download is None
 
 
 def test_binary_is_not_written_to_a_terminal(tmp_path: Path) -> None:
     (tmp_path / "a").write_text(TEXT)
     status, seen, _ = on_terminal(["compress", str(tmp_path / "a"), "-c"], stdout_too=True)
     assert status == 1
-    assert seen == "memcodec: error: standard output is a terminal: name the output with -o, or force with -f\r\n"
+    message = "standard output is a terminal: name the output with -o, or use -f to write to the terminal"
+    assert seen.replace("\r\n", "") == f"memcodec: error: {message}"
