@@ -33,10 +33,10 @@ def heading(name: str) -> str:
         label = f" {start} or more " if limit == _NO_LIMIT else f" {start} to {limit} "
         legend.append(_style(label, colour))
         start = limit
-    memory, correction = click.style("memory", underline=True), click.style("correction", bold=True)
+    memory, correction = click.style("the memory", underline=True), click.style("a correction", bold=True)
     return (
-        f"{name}: bits per token {''.join(legend)}; plain text is predicted by the model alone, {memory} (underlined) "
-        f"marks tokens written because of the memory, {correction} (bold) marks corrected tokens"
+        f"{name}: bits per token {''.join(legend)}; written because of {memory} (underlined), by {correction} (bold), "
+        "or by the model alone"
     )
 
 

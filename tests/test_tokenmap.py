@@ -75,7 +75,7 @@ def test_inspect_tokens(run: Run, llama_folder: Path, tiny: Codec) -> None:
     Path("a.memz").write_bytes(container.pack(made(tiny, SETTINGS[0])))
     done = run("inspect", "--tokens", "a.memz", "--model", llama_folder, "--device", "cpu")
     assert done.exit_code == 0
-    assert done.stdout.startswith("a.memz: bits a token  0 to 1 ")
+    assert done.stdout.startswith("a.memz: bits per token  0 to 1 ")
     assert "\x1b" not in done.stdout  # no terminal here, and what the text has is shown as ?
     assert "?[2J[32 bytes stored]" in done.stdout and "<script>" in done.stdout
     assert "cannot be used with --json" in refused(run("inspect", "--tokens", "--json", "a.memz"), 2)
