@@ -18,7 +18,7 @@ import ray.data
 
 import memcodec
 from memcodec import ChecksumError, Codec, EncodeError, EngineError, Primer, Progress, Prompt, Readout
-from memcodec.engines import ray
+from memcodec.engines import ray as cluster
 from memcodec.engines.ray import RayEngine, _Worker
 from memcodec.integrations import tables
 from memcodec.integrations.ray_data import decode_column, encode_column
@@ -197,7 +197,7 @@ def test_groups_that_no_worker_survives(tiny: Codec, monkeypatch: pytest.MonkeyP
         def encode(self, *arguments: Any) -> Any:
             os._exit(1)
 
-    monkeypatch.setattr(ray, "_Worker", Dies)
+    monkeypatch.setattr(cluster, "_Worker", Dies)
     with RayEngine(workers=1) as engine, pytest.raises(EngineError, match="4 workers were lost at the same groups"):
         tiny.with_engine(engine).encode(DOCUMENT)
 
@@ -207,7 +207,7 @@ def test_workers_that_do_not_start(tiny: Codec, monkeypatch: pytest.MonkeyPatch)
         def __init__(self, *arguments: Any) -> None:
             raise RuntimeError("no such thing")
 
-    monkeypatch.setattr(ray, "_Worker", Fails)
+    monkeypatch.setattr(cluster, "_Worker", Fails)
     with RayEngine(workers=1) as engine, pytest.raises(EngineError, match=r"no worker starts: .*no such thing"):
         tiny.with_engine(engine).encode(DOCUMENT)
 
@@ -217,7 +217,7 @@ def test_workers_of_another_version(tiny: Codec, monkeypatch: pytest.MonkeyPatch
         def version(self) -> str:
             return "0.1.0"
 
-    monkeypatch.setattr(ray, "_Worker", Old)
+    monkeypatch.setattr(cluster, "_Worker", Old)
     with RayEngine(workers=1) as engine, pytest.raises(EngineError, match=r"a worker has memcodec 0\.1\.0"):
         tiny.with_engine(engine).encode(DOCUMENT)
 
