@@ -224,6 +224,7 @@ def crashes(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("crashes")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["compress", "resume", "decompress"])
 def test_killed_at_random_moments(crashes: ModuleType, llama_folder: Path, tmp_path: Path, way: str) -> None:
     found = crashes.kill(way, 3, str(llama_folder), tmp_path)

@@ -15,6 +15,8 @@ import memcodec
 
 from .conftest import TEXT
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 
 

@@ -11,6 +11,8 @@ import pytest
 
 from memcodec.codec import Codec
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "spec" / "vectors" / "tiny" / "model"
 Scripts = Callable[[str], Any]

@@ -171,6 +171,7 @@ document.body.append(out);
 }</script>"""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 @pytest.mark.parametrize("width", [360, 1200])
 def test_a_page_in_a_browser(tiny: Codec, tmp_path: Path, width: int) -> None:
