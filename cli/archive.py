@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from memcodec.files.write import replace
+from memcodec.storage.write import replace
 from memcodec_cli.errors import display_name
 from memcodec_cli.library import load_codec, read_primer
 from memcodec_cli.options import (

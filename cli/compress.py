@@ -167,7 +167,7 @@ class _Compressor:
 
     def compress(self, targets: list[tuple[str, Output]]) -> None:
         """Compress some inputs to their outputs, in common batches."""
-        from memcodec import codec
+        from memcodec.container.assembly import without_model
 
         watch = _Stopwatch()
         with ExitStack() as stack:
@@ -178,7 +178,7 @@ class _Compressor:
                     if inputs.is_compressed(source):
                         click.echo(f"memcodec: warning: {display_name(name)}: is already compressed", err=True)
                     document = _Document(name, target, source)
-                    if (blob := codec.without_model(source)) is not None:
+                    if (blob := without_model(source)) is not None:
                         self._write(document, blob, watch)
                     else:
                         documents.append(document)
@@ -205,7 +205,7 @@ class _Compressor:
                 encode_one = True
 
     def _encode_one(self, document: _Document, watch: _Stopwatch) -> None:
-        from memcodec.files.journal import Journal
+        from memcodec.storage.journal import Journal
 
         progress = self.bar.document(document.source.size, "fit")
         with self.errors.caught(document.name), ExitStack() as stack:
@@ -224,7 +224,7 @@ class _Compressor:
         return self.resume and document.source.size >= SIDE_FILE_BYTES
 
     def _write(self, document: _Document, blob: bytes, watch: _Stopwatch) -> None:
-        from memcodec.files.journal import discard
+        from memcodec.storage.journal import discard
 
         name, target, source = document.name, document.target, document.source
         target.write([blob])

@@ -10,7 +10,7 @@ import click
 
 from memcodec import FormatError, container
 from memcodec.document.source import Source
-from memcodec.files import remote
+from memcodec.storage import remote
 from memcodec_cli.errors import STANDARD_STREAM, display_name, with_file_name
 
 EXTENSION = ".memz"

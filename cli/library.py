@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from memcodec.codec import Codec
     from memcodec.container.assembly import Lost
     from memcodec.engines.engine import Engine
-    from memcodec.files.primer import Primer
+    from memcodec.primer import Primer
 
 _SMALL_BYTES = 1 << 17  # documents below this size are decoded in a common batch and kept in memory
 
@@ -35,7 +35,7 @@ def read_primer(name: str | None) -> "Primer | None":
     """The primer in a file, None without a name. Raises FormatError, OSError with the name of the file."""
     if name is None:
         return None
-    from memcodec.files.primer import Primer
+    from memcodec.primer import Primer
 
     try:
         return Primer.load(name)
@@ -78,17 +78,15 @@ class DecodingCodecs:
 
     def codec_for(self, parsed: Container, bar: ProgressBar) -> "Codec":
         """The codec of a file that contains chunks. Raises MemcodecError."""
-        from memcodec.codec import Codec
+        from memcodec.codec import codec_for
 
-        kept = self._codec
-        primer = self.primer if parsed.settings is not None and parsed.settings.primer else None
-        if kept is not None and (self.model or not kept.differs(parsed)):  # equal weights, not equal directory names
-            if kept.primer is not primer:
-                kept = self._codec = kept.with_primer(primer)
-            kept.check(parsed)
-            return kept
-        codec = Codec.load_for(parsed, self.model, primer=primer, progress=bar.download, **self.load_settings)
-        assert codec is not None
+        needs, kept = parsed.needs, self._codec
+        assert needs is not None
+        if kept is not None and not self.model and not kept.model.identity.startswith(needs.model.identity):
+            kept = None
+        codec = codec_for(
+            needs, kept, model=self.model, primer=self.primer, progress=bar.download, **self.load_settings
+        )
         self._codec = codec if self._engine is None else codec.with_engine(self._engine)
         return self._codec
 
@@ -175,7 +173,7 @@ def decode_range(
     the end of the document.
     """
     from memcodec.errors import EncodeError
-    from memcodec.files.open import Decoded
+    from memcodec.files.decoded import Decoded
 
     start, length = byte_range
     size = sum(parsed.size for parsed in containers)

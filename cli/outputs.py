@@ -13,8 +13,8 @@ from typing import BinaryIO
 import click
 
 from memcodec import MemcodecError, container
-from memcodec.files import remote
-from memcodec.files.write import replace
+from memcodec.storage import remote
+from memcodec.storage.write import replace
 from memcodec_cli.errors import STANDARD_STREAM, display_name, with_file_name
 from memcodec_cli.inputs import EXTENSION, opened, read_containers
 from memcodec_cli.options import OutputOptions

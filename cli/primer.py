@@ -61,7 +61,7 @@ def train(
     test = messages[: min(TEST_MESSAGES, len(messages) // 4)]
     with ProgressBar(progress.quiet) as bar:
         bar.activity("loading")
-        from memcodec.files.primer import Primer, bits
+        from memcodec.primer import Primer, bits
 
         codec = load_codec(model.model, compute, bar)
         trained = Primer.train(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from memcodec import Archive, Codec
-from memcodec.files.primer import Primer
+from memcodec.primer import Primer
 
 from .conftest import TEXT, Run
 from .test_cli import refused

@@ -170,7 +170,7 @@ def test_concatenated_files_decode_and_trailing_bytes_are_refused(run: Run) -> N
     assert run("decompress", "a.memz", "-c").stdout_bytes == b"stored " * 800
     assert run("verify", "a.memz").exit_code == 0
     Path("a.memz").write_bytes(RESULT + b"more")
-    assert "4 trailing bytes behind the end of the file" in refused(run("decompress", "a.memz"))
+    assert "4 trailing bytes after the end of the file" in refused(run("decompress", "a.memz"))
 
 
 def test_verbose_prints_a_summary_line(run: Run) -> None:

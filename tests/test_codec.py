@@ -459,7 +459,7 @@ def test_the_bound_of_settings_out_of_range(tiny: Codec, gpt2_folder: Path) -> N
 
 def test_text_that_is_no_unicode(tiny: Codec) -> None:
     for call in (tiny.encode, memcodec.encode):
-        with pytest.raises(EncodeError, match="data: text with a lone surrogate at 5 is no UTF-8: give bytes"):
+        with pytest.raises(EncodeError, match="data: text with a lone surrogate at 5 has no UTF-8: give bytes"):
             call("text \ud800")
 
 
@@ -539,7 +539,7 @@ def report(progress: Progress) -> None:
     print(progress.stage, progress.done)
 
 blob: bytes = memcodec.encode("text", site=Readout(share=0.2, effort=64), progress=report)
-data: bytes = memcodec.decode(blob, batch=3)
+data: bytes = memcodec.decode(blob, threads=3)
 codec: Codec = Codec.load("smollm2-135m", device="cpu")
 facts: dict[str, object] = memcodec.inspect(codec.encode(data, site=Prompt(bits=4), chunk_tokens=64))
 """
@@ -637,7 +637,7 @@ def test_progress_reports_end_complete(tiny: Codec) -> None:
 
 def test_more_chunks_than_a_file_may_have(tiny: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     """Are refused before the work: no reader would take the file."""
-    monkeypatch.setattr("memcodec.container.MAX_CHUNKS", 3)
+    monkeypatch.setattr("memcodec.container.layout.MAX_CHUNKS", 3)
     monkeypatch.setattr(tiny.engine, "encode", None)  # not even begun
     with pytest.raises(EncodeError, match=r"chunks, and a file has 3 at most: cut the text"):
         tiny.encode(TEXT, chunk_tokens=20)

@@ -15,8 +15,8 @@ from memcodec import EncodeError, Journal, Prompt, Readout, container
 from memcodec.bench import force_lm
 from memcodec.codec import Codec
 from memcodec.engines import local
-from memcodec.files import journal, write
 from memcodec.groups import EncodedGroup, encode_all
+from memcodec.storage import journal, write
 
 from .conftest import TEXT, Run, store_nothing
 from .test_cli import PROGRAM, names, refused
@@ -121,7 +121,7 @@ def test_a_side_file_of_something_else_is_refused(tiny: Codec, tmp_path: Path, c
         raise Killed
     before = side.read_bytes()
     data, settings = (LONG[1:], SETTINGS) if change == "input" else (LONG, SETTINGS | {"chunk_tokens": 50})
-    with pytest.raises(EncodeError, match="of another input, or of other settings"), Journal(side) as kept:
+    with pytest.raises(EncodeError, match="belongs to another input or other settings"), Journal(side) as kept:
         tiny.encode(data, **settings, journal=kept)
     assert side.read_bytes() == before
 
@@ -138,7 +138,7 @@ def test_a_side_file_is_one_process_s(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_side_file_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "side").write_text("a diary")
-    with pytest.raises(EncodeError, match="no side file"), Journal(tmp_path / "side"):
+    with pytest.raises(EncodeError, match="not a side file"), Journal(tmp_path / "side"):
         raise AssertionError
     journal.discard(tmp_path / "side")
     assert (tmp_path / "side").read_text() == "a diary"

@@ -218,7 +218,7 @@ def test_arrow_and_parquet(column: Column, tiny: Codec, tmp_path: Path) -> None:
     back = pyarrow.parquet.read_table(tmp_path / "a.parquet")
     assert tables.decode_table(back, "text", tiny).equals(table)
     about = json.loads(back.schema.field("text").metadata[b"memcodec"])
-    assert about["identity"] == tiny.model.identity.hex() and about["checksum"] == 2
+    assert about["identity"] == tiny.model.identity.hex()[:16] and about["checksum"] == 2
 
 
 def test_a_column_without_metadata_or_of_another_model(column: Column, tiny: Codec, llama: Codec) -> None:
@@ -231,7 +231,7 @@ def test_a_column_without_metadata_or_of_another_model(column: Column, tiny: Cod
     with pytest.raises(memcodec.ModelNotFoundError, match="local model"):
         tables.decode_table(packed, "text")
     for damaged in ("{}", "[", '{"checksum": 1}'):
-        with pytest.raises(FormatError, match="do not read"):
+        with pytest.raises(FormatError, match="cannot be read"):
             Column.from_metadata({"memcodec": damaged}, tiny)
     with pytest.raises(EncodeError, match="checksum 9"):
         Column.from_metadata(

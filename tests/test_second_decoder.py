@@ -10,8 +10,8 @@ import pytest
 
 from memcodec import ChecksumError, FormatError, Prompt, Readout
 from memcodec.codec import Codec
-from memcodec.files.primer import Primer
 from memcodec.models.registry import cached
+from memcodec.primer import Primer
 from memcodec.settings import Context
 from spec import decoder
 
