@@ -60,7 +60,7 @@ class Needs:
         if here.identity != self.model.identity:
             raise ModelMismatchError(
                 f"the file needs model {self.model.name!r} ({self.model.identity.hex()}); {here.name!r} is "
-                f"{here.identity.hex()}: pass the right one as --model"
+                f"{here.identity.hex()}: pass the right one, as codec or --model"
             )
 
     def check_primer(self, here: bytes) -> None:
