@@ -26,6 +26,7 @@ from memcodec.codec import Codec
 from memcodec.container.assembly import stored
 from memcodec.document.source import Source
 from memcodec.models import registry
+from memcodec.models.loaded import LoadedModel
 from memcodec.settings import Context
 from memcodec_cli import main
 from memcodec_cli.progress import ProgressBar
@@ -533,8 +534,13 @@ def test_verify_loads_one_model_for_all_files(
     for name, folder in (("a", llama_folder), ("b", copy)):
         assert run("compress", "text", "-o", name, "--model", folder).exit_code == 0
     loads: list[object] = []
-    load = Codec._load.__func__
-    monkeypatch.setattr(Codec, "_load", classmethod(lambda cls, *args: loads.append(args) or load(cls, *args)))
+    load = LoadedModel.load
+
+    def counted(*args: object, **options: object) -> LoadedModel:
+        loads.append(args)
+        return load(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(LoadedModel, "load", counted)
     monkeypatch.setattr(registry, "resolve_named", lambda *args: registry.resolve(str(llama_folder)))
     for options in (["--model", llama_folder], []):
         loads.clear()
