@@ -268,6 +268,7 @@ def test_decodes_with_any_threads_and_kernels(llama_folder: Path, blob: bytes, t
     assert codec.decode(blob) == (LINES * 2).encode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "site", "size", "context"),
     [
