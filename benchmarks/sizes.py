@@ -16,7 +16,7 @@ import zstandard
 from memcodec.bench.comparison import Text
 from memcodec.bench.results import machine, today
 from memcodec.codec import Codec
-from memcodec.files.frames import FrameSettings
+from memcodec.frames import FrameSettings
 from memcodec.settings import Readout
 
 LANGUAGES = {

@@ -16,18 +16,21 @@ from memcodec.errors import (
     PrimerMismatchError,
 )
 from memcodec.progress import Progress
-from memcodec.settings import DEFAULT_BATCH, Context, Prompt, Readout
+from memcodec.settings import DEFAULT_MODEL, EncodeSettings, Prompt, Readout
 
 if TYPE_CHECKING:
+    from typing import Unpack
+
     from memcodec.codec import Codec
     from memcodec.engines.engine import Engine
     from memcodec.files.archive import Archive
-    from memcodec.files.frames import FrameSettings
-    from memcodec.files.journal import Journal
     from memcodec.files.open import MemzFile, open
-    from memcodec.files.primer import Primer
+    from memcodec.frames import FrameSettings
     from memcodec.memory.embedding import MemoryEmbedding
+    from memcodec.primer import Primer
     from memcodec.progress import ProgressCallback
+    from memcodec.settings import EncodeOptions
+    from memcodec.storage.journal import Journal
     from memcodec.view.inspection import inspect
     from memcodec.view.tokenmap import TokenInfo, token_map
 
@@ -65,51 +68,40 @@ __all__ = [
 
 def encode(
     data: bytes | bytearray | memoryview | str | BinaryIO,
-    model: str = "smollm2-135m",
+    model: str = DEFAULT_MODEL,
     *,
-    site: Readout | Prompt = Readout(),  # noqa: B008 (frozen)
-    chunk_tokens: int = 200,
-    context: Context = "auto",
-    batch: int = DEFAULT_BATCH,
-    verify: bool = True,
     device: str = "auto",
     threads: int | None = None,
     engine: "str | Engine" = "local",
     primer: "Primer | None" = None,
-    journal: "Journal | None" = None,
     progress: "ProgressCallback | None" = None,
+    **settings: "Unpack[EncodeOptions]",
 ) -> bytes:
-    """Compress bytes (or text, as UTF-8, or an open file) to the bytes of a .memz file; settings as `Codec.encode`.
+    """Compress bytes (or text, as UTF-8, or an open file) to the bytes of a .memz file.
 
-    Loads the model each time, if there is any text: to encode often, keep a `Codec`. engine: "local", or "ray" for a
-    Ray cluster, whose workers have the device and the threads. Raises ModelNotFoundError, EncodeError, MachineError.
+    settings: site, chunk_tokens, context, batch and verify, as in `Codec.encode`. Loads the model in each call if
+    there is text: to encode often, keep a `Codec`. device, threads: as in `Codec.load`; engine: "local", or "ray" for
+    the workers of a Ray cluster, which then have the device and the threads. Raises ModelNotFoundError, EncodeError,
+    MachineError.
     """
-    from memcodec import codec
+    from memcodec.codec import Codec
+    from memcodec.container.assembly import without_model
+    from memcodec.document.inputs import as_source
     from memcodec.engines import opened
 
-    source = codec.as_source(data, "data")
-    codec.check_settings(site, chunk_tokens, batch, context)
-    if (stored := codec.without_model(source)) is not None:
+    source = as_source(data, "data")
+    EncodeSettings(**settings).check()
+    if (stored := without_model(source)) is not None:
         return stored
-    with opened(engine, None, threads, device) as (found, own_device):
-        loaded = codec.Codec.load(model, device=own_device, threads=threads).with_primer(primer).with_engine(found)
-        return loaded.encode(
-            source,
-            site=site,
-            chunk_tokens=chunk_tokens,
-            context=context,
-            batch=batch,
-            verify=verify,
-            journal=journal,
-            progress=progress,
-        )
+    with opened(engine, None, threads, device) as (started, own_device):
+        codec = Codec.load(model, device=own_device, threads=threads).with_primer(primer).with_engine(started)
+        return codec.encode(source, progress=progress, **settings)
 
 
 def decode(
     blob: bytes | bytearray | memoryview,
     model: str | None = None,
     *,
-    batch: int = DEFAULT_BATCH,
     device: str = "auto",
     threads: int | None = None,
     engine: "str | Engine" = "local",
@@ -117,41 +109,50 @@ def decode(
     primer: "Primer | None" = None,
     progress: "ProgressCallback | None" = None,
 ) -> bytes:
-    """Decompress the bytes of a .memz file, with the model that it names or `model`; settings as in `Codec.decode`.
+    """Decompress the bytes of a .memz file, with the model that it names or `model`.
 
-    engine: as in `encode`; allow_download: fetch a model from the Hugging Face hub that only the file names; primer:
-    the one that it was made with. Raises FormatError, ChecksumError, ModelMismatchError, ModelNotFoundError,
-    MachineError; EncodeError for settings out of range.
+    Loads the model in each call: to decode often, keep a `Codec`. device, threads, engine: as in `encode`;
+    allow_download: fetch a model that only the file names from the Hugging Face hub; primer: the one that the file was
+    made with. Raises FormatError, ChecksumError, ModelMismatchError, ModelNotFoundError, MachineError; EncodeError for
+    settings out of range.
     """
-    from memcodec import codec, container
-    from memcodec.container import assembly
+    from memcodec import container
+    from memcodec.codec import codec_for
+    from memcodec.container.assembly import document_of
+    from memcodec.document.inputs import as_bytes
     from memcodec.engines import opened
+    from memcodec.settings import DEFAULT_BATCH
 
     pieces: list[bytes] = []
-    kept: Codec | None = None
-    with opened(engine, None, threads, device) as (found, own_device):
-        for parsed in container.unpack_all(codec.as_bytes(blob, "blob")):
-            if parsed.model is None:
-                pieces += assembly.document_of(parsed, [], None)
+    loaded: dict[str, Codec] = {}  # by the name of the model
+    with opened(engine, None, threads, device) as (started, own_device):
+        for parsed in container.unpack_all(as_bytes(blob, "blob")):
+            if (needs := parsed.needs) is None:
+                pieces += document_of(parsed, [], None)
                 continue
-            if kept is None or kept.differs(parsed):
-                kept = codec.Codec.load_named(
-                    model, parsed.model.name, device=own_device, threads=threads, allow_download=allow_download
-                )
-                kept = kept.with_primer(primer).with_engine(found)
-            pieces += kept.decode_pieces(parsed, batch, progress)
+            codec = codec_for(
+                needs,
+                loaded.get(needs.model.name),
+                model=model,
+                allow_download=allow_download,
+                primer=primer,
+                device=own_device,
+                threads=threads,
+            )
+            loaded[needs.model.name] = codec
+            pieces += codec.with_engine(started).decode_pieces(parsed, DEFAULT_BATCH, progress)
     return b"".join(pieces)
 
 
-# On first use, because they bring numpy, numba or torch: the import, `inspect` and `--help` answer at once without.
+# Imported on first use, because they import numpy, numba or torch: so `import memcodec` and `--help` take no time.
 _LATER = {
     "Archive": "memcodec.files.archive",
     "Codec": "memcodec.codec",
-    "FrameSettings": "memcodec.files.frames",
-    "Journal": "memcodec.files.journal",
+    "FrameSettings": "memcodec.frames",
+    "Journal": "memcodec.storage.journal",
     "MemoryEmbedding": "memcodec.memory.embedding",
     "MemzFile": "memcodec.files.open",
-    "Primer": "memcodec.files.primer",
+    "Primer": "memcodec.primer",
     "TokenInfo": "memcodec.view.tokenmap",
     "inspect": "memcodec.view.inspection",
     "open": "memcodec.files.open",

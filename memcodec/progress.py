@@ -1,17 +1,17 @@
-"""What long work reports while it runs."""
+"""Reports of progress while long work runs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-ByteProgress = Callable[[str, int, int], None]  # what is being done, how much is done, and of how much (0: not known)
+ByteProgress = Callable[[str, int, int], None]  # what is being done, amount done, total amount (0: not known)
 
 
 @dataclass(frozen=True)
 class Progress:
-    """One report: what is being done, how much of it is done, and which part of the whole work that is.
+    """One report of progress.
 
-    stage: "fit", "verify" or "decode"; totals are estimates until the whole document has been read; done: 0 to 1, over
-    all stages, by the time that they take.
+    stage: "fit", "verify" or "decode"; totals are estimates until the whole document has been read; done: 0 to 1, the
+    fraction of the time of all stages together.
     """
 
     stage: str
@@ -26,38 +26,42 @@ ProgressCallback = Callable[[Progress], None]
 
 
 class Reporter:
-    """Turns "so many tokens done" into reports of one stage, which goes from `start` to `end` of the whole work."""
+    """Counts the tokens and chunks of one stage, and reports them to a callback."""
 
-    def __init__(self, callback: ProgressCallback | None, stage: str, size: int, start: float, end: float) -> None:
-        """size: of the document, in bytes."""
+    def __init__(
+        self, callback: ProgressCallback | None, stage: str, size: int = 0, lengths: Sequence[int] | None = None
+    ) -> None:
+        """size: of all documents, in bytes; lengths: tokens of each chunk, if they are known now (else: `expect`)."""
         self._callback = callback
         self._stage = stage
         self._size = size
-        self._range = start, end
-        self._known = [0, 0, 0]  # bytes, and their tokens and chunks
-        self._done = [0, 0]
-        self._furthest = 0, 0.0
+        self._bytes_read = self._tokens_read = self._chunks_read = 0
+        self._tokens_done = self._chunks_done = 0
+        self._furthest = 0, 0.0  # tokens and fraction of the last report
+        if lengths is not None:
+            self.expect(lengths, size)
 
-    def expect(self, lengths: list[int], size: int) -> None:
-        """So many bytes more were read: chunks of so many tokens are to come from them."""
-        self._known = [n + more for n, more in zip(self._known, (size, sum(lengths), len(lengths)), strict=True)]
+    def expect(self, lengths: Sequence[int], size: int) -> None:
+        """Another `size` bytes of a document were read; they become chunks of these numbers of tokens."""
+        self._bytes_read += size
+        self._tokens_read += sum(lengths)
+        self._chunks_read += len(lengths)
 
     def ahead(self, tokens: int) -> None:
-        """So many tokens of the chunks to be finished next are done."""
+        """Report: of the chunks that are not finished, `tokens` tokens are done."""
         if self._callback is None:
             return
-        known, own, chunks = self._known
-        more = self._size / known if known else 1.0
-        total, count = max(round(own * more), own), max(round(chunks * more), chunks)
-        start, end = self._range
-        done, part = self._furthest
-        done = max(done, min(self._done[0] + tokens, total))
-        part = max(part, done / max(total, 1))  # when an estimate grows, nothing goes back
-        self._furthest = done, part
-        self._callback(Progress(self._stage, done, total, self._done[1], count, start + (end - start) * part))
+        unread = self._size / self._bytes_read if self._bytes_read else 1.0
+        total = max(round(self._tokens_read * unread), self._tokens_read)
+        chunks = max(round(self._chunks_read * unread), self._chunks_read)
+        done, fraction = self._furthest  # a report never goes back when an estimate grows
+        done = max(done, min(self._tokens_done + tokens, total))
+        fraction = max(fraction, done / max(total, 1))
+        self._furthest = done, fraction
+        self._callback(Progress(self._stage, done, total, self._chunks_done, chunks, fraction))
 
-    def finish(self, lengths: list[int]) -> None:
-        """Chunks of so many tokens are done."""
-        self._done[0] += sum(lengths)
-        self._done[1] += len(lengths)
+    def finish(self, lengths: Sequence[int]) -> None:
+        """Report: chunks of these numbers of tokens are finished."""
+        self._tokens_done += sum(lengths)
+        self._chunks_done += len(lengths)
         self.ahead(0)

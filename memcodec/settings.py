@@ -1,18 +1,31 @@
-"""The settings of the sites, one object each; here, without numba and torch, so that they can be named at once."""
+"""Every setting of the encoder with its default and its limits. Imports neither numpy nor numba nor torch."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict
 
 from memcodec.errors import EncodeError
 
+DEFAULT_MODEL = "smollm2-135m"
+
 SHARE_STEPS = 1024  # memory shares are multiples of 1/1024
-MOST_SHARE = 512  # of them
-MAX_VECTORS = 64
-MEMORY_BITS = (1, 2, 3, 4, 8, 16)  # a dimension, at the prompt site; 16 is float16
+MOST_SHARE = 512  # the largest memory share, in these steps
+DEFAULT_EFFORT = 4096  # states that the search for a memory tries per token
+MAX_EFFORT = 1 << 20
+MAX_STATES = 1 << 26  # effort times tokens of a chunk: 5 bytes each in every thread
+
+MAX_VECTORS = 64  # of a chunk at the prompt site
+MEMORY_BITS = (1, 2, 3, 4, 8, 16)  # bits a dimension at the prompt site; 16 is float16
+
 MAX_CHUNK_TOKENS = 4096
 DEFAULT_CHUNK_TOKENS = 200
-MAX_CONTEXT = 1 << 15  # tokens before a position that the LM may see: what a reader keeps of them is bounded so
+MAX_CONTEXT = 1 << 15  # tokens that the LM may see before a position: bounds what a decoder must keep of them
 DEFAULT_BATCH = 64  # groups decoded side by side
+MAX_THREADS = 1024
+
+MAX_PRIMER_TOKENS = 1 << 15
+DEFAULT_PRIMER_TOKENS = 400
+
+Context = int | Literal["auto", "max"]  # the most tokens of its group that the LM sees before each token
 
 
 @dataclass(frozen=True)
@@ -20,18 +33,25 @@ class Readout:
     """Settings of the readout site.
 
     share: the part of a chunk's expected information that its memory carries, 0 (no memory) to 0.5, rounded to 1/1024;
-    effort: states that the search tries per token: more is smaller and slower.
+    effort: states that the search for the memory tries per token: more gives smaller files and takes longer.
     """
 
     share: float = 0.1
-    effort: int = 4096
+    effort: int = DEFAULT_EFFORT
 
     def check(self) -> None:
         """Raise EncodeError for settings out of range."""
         if not 0 <= self.share <= MOST_SHARE / SHARE_STEPS:
             raise EncodeError(f"memory share {self.share:g}: give 0 to {MOST_SHARE / SHARE_STEPS:g}")
-        if not 1 <= self.effort <= 1 << 20:
-            raise EncodeError(f"effort {self.effort}: give 1 to {1 << 20} states a token")
+        if not 1 <= self.effort <= MAX_EFFORT:
+            raise EncodeError(f"effort {self.effort}: give 1 to {MAX_EFFORT} states a token")
+
+    def check_with(self, chunk_tokens: int) -> None:
+        """Raise EncodeError if the search would need too much memory with chunks of this many tokens."""
+        if self.effort * chunk_tokens > MAX_STATES:
+            raise EncodeError(
+                f"effort {self.effort} with {chunk_tokens} tokens a chunk: give {MAX_STATES // chunk_tokens} at most"
+            )
 
 
 @dataclass(frozen=True)
@@ -64,5 +84,61 @@ class Prompt:
             raise EncodeError(f"learning rate {self.learning_rate:g}: give a number above 0 and below 10,000")
 
 
-Site = Readout | Prompt
-Context = int | Literal["auto", "max"]  # tokens of its group that the LM sees before each, at most
+SiteSettings = Readout | Prompt
+
+
+class EncodeOptions(TypedDict, total=False):
+    """The keywords of `memcodec.encode` that become `EncodeSettings`, for type checkers."""
+
+    site: SiteSettings
+    chunk_tokens: int
+    context: Context
+    batch: int
+    verify: bool
+
+
+@dataclass(frozen=True)
+class EncodeSettings:
+    """How documents are encoded; the fields are described at `Codec.encode`."""
+
+    site: SiteSettings = Readout()
+    chunk_tokens: int = DEFAULT_CHUNK_TOKENS
+    context: Context = "auto"
+    batch: int = DEFAULT_BATCH
+    verify: bool = True
+
+    def check(self) -> None:
+        """Raise EncodeError for settings out of range, TypeError if `site` is not the settings of a site."""
+        if not isinstance(self.site, Readout | Prompt):
+            raise TypeError(f"site: give memcodec.Readout(...) or memcodec.Prompt(...), not {type(self.site).__name__}")
+        self.site.check()
+        check_chunk_tokens(self.chunk_tokens)
+        if isinstance(self.site, Readout):
+            self.site.check_with(self.chunk_tokens)
+        check_batch(self.batch)
+        if self.context not in ("auto", "max") and not (type(self.context) is int and 0 <= self.context <= MAX_CONTEXT):
+            raise EncodeError(f"context {self.context!r}: give auto, max, or 0 to {MAX_CONTEXT:,} tokens")
+        if isinstance(self.site, Prompt) and self.context not in ("auto", 0):
+            raise EncodeError(f"context {self.context}: chunks of the prompt site have no context: give auto or 0")
+
+    @property
+    def chunk_context(self) -> Context:
+        """The context asked for; 0 at the prompt site, where each chunk is a group with its vectors before it."""
+        return 0 if isinstance(self.site, Prompt) else self.context
+
+    @property
+    def stores_text(self) -> bool:
+        """Whether text that zstd makes smaller is stored instead of coded."""
+        return not (isinstance(self.site, Prompt) and self.site.pure)
+
+
+def check_chunk_tokens(chunk_tokens: int) -> None:
+    """Raise EncodeError for a number of tokens out of range."""
+    if not 1 <= chunk_tokens <= MAX_CHUNK_TOKENS:
+        raise EncodeError(f"chunk tokens {chunk_tokens}: give 1 to {MAX_CHUNK_TOKENS}")
+
+
+def check_batch(batch: int) -> None:
+    """Raise EncodeError for less than one group."""
+    if batch < 1:
+        raise EncodeError(f"batch {batch}: give 1 or more groups")

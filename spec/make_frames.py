@@ -6,8 +6,8 @@ from pathlib import Path
 from make_vectors import ENGLISH, MIXED
 
 from memcodec.codec import Codec
-from memcodec.files.frames import FrameSettings
-from memcodec.files.primer import Primer
+from memcodec.frames import FrameSettings
+from memcodec.primer import Primer
 
 MESSAGES = {
     "short": b'{"level": "info", "user": 17, "text": "signed in"}',

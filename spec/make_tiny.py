@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from memcodec.bench.force_lm import store_nothing
 from memcodec.codec import Codec
-from memcodec.files.primer import Primer
+from memcodec.primer import Primer
 from memcodec.settings import Prompt, Readout
 
 CONFIG: dict[str, Any] = {

@@ -40,7 +40,6 @@ from transformers import (  # noqa: E402
     Qwen3ForCausalLM,
 )
 
-from memcodec.bench import force_lm  # noqa: E402
 from memcodec.codec import Codec  # noqa: E402
 from memcodec_cli import main  # noqa: E402
 
@@ -154,8 +153,7 @@ def listen() -> None:
 
 def store_nothing(patch: pytest.MonkeyPatch) -> None:
     """All text is carried by the LM, though zstd might be smaller."""
-    patch.setattr("memcodec.container.assembly._store_losers", force_lm.segments_of)
-    patch.setattr("memcodec.codec.stored", force_lm.too_large)
+    patch.setattr("memcodec.container.assembly.STORE_SMALLER", False)
 
 
 def random_codec(model: torch.nn.Module, folder: Path) -> Codec:

@@ -261,13 +261,14 @@ def test_decodes_with_any_batch(tiny: Codec, blob: bytes) -> None:
         assert tiny.decode(blob, batch=batch) == (LINES * 2).encode()
 
 
-@pytest.mark.parametrize("kernels", ["numba", "torch"])
+@pytest.mark.parametrize("kernels", ["numba", pytest.param("torch", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_decodes_with_any_threads_and_kernels(llama_folder: Path, blob: bytes, threads: int, kernels: str) -> None:
     codec = Codec.load(str(llama_folder), device="cpu", threads=threads, kernels=kernels)
     assert codec.decode(blob) == (LINES * 2).encode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "site", "size", "context"),
     [
@@ -459,7 +460,7 @@ def test_the_bound_of_settings_out_of_range(tiny: Codec, gpt2_folder: Path) -> N
 
 def test_text_that_is_no_unicode(tiny: Codec) -> None:
     for call in (tiny.encode, memcodec.encode):
-        with pytest.raises(EncodeError, match="data: text with a lone surrogate at 5 is no UTF-8: give bytes"):
+        with pytest.raises(EncodeError, match="data: text with a lone surrogate at 5 has no UTF-8: give bytes"):
             call("text \ud800")
 
 
@@ -539,7 +540,7 @@ def report(progress: Progress) -> None:
     print(progress.stage, progress.done)
 
 blob: bytes = memcodec.encode("text", site=Readout(share=0.2, effort=64), progress=report)
-data: bytes = memcodec.decode(blob, batch=3)
+data: bytes = memcodec.decode(blob, threads=3)
 codec: Codec = Codec.load("smollm2-135m", device="cpu")
 facts: dict[str, object] = memcodec.inspect(codec.encode(data, site=Prompt(bits=4), chunk_tokens=64))
 """
@@ -552,6 +553,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow
 def test_a_type_checker_sees_what_clients_get_wrong(tmp_path: Path) -> None:
     (tmp_path / "client.py").write_text(CLIENT)
     for number, line in enumerate(WRONG):
@@ -636,7 +638,7 @@ def test_progress_reports_end_complete(tiny: Codec) -> None:
 
 def test_more_chunks_than_a_file_may_have(tiny: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     """Are refused before the work: no reader would take the file."""
-    monkeypatch.setattr("memcodec.container.MAX_CHUNKS", 3)
+    monkeypatch.setattr("memcodec.container.layout.MAX_CHUNKS", 3)
     monkeypatch.setattr(tiny.engine, "encode", None)  # not even begun
     with pytest.raises(EncodeError, match=r"chunks, and a file has 3 at most: cut the text"):
         tiny.encode(TEXT, chunk_tokens=20)

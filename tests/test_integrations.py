@@ -77,7 +77,7 @@ def test_the_command_line_takes_urls(run: Run, llama_folder: Path) -> None:
     assert "memory://nothing: no such file" in refused(run("compress", "memory://nothing", *usual))
     assert "foo" in refused(run("compress", "foo://nothing", *usual))
     assert run("list", "memory://a.txt.memz").exit_code == 0
-    assert "kept" in refused(run("compress", "memory://a.txt", "-f", "--rm", *usual))
+    assert "not removed" in refused(run("compress", "memory://a.txt", "-f", "--rm", *usual))
 
 
 def test_fsspec_infers_the_compression(tiny: Codec, tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_arrow_and_parquet(column: Column, tiny: Codec, tmp_path: Path) -> None:
     back = pyarrow.parquet.read_table(tmp_path / "a.parquet")
     assert tables.decode_table(back, "text", tiny).equals(table)
     about = json.loads(back.schema.field("text").metadata[b"memcodec"])
-    assert about["identity"] == tiny.model.identity.hex() and about["checksum"] == 2
+    assert about["identity"] == tiny.model.identity.hex()[:16] and about["checksum"] == 2
 
 
 def test_a_column_without_metadata_or_of_another_model(column: Column, tiny: Codec, llama: Codec) -> None:
@@ -226,12 +226,12 @@ def test_a_column_without_metadata_or_of_another_model(column: Column, tiny: Cod
     with pytest.raises(FormatError, match="no metadata"):
         tables.decode_table(table, "text", tiny)
     packed = tables.encode_table(table, "text", column)
-    with pytest.raises(ModelMismatchError, match="give it as codec"):
+    with pytest.raises(ModelMismatchError, match="as codec or --model"):
         tables.decode_table(packed, "text", llama)
     with pytest.raises(memcodec.ModelNotFoundError, match="local model"):
         tables.decode_table(packed, "text")
     for damaged in ("{}", "[", '{"checksum": 1}'):
-        with pytest.raises(FormatError, match="do not read"):
+        with pytest.raises(FormatError, match="cannot be read"):
             Column.from_metadata({"memcodec": damaged}, tiny)
     with pytest.raises(EncodeError, match="checksum 9"):
         Column.from_metadata(

@@ -13,9 +13,10 @@ from memcodec.codec import Codec
 from memcodec.coding import corrections
 from memcodec.coding.steering import Steering
 from memcodec.container.assembly import encoded_groups
+from memcodec.decoding import site_of_file
 from memcodec.document.plan import cut_chunks
 from memcodec.document.spans import Stored, spans_of, zstd_size
-from memcodec.groups import batches, decode_batch, predict
+from memcodec.groups import predict
 from memcodec.settings import DEFAULT_BATCH, DEFAULT_CHUNK_TOKENS
 from memcodec.view.inspection import inspect
 
@@ -65,18 +66,18 @@ def hits(blob: bytes, codec: Codec) -> int:
     parsed = container.unpack(blob)
     if parsed.settings is None:
         return 0
-    site = codec.site_in(parsed)
-    coded = encoded_groups(parsed.groups)
-    count, context = 0, parsed.settings.context
-    for some in batches(codec.lm, site, coded, context, DEFAULT_BATCH):
-        found = decode_batch(codec.lm, site, some, context)
-        groups = [np.split(ids, np.cumsum(c.lengths)[:-1]) for ids, c in zip(found, some, strict=True)]
-        predictions = predict(codec.lm, groups, context, [site.vectors(c.memories[0]) for c in some])
-        for c in some:
-            encoder = corrections.Encoder(Steering.of(codec.lm.head), site.share)
-            for memory in c.memories:
-                encoder.write(next(predictions), memory if site.share else b"")
-            count += encoder.hits
+    lm, settings = codec.lm, parsed.settings
+    site = site_of_file(codec.model, parsed)
+    encoded = encoded_groups(parsed.groups)
+    tokens = list(codec.tokens(parsed))
+    groups = [np.split(ids, np.cumsum(group.lengths)[:-1]) for ids, group in zip(tokens, encoded, strict=True)]
+    predictions = predict(lm, groups, settings.context, [site.vectors(group.memories[0]) for group in encoded])
+    count = 0
+    for group in encoded:
+        encoder = corrections.Encoder(Steering.of(lm.head), site.share)
+        for memory in group.memories:
+            encoder.write(next(predictions), memory if site.share else b"")
+        count += encoder.hits
     return count
 
 

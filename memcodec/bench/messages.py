@@ -13,8 +13,8 @@ import zstandard
 from memcodec.bench.rivals import BenchError
 from memcodec.codec import Codec
 from memcodec.files.archive import Archive
-from memcodec.files.primer import DEFAULT_TOKENS, Primer
-from memcodec.settings import DEFAULT_BATCH
+from memcodec.primer import Primer
+from memcodec.settings import DEFAULT_BATCH, DEFAULT_PRIMER_TOKENS
 
 MOST = 200  # messages that are measured, and as many to train on
 _DICTIONARIES = (1 << 10, 1 << 12, 1 << 14, 1 << 15)  # bytes; the best of them counts
@@ -42,7 +42,7 @@ def measure(
     codec: Codec,
     train: Sequence[bytes],
     messages: Sequence[bytes],
-    tokens: int = DEFAULT_TOKENS,
+    tokens: int = DEFAULT_PRIMER_TOKENS,
     batch: int = DEFAULT_BATCH,
     archive: bool = True,
     say: Callable[[str], object] = lambda _: None,

@@ -1,4 +1,4 @@
-"""The .memz file: what it holds (`layout`), how it is written and read, and the way to groups and back (`assembly`)."""
+"""The .memz file: what it holds (`layout`), `write`, `read`, and how documents become parts and back (`assembly`)."""
 
 from memcodec.container.layout import (
     HASH_BYTES,
@@ -9,12 +9,15 @@ from memcodec.container.layout import (
     MEMORIES_APART,
     PRIMER_BYTES,
     SITES,
+    SLOW_ZSTD_BYTES,
     START,
     VERSION,
+    ZSTD_WINDOW,
     Chunk,
     Container,
     Group,
     ModelId,
+    Needs,
     Part,
     Segment,
     Settings,
@@ -35,12 +38,15 @@ __all__ = [
     "MEMORIES_APART",
     "PRIMER_BYTES",
     "SITES",
+    "SLOW_ZSTD_BYTES",
     "START",
     "VERSION",
+    "ZSTD_WINDOW",
     "Chunk",
     "Container",
     "Group",
     "ModelId",
+    "Needs",
     "Part",
     "Reader",
     "Segment",

@@ -1,4 +1,4 @@
-"""From coded groups to the parts of a container, and from decoded ones to the document."""
+"""From encoded groups to the parts of a container, and from decoded groups back to the document."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -12,24 +12,31 @@ from memcodec.container.layout import (
     Container,
     Group,
     ModelId,
+    Part,
     Segment,
     Settings,
     StoredSpan,
     chunk_checksum,
 )
-from memcodec.container.write import describe
+from memcodec.container.write import describe, pack
+from memcodec.document.blocks import Block
 from memcodec.document.source import Source
-from memcodec.document.spans import Span, Stored, zstd_size
+from memcodec.document.spans import Stored, has_text, zstd_size
 from memcodec.errors import ChecksumError, FormatError
 from memcodec.groups import EncodedGroup
 from memcodec.models.tokenizer import ByteTokenizer
 
-_SEGMENT_BYTES, _CHUNK_BYTES = 2, 1.5  # what they cost in the index
+STORE_SMALLER = True  # False in tests and benchmarks of tiny models, which zstd beats (`memcodec.bench.force_lm`)
+_SEGMENT_BYTES, _CHUNK_BYTES = 2, 1.5  # what each costs in the index, about
+_NO_TOKENS = np.empty(0, dtype=np.int64)
+
+
+# ---- encoding
 
 
 @dataclass(frozen=True)
 class SourceRange:
-    """Bytes of the document that are to be stored, from `start` to `end`."""
+    """Bytes of the document that will be stored, from `start` to `end`."""
 
     start: int
     end: int
@@ -37,15 +44,199 @@ class SourceRange:
 
 @dataclass(frozen=True)
 class _SegmentBytes:
-    """A segment, with the bytes that it holds and where they begin."""
+    """A segment with the bytes that it carries, which begin at `start` of the document."""
 
     segment: Segment
     data: bytes
     start: int
 
 
+def parts_of(
+    block: Block, encoded: Iterator[EncodedGroup], tokenizer: ByteTokenizer, store: bool
+) -> list[Segment | SourceRange]:
+    """The parts of a block, whose groups are the next ones of `encoded`.
+
+    store: groups that zstd makes smaller are stored instead.
+    """
+    parts: list[Segment | SourceRange] = []
+    start = block.start
+    group, used = EncodedGroup((), (), b""), 0  # the group of the next chunk, and how many of its chunks are used up
+    runs = iter(block.plan.runs)
+    for span in block.spans:
+        if isinstance(span, Stored):
+            parts.append(SourceRange(start, start + len(span.data)))
+            start += len(span.data)
+            continue
+        run: list[_SegmentBytes] = []
+        chunks = next(runs)
+        while chunks:
+            if used == len(group.lengths):
+                group, used = next(encoded), 0
+            count = min(len(chunks), len(group.lengths) - used)
+            texts = [tokenizer.decode(tokens) for tokens in chunks[:count]]
+            described = tuple(
+                Chunk(len(tokens), memory, chunk_checksum(text))
+                for tokens, memory, text in zip(chunks, group.memories[used : used + count], texts, strict=False)
+            )
+            segment = Segment(sum(map(len, texts)), described, None if used else group.corrections)
+            run.append(_SegmentBytes(segment, b"".join(texts), start))
+            start += segment.size
+            chunks, used = chunks[count:], used + count
+        for segments, storable in _storable(run, used == len(group.lengths)):
+            parts += (
+                _store_smaller(segments) if store and storable and STORE_SMALLER else [one.segment for one in segments]
+            )
+    return parts
+
+
+def _storable(run: list[_SegmentBytes], ends: bool) -> list[tuple[list[_SegmentBytes], bool]]:
+    """A run of segments in up to three pieces, each with whether its segments may be stored instead.
+
+    A segment may be stored if it is a whole group: not the first if its group began before the run, and not the last if
+    its group goes on after the run. ends: the last group ends with the run.
+    """
+    first = int(run[0].segment.corrections is None)
+    last = len(run) if ends else max(first, len(run) - 1)
+    pieces = [(run[:first], False), (run[first:last], True), (run[last:], False)]
+    return [(segments, storable) for segments, storable in pieces if segments]
+
+
+def _store_smaller(run: list[_SegmentBytes]) -> list[Segment | SourceRange]:
+    """A run of whole groups, stored where zstd makes it smaller: all of it, or in its halves, and so on."""
+    segments = [one.segment for one in run]
+    lm_size = sum(
+        sum(len(chunk.memory) + _CHUNK_BYTES for chunk in segment.chunks) + len(segment.corrections or b"")
+        for segment in segments
+    )
+    lm_size += _SEGMENT_BYTES * len(run)
+    joined = b"".join(one.data for one in run)
+    zstd = min(zstd_size(joined), len(joined)) + 4 * _SEGMENT_BYTES
+    if zstd <= lm_size:
+        return [SourceRange(run[0].start, run[0].start + len(joined))]
+    if len(run) == 1 or zstd > 3 * lm_size:
+        return list(segments)
+    half = len(run) // 2
+    return _store_smaller(run[:half]) + _store_smaller(run[half:])
+
+
+def container_of(source: Source, parts: list[Segment | SourceRange], model: ModelId, settings: Settings) -> Container:
+    """The container of a document with these parts, of all its blocks; adjacent ranges are stored as one span."""
+    joined: list[Segment | SourceRange] = []
+    for part in parts:
+        if isinstance(part, SourceRange) and joined and isinstance(before := joined[-1], SourceRange):
+            joined[-1] = SourceRange(before.start, part.end)
+        else:
+            joined.append(part)
+    final: list[Part] = [_stored(source, part) if isinstance(part, SourceRange) else part for part in joined]
+    return describe(source.size, source.digest()[:HASH_BYTES], final, model, settings)
+
+
+def stored(source: Source) -> Container:
+    """The container that stores a whole document, and needs no model."""
+    whole: list[Part] = [_stored(source, SourceRange(0, source.size))] if source.size else []
+    return describe(source.size, source.digest()[:HASH_BYTES], whole)
+
+
+def smaller_of(source: Source, blob: bytes) -> bytes:
+    """The file of a document that the LM encoded, or the file that stores it whole if that is not larger."""
+    if not STORE_SMALLER:
+        return blob
+    whole = pack(stored(source))
+    return whole if len(whole) <= len(blob) else blob
+
+
+def _stored(source: Source, place: SourceRange) -> StoredSpan:
+    return StoredSpan.of_pieces(lambda: source.pieces(place.start, place.end), place.end - place.start)
+
+
+def without_model(source: Source) -> bytes | None:
+    """The file of a document that no LM is needed for; None if it has text. Raises EncodeError if it changed."""
+    if has_text(source):
+        return None
+    blob = pack(stored(source))
+    source.check_unchanged()
+    return blob
+
+
+# ---- decoding
+
+
+@dataclass(frozen=True)
+class LocatedPart:
+    """A part of a container. start: where it begins in the document, in bytes.
+
+    chunk: the number of its first chunk in the file (at a stored span, of the next one); group: the number of its group
+    in the file (at a stored span, of the last one before it).
+    """
+
+    part: Part
+    start: int
+    chunk: int
+    group: int
+
+
+def located_parts(parsed: Container) -> Iterator[LocatedPart]:
+    """The parts of a container in document order, with their places."""
+    start, chunk, group = 0, 0, -1
+    for part in parsed.parts:
+        if isinstance(part, Segment) and part.corrections is not None:
+            group += 1
+        yield LocatedPart(part, start, chunk, group)
+        start += part.size
+        if isinstance(part, Segment):
+            chunk += len(part.chunks)
+
+
+@dataclass(frozen=True)
+class DecodedChunk:
+    """A chunk with its token ids, int64 [tokens], and its bytes, which begin at `start` of the document.
+
+    within: the segment that it belongs to; number: its number in the file; damage: why the bytes cannot be right, empty
+    if they match the index.
+    """
+
+    within: LocatedPart
+    number: int
+    start: int
+    tokens: np.ndarray
+    data: bytes
+    damage: str
+
+
+def decoded_chunks(
+    located: Iterable[LocatedPart], groups: Iterable[np.ndarray], tokenizer: ByteTokenizer | None
+) -> Iterator[LocatedPart | DecodedChunk]:
+    """The chunks of some parts, one by one, and their stored spans as they are, in order.
+
+    groups: the token ids of the groups that the segments belong to, int64 [tokens] each; tokenizer: None if there are
+    only stored spans.
+    """
+    tokens_of = iter(groups)
+    left = _NO_TOKENS  # tokens of the current group that are not used up
+    for place in located:
+        part = place.part
+        if isinstance(part, StoredSpan):
+            yield place
+            continue
+        assert tokenizer is not None
+        if part.corrections is not None:
+            left = next(tokens_of)
+        size = 0
+        for i, chunk in enumerate(part.chunks):
+            tokens, left = left[: chunk.tokens], left[chunk.tokens :]
+            data = tokenizer.decode(tokens)
+            number, start = place.chunk + i, place.start + size
+            size += len(data)
+            damage = ""
+            if chunk_checksum(data) != chunk.checksum:
+                damage = f"chunk {number} does not match its checksum: damaged file"
+            elif size > part.size or (i == len(part.chunks) - 1 and size != part.size):
+                damage = f"the chunks up to {number} do not have the length that the index says: damaged file"
+            yield DecodedChunk(place, number, start, tokens, data, damage)
+
+
 def encoded_groups(groups: Iterable[Group]) -> list[EncodedGroup]:
-    """Groups of a file as a decoder needs them."""
+    """Groups of a file as a decoder takes them."""
     return [
         EncodedGroup(
             tuple(chunk.tokens for chunk in group.chunks),
@@ -56,100 +247,35 @@ def encoded_groups(groups: Iterable[Group]) -> list[EncodedGroup]:
     ]
 
 
-def parts_of(
-    spans: list[Span],
-    runs: list[list[np.ndarray]],
-    start: int,
-    coded: Iterator[EncodedGroup],
-    tokenizer: ByteTokenizer,
-    store: bool,
-) -> list[Segment | SourceRange]:
-    """Parts of a block, from its spans, the chunks of each that is text, and its groups as they are coded.
+def document_of(parsed: Container, groups: Iterable[np.ndarray], tokenizer: ByteTokenizer | None) -> Iterator[bytes]:
+    """The document in pieces, from the token ids of its groups, int64 [tokens] each.
 
-    start: of the block; store: whether to store groups that zstd makes smaller.
+    Raises ChecksumError, FormatError; the whole is checked after the last piece.
     """
-    parts: list[Segment | SourceRange] = []
-    group, at = EncodedGroup((), (), b""), 0
-    chunks_of = iter(runs)
-    for span in spans:
-        if isinstance(span, Stored):
-            parts.append(SourceRange(start, start + len(span.data)))
-            start += len(span.data)
-            continue
-        run: list[_SegmentBytes] = []
-        left = next(chunks_of)
-        while left:
-            if at == len(group.lengths):
-                group, at = next(coded), 0
-            count = min(len(left), len(group.lengths) - at)
-            data = [tokenizer.decode(tokens) for tokens in left[:count]]
-            chunks = tuple(
-                Chunk(len(tokens), memory, chunk_checksum(piece))
-                for tokens, memory, piece in zip(left, group.memories[at : at + count], data, strict=False)
-            )
-            segment = Segment(sum(map(len, data)), chunks, None if at else group.corrections)
-            run.append(_SegmentBytes(segment, b"".join(data), start))
-            start += segment.size
-            left, at = left[count:], at + count
-        for stretch, alone in _whole(run, at == len(group.lengths)):
-            parts += _store_losers(stretch) if store and alone else [piece.segment for piece in stretch]
-    return parts
+    whole, size = hashlib.sha256(), 0
+    for piece in _document_pieces(parsed, groups, tokenizer):
+        whole.update(piece)
+        size += len(piece)
+        yield piece
+    if size != parsed.size or whole.digest()[:HASH_BYTES] != parsed.sha256:
+        raise ChecksumError("the decoded bytes do not match the original's SHA-256")
 
 
-def _whole(run: list[_SegmentBytes], ends: bool) -> list[tuple[list[_SegmentBytes], bool]]:
-    """A run's first segment where its group began before, its last where that goes on, and what is between.
-
-    ends: whether the last group ends with the run. Those between may be stored, each by itself.
-    """
-    first = int(run[0].segment.corrections is None)
-    last = len(run) if ends else max(first, len(run) - 1)
-    found = [(run[:first], False), (run[first:last], True), (run[last:], False)]
-    return [(stretch, alone) for stretch, alone in found if stretch]
-
-
-def _store_losers(run: list[_SegmentBytes]) -> list[Segment | SourceRange]:
-    """Store the stretches of some groups that zstd makes smaller: all, else the halves, and so on."""
-    segments = [piece.segment for piece in run]
-    lm_size = sum(
-        sum(len(chunk.memory) + _CHUNK_BYTES for chunk in segment.chunks) + len(segment.corrections or b"")
-        for segment in segments
-    )
-    lm_size += _SEGMENT_BYTES * len(run)
-    joined = b"".join(piece.data for piece in run)
-    zstd = min(zstd_size(joined), len(joined)) + 4 * _SEGMENT_BYTES
-    if zstd <= lm_size:
-        return [SourceRange(run[0].start, run[0].start + len(joined))]
-    if len(run) == 1 or zstd > 3 * lm_size:
-        return list(segments)
-    half = len(run) // 2
-    return _store_losers(run[:half]) + _store_losers(run[half:])
-
-
-def container_of(source: Source, parts: list[Segment | SourceRange], model: ModelId, settings: Settings) -> Container:
-    """The container of a document whose blocks have these parts, one after the other; stored neighbours as one."""
-    joined: list[Segment | SourceRange] = []
-    for part in parts:
-        if isinstance(part, SourceRange) and joined and isinstance(before := joined[-1], SourceRange):
-            joined[-1] = SourceRange(before.start, part.end)
-        else:
-            joined.append(part)
-    found = [_stored(source, part) if isinstance(part, SourceRange) else part for part in joined]
-    return describe(source.size, source.digest()[:HASH_BYTES], found, model, settings)
-
-
-def stored(source: Source) -> Container:
-    """The container that stores a whole document, and needs no model."""
-    whole = [_stored(source, SourceRange(0, source.size))] if source.size else []
-    return describe(source.size, source.digest()[:HASH_BYTES], list(whole))
-
-
-def _stored(source: Source, place: SourceRange) -> StoredSpan:
-    return StoredSpan.of_pieces(lambda: source.pieces(place.start, place.end), place.end - place.start)
+def _document_pieces(
+    parsed: Container, groups: Iterable[np.ndarray], tokenizer: ByteTokenizer | None
+) -> Iterator[bytes]:
+    for found in decoded_chunks(located_parts(parsed), groups, tokenizer):
+        if isinstance(found, DecodedChunk):
+            if found.damage:
+                raise ChecksumError(found.damage)
+            yield found.data
+        elif isinstance(found.part, StoredSpan):
+            yield from found.part.pieces()
 
 
 @dataclass(frozen=True)
 class Lost:
-    """Bytes of the document that a damaged file does not give back, from `start` to `end`; chunks: their numbers."""
+    """Bytes of the document that a damaged file does not yield, from `start` to `end`; chunks: their numbers."""
 
     start: int
     end: int
@@ -159,69 +285,25 @@ class Lost:
 def salvage_of(
     parsed: Container, groups: Iterable[np.ndarray], tokenizer: ByteTokenizer | None
 ) -> Iterator[bytes | Lost]:
-    """The document in pieces, as `document_of`, but for what does not match its checksum.
+    """The document in pieces, as `document_of`, with a `Lost` for what does not match its checksum.
 
-    In a group, what comes behind the first chunk that is lost is lost too: its context is.
+    After the first lost chunk of a group, the rest of the group is lost too, because its context is.
     """
-    written = iter(groups)
-    tokens, number, place, broken = np.empty(0, dtype=np.int64), 0, 0, False
-    for part in parsed.parts:
-        end = place + part.size
-        if isinstance(part, StoredSpan):
+    broken_group = broken_part = -1  # the group whose context is lost; the first chunk of the part that was reported
+    for found in decoded_chunks(located_parts(parsed), groups, tokenizer):
+        if isinstance(found, LocatedPart):
+            assert isinstance(found.part, StoredSpan)
             try:
-                yield from list(part.pieces())
+                yield from list(found.part.pieces())
             except (ChecksumError, FormatError):
-                yield Lost(place, end)
-            place = end
+                yield Lost(found.start, found.start + found.part.size)
             continue
-        if part.corrections is not None:
-            tokens, broken = next(written), False
-        first = number
-        for chunk in part.chunks:
-            if not broken:
-                assert tokenizer is not None
-                data, tokens = tokenizer.decode(tokens[: chunk.tokens]), tokens[chunk.tokens :]
-                last = number == first + len(part.chunks) - 1
-                broken = chunk_checksum(data) != chunk.checksum or place + len(data) > end
-                broken = broken or (last and place + len(data) != end)
-            if broken:
-                yield Lost(place, end, tuple(range(number, first + len(part.chunks))))
-                break
-            yield data
-            place += len(data)
-            number += 1
-        place, number = end, first + len(part.chunks)
-
-
-def document_of(parsed: Container, groups: Iterable[np.ndarray], tokenizer: ByteTokenizer | None) -> Iterator[bytes]:
-    """The document in pieces, from the tokens of its groups, int64 [tokens] each.
-
-    Raises ChecksumError, FormatError; the whole is checked behind the last piece.
-    """
-    written = iter(groups)
-    tokens, number = np.empty(0, dtype=np.int64), 0
-    whole, length = hashlib.sha256(), 0
-    for part in parsed.parts:
-        if isinstance(part, StoredSpan):
-            for piece in part.pieces():
-                whole.update(piece)
-                length += len(piece)
-                yield piece
-            continue
-        if part.corrections is not None:
-            tokens = next(written)
-        size = 0
-        for chunk in part.chunks:
-            assert tokenizer is not None
-            data, tokens = tokenizer.decode(tokens[: chunk.tokens]), tokens[chunk.tokens :]
-            if chunk_checksum(data) != chunk.checksum:
-                raise ChecksumError(f"chunk {number} does not match its checksum: damaged file")
-            size += len(data)
-            number += 1
-            whole.update(data)
-            yield data
-        length += size
-        if size != part.size:
-            raise ChecksumError(f"the chunks up to {number - 1} have not the length that the index says: damaged file")
-    if length != parsed.size or whole.digest()[:HASH_BYTES] != parsed.sha256:
-        raise ChecksumError("the decoded bytes do not match the original's SHA-256")
+        place = found.within
+        if place.group != broken_group and not found.damage:
+            yield found.data
+        elif place.chunk != broken_part:
+            assert isinstance(place.part, Segment)
+            broken_group, broken_part = place.group, place.chunk
+            start = max(place.start, min(found.start, place.start + place.part.size))
+            last = place.chunk + len(place.part.chunks)
+            yield Lost(start, place.start + place.part.size, tuple(range(found.number, last)))

@@ -1,8 +1,8 @@
-"""The container: a safetensors file of two byte tensors (spec/FORMAT.md, "Container").
+"""What a container holds, and its limits: a safetensors file of two byte tensors (spec/FORMAT.md, "Container").
 
-`memories` are the chunks' memories; `document` has the index, the stored spans and the corrections, and the memories
-where they are too few for a tensor of their own. Knows bytes and lengths, nothing of models. `pack` and `unpack` are
-inverses; `unpack` trusts nothing that it reads, and copies little.
+The tensor `memories` holds the chunks' memories; `document` holds the index, the stored spans and the corrections, and
+the memories too if they are few. Knows bytes and lengths, nothing of models. `pack` (write.py) and `unpack` (read.py)
+are inverses.
 """
 
 import zlib
@@ -11,38 +11,70 @@ from dataclasses import dataclass, field
 
 import zstandard
 
-from memcodec.errors import ChecksumError, FormatError
+from memcodec.errors import ChecksumError, FormatError, ModelMismatchError, PrimerMismatchError
 from memcodec.settings import DEFAULT_CHUNK_TOKENS
 
 VERSION = 2
 MAX_HEADER = 1 << 16
-HASH_BYTES = 16  # of the document's SHA-256
-IDENTITY_BYTES = 8  # of the LM's
-PRIMER_BYTES = 8  # of the primer's hash
-MAX_FIELDS = 8  # numbers that a site may have in the header
-MAX_CHUNKS = 1 << 21  # in one file: what a reader keeps of each is a few hundred bytes
-START = 512  # bytes that tell whether a file is one of ours
-MEMORIES_APART = 256  # bytes of memories from which on they are a tensor of their own: its entry costs 61
+HASH_BYTES = 16  # stored of the document's SHA-256
+IDENTITY_BYTES = 8  # stored of the LM's identity
+PRIMER_BYTES = 8  # stored of the primer's hash
+MAX_FIELDS = 8  # numbers that a site may have in the index
+MAX_CHUNKS = 1 << 21  # in one file: a reader keeps a few hundred bytes of each
+START = 512  # the first bytes of a file, enough to recognize it
+MEMORIES_APART = 256  # from this many bytes on the memories are a tensor of their own, whose entry costs 61 bytes
 
-_ZSTD_LEVEL, _ZSTD_FAST_LEVEL = 19, 12
-_ZSTD_LARGE = 1 << 24  # bytes from which on the best level would take a quarter of a minute
-_ZSTD_WINDOW = 27  # bits, at most, of what a reader must hold
 RAW, ZSTD = 0, 1  # methods of stored spans
+SITES = ("readout", "prompt")  # their numbers in the index
+PRIMED = 2  # is added to the number of the site if the file needs a primer
+
+ZSTD_WINDOW = 27  # bits: what a decoder must be able to hold of zstd's data
+SLOW_ZSTD_BYTES = 1 << 24  # from this size on zstd's best level takes longer than 15 seconds
+_ZSTD_LEVEL, _ZSTD_FAST_LEVEL = 19, 12
+_TRIAL_BYTES = 1 << 18  # from this size on, a fast run decides whether the best level is tried
+_PIECE = 1 << 20  # bytes of stored data that are handled at one time
 
 
 @dataclass(frozen=True)
 class ModelId:
-    """Which LM a file needs: its name, and the first bytes of its identity."""
+    """The LM that a file needs: its name, and the first bytes of its identity."""
 
     name: str
     identity: bytes
 
+    @classmethod
+    def of(cls, name: str, identity: bytes) -> "ModelId":
+        """The entry for a model of this (whole) identity."""
+        return cls(name, identity[:IDENTITY_BYTES])
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What decoding a file needs: a model, and a primer, by the first bytes of its hash (empty: no primer)."""
+
+    model: ModelId
+    primer: bytes = b""
+
+    def check_model(self, here: ModelId) -> None:
+        """Raise ModelMismatchError if this model is not the one that is needed, whatever it is called."""
+        if here.identity != self.model.identity:
+            raise ModelMismatchError(
+                f"the file needs model {self.model.name!r} ({self.model.identity.hex()}); {here.name!r} is "
+                f"{here.identity.hex()}: pass the right one, as codec or --model"
+            )
+
+    def check_primer(self, here: bytes) -> None:
+        """Raise PrimerMismatchError if a primer is needed, and this is another one or (empty) none."""
+        if self.primer and here != self.primer:
+            given = f"the one given is {here.hex()}" if here else "none is given"
+            raise PrimerMismatchError(f"the file needs the primer {self.primer.hex()}; {given}: pass it as --primer")
+
 
 @dataclass(frozen=True)
 class Settings:
-    """What a decoder must know of the encoder's choices: the site, its own numbers, and how far the LM looks back.
+    """The encoder's settings as far as a decoder needs them: the site with its own numbers, chunk tokens and context.
 
-    primer: the first bytes of its hash, where every group sees one.
+    primer: the first bytes of the hash of the primer that every group sees; empty without one.
     """
 
     site: str
@@ -54,7 +86,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Chunk:
-    """One chunk: its tokens, their packed memory, and 8 bits of its bytes' CRC-32."""
+    """One chunk: the number of its tokens, its packed memory, and 8 bits of its bytes' CRC-32."""
 
     tokens: int
     memory: bytes
@@ -63,9 +95,9 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Segment:
-    """Consecutive chunks of one group, that nothing stored comes between. size: bytes of the document.
+    """Consecutive chunks of one group with no stored span between them. size: in bytes of the document.
 
-    corrections: of the whole group, at its first segment; None at those that go on with it.
+    corrections: of the whole group, at the first segment of the group; None at its later segments.
     """
 
     size: int
@@ -74,13 +106,13 @@ class Segment:
 
     @property
     def tokens(self) -> int:
-        """Of all its chunks."""
+        """The tokens of all its chunks."""
         return sum(chunk.tokens for chunk in self.chunks)
 
 
 @dataclass(frozen=True)
 class Group:
-    """Chunks each of which sees those before it, and their corrections, which are one stream."""
+    """A group: chunks of which each sees those before it, and the one stream of their corrections."""
 
     chunks: tuple[Chunk, ...]
     corrections: bytes
@@ -88,7 +120,7 @@ class Group:
 
 @dataclass(frozen=True)
 class StoredSpan:
-    """Bytes of the document that no LM carries: raw, or as one zstd frame. Each can be read by itself."""
+    """Bytes of the document that no LM carries: raw, or as one zstd frame. Readable without a model."""
 
     size: int
     method: int
@@ -97,12 +129,12 @@ class StoredSpan:
 
     @classmethod
     def of(cls, data: bytes) -> "StoredSpan":
-        """Store some bytes, as small as zstd makes them."""
+        """Store bytes, with zstd if that is smaller."""
         return cls.of_pieces(lambda: [data], len(data))
 
     @classmethod
     def of_pieces(cls, pieces: Callable[[], Iterable[bytes]], size: int) -> "StoredSpan":
-        """The same for so many bytes in pieces, which are asked for up to three times."""
+        """Store `size` bytes that come in pieces; `pieces` is called up to four times."""
         method, packed = compress(pieces, size)
         checksum = 0
         for piece in pieces():
@@ -110,7 +142,7 @@ class StoredSpan:
         return cls(size, method, packed, checksum)
 
     def pieces(self) -> Iterator[bytes]:
-        """The bytes, in pieces. Raises FormatError or ChecksumError, at their end where nothing is wrong before."""
+        """The bytes, in pieces. Raises FormatError or ChecksumError, at the end at the latest."""
         size = checksum = 0
         for piece in _slices(self.packed) if self.method == RAW else _expand(self.packed, self.size):
             size += len(piece)
@@ -119,12 +151,12 @@ class StoredSpan:
             checksum = zlib.crc32(piece, checksum)
             yield piece
         if size != self.size:
-            raise FormatError("damaged stored span: not the length that the index says")
+            raise FormatError("damaged stored span: its length is not that in the index")
         if checksum != self.checksum:
             raise ChecksumError("damaged file: a stored span does not match its checksum")
 
     def read(self) -> bytes:
-        """The bytes. Raises FormatError or ChecksumError; memory follows what is really there."""
+        """The bytes. Raises FormatError or ChecksumError; uses memory for the real data, whatever the index says."""
         return b"".join(self.pieces())
 
 
@@ -133,7 +165,7 @@ Part = Segment | StoredSpan
 
 @dataclass(frozen=True)
 class Container:
-    """A whole file, unpacked. parts: segments and stored spans in the order of the document; sizes: bytes by part."""
+    """A whole file, unpacked. parts: segments and stored spans in document order; sizes: bytes of the file by kind."""
 
     size: int
     sha256: bytes
@@ -143,8 +175,15 @@ class Container:
     sizes: dict[str, int] = field(default_factory=dict, compare=False)
 
     @property
+    def needs(self) -> Needs | None:
+        """The model and the primer that decoding needs; None if everything is stored."""
+        if self.model is None:
+            return None
+        return Needs(self.model, self.settings.primer if self.settings is not None else b"")
+
+    @property
     def segments(self) -> list[Segment]:
-        """Without the stored spans."""
+        """The parts without the stored spans."""
         return [part for part in self.parts if isinstance(part, Segment)]
 
     @property
@@ -154,7 +193,7 @@ class Container:
 
     @property
     def groups(self) -> list[Group]:
-        """The same, in their groups."""
+        """All groups, in order."""
         found: list[tuple[list[Chunk], bytes]] = []
         for segment in self.segments:
             if segment.corrections is not None:
@@ -164,18 +203,20 @@ class Container:
 
 
 def chunk_checksum(data: bytes) -> int:
-    """What a file keeps of a chunk's CRC-32: the lowest 8 bits."""
+    """The checksum of a chunk in a file: the lowest 8 bits of its CRC-32."""
     return zlib.crc32(data) & 0xFF
 
 
 def compress(pieces: Callable[[], Iterable[bytes]], size: int) -> tuple[int, bytes]:
-    """Method and bytes of a stored span: zstd -19 (-12 from 16 MiB on), or raw where that is no smaller.
+    """Method and bytes of a stored span: zstd -19 (-12 from SLOW_ZSTD_BYTES on), or raw if that is not larger.
 
-    pieces: gives the span's `size` bytes, piece by piece, as often as it is asked.
+    pieces: returns the span's `size` bytes in pieces, each time it is called.
     """
-    large = size >= _ZSTD_LARGE
-    if size >= 1 << 18:  # a quick look, far back too: -19 would look for seconds at what has nothing to find
-        quick = zstandard.ZstdCompressionParameters.from_level(1, window_log=_ZSTD_WINDOW, enable_ldm=True)
+    large = size >= SLOW_ZSTD_BYTES
+    if (
+        size >= _TRIAL_BYTES
+    ):  # -19 spends seconds on data that cannot be compressed: a fast run with a long window first
+        quick = zstandard.ZstdCompressionParameters.from_level(1, window_log=ZSTD_WINDOW, enable_ldm=True)
         if sum(map(len, _frame(zstandard.ZstdCompressor(compression_params=quick), pieces, size))) > 0.995 * size:
             return RAW, b"".join(pieces())
     level, threads = (_ZSTD_FAST_LEVEL, -1) if large else (_ZSTD_LEVEL, 0)
@@ -191,9 +232,6 @@ def _frame(compressor: zstandard.ZstdCompressor, pieces: Callable[[], Iterable[b
     yield stream.flush()
 
 
-_PIECE = 1 << 20
-
-
 def _slices(data: bytes | memoryview) -> Iterator[bytes]:
     for start in range(0, len(data), _PIECE):
         yield bytes(data[start : start + _PIECE])
@@ -202,13 +240,9 @@ def _slices(data: bytes | memoryview) -> Iterator[bytes]:
 def _expand(frame: bytes | memoryview, expected: int) -> Iterator[bytes]:
     total = 0
     try:
-        reader = zstandard.ZstdDecompressor(max_window_size=1 << _ZSTD_WINDOW).stream_reader(frame)
+        reader = zstandard.ZstdDecompressor(max_window_size=1 << ZSTD_WINDOW).stream_reader(frame)
         while piece := reader.read(min(_PIECE, expected + 1 - total)):  # never more than one byte too many
             yield piece
             total += len(piece)
     except zstandard.ZstdError as error:
         raise FormatError("damaged stored span: zstd does not read it") from error
-
-
-SITES = ("readout", "prompt")  # by their numbers in the index
-PRIMED = 2  # added to them where there is a primer

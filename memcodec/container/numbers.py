@@ -1,4 +1,4 @@
-"""Numbers as bytes: varints, columns, and the reader that never goes past the end."""
+"""Numbers as bytes: varints, columns of numbers, and the reader of them, which never reads past the end."""
 
 import struct
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from memcodec.errors import FormatError
 
 
 def pack_column(values: Sequence[int]) -> bytes:
-    """Numbers that are of one size: the least, the bits of what they have above it, and that, packed."""
+    """Numbers of similar size: the least one, a number of bits, and each difference from the least in so many bits."""
     least = min(values)
     width = (max(values) - least).bit_length()
     out = varint(least) + bytes([width])
@@ -18,32 +18,32 @@ def pack_column(values: Sequence[int]) -> bytes:
     return out
 
 
-_GROUP = 64  # numbers of a column that are packed together: whole bytes, whatever the width
+_GROUP = 64  # numbers of a column that are packed together: whole bytes for any number of bits
 
 
 class Reader:
-    """Takes bytes off a tensor and never past its end."""
+    """Takes bytes from the front of a tensor, and never past its end."""
 
     def __init__(self, data: bytes | memoryview, name: str, damaged: bool = False) -> None:
-        """damaged: payloads may be cut, and what is left at the end is nothing to care for."""
+        """name: for error messages; damaged: payloads may be cut, and bytes may be left at the end."""
         self._damaged = damaged
         self._data = memoryview(data)
         self._position = 0
         self._name = name
 
     def __len__(self) -> int:
-        """Bytes that are left."""
+        """The number of bytes left."""
         return len(self._data) - self._position
 
     def take(self, count: int) -> memoryview:
-        """So many bytes. Raises FormatError where there are fewer."""
+        """The next `count` bytes. Raises FormatError if fewer are left."""
         if count > len(self):
             raise FormatError(f"damaged file: {self._name} ends too early")
         self._position += count
         return self._data[self._position - count : self._position]
 
     def payload(self, count: int) -> memoryview:
-        """The same of bytes that are no part of the index."""
+        """The next `count` bytes, of data that is not part of the index."""
         return self.take(min(count, len(self)) if self._damaged else count)
 
     def u32(self) -> int:
@@ -66,7 +66,7 @@ class Reader:
         return value
 
     def column(self, count: int) -> list[int]:
-        """What `pack_column` wrote: so many numbers."""
+        """The `count` numbers that `pack_column` wrote. Raises FormatError."""
         least, width = self.varint(), self.take(1)[0]
         if width > 62:
             raise FormatError(f"damaged file: numbers in {self._name} are too long")
@@ -78,7 +78,7 @@ class Reader:
         return result
 
     def end(self) -> None:
-        """Raise FormatError where something is left."""
+        """Raise FormatError if bytes are left."""
         if len(self) and not self._damaged:
             raise FormatError(f"damaged file: {self._name} is longer than the index says")
 

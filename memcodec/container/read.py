@@ -1,4 +1,4 @@
-"""Reading a container: trusts nothing that it reads, and copies little (spec/FORMAT.md, "Container")."""
+"""Reading a container (spec/FORMAT.md, "Container"). Checks every length before it is used, and copies little."""
 
 import json
 import struct
@@ -33,7 +33,7 @@ from memcodec.settings import MAX_CHUNK_TOKENS, MAX_CONTEXT
 
 
 def check_start(start: bytes) -> None:
-    """Refuse what no memcodec file begins like, from its first START bytes. Raises FormatError."""
+    """Raise FormatError if these first START bytes are not those of a memcodec file."""
     if len(start) < 8:
         raise FormatError("not a memcodec file: shorter than a header")
     (length,) = struct.unpack("<Q", start[:8])
@@ -44,8 +44,8 @@ def check_start(start: bytes) -> None:
         if b'"memcodec"' in head:
             return
         if b'"v":"1"' in head and b'"i":{' in head:
-            raise FormatError("format version 1 is not read: it was never released; encode the original again")
-        raise FormatError("not a memcodec file: a safetensors file of something else")
+            raise FormatError("format version 1 is not supported: encode the original again")
+        raise FormatError("not a memcodec file: another kind of safetensors file")
 
 
 def is_archive(blob: bytes | memoryview) -> bool:
@@ -56,26 +56,26 @@ def is_archive(blob: bytes | memoryview) -> bool:
 
 
 def unpack_all(blob: bytes | memoryview) -> list[Container]:
-    """The containers of files that stand one behind the other, at least one.
+    """The containers of concatenated files, at least one.
 
-    Raises FormatError, also for bytes behind the last that begin no other; ChecksumError.
+    Raises FormatError, also if bytes follow that are no memcodec file; ChecksumError.
     """
     view = memoryview(blob)
-    found = []
+    files = []
     while True:
-        length = _length(view)
-        found.append(unpack(view[:length]))
+        length = _first_length(view)
+        files.append(unpack(view[:length]))
         if length == len(view):
-            return found
+            return files
         view = view[length:]
         try:
             check_start(bytes(view[:START]))
         except FormatError as error:
-            raise FormatError(f"{len(view):,} trailing bytes behind the end of the file: cut them off") from error
+            raise FormatError(f"{len(view):,} trailing bytes after the end of the file: remove them") from error
 
 
-def _length(view: memoryview) -> int:
-    """Of the first file of some; all there is where it says nothing that can be."""
+def _first_length(view: memoryview) -> int:
+    """Bytes of the first of concatenated files; all bytes if its header says nothing possible."""
     check_start(bytes(view[:START]))
     (length,) = struct.unpack("<Q", view[:8])
     try:
@@ -91,17 +91,19 @@ def _length(view: memoryview) -> int:
 def unpack(blob: bytes | memoryview, damaged: bool = False) -> Container:
     """Read a container, checking every length, and every checksum that needs no model.
 
-    damaged: do with what is there, as far as the index reads, for `salvage`. Raises FormatError (not a memcodec file,
-    truncated, newer) or ChecksumError (damaged).
+    damaged: for `salvage`: check no checksum, and accept a file that is cut after its index. Raises FormatError (not a
+    memcodec file, truncated, newer) or ChecksumError (damaged).
     """
     view = memoryview(blob)
     check_start(bytes(view[:START]))
     if is_archive(view):
-        raise FormatError("an archive of many documents: read it with memcodec unpack, or memcodec.Archive")
+        raise FormatError(
+            "this file is an archive of many documents: read it with memcodec unpack, or memcodec.Archive"
+        )
     metadata, tensors, header_size, ends = read_tensors(view, ("memories", "document"), damaged)
     version = metadata.get("memcodec", "")
     if version != str(VERSION):
-        raise FormatError(f"format version {version[:20]!r} is not known to this memcodec: install a newer one")
+        raise FormatError(f"format version {version[:20]!r} is not supported: install a newer memcodec")
     document, memories = tensors.get("document", memoryview(b"")), tensors.get("memories")
     if len(document) < 4:
         raise FormatError("damaged file: it has no index")
@@ -127,10 +129,10 @@ def unpack(blob: bytes | memoryview, damaged: bool = False) -> Container:
 def read_tensors(
     view: memoryview, names: tuple[str, ...], damaged: bool = False
 ) -> tuple[dict[str, str], dict[str, memoryview], int, int]:
-    """Metadata, byte tensors of these names, in this order, those that there are, the bytes before them, and theirs.
+    """The parts of a safetensors file: metadata, tensors by name, bytes of the header, bytes of all tensors.
 
-    damaged: the end may be missing, or followed by something. Raises FormatError where there are others, or anything
-    beside them.
+    names: the tensors that may be there, in this order, each of dtype U8. damaged: the end may be missing, or bytes may
+    follow it. Raises FormatError for other tensors, gaps, and bytes outside the tensors.
     """
     (length,) = struct.unpack("<Q", view[:8])
     if len(view) < 8 + length:
@@ -143,7 +145,7 @@ def read_tensors(
         if not all(type(end) is int and 0 <= end < 1 << 62 for end in ends):
             raise TypeError
     except (ValueError, AttributeError, KeyError, TypeError, IndexError, RecursionError) as error:
-        raise FormatError("not a memcodec file: its header does not read") from error
+        raise FormatError("not a memcodec file: its header cannot be read") from error
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise FormatError("not a memcodec file: it has no metadata")
     base, end = 8 + length, max(ends, default=0)
@@ -157,11 +159,11 @@ def read_tensors(
             start = at
             dtype, shape, offsets = entries[name]
             if dtype != "U8" or offsets[0] != at or shape != [offsets[1] - at] or offsets[1] < at:
-                raise FormatError(f"damaged header: the tensor {name} is not where it must be")
+                raise FormatError(f"damaged header: the tensor {name} is not where it should be")
             at = offsets[1]
             tensors[name] = view[base + start : base + at]
     if base + at != len(view) and not damaged:
-        raise FormatError("damaged header: it does not cover the file")
+        raise FormatError("damaged header: the file is longer than it says")
     return metadata, tensors, base, at
 
 
@@ -171,7 +173,7 @@ def _read_index(
     sha256 = bytes(reader.take(HASH_BYTES))
     size, run_count, stored_count = (reader.varint() for _ in range(3))
     if run_count - stored_count not in (0, 1) or run_count > len(reader):
-        raise FormatError("damaged index: runs and stored spans do not go together")
+        raise FormatError("damaged index: the numbers of runs and of stored spans do not match")
     runs = [reader.varint() for _ in range(run_count)]
     spans = []
     for _ in range(stored_count):
@@ -206,7 +208,7 @@ def _read_index(
 
 
 def read_settings(reader: "Reader") -> Settings:
-    """What `pack_settings` wrote. Raises FormatError."""
+    """The settings that `pack_settings` wrote. Raises FormatError."""
     site, chunk_tokens, context, count = (reader.varint() for _ in range(4))
     primed, site = site >= PRIMED, site % PRIMED if site < 2 * PRIMED else site
     if site >= len(SITES) or count > MAX_FIELDS:
@@ -219,7 +221,8 @@ def read_settings(reader: "Reader") -> Settings:
 
 @dataclass(frozen=True)
 class _Columns:
-    """Of segments: whether they start a group, tokens, bytes; of groups and chunks: what their name says."""
+    """The columns of the index. Of each segment: whether it starts a group, its tokens, its bytes of the document;
+    of each group, the bytes of its corrections; of each chunk, the bytes of its memory, and its checksum."""
 
     starts: list[bool]
     tokens: list[int]
@@ -231,12 +234,14 @@ class _Columns:
 
 def _read_columns(reader: "Reader", runs: list[int], settings: Settings) -> _Columns:
     starts: list[bool] = []
-    if sum(run >> 1 for run in runs) > min(len(reader), MAX_CHUNKS):  # a chunk each, whose checksum is a byte
+    if sum(run >> 1 for run in runs) > min(
+        len(reader), MAX_CHUNKS
+    ):  # each has a chunk at least, whose checksum is a byte
         raise FormatError(_TOO_MANY)
     for run in runs:
         count, continues = run >> 1, run & 1
         if continues and not (count and starts):
-            raise FormatError("damaged index: a run that goes on with no group")
+            raise FormatError("damaged index: a run continues a group that does not exist")
         starts += [not continues] * min(count, 1) + [True] * (count - 1)
     tokens, sizes = reader.column(len(starts)), reader.column(len(starts))
     if any(not 1 <= count <= size for count, size in zip(tokens, sizes, strict=True)):
@@ -248,7 +253,7 @@ def _read_columns(reader: "Reader", runs: list[int], settings: Settings) -> _Col
     return _Columns(starts, tokens, sizes, corrections, memories, reader.take(count))
 
 
-_TOO_MANY = "damaged index: more chunks than a file has room for"
+_TOO_MANY = "damaged index: more chunks than the file has room for"
 
 
 def _read_segments(reader: "Reader", settings: Settings, columns: _Columns, memories: list[bytes]) -> list[Segment]:

@@ -24,14 +24,14 @@ from memcodec.errors import EncodeError
 def describe(
     size: int, sha256: bytes, parts: list[Part], model: ModelId | None = None, settings: Settings | None = None
 ) -> Container:
-    """The container of a document; the model is left out where no chunk needs it. sha256: the bytes that are kept."""
+    """The container of a document; without model and settings if no part needs them. sha256: its first HASH_BYTES."""
     if not any(isinstance(part, Segment) for part in parts):
         model = settings = None
     return Container(size, sha256, parts, model, settings)
 
 
 def pack(container: Container) -> bytes:
-    """Write a container. Raises EncodeError for more chunks than a reader takes."""
+    """The bytes of a container. Raises EncodeError for more chunks than a reader accepts."""
     if sum(len(segment.chunks) for segment in container.segments) > MAX_CHUNKS:
         raise EncodeError(f"more than {MAX_CHUNKS:,} chunks: give longer ones (chunk tokens), or a part of the text")
     memories = b"".join(chunk.memory for chunk in container.chunks)
@@ -92,7 +92,7 @@ def _pack_index(container: Container) -> bytes:
 
 
 def pack_settings(settings: Settings) -> bytes:
-    """Settings as an index has them."""
+    """The settings as bytes of an index."""
     site = SITES.index(settings.site) + (PRIMED if settings.primer else 0)
     numbers = (site, settings.chunk_tokens, settings.context, len(settings.fields), *settings.fields)
     return b"".join(map(varint, numbers)) + settings.primer

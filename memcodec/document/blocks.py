@@ -1,4 +1,4 @@
-"""Documents on their way to the encoder, block after block: what is tokenized, cut into groups, and not yet coded."""
+"""Documents in blocks, one after the other: tokenized, cut into groups, and waiting to be encoded."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -10,13 +10,14 @@ from memcodec.document.plan import Plan, plan_groups
 from memcodec.document.source import Source
 from memcodec.document.spans import Span, Text, cut_blocks, spans_of
 from memcodec.errors import EncodeError
+from memcodec.models.loaded import LoadedModel
 from memcodec.models.tokenizer import ByteTokenizer
-from memcodec.settings import Context
+from memcodec.settings import Context, EncodeSettings
 
 
 @dataclass(frozen=True)
 class Block:
-    """A piece of a document. start, size: in bytes of it; last: whether it ends with this one."""
+    """A piece of a document, `size` bytes from `start` on. last: whether the document ends with it."""
 
     source: Source
     start: int
@@ -33,16 +34,21 @@ class Block:
 
 @dataclass(frozen=True)
 class Cutting:
-    """How documents are cut. positions: that the LM has for tokens; vocabulary: tokens that it knows."""
+    """How documents are cut into chunks and groups for a model with this many positions and tokens."""
 
     chunk_tokens: int
     context: Context
     positions: int
     vocabulary: int
 
+    @classmethod
+    def of(cls, model: LoadedModel, settings: EncodeSettings) -> "Cutting":
+        """The cutting for a model with these settings."""
+        return cls(settings.chunk_tokens, settings.chunk_context, model.positions, model.lm.vocabulary)
+
 
 def read_blocks(source: Source, tokenizer: ByteTokenizer, cutting: Cutting, alone: bool = True) -> Iterator[Block]:
-    """The blocks of a document, one at least. alone: no other documents are encoded with it.
+    """The blocks of a document, one at least. alone: no other documents are encoded in the same batches.
 
     Raises EncodeError for tokens that the LM does not know.
     """
@@ -51,7 +57,7 @@ def read_blocks(source: Source, tokenizer: ByteTokenizer, cutting: Cutting, alon
         spans = spans_of(block, tokenizer)
         runs = [span.tokens for span in spans if isinstance(span, Text)]
         if any(tokens.max() >= cutting.vocabulary for tokens in runs):
-            raise EncodeError("its tokenizer has tokens that the model has not")
+            raise EncodeError("the tokenizer of the model has tokens that the model does not have")
         whole = len(block) == source.size
         plan = plan_groups(runs, cutting.chunk_tokens, cutting.context, cutting.positions, alone and whole)
         last = start + len(block) == source.size
@@ -62,7 +68,7 @@ def read_blocks(source: Source, tokenizer: ByteTokenizer, cutting: Cutting, alon
 
 
 class BlockQueue:
-    """Blocks one by one, and their groups, which are taken ahead of them, or behind."""
+    """Blocks, and the groups of these blocks, as two streams that may be consumed at different speeds."""
 
     def __init__(self, blocks: Iterable[Block]) -> None:
         self._unread = iter(blocks)
@@ -70,7 +76,7 @@ class BlockQueue:
         self._groups: deque[list[np.ndarray]] = deque()
 
     def blocks(self) -> Iterator[Block]:
-        """Each block, when it was read, or to be read now."""
+        """Each block, read now if the groups have not got to it yet."""
         while self._blocks or self._read():
             yield self._blocks.popleft()
 

@@ -1,4 +1,4 @@
-"""Where groups are coded: in this process, or on the workers of a cluster. The bytes are the same."""
+"""Engines encode and decode groups: in this process, or on the workers of a cluster. The bytes are the same."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,9 +11,9 @@ NAMES = ("local", "ray")
 
 
 def find_engine(name: str, workers: int | None = None, threads: int | None = None, device: str = "auto") -> Engine:
-    """The engine of a name, "local" or "ray". The rest is for Ray: `RayEngine`.
+    """The engine of a name, "local" or "ray". workers, threads, device: as in `RayEngine`; the local engine has none.
 
-    Raises EncodeError for another name or settings out of range, MissingDependencyError where Ray is not installed.
+    Raises EncodeError for another name or settings out of range, MissingDependencyError if Ray is not installed.
     """
     if name == "local":
         return Local()
@@ -30,12 +30,12 @@ def find_engine(name: str, workers: int | None = None, threads: int | None = Non
 def opened(
     engine: "str | Engine", workers: int | None = None, threads: int | None = None, device: str = "auto"
 ) -> Iterator[tuple[Engine, str]]:
-    """An engine, and the device of the LM in this process beside it. One by name is closed at the end."""
+    """An engine, and the device for the LM in this process. An engine given by its name is closed at the end."""
     if not isinstance(engine, str):
         yield engine, device
         return
-    found = find_engine(engine, workers, threads, device)
+    started = find_engine(engine, workers, threads, device)
     try:
-        yield found, device if engine == "local" else "cpu"
+        yield started, device if engine == "local" else "cpu"
     finally:
-        found.close()
+        started.close()

@@ -1,34 +1,40 @@
-"""What an engine must have: whatever codes groups, here or elsewhere."""
+"""What an engine must have: it encodes and decodes groups, in this process or elsewhere."""
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from memcodec.groups import EncodedGroup
 from memcodec.memory.site import Site
+from memcodec.models.loaded import LoadedModel
 from memcodec.progress import Reporter
-from memcodec.settings import Prompt, Readout
-
-if TYPE_CHECKING:
-    from memcodec.codec import Codec
+from memcodec.settings import SiteSettings
 
 
 class Engine(Protocol):
-    """What codes groups for a codec, with its model and primer."""
+    """Encodes and decodes groups under a model and its primer."""
 
     def encode(
-        self, codec: "Codec", site: Readout | Prompt, groups: Iterable[list[np.ndarray]], context: int, report: Reporter
+        self,
+        model: LoadedModel,
+        site: SiteSettings,
+        groups: Iterable[list[np.ndarray]],
+        context: int,
+        report: Reporter,
     ) -> Iterator[EncodedGroup]:
-        """Groups of chunks, int64 [tokens] each, in order, as soon as they are coded.
+        """Encode groups of chunks, int64 [tokens] each: each group in order, as soon as it is encoded.
 
-        context: tokens of its group that the LM sees before each, at most.
+        context: the most tokens of its group that the LM sees before each token.
         """
 
     def decode(
-        self, codec: "Codec", site: Site, groups: list[EncodedGroup], context: int, batch: int, report: Reporter
+        self, model: LoadedModel, site: Site, groups: list[EncodedGroup], context: int, batch: int, report: Reporter
     ) -> Iterator[np.ndarray]:
-        """The token ids of each group, int64 [tokens], in order. batch: groups side by side. Raises FormatError."""
+        """Decode groups: the token ids of each, int64 [tokens], in order.
+
+        context: as in `encode`; batch: groups decoded side by side at most. Raises FormatError.
+        """
 
     def close(self) -> None:
-        """End what it has started."""
+        """Stop the workers, if there are any."""

@@ -1,4 +1,4 @@
-"""Ray: groups of large documents coded by the workers of a cluster."""
+"""Ray: groups of large documents, encoded and decoded by the workers of a cluster."""
 
 import os
 import signal
@@ -8,54 +8,54 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import ray
 
 import memcodec
-from memcodec.errors import EncodeError, EngineError, MachineError, MemcodecError
+from memcodec.errors import EncodeError, EngineError, MemcodecError
 from memcodec.groups import FIT_CHUNKS, EncodedGroup, batches, decode_all, encode_groups
 from memcodec.lm.model import ExactLM
 from memcodec.lm.weights import ExactWeights
 from memcodec.memory.site import Site
 from memcodec.memory.sites import site_of
 from memcodec.models import registry
+from memcodec.models.loaded import LoadedModel
 from memcodec.progress import Reporter
-from memcodec.settings import Prompt, Readout
+from memcodec.settings import MAX_THREADS, Prompt, SiteSettings
 
-if TYPE_CHECKING:
-    from memcodec.codec import Codec
+_TASK_TOKENS = 3200  # of the groups that are one task of encoding: some seconds on a CPU
+_MIN_GROUPS = 8  # of a task of decoding: with fewer rows the processor waits for memory
+_TASKS_AHEAD = 4  # finished tasks for each worker that may wait for an earlier one
+_TRIES = 4  # for a task whose worker is lost, and for a worker that does not start
+_WEIGHTS_KEPT = 2  # models whose weights Ray keeps
+_MODELS_KEPT = 4  # models that a worker keeps, and twice as many with their primers
 
-_LOT = 3200  # tokens that a worker encodes at one time, or one group: some seconds on a CPU
-_LEAST = 8  # groups that one decodes at one time, at least: fewer rows leave the processor waiting for memory
-_AHEAD = 4  # lots a worker that may wait for one before them
-_TRIES = 4  # of a lot whose worker is lost, and of a worker that does not start
-_MODELS = 2  # whose weights Ray keeps
-_KEPT = 4  # models, behind this primer or that, that a worker keeps
+_Key = tuple[bytes, bytes]  # identity of the model, tokens of the primer
 
 
 class RayEngine:
-    """Workers on a Ray cluster, each with its own model: `codec.with_engine(RayEngine())`.
+    """Workers on a Ray cluster, each with its own copy of the model: `codec.with_engine(RayEngine())`.
 
-    They start with the first document and serve those that follow, from several threads too, until `close`. One lost
-    is started again by Ray, and what it was at goes to another.
+    The workers start with the first document and stay until `close`; several threads may use them. Ray restarts a
+    worker that is lost, and another one does its task.
     """
 
     def __init__(
         self, workers: int | None = None, threads: int | None = None, device: str = "auto", address: str | None = None,
         patience: float = 600.0,
     ) -> None:  # fmt: skip
-        """workers: by default as many as there is room for now; more wait for it. threads: CPU threads of each, or 1.
+        """workers: by default as many as the cluster has room for now. threads: CPU threads of each, by default 1.
 
-        device: "cuda", a GPU each; "cpu"; "auto", GPUs where the cluster has some. address: as of `ray.init`, which
-        looks for a cluster, and starts one on this machine where there is none; an engine that connects disconnects
-        when it is closed. patience: seconds to wait for a first worker. Raises EncodeError.
+        device: "cuda" for a GPU for each; "cpu"; "auto" for GPUs if the cluster has any. address: as for `ray.init`,
+        which looks for a cluster, and starts one on this machine if there is none; an engine that connected to it
+        disconnects when it is closed. patience: seconds to wait for the first worker. Raises EncodeError.
         """
         if workers is not None and workers < 1:
             raise EncodeError(f"workers {workers}: give 1 or more")
-        if threads is not None and not 1 <= threads <= 1024:
-            raise EncodeError(f"threads {threads}: give 1 to 1024")
+        if threads is not None and not 1 <= threads <= MAX_THREADS:
+            raise EncodeError(f"threads {threads}: give 1 to {MAX_THREADS}")
         if device not in ("auto", "cpu", "cuda"):
             raise EncodeError(f"device {device!r}: give auto, cpu or cuda")
         self._count = workers
@@ -65,42 +65,47 @@ class RayEngine:
         self._patience = patience
         self._connected = False
         self._pool: list[Any] = []
-        self._weights: dict[bytes, Any] = {}  # by identity: kept here, so that Ray keeps them for workers to come
+        self._weights: dict[bytes, Any] = {}  # by identity; as long as they are here, Ray keeps them for new workers
         self._lock = Lock()
 
     def encode(
-        self, codec: "Codec", site: Readout | Prompt, groups: Iterable[list[np.ndarray]], context: int, report: Reporter
+        self,
+        model: LoadedModel,
+        site: SiteSettings,
+        groups: Iterable[list[np.ndarray]],
+        context: int,
+        report: Reporter,
     ) -> Iterator[EncodedGroup]:
-        """Groups in lots, one a worker. Raises EngineError, EncodeError."""
+        """Encode groups, several in each task (see `Engine`). Raises EngineError, EncodeError."""
 
-        def done(lot: list[EncodedGroup]) -> None:
-            report.finish([n for coded in lot for n in coded.lengths])
+        def done(encoded: list[EncodedGroup]) -> None:
+            report.finish([n for group in encoded for n in group.lengths])
 
-        lots = _fits(groups) if isinstance(site, Prompt) else _lots(groups)
-        for made in self._run(codec, "encode", ((lot, site, context) for lot in lots), done):
-            yield from made
+        split = _fitted_together(groups) if isinstance(site, Prompt) else _split(groups)
+        for encoded in self._run(model, "encode", ((some, site, context) for some in split), done):
+            yield from encoded
 
     def decode(
-        self, codec: "Codec", site: Site, groups: list[EncodedGroup], context: int, batch: int, report: Reporter
+        self, model: LoadedModel, site: Site, groups: list[EncodedGroup], context: int, batch: int, report: Reporter
     ) -> Iterator[np.ndarray]:
-        """Groups in batches, one a worker: smaller ones where there are more workers. Raises FormatError."""
-        size = max(_LEAST, -(-len(groups) // max(1, len(self.workers()))))
-        lots = batches(codec.lm, site, groups, context, min(batch, size))
+        """Decode groups, a batch in each task, smaller ones if there are more workers. Raises FormatError."""
+        size = max(_MIN_GROUPS, -(-len(groups) // max(1, len(self.workers()))))
+        split = batches(model.lm, site, groups, context, min(batch, size))
 
-        def done(lot: list[np.ndarray]) -> None:
-            report.finish([len(tokens) for tokens in lot])
+        def done(decoded: list[np.ndarray]) -> None:
+            report.finish([len(tokens) for tokens in decoded])
 
-        for found in self._run(codec, "decode", ((lot, site, context, batch) for lot in lots), done):
-            yield from found
+        for decoded in self._run(model, "decode", ((some, site, context, batch) for some in split), done):
+            yield from decoded
 
     def close(self) -> None:
-        """End the workers, and the cluster if it was started for them."""
+        """Stop the workers, and disconnect from the cluster if this engine connected to it."""
         with self._lock:
             pool, self._pool, self._weights = self._pool, [], {}
             connected, self._connected = self._connected, False
             if ray.is_initialized():
                 for worker in pool:
-                    with suppress(Exception):  # one that is gone
+                    with suppress(Exception):  # the worker is gone already
                         ray.kill(worker)
                 if connected:
                     ray.shutdown()
@@ -114,7 +119,7 @@ class RayEngine:
     # ---- the workers
 
     def workers(self) -> list[Any]:
-        """Ray's handles of the workers, which start when they are first needed. Raises EncodeError, EngineError."""
+        """Ray's handles of the workers, started when they are first needed. Raises EncodeError, EngineError."""
         with self._lock:
             if not self._pool:
                 count, gpus = self._room()
@@ -126,12 +131,12 @@ class RayEngine:
             return list(self._pool)
 
     def _room(self) -> tuple[int, int]:
-        """How many workers, and how many GPUs for each. Raises EncodeError where there is no room for them."""
+        """The number of workers, and of GPUs for each. Raises EncodeError if the cluster has no room for them."""
         if not ray.is_initialized():
             self._connect()
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        some = any(node.get("GPU", 0) >= 1 for node in nodes)
-        gpus = int(self._device == "cuda" or (self._device == "auto" and some))
+        has_gpus = any(node.get("GPU", 0) >= 1 for node in nodes)
+        gpus = int(self._device == "cuda" or (self._device == "auto" and has_gpus))
 
         def room_in(resources: dict[str, float]) -> int:
             room = int(resources.get("CPU", 0) // self._threads)
@@ -150,102 +155,106 @@ class RayEngine:
         try:
             ray.init(address=self._address, log_to_driver=False, logging_level="ERROR")
         except Exception as error:  # ConnectionError, RuntimeError, ValueError, and plain ones
-            raise EngineError(f"engine ray: no cluster: {_line(error)}") from error
+            raise EngineError(f"engine ray: no cluster: {_last_line(error)}") from error
         finally:
             with suppress(ValueError, TypeError):  # not the main thread, or not set from Python
                 signal.signal(signal.SIGTERM, before)  # Ray sets one of its own
         self._connected = True
 
-    def _model(self, codec: "Codec") -> "tuple[Any, _Model]":
-        """Ray's reference to a codec's weights, and which they are. Raises EngineError where its folder changed."""
-        identity = codec.lm.identity
+    def _shared(self, model: LoadedModel) -> "tuple[Any, _Model]":
+        """Ray's reference to the weights of a model, and a description. Raises EngineError if its folder changed."""
         with self._lock:
-            if identity not in self._weights:
-                kept, _ = registry.load_exact(codec.folder)
-                if kept.identity != identity:
+            if model.identity not in self._weights:
+                weights, _ = registry.load_exact(model.folder)
+                if weights.identity != model.identity:
                     raise EngineError(
-                        f"engine ray: {codec.folder.path}: the model has changed since it was loaded: load it again"
+                        f"engine ray: {model.folder.path}: the model has changed since it was loaded: load it again"
                     )
-                while len(self._weights) >= _MODELS:
+                while len(self._weights) >= _WEIGHTS_KEPT:
                     del self._weights[next(iter(self._weights))]
-                self._weights[identity] = ray.put(kept)  # once a machine, whatever the number of its workers
-            weights = self._weights[identity]
-        primer = codec.primer
-        behind = (primer.identity, primer.tokens) if primer else (b"", np.empty(0, dtype=np.int64))
-        return weights, _Model(identity, codec.folder, *behind)
+                self._weights[model.identity] = ray.put(weights)  # once on each machine, whatever its workers
+            return self._weights[model.identity], _Model(model.identity, model.folder, model.primer_tokens)
 
     def _run(
-        self, codec: "Codec", method: str, tasks: Iterator[tuple[Any, ...]], done: Callable[[Any], None]
+        self, model: LoadedModel, method: str, tasks: Iterator[tuple[Any, ...]], done: Callable[[Any], None]
     ) -> Iterator[Any]:
-        """Results in the order of their tasks; done: is called with each as it comes. Raises what a worker raises."""
+        """The results of tasks, in their order. Raises what a worker raises.
+
+        method: of `_Worker`; tasks: its arguments; done: is called with each result as soon as it arrives.
+        """
         pool = self.workers()
-        weights, model = self._model(codec)
-        running: dict[Any, tuple[Any, _Task | None]] = {}  # by what will be there; None: only whether it is ready
+        weights, described = self._shared(model)
+        running: dict[Any, tuple[Any, _Task | None]] = {}  # by Ray's reference; no task: the worker is starting
         for worker in pool:
             running[_ask(worker)] = worker, None
-        again: deque[_Task] = deque()
-        results: dict[int, Any] = {}
-        taken = given = 0
-        ended = False  # no more tasks will come
+        again: deque[_Task] = deque()  # tasks whose worker was lost
+        results: dict[int, Any] = {}  # by the number of the task, until they are returned
+        started = returned = 0
+        exhausted = False
         idle: list[Any] = []
         try:
             while True:
-                while given in results:
-                    yield results.pop(given)
-                    given += 1
-                while idle and (again or (not ended and taken < given + _AHEAD * len(pool))):
+                while returned in results:
+                    yield results.pop(returned)
+                    returned += 1
+                while idle and (again or (not exhausted and started < returned + _TASKS_AHEAD * len(pool))):
                     if again:
                         task = again.popleft()
                     elif (arguments := next(tasks, None)) is None:
-                        ended = True
+                        exhausted = True
                         break
                     else:
-                        task, taken = _Task(taken, arguments), taken + 1
+                        task, started = _Task(started, arguments), started + 1
                     worker = idle.pop()
-                    running[getattr(worker, method).remote(weights, model, *task.arguments)] = worker, task
-                if ended and given == taken:
+                    running[getattr(worker, method).remote(weights, described, *task.arguments)] = worker, task
+                if exhausted and returned == started:
                     return
-                worker, own, found = self._next(running)
-                if isinstance(found, ray.exceptions.RayError):
-                    if own is None:
-                        pool.remove(worker)
-                        if not pool:
-                            raise self._nobody(f": {_line(found)}") from found
-                        continue
-                    own.lost += 1
-                    if own.lost == _TRIES:
-                        raise EngineError(f"engine ray: {_TRIES} workers were lost at the same groups") from found
-                    again.append(own)
-                    running[_ask(worker)] = worker, None
+                worker, finished, result = self._next(running)
+                if isinstance(result, ray.exceptions.RayError):
+                    self._lost(pool, worker, finished, result)
+                    if finished is not None:
+                        again.append(finished)
+                        running[_ask(worker)] = worker, None
                     continue
-                if own is not None:
-                    results[own.number] = found
-                    done(found)
-                elif found != memcodec.__version__:
-                    raise EngineError(f"engine ray: a worker has memcodec {found}, not {memcodec.__version__}")
+                if finished is not None:
+                    results[finished.number] = result
+                    done(result)
+                elif result != memcodec.__version__:
+                    raise EngineError(f"engine ray: a worker has memcodec {result}, not {memcodec.__version__}")
                 idle.append(worker)
         finally:
-            for worker in [worker for worker, own in running.values() if own is not None]:
-                with suppress(Exception):  # what it is at is for nothing
+            for worker in [worker for worker, task in running.values() if task is not None]:
+                with suppress(Exception):  # nobody waits for its result
                     ray.kill(worker, no_restart=False)
 
+    def _lost(self, pool: list[Any], worker: Any, task: "_Task | None", error: Exception) -> None:
+        """Note that a worker did not start, or was lost with its task. Raises EngineError if that is final."""
+        if task is None:
+            pool.remove(worker)
+            if not pool:
+                raise self._no_worker(f": {_last_line(error)}") from error
+            return
+        task.lost += 1
+        if task.lost == _TRIES:
+            raise EngineError(f"engine ray: {_TRIES} workers were lost at the same groups") from error
+
     def _next(self, running: "dict[Any, tuple[Any, _Task | None]]") -> "tuple[Any, _Task | None, Any]":
-        """A worker that has ended something, with its task, and what came of it, an error of Ray's perhaps."""
-        started = any(own is not None for _, own in running.values())
+        """The next worker to finish, its task, and the result or Ray's error."""
+        started = any(task is not None for _, task in running.values())
         ready, _ = ray.wait(list(running), timeout=None if started else self._patience)
         if not ready:
-            raise self._nobody(f" in {self._patience:g} s: its CPUs, or GPUs, are taken by others")
-        worker, own = running.pop(ready[0])
+            raise self._no_worker(f" in {self._patience:g} s: its CPUs or GPUs are in use")
+        worker, task = running.pop(ready[0])
         try:
-            return worker, own, ray.get(ready[0])
+            return worker, task, ray.get(ready[0])
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, MemcodecError):
                 raise error.cause from None
-            raise EngineError(f"engine ray: a worker failed: {_line(error)}") from error
+            raise EngineError(f"engine ray: a worker failed: {_last_line(error)}") from error
         except ray.exceptions.RayError as error:
-            return worker, own, error
+            return worker, task, error
 
-    def _nobody(self, why: str) -> EngineError:
+    def _no_worker(self, why: str) -> EngineError:
         with self._lock:
             pool, self._pool = self._pool, []
         for worker in pool:
@@ -256,103 +265,105 @@ class RayEngine:
 
 @dataclass(frozen=True)
 class _Model:
-    """Which model a task is for, and behind which primer, int64 [tokens]."""
+    """The model of a task: its identity, its folder, and the tokens of its primer, int64 [tokens]."""
 
     identity: bytes
     folder: registry.ModelFolder
-    primer: bytes
     primer_tokens: np.ndarray
+
+    @property
+    def key(self) -> _Key:
+        """What a worker keeps it under."""
+        return self.identity, self.primer_tokens.tobytes()
 
 
 @dataclass
 class _Task:
     number: int
     arguments: tuple[Any, ...]
-    lost: int = 0
+    lost: int = 0  # workers that were lost with it
 
 
-def _lots(groups: Iterable[list[np.ndarray]]) -> Iterator[list[list[np.ndarray]]]:
-    lot: list[list[np.ndarray]] = []
+def _split(groups: Iterable[list[np.ndarray]]) -> Iterator[list[list[np.ndarray]]]:
+    """Groups in lists of about _TASK_TOKENS tokens."""
+    task: list[list[np.ndarray]] = []
     tokens = 0
     for group in groups:
-        lot.append(group)
+        task.append(group)
         tokens += sum(map(len, group))
-        if tokens >= _LOT:
-            yield lot
-            lot, tokens = [], 0
-    if lot:
-        yield lot
+        if tokens >= _TASK_TOKENS:
+            yield task
+            task, tokens = [], 0
+    if task:
+        yield task
 
 
-def _fits(groups: Iterable[list[np.ndarray]]) -> Iterator[list[list[np.ndarray]]]:
-    """As they are fitted together in one process: fits of the prompt site depend on those beside them."""
+def _fitted_together(groups: Iterable[list[np.ndarray]]) -> Iterator[list[list[np.ndarray]]]:
+    """Groups as one process fits them: at the prompt site, a fit depends on the others beside it."""
     waiting = iter(groups)
     return iter(lambda: list(islice(waiting, FIT_CHUNKS)), [])
 
 
 def _ask(worker: Any) -> Any:
-    """Whether a worker is there, as soon as Ray has started it, or started it again."""
+    """Ray's reference to an answer of a worker, which arrives once Ray has started (or restarted) it."""
     return worker.version.options(max_task_retries=_TRIES).remote()
 
 
-def _line(error: BaseException) -> str:
-    """The last line of an error that says something: Ray's have a traceback of the other side before it."""
+def _last_line(error: BaseException) -> str:
+    """The last line of an error's text: Ray puts the traceback of the worker before it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
 
 
 class _Worker:
-    """Models in a process of its own."""
+    """Models in a process of their own."""
 
     def __init__(self, device: str, threads: int) -> None:
         self._device = device
         self._threads = threads
-        self._lms: dict[tuple[bytes, bytes], ExactLM] = {}  # by identities of model and primer
-        self._floats: dict[tuple[bytes, bytes], Any] = {}
+        self._lms: dict[_Key, ExactLM] = {}
+        self._floats: dict[_Key, Any] = {}
 
     def version(self) -> str:
-        """Of memcodec, here."""
+        """The version of memcodec in this process."""
         return memcodec.__version__
 
     def encode(
-        self, weights: ExactWeights, model: _Model, groups: list[list[np.ndarray]], site: Readout | Prompt, context: int
+        self, weights: ExactWeights, model: _Model, groups: list[list[np.ndarray]], site: SiteSettings, context: int
     ) -> list[EncodedGroup]:
-        """A lot."""
+        """Encode the groups of a task."""
         lm = self._lm(weights, model)
         return list(encode_groups(lm, site_of(lm, site, lambda: self._load_floats(lm, model)), groups, context))
 
     def decode(
         self, weights: ExactWeights, model: _Model, groups: list[EncodedGroup], site: Site, context: int, batch: int
     ) -> list[np.ndarray]:
-        """A batch."""
-        lm = self._lm(weights, model)
-        return list(decode_all(lm, site, groups, context, batch, Reporter(None, "decode", 0, 0, 1)))
+        """Decode the groups of a task."""
+        return list(decode_all(self._lm(weights, model), site, groups, context, batch, Reporter(None, "decode")))
 
     def _lm(self, weights: ExactWeights, model: _Model) -> ExactLM:
-        """The exact LM, made of the weights when it is first asked for. Raises MachineError."""
+        """The exact LM of a model, made from the weights when it is first needed. Raises EngineError."""
         plain = model.identity, b""
         if plain not in self._lms:
-            own = {name: np.array(tensor) for name, tensor in weights.tensors.items()}  # Ray's are read-only
-            kept = ExactWeights(weights.architecture, own, weights.prefix, weights.tokenizer)
+            copies = {name: np.array(tensor) for name, tensor in weights.tensors.items()}  # Ray's are read-only
+            kept = ExactWeights(weights.architecture, copies, weights.prefix, weights.tokenizer)
             if kept.identity != model.identity:
-                raise MachineError("engine ray: a worker makes another model of the same weights: install one version")
-            if len(self._lms) >= _KEPT:
+                raise EngineError("engine ray: a worker computes another identity of the model: install one version")
+            if len(self._lms) >= _MODELS_KEPT:
                 self._lms.clear()
                 self._floats.clear()
             self._lms[plain] = ExactLM(kept, self._device, self._threads)
-        key = model.identity, model.primer
-        if key not in self._lms:
-            if len(self._lms) >= 2 * _KEPT:  # primers: the model stays
+        if model.key not in self._lms:
+            if len(self._lms) >= 2 * _MODELS_KEPT:  # with many primers: the model itself stays
                 self._lms = {plain: self._lms[plain]}
-            self._lms[key] = self._lms[plain].behind(model.primer_tokens)
-        return self._lms[key]
+            self._lms[model.key] = self._lms[plain].behind(model.primer_tokens)
+        return self._lms[model.key]
 
     def _load_floats(self, lm: ExactLM, model: _Model) -> Any:
-        """The LM in floating point: from the same folder, or of the built-in model, which each machine has."""
-        key = model.identity, model.primer
-        if key not in self._floats:
+        """The LM in floating point, from the same folder, or from this machine's copy of a built-in model."""
+        if model.key not in self._floats:
             from memcodec.models.floats import FrozenLM
 
             path = registry.pull(model.folder.id) if model.folder.id in registry.BUILT_IN else model.folder.path
-            self._floats[key] = FrozenLM.load(path, lm.prefix.tolist(), self._device)
-        return self._floats[key]
+            self._floats[model.key] = FrozenLM.load(path, lm.prefix.tolist(), self._device)
+        return self._floats[model.key]

@@ -1,1 +1,1 @@
-"""What is read from and written to storage: files, archives, frames, primers, journals."""
+"""Files as Python objects: .memz files opened like `gzip.open`, reading from any place in them, and archives."""

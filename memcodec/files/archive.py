@@ -1,4 +1,4 @@
-"""Archives: many small documents in one file, each to be had by its number or key (spec/FRAMES.md, "Archive")."""
+"""Archives: many small documents in one file, each readable by its number or key (spec/FRAMES.md, "Archive")."""
 
 import json
 import os
@@ -7,41 +7,51 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, TypedDict, Unpack, overload
 
 import zstandard
 
 from memcodec import container
-from memcodec.container import ModelId, Reader, Settings, pack_column, pack_settings, read_settings, varint
-from memcodec.errors import ChecksumError, EncodeError, FormatError, MachineError, ModelMismatchError
-from memcodec.files.frames import FrameSettings
-from memcodec.files.primer import Primer
-from memcodec.files.write import hold, replace
+from memcodec.codec import Codec, codec_for
+from memcodec.container import ModelId, Needs, Reader, Settings, pack_column, pack_settings, read_settings, varint
+from memcodec.errors import ChecksumError, EncodeError, FormatError, MachineError
+from memcodec.frames import FrameSettings
+from memcodec.models.loaded import LoadOptions
+from memcodec.primer import Primer
 from memcodec.progress import ProgressCallback
-from memcodec.settings import DEFAULT_BATCH, MAX_CONTEXT, MOST_SHARE, SHARE_STEPS
+from memcodec.settings import DEFAULT_BATCH, DEFAULT_EFFORT, MAX_CONTEXT, MOST_SHARE, SHARE_STEPS
+from memcodec.storage.write import hold, replace
 
-if TYPE_CHECKING:
-    from memcodec.codec import Codec
+VERSION = "archive 1"  # stands where a file of one document has its format version
+_CHECKSUM_BYTES = 2  # of each document's CRC-32, at the end of its frame
+_MAX_DOCUMENTS = 1 << 30
+_MAX_KEY_BYTES = 1 << 12  # of one key
+_MAX_KEYS_BYTES = 1 << 26  # of all keys
+_MAX_DOCUMENT_BYTES = 1 << 20
+_READ_TOGETHER = 256  # documents that are decoded at one time while many are read
 
-VERSION = "archive 1"  # where a file of one document has its format version
-_CHECKSUM = 2  # bytes of each document's CRC-32, behind its frame
-_MOST = 1 << 30  # documents
-_KEYS = 1 << 26  # bytes of all keys
-_MOST_BYTES = 1 << 20  # of a document
-_TOGETHER = 256  # documents that are decoded at one time while many are read
+
+class ArchiveOptions(TypedDict, total=False):
+    """The settings of `Archive.create`, for type checkers."""
+
+    memory_share: float
+    effort: int
+    batch: int
+    verify: bool
+    progress: ProgressCallback | None
 
 
 class Archive:
-    """An archive in a file: a sequence of documents, as bytes, that may have keys, each decoded when it is asked for.
+    """An archive in a file: a sequence of documents, as bytes, with keys or without, each decoded when it is read.
 
-    codec: a model that is loaded (default: the one that the archive names, see `load`). The primer may be inside.
-    batch: documents that are decoded side by side.
+    batch: documents decoded side by side.
     """
 
-    def __init__(
-        self, path: str | os.PathLike[str], codec: "Codec | None" = None, primer: Primer | None = None
-    ) -> None:
-        """Raises FormatError, ChecksumError, OSError."""
+    def __init__(self, path: str | os.PathLike[str], codec: Codec | None = None, primer: Primer | None = None) -> None:
+        """codec: a loaded one (default: see `load`); primer: if the archive needs one that is not inside.
+
+        Raises FormatError, ChecksumError, OSError; ModelMismatchError when documents are decoded.
+        """
         self.batch = DEFAULT_BATCH
         self._path = Path(path)
         self._codec = codec
@@ -55,10 +65,10 @@ class Archive:
         reader = Reader(tensors["archive"][:-4], "archive")
         self.model = ModelId(metadata.get("model", ""), bytes(reader.take(container.IDENTITY_BYTES)))
         self.settings: Settings = read_settings(reader)
-        _frame_settings(self.settings, 1)
+        _frame_settings(self.settings)  # raises if they are not known
         count = reader.varint()
-        if count > min(_MOST, len(reader)):
-            raise FormatError("damaged archive: more documents than it has room for")
+        if count > min(_MAX_DOCUMENTS, len(reader)):
+            raise FormatError("damaged archive: more documents than the file has room for")
         self._keys = _unpack_keys(reader, count)
         lengths = reader.column(count) if count else []
         if sum(lengths) != len(reader):
@@ -67,7 +77,7 @@ class Archive:
         self._ends = list(accumulate(lengths))
         self._numbers = {key: i for i, key in enumerate(self._keys)}
         if len(self._numbers) != len(self._keys):
-            raise FormatError("damaged archive: a key twice")
+            raise FormatError("damaged archive: two documents have the same key")
         self.carries_primer = "primer" in tensors
         inside = Primer.from_bytes(bytes(tensors["primer"]), "the primer inside") if self.carries_primer else None
         self.primer = inside or primer
@@ -80,38 +90,42 @@ class Archive:
         documents: Iterable[str | bytes],
         keys: Sequence[str] | None = None,
         *,
-        codec: "Codec | None" = None,
+        codec: Codec | None = None,
         primer: Primer | None = None,
         with_primer: bool = True,
-        memory_share: float = 0.0,
-        effort: int = 4096,
-        batch: int = DEFAULT_BATCH,
-        verify: bool = True,
         overwrite: bool = False,
-        progress: ProgressCallback | None = None,
+        **settings: Unpack[ArchiveOptions],
     ) -> "Archive":
-        """Write an archive. keys: one a document, or none; with_primer: whether it carries its primer inside.
+        """Write an archive. keys: one for each document, or none at all.
 
-        verify: decode what is about to be written, `batch` documents side by side, and compare; overwrite: a file that
-        is there. Raises FileExistsError; EncodeError where keys are not one a document, twice the same, or have a NUL;
+        codec: a loaded one (default: the built-in model); primer: instead of the codec's; with_primer: put the primer
+        into the file; overwrite: replace a file that exists. settings: memory_share (default 0) and effort, as in
+        `Readout`; verify (default true): decode the documents, `batch` side by side, and compare; progress. Raises
+        FileExistsError; EncodeError for keys that are not one for each document, not unique, or contain NUL;
         MachineError; OSError.
         """
-        from memcodec.codec import Codec
-
         if not overwrite and Path(path).exists():
             raise FileExistsError(f"{os.fspath(path)} exists: give overwrite=True, or append to it")
         codec = codec or Codec.load()
         if primer is not None:
             codec = codec.with_primer(primer)
-        site = FrameSettings(memory_share=memory_share, effort=effort)
-        name = codec.primer.identity if codec.primer else b""
-        share = round(memory_share * SHARE_STEPS)
-        settings = Settings("readout", (share,), site.chunk_tokens, MAX_CONTEXT, name)
-        given = list(documents)
-        _check_keys(keys or (), len(given))
-        frames = _encode(codec, given, _frame_settings(settings, effort), batch, verify, progress)
+        options = FrameSettings(
+            memory_share=settings.get("memory_share", 0.0), effort=settings.get("effort", DEFAULT_EFFORT)
+        )
+        primer_identity = codec.primer.identity if codec.primer else b""
+        share = round(options.memory_share * SHARE_STEPS)
+        written = Settings("readout", (share,), options.chunk_tokens, MAX_CONTEXT, primer_identity)
+        originals = list(documents)
+        _check_keys(keys or (), len(originals))
+        frames = codec.encode_frames(
+            originals, _frame_settings(written, options.effort), progress=settings.get("progress")
+        )
+        if settings.get("verify", True):
+            batch = settings.get("batch", DEFAULT_BATCH)
+            _verify(codec, originals, frames, _frame_settings(written), batch, settings.get("progress"))
         inside = codec.primer.to_bytes() if codec.primer is not None and with_primer else b""
-        replace(Path(path), [_pack(codec.model, settings, keys or (), frames, inside)])
+        model_id = ModelId.of(codec.name, codec.model.identity)
+        replace(Path(path), [_pack(model_id, written, keys or (), frames, inside)])
         return cls(path, codec, codec.primer)
 
     def append(
@@ -122,58 +136,56 @@ class Archive:
         verify: bool = True,
         progress: ProgressCallback | None = None,
     ) -> None:
-        """Add documents behind the others; the file is written anew. Raises as `create`.
+        """Add documents after the others; writes the whole file again. Raises as `create`.
 
-        Raises EncodeError too where the file was written to since it was read.
+        Raises EncodeError too if the file was changed after it was read.
         """
-        given = list(documents)
+        originals = list(documents)
         new = list(keys or ())
-        if len(self) and given and bool(self._keys) != bool(new):
-            raise EncodeError("keys: give one a document, or none at all, as the archive has them")
-        _check_keys(new, len(given))
-        _check_keys([*self._keys, *new] if new else (), len(self) + len(given))
-        frames = _encode(self.codec, given, _frame_settings(self.settings, 4096), self.batch, verify, progress)
+        if len(self) and originals and bool(self._keys) != bool(new):
+            raise EncodeError("keys: give one for each document, or none at all, as the archive has them")
+        _check_keys(new, len(originals))
+        _check_keys([*self._keys, *new] if new else (), len(self) + len(originals))
+        settings = _frame_settings(self.settings)
+        frames = self.codec.encode_frames(originals, settings, progress=progress)
+        if verify:
+            _verify(self.codec, originals, frames, settings, self.batch, progress)
         old = [self._frame(i) for i in range(len(self))]
         inside = self.primer.to_bytes() if self.primer is not None and self.carries_primer else b""
         blob = _pack(self.model, self.settings, [*self._keys, *new], [*old, *frames], inside)
         with self._path.open("rb") as file:
             if hold(file) is False or not os.path.samestat(os.fstat(file.fileno()), self._path.stat()):
-                raise EncodeError(f"{os.fspath(self._path)}: another process writes to it: open it again")
+                raise EncodeError(f"{os.fspath(self._path)}: another process is writing to it: open it again")
             now = file.read()
             if (len(now), now[-4:]) != self._state:
                 raise EncodeError(f"{os.fspath(self._path)}: changed since it was read: open it again")
-            replace(self._path, [blob])  # under the lock: of two that append, one is told so
+            replace(self._path, [blob])  # under the lock: if two processes append, one gets an error
         self._read(blob, self.primer)
 
     @property
-    def codec(self) -> "Codec":
-        """The codec of its frames, loaded when first needed. Raises as `load`."""
-        from memcodec.codec import check_primer
+    def needs(self) -> Needs:
+        """The model and the primer that decoding needs."""
+        return Needs(self.model, self.settings.primer)
 
-        if self._codec is None:
-            self.load()
-        assert self._codec is not None
-        if self._codec.model.identity != self.model.identity:
-            raise ModelMismatchError(f"the archive needs model {self.model.name!r} ({self.model.identity.hex()})")
-        if self._codec.primer is None or not self.settings.primer:
-            self._codec = self._codec.with_primer(self.primer if self.settings.primer else None)
-        check_primer(self.settings.primer, self._codec.primer)
+    @property
+    def codec(self) -> Codec:
+        """The codec of its documents, loaded when it is first needed. Raises as `memcodec.codec.codec_for`."""
+        self._codec = codec_for(self.needs, self._codec, primer=self.primer)
         return self._codec
 
-    def load(self, model: str | None = None, *, allow_download: bool = False, **settings: Any) -> None:
-        """Load its model, or `model` instead; settings: as in `Codec.load`.
+    def load(self, model: str | None = None, *, allow_download: bool = False, **options: Unpack[LoadOptions]) -> None:
+        """Load the model that the archive names, or `model` instead; options: as in `Codec.load`.
 
-        allow_download: fetch a model from the Hugging Face hub that only the archive names. Raises ModelNotFoundError.
+        allow_download: fetch a model that only the archive names from the Hugging Face hub. Raises
+        ModelNotFoundError, ModelMismatchError.
         """
-        from memcodec.codec import Codec
-
-        self._codec = Codec.load_named(model, self.model.name, allow_download=allow_download, **settings)
+        self._codec = codec_for(self.needs, model=model, allow_download=allow_download, primer=self.primer, **options)
 
     def __len__(self) -> int:
         return len(self._ends)
 
     def keys(self) -> list[str]:
-        """The keys of all documents, in order; none where they have none."""
+        """The keys of all documents, in order; empty if they have none."""
         return list(self._keys)
 
     @overload
@@ -181,7 +193,7 @@ class Archive:
     @overload
     def __getitem__(self, which: slice) -> list[bytes]: ...
     def __getitem__(self, which: int | str | slice) -> bytes | list[bytes]:
-        """A document, by its number or key, or some of them. Raises IndexError, KeyError, ChecksumError."""
+        """A document by its number or key, or several by a slice. Raises IndexError, KeyError, ChecksumError."""
         if isinstance(which, slice):
             return self._decode(range(len(self))[which])
         if isinstance(which, str):
@@ -201,11 +213,11 @@ class Archive:
 
     def read(self, numbers: Sequence[int]) -> Iterator[bytes]:
         """Documents by their numbers, decoded side by side."""
-        for first in range(0, len(numbers), _TOGETHER):
-            yield from self._decode(numbers[first : first + _TOGETHER])
+        for first in range(0, len(numbers), _READ_TOGETHER):
+            yield from self._decode(numbers[first : first + _READ_TOGETHER])
 
     def frame_size(self, number: int) -> int:
-        """Bytes of a document in the file, without the index."""
+        """Bytes that a document takes in the file, besides the index."""
         return len(self._frame(number))
 
     def _frame(self, number: int) -> bytes:
@@ -213,42 +225,40 @@ class Archive:
 
     def _decode(self, numbers: Sequence[int]) -> list[bytes]:
         frames = [self._frame(i) for i in numbers]
-        return self.codec.decode_frames(frames, _frame_settings(self.settings, 4096), batch=self.batch)
+        return self.codec.decode_frames(frames, _frame_settings(self.settings), batch=self.batch)
 
 
-def _frame_settings(settings: Settings, effort: int) -> FrameSettings:
+def _frame_settings(settings: Settings, effort: int = DEFAULT_EFFORT) -> FrameSettings:
+    """The settings of an archive's frames. Raises FormatError if they are not known."""
     if settings.site != "readout" or len(settings.fields) != 1 or settings.fields[0] > MOST_SHARE:
-        raise FormatError("damaged archive: its frames are of no known site")
+        raise FormatError("damaged archive: its documents are of no known site")
     share = settings.fields[0] / SHARE_STEPS
-    return FrameSettings(_CHECKSUM, b"", share, effort, settings.chunk_tokens, _MOST_BYTES)
+    return FrameSettings(_CHECKSUM_BYTES, b"", share, effort, settings.chunk_tokens, _MAX_DOCUMENT_BYTES)
 
 
-def _encode(
-    codec: "Codec",
+def _verify(
+    codec: Codec,
     documents: list[str | bytes],
+    frames: list[bytes],
     settings: FrameSettings,
     batch: int,
-    verify: bool,
     progress: ProgressCallback | None,
-) -> list[bytes]:
-    frames = codec.encode_frames(documents, settings, progress=progress)
-    if verify:
-        found = codec.decode_frames(frames, settings, batch=batch, progress=progress)
-        wanted = [x.encode() if isinstance(x, str) else bytes(x) for x in documents]
-        if found != wanted:
-            raise MachineError("what was encoded decodes to other bytes here: nothing was written")
-    return frames
+) -> None:
+    """Raise MachineError if frames do not decode to their documents."""
+    decoded = codec.decode_frames(frames, settings, batch=batch, progress=progress)
+    if decoded != [x.encode() if isinstance(x, str) else bytes(x) for x in documents]:
+        raise MachineError("an encoded document decodes to other bytes here: nothing was written")
 
 
 def _check_keys(keys: Sequence[str], count: int) -> None:
     if keys and (len(keys) != count or len(set(keys)) != len(keys)):
-        raise EncodeError(f"{len(keys)} keys, {len(set(keys))} different, for {count} documents: give one each")
+        raise EncodeError(f"{len(keys)} keys, {len(set(keys))} different, for {count} documents: give each its own")
     for key in keys:
         try:
             if b"\0" in key.encode():
-                raise EncodeError(f"the key {key!r} has a NUL")
+                raise EncodeError(f"the key {key!r} contains NUL")
         except UnicodeEncodeError as error:
-            raise EncodeError(f"the key {key!r} is no Unicode") from error
+            raise EncodeError(f"the key {key!r} has no UTF-8") from error
 
 
 def _pack(model: ModelId, settings: Settings, keys: Sequence[str], frames: Sequence[bytes], primer: bytes) -> bytes:
@@ -277,7 +287,7 @@ def _tensors(blob: bytes) -> tuple[dict[str, str], dict[str, memoryview]]:
     metadata, tensors, *_ = container.read_tensors(view, ("primer", "archive"))
     if metadata.get("memcodec") != VERSION:
         raise FormatError(
-            f"archive version {metadata.get('memcodec', '')[:20]!r} is not known: install a newer memcodec"
+            f"archive version {metadata.get('memcodec', '')[:20]!r} is not supported: install a newer memcodec"
         )
     if "archive" not in tensors or len(tensors["archive"]) < 4:
         raise FormatError("damaged archive: it has no index")
@@ -292,10 +302,10 @@ def _unpack_keys(reader: Reader, count: int) -> list[str]:
     if not length:
         return []
     try:
-        most = min(_KEYS, (1 << 12) * count)
+        most = min(_MAX_KEYS_BYTES, _MAX_KEY_BYTES * count)
         data = zstandard.ZstdDecompressor().stream_reader(bytes(packed)).read(most + 1)
         if len(data) > most or data.count(b"\0") != count - 1:
-            raise FormatError("damaged archive: its keys are not one a document")
+            raise FormatError("damaged archive: the numbers of keys and of documents do not match")
         return data.decode().split("\0")
     except (zstandard.ZstdError, UnicodeDecodeError) as error:
-        raise FormatError("damaged archive: its keys do not read") from error
+        raise FormatError("damaged archive: its keys cannot be read") from error

@@ -1,1 +1,1 @@
-"""memcodec in other libraries: each module needs the one that it is named after, and is imported by who wants it."""
+"""memcodec in other libraries. Each module needs the library that it is named after; import it to use it."""

@@ -1,8 +1,8 @@
 """Chunks of arrays of text as bytes, for numcodecs and zarr (docs/integrations.md).
 
-A first byte says what follows: 0, a .memz file of the chunk; 1, of its strings, where the chunk is what "vlen-utf8" or
-"vlen-bytes" makes of an array of them: a varint, so many bytes of zstd with the lengths, and the .memz file of the
-strings with a line feed behind each.
+The first byte says what follows. 0: a .memz file of the chunk. 1, for chunks that "vlen-utf8" or "vlen-bytes" made of
+an array of strings: a varint, this many bytes of zstd data with the lengths of the strings, and a .memz file of the
+strings with a line feed after each.
 """
 
 import struct
@@ -14,60 +14,61 @@ import numpy as np
 import zstandard
 
 from memcodec import container
-from memcodec.codec import Codec, as_source, without_model
-from memcodec.container.assembly import stored
+from memcodec.codec import Codec
+from memcodec.container.assembly import document_of, stored, without_model
+from memcodec.document.source import Source
 from memcodec.errors import FormatError
-from memcodec.settings import Readout
+from memcodec.settings import DEFAULT_EFFORT, DEFAULT_MODEL, Readout
 
 _WHOLE, _STRINGS = b"\0", b"\1"
-_MOST = 1 << 30  # bytes of the lengths
+_MAX_LENGTHS_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
 class ArraySettings:
-    """Of encoding: `model` by name or directory, which whoever reads needs too; the rest as in `memcodec.encode`."""
+    """Settings for encoding. model: a name or directory, which readers need too; the rest as in `memcodec.encode`."""
 
-    model: str = "smollm2-135m"
-    memory_share: float = 0.1
-    effort: int = 4096
+    model: str = DEFAULT_MODEL
+    memory_share: float = Readout.share
+    effort: int = DEFAULT_EFFORT
     context: int | str = "auto"
 
     def config(self) -> dict[str, Any]:
-        """As JSON."""
+        """The settings as values for JSON."""
         return asdict(self)
 
     def encode(self, data: bytes) -> bytes:
-        """A chunk. Raises MemcodecError."""
-        found = _strings(data)
-        if found is None:
+        """Compress a chunk. Raises MemcodecError."""
+        split = _strings(data)
+        if split is None:
             return _WHOLE + self._file(data)
-        lengths, text = found
+        lengths, text = split
         packed = zstandard.ZstdCompressor(level=19).compress(lengths)
         strings = _STRINGS + container.varint(len(packed)) + packed + self._file(text)
-        plain = container.pack(stored(as_source(data, "data")))
+        plain = container.pack(stored(Source.of(data)))
         return strings if len(strings) <= len(plain) else _WHOLE + plain
 
     def _file(self, data: bytes) -> bytes:
-        source = as_source(data, "data")
+        source = Source.of(data)
         if (blob := without_model(source)) is not None:
             return blob
         context: Any = self.context
         return loaded(self.model).encode(source, site=Readout(self.memory_share, self.effort), context=context)
 
     def decode(self, blob: bytes) -> bytes:
-        """The chunk. Raises MemcodecError."""
+        """Decompress a chunk. Raises MemcodecError."""
         if blob[:1] == _WHOLE:
             return self._read(blob[1:])
         if blob[:1] != _STRINGS:
-            raise FormatError("not a chunk of memcodec's")
+            raise FormatError("not a chunk that memcodec wrote")
         reader = container.Reader(blob[1:], "a chunk")
         packed = bytes(reader.take(reader.varint()))
         text = self._read(bytes(reader.take(len(reader))))
         try:
             stream = zstandard.ZstdDecompressor().stream_reader(packed)
-            lengths = np.frombuffer(stream.read(min(_MOST, 4 * len(text) + 4) + 1), dtype="<u4")
+            lengths = np.frombuffer(stream.read(min(_MAX_LENGTHS_BYTES, 4 * len(text) + 4) + 1), dtype="<u4")
         except (zstandard.ZstdError, ValueError) as error:
-            raise FormatError("damaged chunk: its lengths do not read") from error
+            raise FormatError("damaged chunk: its lengths cannot be read") from error
         if int(lengths.sum()) + len(lengths) != len(text):
             raise FormatError("damaged chunk: its lengths do not add up")
         ends = np.cumsum(lengths.astype(np.int64) + 1)
@@ -77,15 +78,14 @@ class ArraySettings:
         return b"".join(parts)
 
     def _read(self, blob: bytes) -> bytes:
-        if container.unpack(blob).model is None:
-            from memcodec import decode
-
-            return decode(blob)
-        return loaded(self.model).decode(blob)
+        parsed = container.unpack(blob)
+        if parsed.needs is None:
+            return b"".join(document_of(parsed, [], None))
+        return b"".join(loaded(self.model).decode_pieces(parsed))
 
 
 def _strings(data: bytes) -> tuple[bytes, bytes] | None:
-    """Lengths, 4 bytes each, and the strings, a line feed behind each; None where a chunk is not of strings."""
+    """The lengths, 4 bytes each, and the strings with a line feed after each; None if a chunk does not hold strings."""
     if len(data) < 8:
         return None
     (count,) = struct.unpack_from("<I", data)
@@ -106,5 +106,5 @@ def _strings(data: bytes) -> tuple[bytes, bytes] | None:
 
 @cache
 def loaded(model: str) -> Codec:
-    """A model, once a process."""
+    """The codec of a model, loaded once in a process."""
     return Codec.load(model)

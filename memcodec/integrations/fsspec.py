@@ -1,6 +1,7 @@
-"""fsspec reads and writes `.memz`: after `import memcodec.integrations.fsspec`, as a compression named "memz".
+"""fsspec: after `import memcodec.integrations.fsspec`, a compression named "memz".
 
-`fsspec.open(..., compression="infer")` then decompresses whatever ends in .memz, and, through fsspec, so do others.
+`fsspec.open(..., compression="infer")` then decompresses files whose names end in .memz, and so do libraries that use
+fsspec.
 """
 
 from typing import IO, Any, cast
@@ -12,7 +13,7 @@ from memcodec.files.open import open as open_memz
 
 
 def register(**settings: Any) -> None:
-    """Register "memz", or anew with settings: as in `memcodec.open`, of a codec, a primer, or of writing."""
+    """Register "memz", perhaps again, with settings: codec, primer and settings of writing, as in `memcodec.open`."""
 
     def opened(file: IO[bytes], mode: str = "rb", **_: Any) -> MemzFile:
         kind = mode.replace("b", "").replace("t", "") or "r"

@@ -1,4 +1,4 @@
-"""numcodecs, and with it zarr of format 2: `numcodecs.get_codec({"id": "memcodec"})`, found by its entry point."""
+"""numcodecs, which zarr format 2 uses: `numcodecs.get_codec({"id": "memcodec"})`, found by its entry point."""
 
 from typing import Any, ClassVar
 
@@ -11,7 +11,7 @@ from memcodec.integrations.arrays import ArraySettings
 
 
 class MemcodecCodec(numcodecs.abc.Codec):  # type: ignore[misc]
-    """A codec of chunks of text. The settings are those of `ArraySettings`."""
+    """A codec for chunks of text. The settings are those of `ArraySettings`."""
 
     codec_id: ClassVar[str] = "memcodec"
 
@@ -19,16 +19,16 @@ class MemcodecCodec(numcodecs.abc.Codec):  # type: ignore[misc]
         self.settings = ArraySettings(**settings)
 
     def encode(self, buf: Any) -> bytes:
-        """Anything with a buffer. Raises MemcodecError."""
+        """Compress an object with a buffer. Raises MemcodecError."""
         return self.settings.encode(numcodecs.compat.ensure_bytes(buf))
 
     def decode(self, buf: Any, out: Any = None) -> Any:
-        """The bytes, or `out` with them. Raises MemcodecError."""
-        found = self.settings.decode(numcodecs.compat.ensure_bytes(buf))
-        return found if out is None else numcodecs.compat.ndarray_copy(np.frombuffer(found, dtype=np.uint8), out)
+        """The decompressed bytes, or `out` with these bytes in it. Raises MemcodecError."""
+        data = self.settings.decode(numcodecs.compat.ensure_bytes(buf))
+        return data if out is None else numcodecs.compat.ndarray_copy(np.frombuffer(data, dtype=np.uint8), out)
 
     def get_config(self) -> dict[str, Any]:
-        """What `from_config` makes it of."""
+        """The configuration that `from_config` takes."""
         return {"id": self.codec_id} | self.settings.config()
 
 

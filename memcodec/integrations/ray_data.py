@@ -2,8 +2,9 @@
 
 from typing import TYPE_CHECKING, Any
 
+from memcodec.codec import Codec
 from memcodec.integrations.tables import Column, decode_table, encode_table
-from memcodec.models import registry
+from memcodec.settings import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     import pyarrow
@@ -12,9 +13,10 @@ if TYPE_CHECKING:
 def encode_column(
     dataset: Any, name: str, column: Column, *, workers: int = 1, threads: int = 1, gpu: bool = False
 ) -> Any:
-    """A Ray dataset whose column of text is one of frames, when it is run; a file of Parquet keeps what it needs.
+    """A Ray dataset whose column of text becomes a column of frames when it is computed.
 
-    workers: processes, each with a model; threads: CPU threads of each; gpu: one for each.
+    The metadata of the column, which Parquet files keep, holds what decoding needs. workers: processes, each with a
+    model; threads: CPU threads of each; gpu: whether each has a GPU.
     """
     return _map(dataset, _ColumnWorker, (name, column.model, threads, gpu, column), workers, threads, gpu)
 
@@ -22,13 +24,13 @@ def encode_column(
 def decode_column(
     dataset: Any,
     name: str,
-    model: str = registry.DEFAULT_MODEL,
+    model: str = DEFAULT_MODEL,
     *,
     workers: int = 1,
     threads: int = 1,
     gpu: bool = False,
 ) -> Any:
-    """The same dataset with the column of text. model: by name, or a directory that every machine has."""
+    """A Ray dataset whose column of frames becomes a column of text. model: a name, or a directory on every machine."""
     return _map(dataset, _ColumnWorker, (name, model, threads, gpu, None), workers, threads, gpu)
 
 
@@ -42,11 +44,9 @@ def _map(dataset: Any, kind: type, arguments: tuple[Any, ...], workers: int, thr
 
 
 class _ColumnWorker:
-    """What each process of the pool has: a model, and the way there (of `column`) or back."""
+    """A process of the pool, with a model: it encodes with `column`, or decodes without one."""
 
     def __init__(self, name: str, model: str, threads: int, gpu: bool, column: Column | None) -> None:
-        from memcodec.codec import Codec
-
         self._name = name
         self._codec = Codec.load(model, threads=threads, device="cuda" if gpu else "cpu")
         self._column = column
@@ -54,7 +54,7 @@ class _ColumnWorker:
             column.use(self._codec)
 
     def __call__(self, table: "pyarrow.Table") -> "pyarrow.Table":
-        """One batch."""
+        """Encode or decode one batch."""
         if self._column is not None:
             return encode_table(table, self._name, self._column)
         return decode_table(table, self._name, self._codec)

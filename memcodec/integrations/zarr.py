@@ -1,4 +1,4 @@
-"""zarr of format 3: `zarr.create_array(..., compressors=[MemcodecCodec()])`; readers find it by its entry point."""
+"""zarr format 3: `zarr.create_array(..., compressors=[MemcodecCodec()])`; readers find it by its entry point."""
 
 import asyncio
 from dataclasses import dataclass
@@ -16,30 +16,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MemcodecCodec(BytesBytesCodec):  # type: ignore[misc]
-    """A compressor of chunks of text."""
+    """A compressor for chunks of text."""
 
     settings: ArraySettings = ArraySettings()  # noqa: RUF009 (frozen)
     is_fixed_size = False
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
-        """From what an array's metadata have."""
+        """The codec of an array's metadata."""
         return cls(ArraySettings(**data.get("configuration", {})))
 
     def to_dict(self) -> dict[str, Any]:
-        """For an array's metadata."""
+        """The entry in an array's metadata."""
         return {"name": "memcodec", "configuration": self.settings.config()}
 
     async def _decode_single(self, chunk_bytes: "Buffer", chunk_spec: "ArraySpec") -> "Buffer":
-        found = await asyncio.to_thread(self.settings.decode, chunk_bytes.to_bytes())
-        return chunk_spec.prototype.buffer.from_bytes(found)
+        data = await asyncio.to_thread(self.settings.decode, chunk_bytes.to_bytes())
+        return chunk_spec.prototype.buffer.from_bytes(data)
 
     async def _encode_single(self, chunk_bytes: "Buffer", chunk_spec: "ArraySpec") -> "Buffer":
-        found = await asyncio.to_thread(self.settings.encode, chunk_bytes.to_bytes())
-        return chunk_spec.prototype.buffer.from_bytes(found)
+        data = await asyncio.to_thread(self.settings.encode, chunk_bytes.to_bytes())
+        return chunk_spec.prototype.buffer.from_bytes(data)
 
     def compute_encoded_size(self, input_byte_length: int, chunk_spec: "ArraySpec") -> int:
-        """Not known before; zarr's own compressors raise the same."""
+        """Raise NotImplementedError: the size is not known before, as with zarr's own compressors."""
         raise NotImplementedError
 
 

@@ -10,10 +10,10 @@ import safetensors.numpy
 
 from memcodec.errors import ChecksumError, EncodeError, FormatError, ModelMismatchError
 from memcodec.memory.vectors import unpack
+from memcodec.models.loaded import HasModel
 from memcodec.settings import MAX_CHUNK_TOKENS, MEMORY_BITS, Prompt
 
 if TYPE_CHECKING:
-    from memcodec.codec import Codec
     from memcodec.memory.fitting import Fit, FitCallback
 
 _NUMBERS = ("bits", "tokens", "written", "prefix", "steps", "checksum")
@@ -26,30 +26,32 @@ class MemoryEmbedding:
     accuracy at each step; checksum: the CRC-32 of the text in UTF-8.
     """
 
-    def __init__(self, codec: "Codec", fit: "Fit", bits: int, checksum: int) -> None:
-        """codec: the one whose LM the memory was fitted under. Raises FormatError."""
+    def __init__(self, model: HasModel, fit: "Fit", bits: int, checksum: int) -> None:
+        """model: the codec or loaded model whose LM the memory was fitted under. Raises FormatError."""
         self.fit = fit
         self.bits = bits
         self.checksum = checksum
-        self.vectors = unpack(fit.memory, codec.floats.embedding_size, bits)
-        self._codec = codec
-        room = codec.floats.max_positions
-        needed = len(codec.floats.prefix) + len(self.vectors) + fit.tokens
+        self._model = model.model
+        floats = self._model.floats
+        self.vectors = unpack(fit.memory, floats.embedding_size, bits)
+        room = floats.max_positions
+        needed = len(floats.prefix) + len(self.vectors) + fit.tokens
         if room is not None and needed > room:
             raise FormatError(f"a memory of {fit.tokens} tokens: the model has {room} positions")
 
     @classmethod
     def fit_to(
-        cls, codec: "Codec", text: str, settings: Prompt, callback: "FitCallback | None" = None
+        cls, model: HasModel, text: str, settings: Prompt, callback: "FitCallback | None" = None
     ) -> "MemoryEmbedding":
         """Fit a memory to a text (`Codec.fit_memory`). Raises EncodeError; MissingDependencyError without PyTorch."""
         from memcodec.memory import fitting
 
-        tokens = codec.tokenizer.encode(text)
-        if not 1 <= len(tokens) <= MAX_CHUNK_TOKENS or codec.tokenizer.decode(tokens) != text.encode():
+        tokenizer = model.model.tokenizer
+        tokens = tokenizer.encode(text)
+        if not 1 <= len(tokens) <= MAX_CHUNK_TOKENS or tokenizer.decode(tokens) != text.encode():
             raise EncodeError(f"a text of {len(tokens)} tokens: give 1 to {MAX_CHUNK_TOKENS} that restore it")
-        (fit,) = fitting.fit(codec.floats, [tokens], settings, callback)
-        return cls(codec, fit, settings.bits, zlib.crc32(text.encode()))
+        (fit,) = fitting.fit(model.model.floats, [tokens], settings, callback)
+        return cls(model, fit, settings.bits, zlib.crc32(text.encode()))
 
     @property
     def exact(self) -> bool:
@@ -63,8 +65,8 @@ class MemoryEmbedding:
         """
         from memcodec.memory import fitting
 
-        (ids,) = fitting.write(self._codec.floats, self.vectors[None], self.fit.tokens)
-        data = self._codec.tokenizer.decode(ids)
+        (ids,) = fitting.write(self._model.floats, self.vectors[None], self.fit.tokens)
+        data = self._model.tokenizer.decode(ids)
         if self.exact and zlib.crc32(data) != self.checksum:
             raise ChecksumError("the text does not match its checksum: damaged file, or a model that differs")
         return data.decode(errors="replace")
@@ -77,9 +79,9 @@ class MemoryEmbedding:
         fit = self.fit
         numbers = (self.bits, fit.tokens, fit.written, fit.prefix, fit.steps, self.checksum)
         about = dict(zip(_NUMBERS, numbers, strict=True)) | {
-            "model": self._codec.name,
-            "weights": self._codec.floats.identity.hex(),
-            "tokenizer": self._codec.tokenizer.digest.hex(),
+            "model": self._model.name,
+            "weights": self._model.floats.identity.hex(),
+            "tokenizer": self._model.tokenizer.digest.hex(),
         }
         tensors = {
             "vectors": self.vectors,
@@ -90,8 +92,11 @@ class MemoryEmbedding:
         Path(path).write_bytes(safetensors.numpy.save(tensors, {"memory": json.dumps(about)}))
 
     @classmethod
-    def load(cls, path: str | Path, codec: "Codec") -> "MemoryEmbedding":
-        """Read what `save` wrote, for a codec with the same model. Raises FormatError, ModelMismatchError, OSError."""
+    def load(cls, path: str | Path, model: HasModel) -> "MemoryEmbedding":
+        """Read what `save` wrote, for a codec or loaded model with the same weights.
+
+        Raises FormatError, ModelMismatchError, OSError.
+        """
         from memcodec.memory.fitting import Fit
 
         blob = Path(path).read_bytes()
@@ -104,12 +109,13 @@ class MemoryEmbedding:
             needed = {name: bytes.fromhex(about[name]) for name in ("weights", "tokenizer")}
         except (safetensors.SafetensorError, LookupError, TypeError, ValueError, ArithmeticError, RecursionError) as e:
             raise FormatError(f"{path}: not a memory embedding ({type(e).__name__})") from e
-        here = {"weights": codec.floats.identity, "tokenizer": codec.tokenizer.digest}
+        loaded = model.model
+        here = {"weights": loaded.floats.identity, "tokenizer": loaded.tokenizer.digest}
         for what, digest in needed.items():
             if digest != here[what]:
                 raise ModelMismatchError(
                     f"{path}: fitted under another model ({what} {digest[:8].hex()}); "
-                    f"{codec.name!r} has {here[what][:8].hex()}"
+                    f"{loaded.name!r} has {here[what][:8].hex()}"
                 )
         curves = losses.dtype == accuracies.dtype == np.float32 and losses.shape == accuracies.shape == (steps,)
         counts = 0 <= prefix <= written <= tokens and 1 <= tokens <= MAX_CHUNK_TOKENS
@@ -118,6 +124,6 @@ class MemoryEmbedding:
         history = losses.tolist(), accuracies.tolist()
         fit = Fit(tokens, memory.tobytes(), written, prefix, steps, *history)
         try:
-            return cls(codec, fit, bits, checksum)
+            return cls(model, fit, bits, checksum)
         except FormatError as error:
             raise FormatError(f"{path}: {error}") from error

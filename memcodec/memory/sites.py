@@ -25,3 +25,17 @@ def readout_site(lm: "ExactLM", settings: Readout) -> Site:
     from memcodec.memory.readout import ReadoutSite, share_steps
 
     return ReadoutSite(share_steps(settings), settings, Steering.of(lm.head), lm.team)
+
+
+def site_in_file(name: str, fields: tuple[int, ...], hidden: int) -> Site:
+    """The site of a file, for a decoder: by its name and numbers in the index, for an LM of this hidden size.
+
+    Raises FormatError.
+    """
+    if name == "readout":
+        from memcodec.memory.readout import ReadoutSite
+
+        return ReadoutSite.in_header(fields)
+    from memcodec.memory.prompt import PromptSite
+
+    return PromptSite.in_header(fields, hidden)

@@ -25,6 +25,7 @@ from memcodec.cache import cache_folder
 from memcodec.errors import ModelNotFoundError, first_line
 from memcodec.models.hub import HUB_ID, fetch
 from memcodec.progress import ByteProgress
+from memcodec.settings import DEFAULT_MODEL as DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from memcodec.lm.weights import ExactWeights
@@ -57,7 +58,6 @@ BUILT_IN = {
         about="SmolLM2-135M-Instruct (Apache-2.0), 93 MB fetched, 243 MB cached",
     )
 }
-DEFAULT_MODEL = "smollm2-135m"
 
 
 @dataclass(frozen=True)

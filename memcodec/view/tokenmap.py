@@ -1,33 +1,34 @@
-"""A file token by token: what each costs, who wrote it, and what else the LM might have said."""
+"""A file token by token: what each token costs, what wrote it, and what else was likely."""
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from memcodec.codec import Codec, codec_for
 from memcodec.coding import corrections
 from memcodec.coding.steering import Steering
 from memcodec.container import Container, StoredSpan
-from memcodec.container.assembly import encoded_groups
-from memcodec.groups import decode_all, predict
-from memcodec.progress import ProgressCallback, Reporter
+from memcodec.container.assembly import DecodedChunk, decoded_chunks, encoded_groups, located_parts
+from memcodec.decoding import site_of_file
+from memcodec.errors import ChecksumError
+from memcodec.groups import predict
+from memcodec.models.tokenizer import ByteTokenizer
+from memcodec.progress import ProgressCallback
 from memcodec.settings import DEFAULT_BATCH
 
-if TYPE_CHECKING:
-    from memcodec.codec import Codec
-
-LM, MEMORY, CORRECTION = "lm", "memory", "correction"  # who wrote a token
+LM, MEMORY, CORRECTION = "lm", "memory", "correction"  # what wrote a token
 _ALTERNATIVES = 4
 
 
 @dataclass(frozen=True)
 class TokenInfo:
-    """A token: its bytes, -log2 of its probability under the memory, and who wrote it.
+    """A token: its bytes, -log2 of its probability under the memory, and what wrote it.
 
-    writer: LM, which would have said it without a memory; MEMORY, whose steering made it the likeliest; CORRECTION.
-    alternatives: bytes and probabilities of the likeliest tokens under the memory. chunk: its number.
+    writer: LM if it is the LM's first choice without a memory; MEMORY if the memory made it the first choice;
+    CORRECTION otherwise. alternatives: bytes and probabilities of the likeliest tokens under the memory; chunk: the
+    number of its chunk.
     """
 
     data: bytes
@@ -38,59 +39,58 @@ class TokenInfo:
 
     @property
     def probability(self) -> float:
-        """Under the memory, 0 to 1."""
+        """Its probability under the memory, 0 to 1."""
         return 2.0**-self.bits
 
 
 def token_map(
-    codec: "Codec", parsed: Container, batch: int = DEFAULT_BATCH, progress: ProgressCallback | None = None
+    codec: Codec, parsed: Container, batch: int = DEFAULT_BATCH, progress: ProgressCallback | None = None
 ) -> Iterator[TokenInfo | StoredSpan]:
-    """Tokens and stored spans of a file, in the order of the document. It is decoded, then looked at once more.
+    """The tokens and stored spans of a file in document order. Decodes it, then runs the LM once more over it.
 
     Raises as `Codec.decode`.
     """
-    report = Reporter(progress, "decode", parsed.size, 0, 1)
-    report.expect([chunk.tokens for chunk in parsed.chunks], parsed.size)
-    number = 0
-    explained: Iterator[tuple[np.ndarray, corrections.Explained]] = iter(())
-    if parsed.settings is not None:
-        codec.check(parsed)
-        explained = _explained(codec, parsed, batch, report)
-    for part in parsed.parts:
-        if isinstance(part, StoredSpan):
-            yield part
-            continue
-        for _ in part.chunks:
-            tokens, chunk = next(explained)
-            yield from _tokens(codec, tokens, chunk, number)
-            number += 1
+    if parsed.needs is None or parsed.settings is None:
+        yield from (part for part in parsed.parts if isinstance(part, StoredSpan))
+        return
+    codec = codec_for(parsed.needs, codec)
+    tokens = list(codec.tokens(parsed, batch, progress=progress))
+    explained = _explained(codec, parsed, tokens)
+    for found in decoded_chunks(located_parts(parsed), tokens, codec.tokenizer):
+        if isinstance(found, DecodedChunk):
+            if found.damage:
+                raise ChecksumError(found.damage)
+            yield from _tokens(codec.tokenizer, found.tokens, next(explained), found.number)
+        elif isinstance(found.part, StoredSpan):
+            yield found.part
 
 
-def _explained(
-    codec: "Codec", parsed: Container, batch: int, report: Reporter
-) -> Iterator[tuple[np.ndarray, corrections.Explained]]:
-    """Each chunk's tokens, with what the coder saw."""
+def _explained(codec: Codec, parsed: Container, tokens: list[np.ndarray]) -> Iterator[corrections.Explained]:
+    """What the entropy coder saw of each chunk. tokens: of each group, int64 [tokens]."""
     assert parsed.settings is not None
-    site, context = codec.site_in(parsed), parsed.settings.context
-    coded = encoded_groups(parsed.groups)
-    found = list(decode_all(codec.lm, site, coded, context, batch, report))
-    groups = [np.split(tokens, np.cumsum(c.lengths)[:-1]) for tokens, c in zip(found, coded, strict=True)]
-    predictions = predict(codec.lm, groups, context, [site.vectors(c.memories[0]) for c in coded])
-    for group, c in zip(groups, coded, strict=True):
-        for tokens, memory in zip(group, c.memories, strict=True):
-            yield tokens, corrections.explain(next(predictions), memory, Steering.of(codec.lm.head), site.share)
+    lm, settings = codec.lm, parsed.settings
+    site = site_of_file(codec.model, parsed)
+    encoded = encoded_groups(parsed.groups)
+    groups = [np.split(ids, np.cumsum(group.lengths)[:-1]) for ids, group in zip(tokens, encoded, strict=True)]
+    vectors = [site.vectors(group.memories[0]) for group in encoded]
+    predictions = predict(lm, groups, settings.context, vectors)
+    for group in encoded:
+        for memory in group.memories:
+            yield corrections.explain(next(predictions), memory, Steering.of(lm.head), site.share)
 
 
-def _tokens(codec: "Codec", tokens: np.ndarray, chunk: corrections.Explained, number: int) -> Iterator[TokenInfo]:
+def _tokens(
+    tokenizer: ByteTokenizer, tokens: np.ndarray, chunk: corrections.Explained, number: int
+) -> Iterator[TokenInfo]:
     for t, token in enumerate(tokens):
         winner = int(chunk.winners[t])
-        by_greedy = LM if winner == 0 else MEMORY
-        writer = by_greedy if chunk.ids[t, winner] == token else CORRECTION
+        first_choice = LM if winner == 0 else MEMORY
+        writer = first_choice if chunk.ids[t, winner] == token else CORRECTION
         order = np.argsort(-chunk.shares[t], kind="stable")[:_ALTERNATIVES]
         others = tuple(
-            (codec.tokenizer.decode(chunk.ids[t, k : k + 1].astype(np.int64)), float(chunk.shares[t, k]))
+            (tokenizer.decode(chunk.ids[t, k : k + 1].astype(np.int64)), float(chunk.shares[t, k]))
             for k in order
             if chunk.ids[t, k] >= 0
         )
-        data = codec.tokenizer.decode(tokens[t : t + 1])
+        data = tokenizer.decode(tokens[t : t + 1])
         yield TokenInfo(data, -math.log2(max(float(chunk.probability[t]), 2.0**-60)), writer, others, number)

@@ -15,8 +15,8 @@ from memcodec import Archive, EncodeError, FormatError, MemcodecError, ModelMism
 from memcodec.codec import Codec
 from memcodec.errors import ChecksumError, PrimerMismatchError
 from memcodec.files.open import BadFileError, MemzFile
-from memcodec.files.primer import Primer
 from memcodec.groups import decode_batch
+from memcodec.primer import Primer
 from memcodec.settings import Context
 from memcodec.view.inspection import inspect_all
 
@@ -190,7 +190,13 @@ def test_segments_without_bytes_are_refused(tiny: Codec) -> None:
     chunk = container.Chunk(1, b"", container.chunk_checksum(b""))
     parts: list[container.Part] = [container.Segment(0, (chunk,), b""), container.StoredSpan.of(b"hello")]
     file = container.pack(
-        container.Container(5, bytes(16), parts, tiny.model, container.Settings("readout", (0,), 200, 200))
+        container.Container(
+            5,
+            bytes(16),
+            parts,
+            container.ModelId.of(tiny.name, tiny.model.identity),
+            container.Settings("readout", (0,), 200, 200),
+        )
     )
     with pytest.raises(FormatError, match="more of them than bytes"):
         memcodec.open(io.BytesIO(file), codec=tiny)
@@ -269,7 +275,7 @@ def test_files_one_behind_the_other(tiny: Codec, blob: bytes) -> None:
     assert file.read(200) == whole[len(WHOLE) - 100 :][:200]
     file.seek(0)
     assert file.read() == whole
-    with pytest.raises(FormatError, match="5 trailing bytes behind the end of the file"):
+    with pytest.raises(FormatError, match="5 trailing bytes after the end of the file"):
         tiny.decode(both + b"12345")
     assert memcodec.decode(stored * 2) == b"\x01\x02\x03" * 2
 

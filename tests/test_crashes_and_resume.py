@@ -4,7 +4,6 @@ import importlib
 import os
 import resource
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -16,8 +15,8 @@ from memcodec import EncodeError, Journal, Prompt, Readout, container
 from memcodec.bench import force_lm
 from memcodec.codec import Codec
 from memcodec.engines import local
-from memcodec.files import journal, write
 from memcodec.groups import EncodedGroup, encode_all
+from memcodec.storage import journal, write
 
 from .conftest import TEXT, Run, store_nothing
 from .test_cli import PROGRAM, names, refused
@@ -122,7 +121,7 @@ def test_a_side_file_of_something_else_is_refused(tiny: Codec, tmp_path: Path, c
         raise Killed
     before = side.read_bytes()
     data, settings = (LONG[1:], SETTINGS) if change == "input" else (LONG, SETTINGS | {"chunk_tokens": 50})
-    with pytest.raises(EncodeError, match="of another input, or of other settings"), Journal(side) as kept:
+    with pytest.raises(EncodeError, match="belongs to another input or other settings"), Journal(side) as kept:
         tiny.encode(data, **settings, journal=kept)
     assert side.read_bytes() == before
 
@@ -139,7 +138,7 @@ def test_a_side_file_is_one_process_s(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_side_file_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "side").write_text("a diary")
-    with pytest.raises(EncodeError, match="no side file"), Journal(tmp_path / "side"):
+    with pytest.raises(EncodeError, match="not a side file"), Journal(tmp_path / "side"):
         raise AssertionError
     journal.discard(tmp_path / "side")
     assert (tmp_path / "side").read_text() == "a diary"
@@ -151,7 +150,7 @@ def test_resume_on_the_command_line(
     Path("a").write_bytes(LONG)
     usual = ["compress", "a", "--model", llama_folder, "--chunk-tokens", 40, "--context", 0, "--device", "cpu"]
     assert run(*usual, "-o", "whole").exit_code == 0
-    monkeypatch.setattr(sys.modules["memcodec_cli.compress"], "_SIDE_FILE", 100)
+    monkeypatch.setattr("memcodec_cli.compress.SIDE_FILE_BYTES", 100)
     dies_after(20)
     with pytest.raises(Killed):
         run(*usual, "--resume")
@@ -164,7 +163,7 @@ def test_resume_on_the_command_line(
     assert "exists" in refused(run(*usual))
     Path("a").write_bytes(LONG[1:])
     assert "exists" in refused(run(*usual, "--resume"))
-    assert "are files" in refused(run(*usual, "--resume", "-c"), 2)
+    assert "needs outputs that are files" in refused(run(*usual, "--resume", "-c"), 2)
 
 
 _REAL = encode_all
@@ -225,6 +224,7 @@ def crashes(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("crashes")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["compress", "resume", "decompress"])
 def test_killed_at_random_moments(crashes: ModuleType, llama_folder: Path, tmp_path: Path, way: str) -> None:
     found = crashes.kill(way, 3, str(llama_folder), tmp_path)

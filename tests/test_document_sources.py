@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memcodec import Readout, codec, container
+from memcodec import Readout, container
 from memcodec.codec import Codec
+from memcodec.container import assembly
 from memcodec.document import source, spans
 from memcodec.document.blocks import BlockQueue, Cutting, read_blocks
 from memcodec.document.source import Source
@@ -147,7 +148,7 @@ def test_a_file_that_changes_is_noticed(tiny: Codec, tmp_path: Path, monkeypatch
     path.write_text(TEXT)
     with path.open("rb") as file:
         source = Source(file)
-        real = codec.container_of
+        real = assembly.container_of
 
         def meanwhile(*parts: Any) -> container.Container:
             made, times = real(*parts), path.stat()
@@ -155,7 +156,7 @@ def test_a_file_that_changes_is_noticed(tiny: Codec, tmp_path: Path, monkeypatch
             os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
             return made
 
-        monkeypatch.setattr(codec, "container_of", meanwhile)
+        monkeypatch.setattr(assembly, "container_of", meanwhile)
         with pytest.raises(MachineError, match="other bytes"):
             tiny.encode(source, site=QUICK)
 

@@ -19,9 +19,9 @@ from memcodec import (
     container,
 )
 from memcodec.codec import Codec
-from memcodec.files.frames import FrameSettings
-from memcodec.files.primer import Primer, bits
+from memcodec.frames import FrameSettings
 from memcodec.lm.layout import PAGE
+from memcodec.primer import Primer, bits
 from memcodec.settings import Context
 
 from .conftest import TEXT, TINY, store_nothing

@@ -252,6 +252,7 @@ def hashes(folder: Path, changes: dict[str, str]) -> list[str]:
     return done.stdout.split()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="names of x86 processors")
 @pytest.mark.parametrize("name", ENVIRONMENTS)
 def test_instruction_sets_give_the_same(name: str, tiny_folders: FolderOf) -> None:

@@ -1,7 +1,7 @@
-"""What is encoded of a document so far, in a side file: an encoder that was killed goes on from it.
+"""Journals: the groups of a document encoded so far, in a side file, so that an interrupted encoder can continue.
 
-The file is a mark, a key that says of which document and settings it is, and a record for each group: bytes, CRC-32,
-and the group. It is of this machine and version alone, and no format to keep.
+The file has a mark, a hash of the document and its settings, and a record for each group: its length in bytes, a
+CRC-32, and the group. It is for the same machine and the same version of memcodec; the format may change.
 """
 
 import hashlib
@@ -10,46 +10,50 @@ import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
 import numpy as np
 
-from memcodec.container import Reader, varint
+import memcodec
+from memcodec.container import VERSION, Reader, varint
+from memcodec.document.blocks import Cutting
+from memcodec.document.source import Source
 from memcodec.errors import EncodeError, FormatError
-from memcodec.files.write import hold
 from memcodec.groups import EncodedGroup
+from memcodec.models.loaded import LoadedModel
+from memcodec.settings import SiteSettings
+from memcodec.storage.write import hold
 
 _MARK = b"memcodec journal 1\n"
 _RECORD = struct.Struct("<II")  # bytes, CRC-32
-_MOST = 1 << 26  # bytes of a record
+_MAX_RECORD_BYTES = 1 << 26
 
 
 class Journal:
-    """A side file of one document, used as a context manager: kept where its block ends with an error, else removed.
+    """The side file of one document, a context manager: it is kept if its block ends with an error, else removed.
 
-    `with memcodec.Journal("big.memz.part") as journal: blob = codec.encode(file, journal=journal)`, and the result
-    written before the block ends.
+    `with memcodec.Journal("big.memz.part") as journal: blob = codec.encode(file, journal=journal)`, and
+    write the result before the block ends.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """path: of the side file, which may be there from an earlier run."""
+        """path: of the side file, which may exist from an earlier run."""
         self.path = Path(path)
         self._file: BinaryIO | None = None
         self._records: list[EncodedGroup] = []
 
     def __enter__(self) -> "Journal":
-        """Raises OSError; EncodeError where another process has it, or the file is none of memcodec's."""
+        """Raises OSError; EncodeError if another process uses the file, or it is not a journal."""
         file = self.path.open("a+b")
         try:
             file.seek(0)
             start = file.read(len(_MARK))
             if hold(file) is False:
-                raise EncodeError(f"{self.path}: another process is at work on it")
+                raise EncodeError(f"{self.path}: another process is using it")
             if start and not _MARK.startswith(start):
-                raise EncodeError(f"{self.path}: is no side file of memcodec: give another output")
+                raise EncodeError(f"{self.path}: is not a side file of memcodec: give another output")
         except BaseException:
             file.close()
             raise
@@ -65,28 +69,28 @@ class Journal:
 
     @property
     def groups(self) -> int:
-        """That were there when the encoder began."""
+        """The number of groups that were in the file when the encoder began."""
         return len(self._records)
 
     def begin(self, key: bytes, step: int = 1) -> None:
-        """Read what there is, for a document and settings of this key; whole steps of so many groups count.
+        """Read the groups in the file, for a document and settings that `key` describes.
 
-        Raises EncodeError where it is of others.
+        step: groups are used in multiples of this number. Raises EncodeError if the file has another key.
         """
         if self._file is None:
             raise ValueError("a journal is used in a with block")
         whole = _MARK + hashlib.sha256(key).digest()
         self._file.seek(0)
-        found = self._file.read(len(whole))
-        if len(found) == len(whole) and found != whole:
+        start = self._file.read(len(whole))
+        if len(start) == len(whole) and start != whole:
             raise EncodeError(
-                f"{self.path}: is of another input, or of other settings: remove it, or go on as it was begun"
+                f"{self.path}: belongs to another input or other settings: remove it, or use the same ones again"
             )
         ends = [len(whole)]
         self._records = []
-        if found == whole:
-            for coded in _read(self._file):
-                self._records.append(coded)
+        if start == whole:
+            for group in _read(self._file):
+                self._records.append(group)
                 ends.append(self._file.tell())
             del self._records[len(self._records) // step * step :]
         else:
@@ -94,27 +98,27 @@ class Journal:
             self._write(whole)
         self._file.truncate(ends[len(self._records)])
 
-    def coded(
+    def encoded(
         self,
         groups: Iterable[list[np.ndarray]],
         encode: Callable[[Iterable[list[np.ndarray]]], Iterator[EncodedGroup]],
         known: Callable[[EncodedGroup], None],
     ) -> Iterator[EncodedGroup]:
-        """Groups of chunks as they are coded: those that are here, then the others, which are added.
+        """The encoded groups: first those in the file, then the others, from `encode`, which are added to it.
 
-        known: is told of those that are here. Raises EncodeError where they do not fit the document.
+        known: is called with each group that was in the file. Raises EncodeError if they do not fit the document.
         """
         waiting = iter(groups)
         for record in self._records:
             group = next(waiting, None)
             if group is None or tuple(map(len, group)) != record.lengths:
-                raise EncodeError(f"{self.path}: does not fit its document: remove it")
+                raise EncodeError(f"{self.path}: does not fit the document: remove it")
             known(record)
             yield record
-        for made in encode(chain(waiting)):
-            payload = _pack(made)
+        for new in encode(waiting):
+            payload = _pack(new)
             self._write(_RECORD.pack(len(payload), zlib.crc32(payload)) + payload)
-            yield made
+            yield new
 
     def _write(self, data: bytes) -> None:
         assert self._file is not None
@@ -123,18 +127,24 @@ class Journal:
         os.fsync(self._file.fileno())
 
 
+def journal_key(source: Source, model: LoadedModel, site: SiteSettings, cutting: Cutting) -> bytes:
+    """All that the encoded groups of a document depend on."""
+    versions = memcodec.__version__, VERSION, model.identity, model.primer_tokens.tobytes()
+    return repr((versions, site, cutting, source.size, source.digest())).encode()
+
+
 def discard(path: Path) -> None:
-    """Remove a side file that no process is at work on, where there is one."""
+    """Remove a side file, if there is one that no process is using."""
     with suppress(OSError), path.open("rb") as file:
         if file.read(len(_MARK)) == _MARK and hold(file) is not False:
             path.unlink()
 
 
 def _read(file: BinaryIO) -> Iterator[EncodedGroup]:
-    """The records that are whole."""
+    """The groups of the records that are complete, up to the first that is not."""
     while len(head := file.read(_RECORD.size)) == _RECORD.size:
         length, checksum = _RECORD.unpack(head)
-        payload = file.read(min(length, _MOST))
+        payload = file.read(min(length, _MAX_RECORD_BYTES))
         if len(payload) != length or zlib.crc32(payload) != checksum:
             return
         try:
@@ -143,9 +153,9 @@ def _read(file: BinaryIO) -> Iterator[EncodedGroup]:
             return
 
 
-def _pack(coded: EncodedGroup) -> bytes:
-    numbers = [len(coded.lengths), *coded.lengths, *map(len, coded.memories)]
-    return b"".join([*map(varint, numbers), *coded.memories, coded.corrections])
+def _pack(group: EncodedGroup) -> bytes:
+    numbers = [len(group.lengths), *group.lengths, *map(len, group.memories)]
+    return b"".join([*map(varint, numbers), *group.memories, group.corrections])
 
 
 def _unpack(payload: bytes) -> EncodedGroup:

@@ -160,6 +160,7 @@ def test_embeddings_of_another_width_fit_and_reconstruct(opt: Codec) -> None:
     assert embedding.exact and embedding.reconstruct() == "over the lazy dog"
 
 
+@pytest.mark.slow
 def test_a_chunk_fits_alike_alone_and_in_a_batch(llama: Codec) -> None:
     """Padding and leaving the batch change nothing: the first row starts from the same memory."""
     chunks = [chunk[: 9 - i] for i, chunk in enumerate(chunks_of(llama, TEXT, 9)[:5])]
@@ -170,6 +171,7 @@ def test_a_chunk_fits_alike_alone_and_in_a_batch(llama: Codec) -> None:
     assert len({fit.steps for fit in together}) > 1  # some did leave early
 
 
+@pytest.mark.slow
 def test_several_passes_do_what_one_does(llama: Codec) -> None:
     chunks = chunks_of(llama, TEXT, 7)[:6]
     once = fits.fit(llama.floats, chunks, replace(FITTING, steps=5))
@@ -178,6 +180,7 @@ def test_several_passes_do_what_one_does(llama: Codec) -> None:
         assert np.allclose(a.losses, b.losses, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gpt2", "opt"])
 def test_long_chunks_are_fitted_alike_in_less_memory(name: str, request: pytest.FixtureRequest) -> None:
     model: Codec = request.getfixturevalue(name)
@@ -216,6 +219,7 @@ def test_passes_are_bounded_with_vectors_and_padding(llama: Codec) -> None:
     assert all(rows * positions <= 100 for rows, positions in shapes)
 
 
+@pytest.mark.slow
 def test_tokens_can_be_asked_to_win_by_much(llama: Codec) -> None:
     chunk = llama.tokenizer.encode("over the lazy dog")
     easy, sure = (
@@ -232,6 +236,7 @@ def test_a_fit_that_no_longer_moves_ends(llama: Codec) -> None:
     assert fit.steps - gained >= 30
 
 
+@pytest.mark.slow
 def test_seeds_make_a_fit_repeatable(llama: Codec) -> None:
     first, again, other = (llama.fit_memory(SHORT, Prompt(bits=4, steps=10, seed=seed)).fit for seed in (7, 7, 8))
     assert (first.memory, first.losses) == (again.memory, again.losses)
@@ -246,6 +251,7 @@ def test_the_target_grows_with_the_prefix(llama: Codec) -> None:
     assert 40 * max(fit.accuracies) <= fit.prefix + 1
 
 
+@pytest.mark.slow
 def test_a_growing_target_never_shrinks(llama: Codec) -> None:
     """A memory with more tokens but a shorter prefix must not pull the target back, or the fit stands still."""
     seen: list[fits.FitStep] = []
@@ -262,6 +268,7 @@ def test_where_all_is_pulled_at_the_memory_that_writes_most_is_kept(llama: Codec
     assert everything.prefers((9, 2), (8, 5)) and not Objective(ahead=3).prefers((9, 2), (8, 5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [1.0, 4.0])
 def test_the_learning_rate_is_a_choice(llama: Codec, rate: float) -> None:
     usual, other = (llama.fit_memory(SHORT, Prompt(steps=30, learning_rate=x)).fit for x in (16.0, rate))

@@ -1,0 +1,48 @@
+"""The core of decoding: the token ids of groups of files. Whatever decodes a file goes through `tokens_of`."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from memcodec.container import Container, Group
+from memcodec.container.assembly import encoded_groups
+from memcodec.engines.engine import Engine
+from memcodec.memory.site import Site
+from memcodec.memory.sites import site_in_file
+from memcodec.models.loaded import LoadedModel
+from memcodec.progress import Reporter
+from memcodec.settings import MAX_CONTEXT
+
+
+def tokens_of(
+    model: LoadedModel,
+    engine: Engine,
+    selected: Sequence[tuple[Container, list[Group]]],
+    batch: int,
+    report: Reporter,
+) -> Iterator[np.ndarray]:
+    """The token ids of groups, int64 [tokens] each, in order.
+
+    model: the one that the files need, with its primer; selected: files that can share batches (`sharing_batches`),
+    each with the groups to decode; batch: groups decoded side by side. Raises FormatError.
+    """
+    contexts = [parsed.settings.context for parsed, _ in selected if parsed.settings is not None]
+    groups = encoded_groups(group for _, groups in selected for group in groups)
+    return engine.decode(model, site_of_file(model, selected[0][0]), groups, max(contexts), batch, report)
+
+
+def site_of_file(model: LoadedModel, parsed: Container) -> Site:
+    """The site of a file that has chunks. Raises FormatError."""
+    assert parsed.settings is not None
+    return site_in_file(parsed.settings.site, parsed.settings.fields, model.lm.architecture.hidden)
+
+
+def sharing_batches(files: Sequence[Container]) -> list[list[int]]:
+    """The numbers of the files that have chunks, in lists: the groups of each list can share batches."""
+    alike: dict[tuple[object, ...], list[int]] = {}
+    for i, parsed in enumerate(files):
+        if (s := parsed.settings) is not None:
+            longest = max(sum(chunk.tokens for chunk in group.chunks) for group in parsed.groups)
+            context = s.context if longest > s.context else MAX_CONTEXT  # shorter groups never reach the limit
+            alike.setdefault((s.site, s.fields, context, parsed.needs), []).append(i)
+    return list(alike.values())

@@ -1,0 +1,57 @@
+"""What callers may give as documents and messages: bytes, text, open files."""
+
+import io
+from collections.abc import Iterable
+from typing import Any, BinaryIO, TypeVar
+
+from memcodec.document.source import Source
+from memcodec.errors import EncodeError
+
+Binary = bytes | bytearray | memoryview
+Data = Binary | str
+T = TypeVar("T")
+
+
+def as_bytes(data: Any, name: str) -> bytes:
+    """The bytes of bytes-like data, or of text as UTF-8. name: of the parameter, for the errors.
+
+    Raises EncodeError for text that has no UTF-8, TypeError for other types.
+    """
+    if isinstance(data, bytes):
+        return data
+    if isinstance(data, str):
+        try:
+            return data.encode()
+        except UnicodeEncodeError as error:
+            raise EncodeError(
+                f"{name}: text with a lone surrogate at {error.start:,} has no UTF-8: give bytes"
+            ) from None
+    try:
+        return memoryview(data).tobytes()
+    except TypeError:
+        raise TypeError(f"{name}: give bytes, bytes-like data or str, not {type(data).__name__}") from None
+
+
+def as_binary(data: Any, name: str) -> bytes:
+    """The bytes of bytes-like data. Raises TypeError for other types, text included."""
+    if isinstance(data, str):
+        raise TypeError(f"{name}: give bytes or bytes-like data, not str")
+    return as_bytes(data, name)
+
+
+def as_many(items: Iterable[T], name: str) -> Iterable[T]:
+    """The same iterable. Raises TypeError if it is a single text or the bytes of a single document."""
+    if isinstance(items, str | bytes | bytearray | memoryview):
+        raise TypeError(f"{name}: give a list of them, not one {type(items).__name__}")
+    return items
+
+
+def as_source(data: "Data | BinaryIO | Source", name: str) -> Source:
+    """A `Source` of bytes-like data, text, or a file open for reading. Raises as `as_bytes`."""
+    if isinstance(data, Source):
+        return data
+    if isinstance(data, io.TextIOBase):
+        raise TypeError(f"{name}: the file is open for text: open it with mode 'rb'")
+    if isinstance(data, bytes | bytearray | memoryview | str) or not hasattr(data, "read"):
+        return Source.of(as_bytes(data, name))
+    return Source(data)

@@ -1,0 +1,78 @@
+"""How long encoding takes: the share of each stage, for reports of progress, and seconds for a whole document."""
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from memcodec.bound import token_bits
+from memcodec.document.blocks import Block
+from memcodec.document.plan import AUTO_GROUPS, AUTO_TOKENS, GROUP_CONTEXTS
+from memcodec.groups import PASS_ROWS
+from memcodec.models.loaded import LoadedModel
+from memcodec.progress import Progress, ProgressCallback, Reporter
+from memcodec.settings import EncodeSettings, Readout
+
+# In units of the time that it takes to decode one token in a full batch.
+_FIT_TIME = {"readout": 1.1, "prompt": 100.0}  # fitting and encoding one token
+_SINGLE_ROW_TIME = 3.5  # more time for each step of the decoder, divided by the rows that share it
+
+_BYTES_PER_TOKEN = 4
+
+
+def seconds_to_encode(model: LoadedModel, size: int, settings: EncodeSettings) -> float:
+    """About how many seconds `size` bytes of text take to encode, after a short measurement of the LM's speed here."""
+    tokens = np.arange(PASS_ROWS // 2) % model.lm.vocabulary
+    seconds = []
+    for _ in range(2):
+        start = time.perf_counter()
+        token_bits(model.lm, tokens)
+        seconds.append(time.perf_counter() - start)
+    return size / _BYTES_PER_TOKEN * min(seconds) / len(tokens) * sum(_times(size, settings).values())
+
+
+def _times(size: int, settings: EncodeSettings) -> dict[str, float]:
+    """Time of each stage for one token."""
+    fit = _FIT_TIME["readout" if isinstance(settings.site, Readout) else "prompt"]
+    rows = _rows_verified(size, settings)
+    return {"fit": fit, "verify": 1 + _SINGLE_ROW_TIME / rows if rows else 0.0}
+
+
+def _rows_verified(size: int, settings: EncodeSettings) -> int:
+    """About how many groups are verified side by side; 0 without verification."""
+    if not settings.verify:
+        return 0
+    context, tokens = settings.context, size // _BYTES_PER_TOKEN + 1
+    group = GROUP_CONTEXTS * context if isinstance(context, int) else tokens
+    if context in ("auto", 0):
+        short = context == 0 or tokens < AUTO_GROUPS * settings.chunk_tokens
+        group = settings.chunk_tokens if short else AUTO_TOKENS
+    return min(settings.batch, -(-tokens // group))
+
+
+class Stages:
+    """The two stages of encoding, "fit" and "verify", which report to one callback as parts of the whole."""
+
+    def __init__(self, callback: ProgressCallback | None, size: int, settings: EncodeSettings) -> None:
+        """size: of all documents together, in bytes."""
+        self._callback = callback
+        times = _times(size, settings)
+        self._shares = {stage: time / sum(times.values()) for stage, time in times.items()}
+        self._done = dict.fromkeys(times, 0.0)
+        report = self._report if callback else None
+        self.fit = Reporter(report, "fit", size)
+        self.verify = Reporter(report, "verify", size)
+
+    def _report(self, progress: Progress) -> None:
+        assert self._callback is not None
+        self._done[progress.stage] = progress.done  # with many documents, the stages take turns
+        whole = sum(self._shares[stage] * done for stage, done in self._done.items())
+        self._callback(replace(progress, done=min(whole, 1.0)))
+
+
+def announced(blocks: Iterable[Block], report: Reporter) -> Iterator[Block]:
+    """The blocks, each of which is announced to a reporter when it is read."""
+    for block in blocks:
+        report.expect(block.lengths, block.size)
+        yield block

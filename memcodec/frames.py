@@ -1,0 +1,221 @@
+"""Frames: short messages without a container; both sides agree once on model and settings (spec/FRAMES.md).
+
+If the LM carries the message, the first byte is its number of tokens, up to 223; other values of the first byte say
+how the rest is packed.
+"""
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+import zstandard
+
+from memcodec.container import ZSTD_WINDOW, Reader, varint
+from memcodec.document.lengths import chunk_lengths
+from memcodec.document.plan import cut_chunks, visible_tokens
+from memcodec.errors import ChecksumError, EncodeError, FormatError
+from memcodec.groups import EncodedGroup, decode_all, encode_all
+from memcodec.memory.sites import readout_site
+from memcodec.models.loaded import LoadedModel
+from memcodec.progress import ProgressCallback, Reporter
+from memcodec.settings import DEFAULT_CHUNK_TOKENS, DEFAULT_EFFORT, Readout, check_chunk_tokens
+
+T = TypeVar("T")
+
+SHORT = 224  # from this number of tokens on it is a varint after the first byte
+_LONG, _ZSTD, _ZSTD_DICTIONARY, _RAW = 252, 253, 254, 255
+MAX_CHECKSUM = 4  # bytes
+DEFAULT_MAX_BYTES = 1 << 16  # of a message
+_STEP = 64  # bytes of a frame that zstd is given at one time: they expand to a few MB at most
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"  # the first bytes of every zstd frame, which are left out
+
+
+@dataclass(frozen=True)
+class FrameSettings:
+    """What the two sides agree on besides the model and the primer.
+
+    checksum: bytes of the message's CRC-32 at the end of each frame, 0 to 4; dictionary: a zstd dictionary for messages
+    that the LM does not carry; memory_share, effort: as in `Readout`; chunk_tokens: tokens of one memory; max_bytes: of
+    a message: both sides refuse larger ones.
+    """
+
+    checksum: int = 1
+    dictionary: bytes = b""
+    memory_share: float = 0.0
+    effort: int = DEFAULT_EFFORT
+    chunk_tokens: int = DEFAULT_CHUNK_TOKENS
+    max_bytes: int = DEFAULT_MAX_BYTES
+
+    @property
+    def site(self) -> Readout:
+        """The settings of the memories."""
+        return Readout(self.memory_share, self.effort)
+
+    def check(self) -> None:
+        """Raise EncodeError for settings out of range."""
+        if not 0 <= self.checksum <= MAX_CHECKSUM:
+            raise EncodeError(f"checksum {self.checksum}: give 0 to {MAX_CHECKSUM} bytes")
+        check_chunk_tokens(self.chunk_tokens)
+        if self.max_bytes < 1:
+            raise EncodeError(f"max bytes {self.max_bytes}: give 1 or more")
+        self.site.check()
+        self.site.check_with(self.chunk_tokens)
+
+
+def encode(
+    model: LoadedModel, messages: list[bytes], settings: FrameSettings, progress: ProgressCallback | None = None
+) -> list[bytes]:
+    """Messages as frames. Raises EncodeError."""
+    packer = Packer(settings)
+    if messages and (longest := max(map(len, messages))) > settings.max_bytes:
+        raise EncodeError(f"a message of {longest:,} bytes: frames have {settings.max_bytes:,} at most (max_bytes)")
+    texts = [_tokens_of(message, model) for message in messages]
+    groups = [cut_chunks(tokens, settings.chunk_tokens) for tokens in texts if len(tokens)]
+    report = Reporter(progress, "fit", sum(map(len, messages)), [len(chunk) for group in groups for chunk in group])
+    encoded = encode_all(model.lm, readout_site(model.lm, settings.site), groups, _context(model), report)
+    return [
+        packer.pack(message, next(encoded) if len(tokens) else None)
+        for message, tokens in zip(messages, texts, strict=True)
+    ]
+
+
+def decode(
+    model: LoadedModel,
+    frames: list[bytes],
+    settings: FrameSettings,
+    batch: int,
+    progress: ProgressCallback | None = None,
+) -> list[bytes]:
+    """The messages of frames. batch: messages decoded side by side. Raises FormatError, ChecksumError."""
+    packer = Packer(settings)
+    unpacked = [_naming(i, len(frames), partial(packer.unpack, frame)) for i, frame in enumerate(frames)]
+    waiting = [(i, group) for i, group in enumerate(unpacked) if isinstance(group, EncodedGroup)]
+    waiting.sort(key=lambda pair: -pair[1].tokens)  # so that the messages of a batch are of similar length
+    groups = [group for _, group in waiting]
+    report = Reporter(progress, "decode", 1, [group.tokens for group in groups])
+    decoded = decode_all(model.lm, readout_site(model.lm, settings.site), groups, _context(model), batch, report)
+    messages = [message if isinstance(message, bytes) else b"" for message in unpacked]
+    for (i, _), tokens in zip(waiting, decoded, strict=True):
+        messages[i] = model.tokenizer.decode(tokens)
+        _naming(i, len(frames), partial(packer.check, messages[i], frames[i]))
+        _naming(i, len(frames), partial(packer.check_size, messages[i]))
+    return messages
+
+
+def _naming(number: int, count: int, action: Callable[[], T]) -> T:
+    """What an action on one of several frames returns; its errors say which frame it was."""
+    try:
+        return action()
+    except (FormatError, ChecksumError) as error:
+        if count == 1:
+            raise
+        raise type(error)(f"frame {number} of {count}, from 0: {error}") from error
+
+
+def _context(model: LoadedModel) -> int:
+    return visible_tokens("auto", model.positions)
+
+
+def _tokens_of(message: bytes, model: LoadedModel) -> np.ndarray:
+    """The tokens of a message, int64; empty if they would not restore it."""
+    try:
+        tokens = model.tokenizer.encode(message.decode())
+    except UnicodeDecodeError:
+        return np.empty(0, dtype=np.int64)
+    known = not len(tokens) or tokens.max() < model.lm.vocabulary
+    return tokens if known and model.tokenizer.decode(tokens) == message else tokens[:0]
+
+
+class Packer:
+    """Packs and unpacks frames; knows bytes and lengths, nothing of models."""
+
+    def __init__(self, settings: FrameSettings) -> None:
+        settings.check()
+        self._settings = settings
+        options: dict[str, Any] = {"level": 19, "write_content_size": False, "write_checksum": False}
+        options["write_dict_id"] = False
+        self._zstd = zstandard.ZstdCompressor(**options)
+        self._dictionary = zstandard.ZstdCompressionDict(settings.dictionary) if settings.dictionary else None
+        self._zstd_with_dictionary = (
+            zstandard.ZstdCompressor(dict_data=self._dictionary, **options) if self._dictionary else None
+        )
+
+    def pack(self, message: bytes, group: EncodedGroup | None) -> bytes:
+        """The shortest frame of a message: from the LM (`group`), if it carries it; from zstd; or raw."""
+        frames = [bytes([_RAW]) + message, bytes([_ZSTD]) + _without_magic(self._zstd.compress(message))]
+        if self._zstd_with_dictionary is not None:
+            packed = self._zstd_with_dictionary.compress(message)
+            frames.append(bytes([_ZSTD_DICTIONARY]) + _without_magic(packed))
+        if group is not None:
+            count = group.tokens
+            head = bytes([count]) if count < SHORT else bytes([_LONG]) + varint(count - SHORT)
+            if self._settings.memory_share:
+                for memory in group.memories:
+                    head += varint(len(memory)) + memory
+            frames.append(head + group.corrections)
+        return min(frames, key=len) + self._checksum(message)
+
+    def unpack(self, frame: bytes) -> bytes | EncodedGroup:
+        """The message of a frame, or the group that the LM must decode. Raises FormatError, ChecksumError."""
+        end = len(frame) - self._settings.checksum
+        if end < 1:
+            raise FormatError(f"a frame of {len(frame)} bytes: frames have {1 + self._settings.checksum} at least")
+        kind, body = frame[0], frame[1:end]
+        if kind in (_ZSTD, _ZSTD_DICTIONARY, _RAW):
+            message = body if kind == _RAW else self._expand(body, kind == _ZSTD_DICTIONARY)
+            self.check_size(message)
+            self.check(message, frame)
+            return message
+        reader = Reader(body, "a frame")
+        count = kind
+        if kind == _LONG:
+            count = reader.varint() + SHORT
+        elif kind >= SHORT:
+            raise FormatError(f"a frame of kind {kind}: install a newer memcodec")
+        if count > self._settings.max_bytes:
+            raise FormatError(f"a frame of more than {self._settings.max_bytes} bytes: raise max_bytes")
+        if not count:
+            raise FormatError("damaged frame: no tokens")
+        lengths = tuple(chunk_lengths(count, self._settings.chunk_tokens))
+        if self._settings.memory_share and len(lengths) > len(reader):
+            raise FormatError("damaged frame: it ends too early")
+        memories = tuple(bytes(reader.take(reader.varint())) if self._settings.memory_share else b"" for _ in lengths)
+        return EncodedGroup(lengths, memories, bytes(reader.take(len(reader))))
+
+    def check_size(self, message: bytes | bytearray) -> None:
+        """Raise FormatError if a message is longer than agreed."""
+        if len(message) > self._settings.max_bytes:
+            raise FormatError(f"a frame of more than {self._settings.max_bytes} bytes: raise max_bytes")
+
+    def check(self, message: bytes, frame: bytes) -> None:
+        """Raise ChecksumError if a decoded message does not match the checksum of its frame."""
+        if self._checksum(message) != frame[len(frame) - self._settings.checksum :]:
+            raise ChecksumError("a frame does not match its checksum: damaged, or of another model, primer or setting")
+
+    def _checksum(self, message: bytes) -> bytes:
+        return zlib.crc32(message).to_bytes(4, "little")[: self._settings.checksum]
+
+    def _expand(self, body: bytes, with_dictionary: bool) -> bytes:
+        if with_dictionary and self._dictionary is None:
+            raise FormatError("the frame needs a zstd dictionary: give the one that it was made with")
+        options: dict[str, Any] = {"dict_data": self._dictionary} if with_dictionary else {}
+        unpacker = zstandard.ZstdDecompressor(max_window_size=1 << ZSTD_WINDOW, **options).decompressobj()
+        data, message = _ZSTD_MAGIC + body, bytearray()
+        at = 0
+        try:
+            while at < len(data) and not unpacker.eof:
+                message += unpacker.decompress(data[at : at + _STEP])
+                at += _STEP
+                self.check_size(message)
+        except zstandard.ZstdError as error:
+            raise FormatError("damaged frame: zstd does not read it") from error
+        if not unpacker.eof or unpacker.unused_data or at < len(data):
+            raise FormatError("damaged frame: bytes are missing at its end, or too many")
+        return bytes(message)
+
+
+def _without_magic(frame: bytes) -> bytes:
+    return frame[len(_ZSTD_MAGIC) :]

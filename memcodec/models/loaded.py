@@ -1,0 +1,127 @@
+"""A loaded model: what engines, fits of memories, frames and archives are given."""
+
+from copy import copy
+from typing import Any, Protocol, TypedDict
+
+import numpy as np
+
+from memcodec.errors import ModelNotFoundError
+from memcodec.lm.compiled import are_kept
+from memcodec.lm.model import ExactLM, find_device
+from memcodec.models import registry
+from memcodec.models.registry import ModelFolder
+from memcodec.models.tokenizer import ByteTokenizer
+from memcodec.progress import ByteProgress
+
+_NO_TOKENS = np.empty(0, dtype=np.int64)
+
+
+class LoadOptions(TypedDict, total=False):
+    """The keywords of `LoadedModel.load` and of whatever passes them on, for type checkers."""
+
+    device: str
+    threads: int | None
+    kernels: str
+    progress: ByteProgress | None
+
+
+class LoadedModel:
+    """A model in memory: its folder, its tokenizer, its exact LM, and the same LM in floating point when it is needed.
+
+    primer_tokens: int64, the tokens of the primer that stands before everything the LM reads; empty without a primer.
+    """
+
+    def __init__(
+        self, folder: ModelFolder, tokenizer: ByteTokenizer, lm: ExactLM | None, device: str, refusal: str = ""
+    ) -> None:
+        """Most callers want `load`. lm: None if the exact LM does not support the architecture; refusal: the reason."""
+        self.folder = folder
+        self.tokenizer = tokenizer
+        self.device = device
+        self.primer_tokens = _NO_TOKENS
+        self._lm_without_primer = lm
+        self._lm = lm
+        self._refusal = refusal
+        self._floats: Any = None
+
+    @classmethod
+    def load(
+        cls,
+        folder: ModelFolder,
+        device: str = "auto",
+        threads: int | None = None,
+        kernels: str = "auto",
+        progress: ByteProgress | None = None,
+    ) -> "LoadedModel":
+        """Load the model of a folder (`registry.resolve`). The settings are those of `Codec.load`.
+
+        A model whose architecture the exact LM does not support is loaded for `floats` alone. Raises
+        ModelNotFoundError, MachineError, EncodeError.
+        """
+        device = find_device(device)
+        if refusal := registry.unsupported(folder):
+            return cls(folder, ByteTokenizer.load(folder.path), None, device, refusal)
+        weights, tokenizer = registry.load_exact(folder, progress)
+        if progress is not None and not are_kept():
+            progress("compiling for this processor (once)", 0, 0)
+        return cls(folder, tokenizer, ExactLM(weights, device, threads, kernels), device)
+
+    @property
+    def model(self) -> "LoadedModel":
+        """This object: functions that need a model take a loaded one, or a `Codec`, which has it as `model`."""
+        return self
+
+    @property
+    def name(self) -> str:
+        """What a file calls the model."""
+        return self.folder.id
+
+    @property
+    def lm(self) -> ExactLM:
+        """The exact LM. Raises ModelNotFoundError if memcodec does not support the model's architecture."""
+        if self._lm is None:
+            raise ModelNotFoundError(self._refusal)
+        return self._lm
+
+    @property
+    def identity(self) -> bytes:
+        """SHA-256 of all that the exact LM computes with, whatever the primer. Raises as `lm`."""
+        return self.lm.identity
+
+    @property
+    def positions(self) -> int:
+        """Positions that the exact LM has for tokens, after its prefix and the primer. Raises as `lm`."""
+        return self.lm.positions - len(self.lm.prefix)
+
+    @property
+    def floats(self) -> Any:
+        """The same LM in floating point (`memcodec.models.floats.FrozenLM`), loaded when it is first needed.
+
+        Raises MissingDependencyError without PyTorch, ModelNotFoundError.
+        """
+        if self._floats is None:
+            from memcodec.models.floats import FrozenLM
+
+            prefix = self.tokenizer.prefix() if self._lm is None else self._lm.prefix.tolist()
+            self._floats = FrozenLM.load(self.folder.path, list(prefix), self.device)
+        return self._floats
+
+    def behind(self, primer_tokens: np.ndarray) -> "LoadedModel":
+        """The same model with a primer, int64 [tokens], instead of the one it has; without tokens, with none.
+
+        Shares the weights. Raises ModelNotFoundError without an exact LM; EncodeError if the model has too few
+        positions.
+        """
+        other = copy(self)
+        other.primer_tokens, other._floats, other._lm = primer_tokens, None, self._lm_without_primer
+        if len(primer_tokens):
+            other._lm = other.lm.behind(primer_tokens)
+        return other
+
+
+class HasModel(Protocol):
+    """A loaded model, or an object that has one as `model`: a `Codec`."""
+
+    @property
+    def model(self) -> LoadedModel:
+        """The loaded model."""

@@ -1,0 +1,187 @@
+"""Primers: text agreed once, which every group or frame sees as context, as zstd uses a dictionary."""
+
+import hashlib
+import os
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import repeat
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from memcodec.container import PRIMER_BYTES
+from memcodec.document.plan import visible_tokens
+from memcodec.errors import EncodeError, FormatError, ModelMismatchError
+from memcodec.groups import predict
+from memcodec.models import registry
+from memcodec.models.loaded import HasModel, LoadedModel
+from memcodec.models.tokenizer import ByteTokenizer
+from memcodec.settings import DEFAULT_MODEL, DEFAULT_PRIMER_TOKENS, MAX_PRIMER_TOKENS
+from memcodec.storage.write import replace
+
+_CANDIDATES = 5  # messages that each round of training tries
+_JUDGES = 12  # messages that the candidates are judged by
+_LEAST_SAVING = 0.003  # share of the judges' bits that another message must save
+_MAX_FILE_BYTES = 1 << 24
+
+
+@dataclass(frozen=True)
+class Primer:
+    """A text as the tokens of one model, int64 [tokens]. `Codec.with_primer` puts it before everything."""
+
+    text: bytes
+    tokens: np.ndarray
+
+    def __post_init__(self) -> None:
+        """Raises EncodeError if it has no tokens, or too many."""
+        if not 1 <= len(self.tokens) <= MAX_PRIMER_TOKENS:
+            raise EncodeError(f"a primer of {len(self.tokens):,} tokens: give 1 to {MAX_PRIMER_TOKENS:,}")
+
+    def __repr__(self) -> str:
+        return f"<memcodec.Primer {self.identity.hex()}: {len(self.tokens)} tokens>"
+
+    @cached_property
+    def identity(self) -> bytes:
+        """The first bytes of the SHA-256 of its tokens, as 4 bytes each: how a file names the primer that it needs."""
+        return hashlib.sha256(self.tokens.astype("<i4").tobytes()).digest()[:PRIMER_BYTES]
+
+    def _checksum(self) -> bytes:
+        """The checksum in a primer file: as `identity`, but over tokens and text."""
+        return hashlib.sha256(self.tokens.astype("<i4").tobytes() + self.text).digest()[:PRIMER_BYTES]
+
+    def put_before(self, model: LoadedModel) -> LoadedModel:
+        """A model with this primer before everything it reads; shares the weights.
+
+        Raises ModelNotFoundError, EncodeError if the model has too few positions, ModelMismatchError if the primer was
+        made for another model.
+        """
+        if model.tokenizer.decode(self.tokens) != self.text or self.tokens.max() >= model.lm.vocabulary:
+            raise ModelMismatchError(f"the primer was made for another model than {model.name!r}: make one for it")
+        return model.behind(self.tokens)
+
+    @classmethod
+    def from_texts(
+        cls,
+        texts: Iterable[str | bytes],
+        tokens: int = DEFAULT_PRIMER_TOKENS,
+        model: str | HasModel = DEFAULT_MODEL,
+    ) -> "Primer":
+        """The first of some texts, each with a line feed after it, as many as `tokens` have room for.
+
+        If the first text alone is too long, its beginning. model: a name as in `Codec.load`, a codec, or a loaded
+        model: the primer is for this model. Raises EncodeError, ModelNotFoundError.
+        """
+        tokenizer = (
+            ByteTokenizer.load(registry.resolve(model).path) if isinstance(model, str) else model.model.tokenizer
+        )
+        chosen = np.empty(0, dtype=np.int64)
+        for text in texts:
+            new = tokenizer.encode(_line(text))
+            if len(chosen) + len(new) > tokens:
+                chosen = chosen if len(chosen) else new[:tokens]
+                break
+            chosen = np.concatenate([chosen, new])
+        return cls(tokenizer.decode(chosen), chosen)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Primer":
+        """Read a primer file. Raises FormatError if it is no primer file, or damaged; OSError."""
+        name = os.fspath(path)
+        if Path(path).stat().st_size > _MAX_FILE_BYTES:
+            raise FormatError(f"{name}: not a primer")
+        return cls.from_bytes(Path(path).read_bytes(), name)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, name: str = "primer") -> "Primer":
+        """The primer from what `to_bytes` returned. name: for error messages. Raises FormatError."""
+        try:
+            tensors = safetensors.numpy.load(data)
+            text, tokens = tensors["text"], tensors["tokens"]
+        except (safetensors.SafetensorError, KeyError, ValueError) as error:
+            raise FormatError(f"{name}: not a primer: make one with memcodec primer train") from error
+        right = text.dtype == np.uint8 and tokens.dtype == np.int32 and text.ndim == tokens.ndim == 1
+        if not right or not 1 <= len(tokens) <= MAX_PRIMER_TOKENS or tokens.min() < 0:
+            raise FormatError(f"{name}: damaged primer")
+        primer = cls(text.tobytes(), tokens.astype(np.int64))
+        if tensors.get("hash", np.empty(0)).tobytes() != primer._checksum():
+            raise FormatError(f"{name}: damaged primer: its hash does not match")
+        return primer
+
+    def to_bytes(self) -> bytes:
+        """A safetensors file: `text`, U8; `tokens`, I32; `hash`, U8 [8]."""
+        tensors = {
+            "text": np.frombuffer(self.text, dtype=np.uint8),
+            "tokens": self.tokens.astype(np.int32),
+            "hash": np.frombuffer(self._checksum(), dtype=np.uint8),
+        }
+        return bytes(safetensors.numpy.save(tensors, {"memcodec-primer": "1"}))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a primer file, whole or not at all. Raises OSError."""
+        replace(Path(path), [self.to_bytes()])
+
+    @classmethod
+    def train(
+        cls,
+        model: HasModel,
+        messages: Sequence[str | bytes],
+        tokens: int = DEFAULT_PRIMER_TOKENS,
+        seed: int = 0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> "Primer":
+        """Select messages that make the others of their kind smaller, one after the other, of at most `tokens` in all.
+
+        Each round tries a few random messages, each after those already selected, on a few other messages, and keeps
+        the best one while it saves enough. model: a codec or a loaded model, whose own primer is not used; seed: of the
+        random choices; progress: is called with the tokens selected so far, and `tokens`. Raises EncodeError for fewer
+        than 4 different messages.
+        """
+        different = list(dict.fromkeys(_line(message) for message in messages))
+        random.Random(seed).shuffle(different)
+        if len(different) < 4:
+            raise EncodeError(f"{len(different)} different messages: give 4 or more to train a primer")
+        loaded = model.model
+        tokenizer = loaded.tokenizer
+        picked = np.empty(0, dtype=np.int64)
+        judges = different[: min(_JUDGES, len(different) // 2)]
+        pool = [new for text in different[len(judges) :] if len(new := tokenizer.encode(text))]
+        cost = bits(loaded.behind(picked), judges)
+        while pool:
+            tried = [new for new in pool if len(picked) + len(new) <= tokens][:_CANDIDATES]
+            if not tried:
+                break
+            results = []
+            for new in tried:
+                primer = np.concatenate([picked, new])
+                results.append((bits(loaded.behind(primer), judges), primer))
+            least, best = min(results, key=lambda pair: pair[0])
+            if least > cost * (1 - _LEAST_SAVING) and len(picked):
+                break
+            picked, cost = best, least
+            pool = [new for new in pool if not any(new is other for other in tried)]
+            if progress is not None:
+                progress(len(picked), tokens)
+        if not len(picked):
+            picked = pool[0][:tokens]
+        return cls(tokenizer.decode(picked), picked)
+
+
+def bits(model: HasModel, messages: Sequence[str | bytes]) -> float:
+    """Bits that an ideal coder would need for messages, each by itself, with a model and its primer."""
+    loaded = model.model
+    groups = [[tokens] for message in messages if len(tokens := loaded.tokenizer.encode(_text(message)))]
+    context = visible_tokens("auto", loaded.positions)
+    return sum(found.bits() for found in predict(loaded.lm, groups, context, repeat(None)))
+
+
+def _text(message: str | bytes) -> str:
+    return message if isinstance(message, str) else message.decode("utf-8", "replace")
+
+
+def _line(message: str | bytes) -> str:
+    text = _text(message)
+    return text if text.endswith("\n") else text + "\n"
