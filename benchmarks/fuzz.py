@@ -93,7 +93,7 @@ def read(data: bytes, codec: object) -> None:
             if sum(chunk.tokens for chunk in parsed.chunks) <= TOKENS and parsed.size < 1 << 20:
                 list(codec.salvage(data))
         elif way == b"\3":
-            index = codec.model.identity + data
+            index = codec.model.identity[: container.IDENTITY_BYTES] + data
             with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
                 path = Path(folder) / "a"
                 path.write_bytes(archive(index))

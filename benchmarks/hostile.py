@@ -313,7 +313,7 @@ def payloads(codec: Codec) -> Iterator[Hostile]:
     frame = window.compress(bytes(1 << 20)) + window.flush()
     yield Hostile("a zstd window of 2 GB", stored(1 << 20, frame))
 
-    model = codec.model
+    model = ModelId.of(codec.name, codec.model.identity)
 
     def one(memory: bytes, corrections: bytes, settings: Settings, tokens: int = 150) -> bytes:
         segment = Segment(1 << 20, (Chunk(tokens, memory, 0),), corrections)
@@ -381,7 +381,11 @@ def others(codec: Codec) -> Iterator[Hostile]:
     """Archives, primers and frames."""
 
     def archive(what: str, index: bytes) -> Hostile:
-        body = codec.model.identity + container.pack_settings(Settings("readout", (0,), 200, 32768)) + index
+        body = (
+            codec.model.identity[: container.IDENTITY_BYTES]
+            + container.pack_settings(Settings("readout", (0,), 200, 32768))
+            + index
+        )
         entry = {"dtype": "U8", "shape": [len(body) + 4], "data_offsets": [0, len(body) + 4]}
         header = {"__metadata__": {"memcodec": "archive 1", "model": "m"}, "archive": entry}
         text = json.dumps(header, separators=(",", ":")).encode()

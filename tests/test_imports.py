@@ -79,7 +79,7 @@ ALLOWED = {
     "lm": {"errors", "cache"},
     "models": {"errors", "cache", "progress", "settings", "lm"},
     "coding": {"lm"},
-    "memory": {"errors", "settings", "lm", "models", "coding", "codec"},  # codec: until embeddings take a loaded model
+    "memory": {"errors", "settings", "lm", "models", "coding"},
 }
 # The modules of the exact LM in order: each may import those before it.
 LM_ORDER = [
