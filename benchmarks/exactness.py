@@ -87,6 +87,7 @@ def run(changes: dict[str, str], names: dict[str, str]) -> dict[str, Any]:
 def hashes(names: dict[str, str]) -> dict[str, Any]:
     """By model: a hash for each way to compute the same logits; and which product torch was found to need."""
     from memcodec.lm import model
+    from memcodec.lm.device import needs_fallback
     from memcodec.models.registry import load_exact, resolve
 
     result: dict[str, dict[str, str]] = {}
@@ -107,7 +108,7 @@ def hashes(names: dict[str, str]) -> dict[str, Any]:
                     name_ = f"{kernels}, {threads} threads, cached, batch {batch}, row {row}"
                     found[name_] = digest(np.stack([step[row] for step in steps]))
         result[name] = found
-    return {"hashes": result, "torch_products": "float32" if model._slowly_on_device("cpu") else "int8"}
+    return {"hashes": result, "torch_products": "float32" if needs_fallback("cpu") else "int8"}
 
 
 def digest(logits: np.ndarray) -> str:

@@ -46,18 +46,15 @@ _COLUMNS = {
     "seconds": "s a text",
 }
 
-SURE = 2e-3  # logits by which a token must win to count: the float LM is the one that decodes here
+# The margin, in logits, at which a token counts as written: small, since the LM in floating point decodes here.
+OBJECTIVE = fits.Objective(sure=2e-3)
 
-# Settings that change one thing each, against the defaults of Prompt.
+# Each changes one thing: a setting of Prompt, or the objective.
 COMPARED: dict[str, dict[str, Any]] = {
     "defaults": {},
     "learning rate 1": {"learning_rate": 1.0},
     "learning rate 4": {"learning_rate": 4.0},
     "learning rate 64": {"learning_rate": 64.0},
-    "start at the scale": {"start": 1.0},
-    "betas 0.9, 0.99": {"betas": (0.9, 0.99)},
-    "cosine schedule": {"schedule": "cosine"},
-    "plain SGD, rate 5": {"optimizer": "sgd", "learning_rate": 5.0},
     "4 tokens ahead": {"ahead": 4},
     "all tokens at once": {"ahead": None},
     "slack 0": {"slack": 0.0},
@@ -74,34 +71,36 @@ def main() -> None:
     parser.add_argument("--bits", default="16", help="bits per dimension, by commas: of 1, 2, 3, 4, 8, 16")
     parser.add_argument("--seed", type=int, default=0, help="of the places and of the fits")
     parser.add_argument("--compare", action="store_true")
-    for name, value in asdict(Prompt(sure=SURE)).items():
-        if name not in ("vectors", "bits", "seed", "pure"):
-            many = {"nargs": len(value), "type": float} if isinstance(value, tuple) else {"type": type(value)}
-            hint = "0: all tokens at once" if name == "ahead" else "see Prompt"
-            parser.add_argument("--" + name.replace("_", "-"), default=value, help=hint, **many)
+    parser.add_argument("--steps", type=int, default=Prompt.steps, help="the most for a text")
+    parser.add_argument("--patience", type=int, default=Prompt.patience, help="see Prompt")
+    parser.add_argument("--learning-rate", type=float, default=Prompt.learning_rate, help="see Prompt")
+    parser.add_argument("--ahead", type=int, default=OBJECTIVE.ahead, help="see Objective; 0: all tokens at once")
+    parser.add_argument("--slack", type=float, default=OBJECTIVE.slack, help="see Objective")
+    parser.add_argument("--sure", type=float, default=OBJECTIVE.sure, help="see Objective")
     args = parser.parse_args()
+    vectors = None if args.vectors == "auto" else int(args.vectors)
     base = Prompt(
-        vectors=None if args.vectors == "auto" else int(args.vectors), steps=args.steps, optimizer=args.optimizer,
-        learning_rate=args.learning_rate, betas=tuple(args.betas), schedule=args.schedule, ahead=args.ahead or None,
-        slack=args.slack, sure=args.sure, start=args.start, seed=args.seed,
-        patience=args.patience,
-    )  # fmt: skip
+        vectors=vectors, steps=args.steps, patience=args.patience, learning_rate=args.learning_rate, seed=args.seed
+    )
+    objective = fits.Objective(args.ahead or None, args.slack, args.sure)
     codec = Codec.load(args.model, device=args.device, threads=args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     documents = read(codec, args.files)
     names = [Path(name).name for name in args.files]
-    told = about(codec, base) | {"files": names}
+    told = about(codec, base, objective) | {"files": names}
     lengths, widths = ([int(number) for number in listed.split(",")] for listed in (args.lengths, args.bits))
     if args.compare:
         texts = cut(documents, lengths[0], args.texts, args.seed)
-        compare(codec, texts, replace(base, bits=widths[0]), told, args.out)
+        compare(codec, texts, replace(base, bits=widths[0]), objective, told, args.out)
         return
     rows = earlier(args.out / "results.json", told)
     for length in lengths:
         texts = cut(documents, length, args.texts, args.seed)
         for bits in widths:
             rows = [row for row in rows if (row["length"], row["bits"]) != (length, bits)]
-            rows = sorted(rows + fit_texts(codec, texts, replace(base, bits=bits)), key=lambda row: row["length"])
+            rows = sorted(
+                rows + fit_texts(codec, texts, replace(base, bits=bits), objective), key=lambda row: row["length"]
+            )
             save(args.out / "results.json", told, rows)
             (args.out / "table.md").write_text(table(rows, ("language", "length", "bits")))
     print(table(rows, ("language", "length", "bits")))
@@ -120,12 +119,16 @@ def arguments(about: str) -> argparse.ArgumentParser:
 
 
 def compare(
-    codec: Codec, texts: list[tuple[str, np.ndarray]], base: Prompt, told: dict[str, Any], folder: Path
-) -> None:
+    codec: Codec, texts: list[tuple[str, np.ndarray]], base: Prompt, objective: fits.Objective, told: dict[str, Any],
+    folder: Path,
+) -> None:  # fmt: skip
     """Fit the same texts once with each of the COMPARED settings."""
     rows: list[dict[str, Any]] = []
     for name, changes in COMPARED.items():
-        rows += [row | {"setting": name} for row in fit_texts(codec, texts, replace(base, **changes))]
+        settings = {key: value for key, value in changes.items() if hasattr(base, key)}
+        aim = {key: value for key, value in changes.items() if hasattr(objective, key)}
+        found = fit_texts(codec, texts, replace(base, **settings), replace(objective, **aim))
+        rows += [row | {"setting": name} for row in found]
         save(folder / "comparison.json", told, rows)
         (folder / "comparison.md").write_text(table(rows, ("setting",)))
     print(table(rows, ("setting",)))
@@ -136,9 +139,9 @@ def save(path: Path, told: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     path.write_text(json.dumps(told | {"texts": rows}, indent=1, ensure_ascii=False) + "\n")
 
 
-def about(codec: Codec, base: Prompt) -> dict[str, Any]:
+def about(codec: Codec, base: Prompt, objective: fits.Objective) -> dict[str, Any]:
     """What must agree for results to stand side by side."""
-    fitting = json.loads(json.dumps(asdict(replace(base, bits=16))))  # as it is read back: lists for tuples
+    fitting = asdict(replace(base, bits=16)) | asdict(objective)
     return {"model": codec.name, "device": device_name(codec), "fitting": fitting}
 
 
@@ -187,7 +190,9 @@ def cut(documents: dict[str, list[np.ndarray]], length: int, count: int, seed: i
     return pieces
 
 
-def fit_texts(codec: Codec, texts: list[tuple[str, np.ndarray]], fitting: Prompt) -> list[dict[str, Any]]:
+def fit_texts(
+    codec: Codec, texts: list[tuple[str, np.ndarray]], fitting: Prompt, objective: fits.Objective
+) -> list[dict[str, Any]]:
     """Fit and decode texts of one length; one row of results a text."""
 
     def report(step: fits.FitStep) -> None:
@@ -199,7 +204,7 @@ def fit_texts(codec: Codec, texts: list[tuple[str, np.ndarray]], fitting: Prompt
             )
 
     began = time.monotonic()
-    found = fits.fit(codec.floats, [ids for _, ids in texts], fitting, report)
+    found = fits.fit(codec.floats, [ids for _, ids in texts], fitting, report, objective=objective)
     seconds = (time.monotonic() - began) / len(texts)
     rows = []
     for (language, ids), fit in zip(texts, found, strict=True):

@@ -1,4 +1,4 @@
-"""`python -m memcodec_cli`."""
+"""Makes `python -m memcodec_cli` run the program."""
 
 from memcodec_cli import main
 

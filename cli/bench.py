@@ -1,112 +1,166 @@
-"""`memcodec bench`: memcodec against the classic compressors, on the user's own files."""
+"""`memcodec bench`: compares memcodec with other compressors on the user's files or messages."""
 
 import json
-from typing import Any
+from dataclasses import dataclass
 
 import click
 
-from memcodec.settings import MOST_SHARE, SHARE_STEPS, Context
-from memcodec_cli import files, options
-from memcodec_cli.messages import field_option, read_messages
-from memcodec_cli.progress import Bars
+from memcodec.settings import Context
+from memcodec_cli import inputs
+from memcodec_cli.errors import display_name
+from memcodec_cli.library import load_codec
+from memcodec_cli.options import (
+    MEMORY_SHARE,
+    ComputeOptions,
+    EncodingModelOptions,
+    QuietOptions,
+    context_option,
+    field_option,
+    option,
+    takes_options,
+)
+from memcodec_cli.progress import ProgressBar
+from memcodec_cli.records import read_records
 
 DEFAULT_BYTES = 16_384
+MIN_TRAINING_MESSAGES = 8
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """Options of this command alone."""
+
+    bytes: int = option(
+        "--bytes",
+        type=click.IntRange(min=1),
+        default=DEFAULT_BYTES,
+        show_default=True,
+        metavar="N",
+        help="Measure the first N bytes of each file.",
+    )
+    full: bool = option("--full", is_flag=True, help="Measure whole files: minutes per 100 KB on a CPU.")
+    memory_share: tuple[float, ...] = option(
+        "--memory-share",
+        type=MEMORY_SHARE,
+        multiple=True,
+        default=(0.0, 0.1, 0.2),
+        show_default=True,
+        metavar="S",
+        help="Memory share to measure: fraction of the information that the memory carries. Repeat the option to "
+        "measure several.",
+    )
+    context: Context = context_option()  # noqa: RUF009 (returns a field)
+    profile: bool = option(
+        "--profile", is_flag=True, help="Show the time that memcodec spends in each stage at its defaults instead."
+    )
+    messages: str | None = option(
+        "--messages",
+        metavar="FILE",
+        help="Measure short messages instead of files: JSON lines (.jsonl), or text (each line is a message).  "
+        "[default: measure files]",
+    )
+    field: str | None = field_option()
+    fresh: bool = option("--fresh", is_flag=True, help="Measure everything again.  [default: reuse earlier results]")
+    as_json: bool = option("--json", is_flag=True, help="Print JSON, with the machine and the versions.")
 
 
 @click.command()
 @click.argument("paths", metavar="[PATH]...", nargs=-1)
-@click.option(
-    "--bytes",
-    "size",
-    type=click.IntRange(min=1),
-    default=DEFAULT_BYTES,
-    show_default=True,
-    metavar="N",
-    help="Measure the first N bytes of each file.",
-)
-@click.option("--full", is_flag=True, help="Measure whole files: minutes per 100 KB on a CPU.")
-@click.option(
-    "--memory-share",
-    "shares",
-    type=click.FloatRange(0, MOST_SHARE / SHARE_STEPS),
-    multiple=True,
-    default=(0.0, 0.1, 0.2),
-    show_default=True,
-    metavar="S",
-    help="The part of the information that the memory carries; may be given more than once.",
-)
-@options.context
-@click.option("--profile", is_flag=True, help="Show where memcodec's time goes instead, by stage, at its defaults.")
-@click.option(
-    "--messages",
-    "messages_name",
-    metavar="FILE",
-    help="Measure short messages instead: JSON lines (.jsonl), or a line each.  [default: whole files]",
-)
-@field_option
-@click.option("--fresh", is_flag=True, help="Measure everything anew.  [default: keep what was measured before]")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, with the machine and the versions.")
-@options.encoding_model
-@options.running
-@options.quiet
+@takes_options
 def bench(
-    paths: tuple[str, ...], size: int, full: bool, shares: tuple[float, ...], context: Context, profile: bool,
-    messages_name: str | None, field: str | None, fresh: bool, as_json: bool, model: str, device: str,
-    batch: int, threads: int | None, quiet: bool,
+    paths: tuple[str, ...], options: BenchOptions, model: EncodingModelOptions, compute: ComputeOptions,
+    progress: QuietOptions,
 ) -> None:  # fmt: skip
     """Compare memcodec with gzip, bzip2, xz, zstd and brotli on the files PATH.
 
-    Every output is decompressed and compared. Sizes are those of whole files on disk; the model (and zstd's dictionary,
-    trained on the other files) is not counted. The lines in brackets are limits, not codecs: what an ideal arithmetic
-    coder with the same model would need. Results are kept: a second run measures only what is new.
+    Every output is decompressed and compared with the input. Sizes in bytes are those of whole files on disk; the
+    model, and zstd's dictionary (trained on the other files), are not counted. Lines in brackets are bounds: the size
+    that an ideal arithmetic coder with the same model would need. Results are kept in the cache, so that a second run
+    measures only what is new.
+
+    \b
+    Examples:
+      memcodec bench notes.txt
+      memcodec bench --messages messages.jsonl --field text
     """
-    if (messages_name is None) is not bool(paths):
-        raise click.UsageError("give files to measure, or --messages FILE")
-    if messages_name is not None:
-        _messages(messages_name, field, model, device, batch, threads, quiet, as_json)
-        return
-    contents = [(files.shown(path), files.read(path)) for path in paths]
+    if (options.messages is None) is not bool(paths):
+        raise click.UsageError("name files to measure, or use --messages FILE")
+    with ProgressBar(progress.quiet) as bar:
+        if options.messages is not None:
+            report = _measure_messages(options.messages, options, model, compute, bar)
+        elif options.profile:
+            report = _profile(_read_files(paths), options, model, compute, bar)
+        else:
+            report = _measure_files(_read_files(paths), options, model, compute, bar)
+    click.echo(report)
+
+
+def _read_files(paths: tuple[str, ...]) -> list[tuple[str, bytes]]:
+    """The names and contents of files. Raises ClickException for an empty file; OSError."""
+    contents = [(display_name(path), inputs.read(path)) for path in paths]
     for name, data in contents:
         if not data:
             raise click.ClickException(f"{name}: is empty")
-    with Bars(quiet) as bars:
-        from memcodec.bench import stages, table
-        from memcodec.bench.comparison import Bench, Text
-        from memcodec.bench.results import Store, machine
-        from memcodec.codec import Codec
-
-        codec = Codec.load(model, device=device, threads=threads, progress=bars.model)
-        bars.close()
-        say = (lambda what: click.echo(f"measuring {what}", err=True)) if bars.shown else (lambda _: None)
-        texts = [Text.cut(name, data, None if full else size) for name, data in contents]
-        if profile:
-            found = {text.name: stages.profile(codec, text.data, context, batch) for text in texts}
-            shown = [f"{text.name}\n{stages.render(text.data, found[text.name])}" for text in texts]
-            click.echo(json.dumps({"machine": machine(), "seconds": found}) if as_json else "\n\n".join(shown))
-            return
-        rows = list(Bench(codec, Store(fresh=fresh), say, batch).compare(texts, shares, context=context))
-    if not as_json:
-        click.echo(table.render(rows))
-        return
-    result: dict[str, Any] = {"machine": machine(), "model": codec.name, "identity": codec.lm.identity.hex()}
-    result["rows"] = [{"text": r.text, "codec": r.codec, "original_bytes": r.original_bytes} | r.result for r in rows]
-    click.echo(json.dumps(result, indent=1))
+    return contents
 
 
-def _messages(
-    name: str, field: str | None, model: str, device: str, batch: int, threads: int | None, quiet: bool, as_json: bool
-) -> None:
-    found = [data for _, data in read_messages(name, field, None) if data]
-    with Bars(quiet) as bars:
-        from memcodec.bench import messages
-        from memcodec.bench.results import machine
-        from memcodec.codec import Codec
+def _measure_files(
+    contents: list[tuple[str, bytes]], options: BenchOptions, model: EncodingModelOptions, compute: ComputeOptions,
+    bar: ProgressBar,
+) -> str:  # fmt: skip
+    from memcodec.bench import table
+    from memcodec.bench.comparison import Bench, Text
+    from memcodec.bench.results import Store, machine
 
-        train, test = messages.split(found)
-        if len(train) < 8:
-            raise click.ClickException(f"{files.shown(name)}: give 16 different messages or more")
-        codec = Codec.load(model, device=device, threads=threads, progress=bars.model)
-        measured = messages.measure(codec, train, test, batch=batch, say=bars.doing)
-    click.echo(
-        json.dumps({"machine": machine()} | measured) if as_json else messages.render(files.shown(name), measured)
+    codec = load_codec(model.model, compute, bar)
+    bar.close()
+    log = (lambda what: click.echo(f"measuring {what}", err=True)) if bar.is_shown else (lambda _: None)
+    texts = [Text.cut(name, data, None if options.full else options.bytes) for name, data in contents]
+    bench = Bench(codec, Store(fresh=options.fresh), log, compute.batch)
+    rows = list(bench.compare(texts, options.memory_share, context=options.context))
+    if not options.as_json:
+        return table.render(rows)
+    results = [
+        {"text": row.text, "codec": row.codec, "original_bytes": row.original_bytes} | row.result for row in rows
+    ]
+    identity = codec.lm.identity.hex()
+    return json.dumps({"machine": machine(), "model": codec.name, "identity": identity, "rows": results}, indent=1)
+
+
+def _profile(
+    contents: list[tuple[str, bytes]], options: BenchOptions, model: EncodingModelOptions, compute: ComputeOptions,
+    bar: ProgressBar,
+) -> str:  # fmt: skip
+    from memcodec.bench import stages
+    from memcodec.bench.comparison import Text
+    from memcodec.bench.results import machine
+
+    codec = load_codec(model.model, compute, bar)
+    bar.close()
+    texts = [Text.cut(name, data, None if options.full else options.bytes) for name, data in contents]
+    seconds = {text.name: stages.profile(codec, text.data, options.context, compute.batch) for text in texts}
+    if options.as_json:
+        return json.dumps({"machine": machine(), "seconds": seconds})
+    return "\n\n".join(f"{text.name}\n{stages.render(text.data, seconds[text.name])}" for text in texts)
+
+
+def _measure_messages(
+    name: str, options: BenchOptions, model: EncodingModelOptions, compute: ComputeOptions, bar: ProgressBar
+) -> str:
+    contents = [data for _, data in read_records(name, options.field, None) if data]
+    from memcodec.bench import messages
+    from memcodec.bench.results import machine
+
+    train, test = messages.split(contents)
+    if len(train) < MIN_TRAINING_MESSAGES:
+        raise click.ClickException(
+            f"{display_name(name)}: too few messages: at least {2 * MIN_TRAINING_MESSAGES} different ones are needed"
+        )
+    codec = load_codec(model.model, compute, bar)
+    measured = messages.measure(codec, train, test, batch=compute.batch, say=bar.activity)
+    bar.close()
+    return (
+        json.dumps({"machine": machine()} | measured)
+        if options.as_json
+        else messages.render(display_name(name), measured)
     )

@@ -1,87 +1,82 @@
-"""`memcodec inspect` and `memcodec verify`: what a file says of itself, and whether it is whole."""
+"""`memcodec inspect`: prints the header of a file, its sizes and its groups, or its token map."""
 
 import json
-import sys
+from dataclasses import dataclass
 from typing import Any
 
 import click
 
-import memcodec
-from memcodec import container
 from memcodec.view.inspection import inspect_all
-from memcodec_cli import files, options
-from memcodec_cli.loaded import Loaded
-from memcodec_cli.loaded import decode as decode_file
-from memcodec_cli.progress import Bars
+from memcodec_cli import inputs, tokenmap
+from memcodec_cli.errors import FileErrors, display_name
+from memcodec_cli.library import DecodingCodecs
+from memcodec_cli.options import ComputeOptions, DecodingModelOptions, QuietOptions, option, takes_options
+from memcodec_cli.outputs import Output
+from memcodec_cli.progress import ProgressBar
+
+
+@dataclass(frozen=True)
+class InspectOptions:
+    """Options of this command alone."""
+
+    as_json: bool = option(
+        "--json", is_flag=True, help="Print JSON: an object for one FILE, a list for several.  [default: tables]"
+    )
+    tokens: bool = option(
+        "--tokens", is_flag=True, help="Decode the file, and print its text coloured by the bits that each token costs."
+    )
+    html: str | None = option(
+        "--html",
+        metavar="OUT",
+        help="Decode a single FILE, and write an HTML page that shows its tokens and sizes.  [default: no page]",
+    )
+    force: bool = option("-f", "--force", is_flag=True, help="Overwrite an existing page.")
 
 
 @click.command()
 @click.argument("names", metavar="FILE...", nargs=-1, required=True)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, of several files a list.  [default: a table]")
-@click.option("--tokens", is_flag=True, help="Decode, and show the text coloured by the bits of each token.")
-@click.option("--html", metavar="OUT", help="Decode, and write a page about one FILE.  [default: none]")
-@options.force
-@options.decoding_model
-@options.primer
-@options.running
-@options.quiet
+@takes_options
 def inspect(
-    names: tuple[str, ...], as_json: bool, tokens: bool, html: str | None, force: bool, model: str | None,
-    allow_download: bool, primer: str | None, device: str, batch: int, threads: int | None, quiet: bool,
+    names: tuple[str, ...], options: InspectOptions, model: DecodingModelOptions, compute: ComputeOptions,
+    progress: QuietOptions,
 ) -> None:  # fmt: skip
-    """Show the header of each FILE, its sizes by part in bytes, and its groups of chunks. Needs no model.
+    """Print the header of each FILE, the size of its parts in bytes, and its groups of chunks.
 
-    --tokens and --html need it: they show what each token cost, and who wrote it. --model to --threads go with them.
+    No model is needed, except for --tokens and --html: they decode the file to show the cost of each token in bits,
+    and whether the model, the memory or a correction wrote it. The options --model, --allow-download, --primer,
+    --device, --batch and --threads have an effect only with them.
+
+    \b
+    Examples:
+      memcodec inspect notes.txt.memz
+      memcodec inspect --json *.memz
+      memcodec inspect --html notes.html notes.txt.memz
     """
-    if tokens or html is not None:
-        if as_json or (html is not None and len(names) > 1):
-            raise click.UsageError("--tokens and --html go without --json; --html is for one FILE")
-        loaded = Loaded(model, allow_download, device, threads, primer)
-        _show_tokens(names, tokens, html, force, loaded, batch, Bars(quiet))
+    if options.tokens or options.html is not None:
+        if options.as_json or (options.html is not None and len(names) > 1):
+            raise click.UsageError("--tokens and --html cannot be used with --json; --html is for a single FILE")
+        page = Output.named(options.html, options.force) if options.html is not None else None
+        codecs = DecodingCodecs(model, compute)
+        _show_tokens(names, options.tokens, page, codecs, ProgressBar(progress.quiet))
         return
-    failures = files.Failures(len(names) > 1)
-    found = []
+    errors = FileErrors(len(names) > 1)
+    files: list[tuple[str, dict[str, Any]]] = []  # the name and the facts of each container
     for name in names:
-        with failures.of(name):
-            found += [(name, facts) for facts in inspect_all(files.read_start_first(name))]
-    if as_json:
-        every = [{"file": name} | facts for name, facts in found]
-        click.echo(json.dumps(every if len(found) != 1 or len(names) > 1 else found[0][1], indent=2))
+        with errors.caught(name):
+            files += [(name, facts) for facts in inspect_all(inputs.read_compressed(name))]
+    single = len(files) == 1 and len(names) == 1
+    if options.as_json:
+        named = [{"file": name} | facts for name, facts in files]
+        click.echo(json.dumps(files[0][1] if single else named, indent=2))
     else:
-        titles = [[files.shown(name)] if len(found) > 1 or len(names) > 1 else [] for name, _ in found]
-        tables = ["\n".join([*title, *_table(facts)]) for title, (_, facts) in zip(titles, found, strict=True)]
+        titles = [[] if single else [display_name(name)] for name, _ in files]
+        tables = ["\n".join(title + _table(facts)) for title, (_, facts) in zip(titles, files, strict=True)]
         click.echo("\n\n".join(tables))
-    failures.finish(len(names))
-
-
-def _show_tokens(
-    names: tuple[str, ...], tokens: bool, html: str | None, force: bool, loaded: Loaded, batch: int, bars: Bars
-) -> None:
-    """Print token maps, write a page, or both."""
-    from memcodec_cli import tokenmap
-
-    target = files.Output.choose(files.STANDARD, html, False, force, "") if html is not None else None
-    if target is not None:
-        target.check(binary=False)
-    failures = files.Failures(len(names) > 1)
-    with bars:
-        for name in names:
-            with failures.of(name):
-                parsed = files.read_containers(name)
-                maps = [tokenmap.items(one, loaded, batch, bars) for one in parsed]
-                bars.close()
-                if tokens:
-                    click.echo(tokenmap.heading(files.shown(name)))
-                    for found in maps:
-                        click.echo(tokenmap.coloured(found))
-                if target is not None:
-                    if len(parsed) > 1:
-                        raise click.ClickException(f"{files.shown(name)}: several files in one: a page is of one")
-                    target.write([tokenmap.page(files.shown(name), parsed[0], maps[0])])
-    failures.finish(len(names))
+    errors.exit_if_any(len(names))
 
 
 def _table(facts: dict[str, Any]) -> list[str]:
+    """The lines that are printed about a file; facts: what `memcodec.inspect` returns."""
     lines = [
         f"format version  {facts['format_version']}",
         f"original        {facts['original_bytes']:,} bytes",
@@ -92,8 +87,8 @@ def _table(facts: dict[str, Any]) -> list[str]:
         lines.append("model           none needed: everything is stored")
     else:
         model = facts["model"]
-        lines.append(f"model           {_plain(model['id'])} ({model['identity_start']})")
-        lines += [f"{key.replace('_', ' '):16}{_number(value)}" for key, value in facts["settings"].items()]
+        lines.append(f"model           {printable(model['id'])} ({model['identity_start']})")
+        lines += [f"{key.replace('_', ' '):16}{_value(value)}" for key, value in facts["settings"].items()]
     lines += ["", f"{'part':16}{'bytes':>10}"]
     lines += [f"{part:16}{size:>10,}" for part, size in facts["parts"].items()]
     row = "{:>6}  {:10}{:>10}{:>8}{:>8}{:>8}{:>13}{:>10}"
@@ -106,99 +101,39 @@ def _table(facts: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _number(value: Any) -> str:
+def _value(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _plain(text: str) -> str:
-    """Text from a file, without what could control a terminal."""
+def printable(text: str) -> str:
+    """Text from a file, with characters replaced that could control the terminal."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
-@click.command()
-@click.argument("names", metavar="FILE...", nargs=-1, required=True)
-@click.option("--decode", is_flag=True, help="Decode everything too.  [default: structure and checksums only]")
-@click.option("-r", "--recursive", is_flag=True, help="The .memz files in folders too.")
-@options.decoding_model
-@options.primer
-@options.running
-@options.engine
-@options.quiet
-def verify(
-    names: tuple[str, ...], decode: bool, recursive: bool, model: str | None, allow_download: bool, primer: str | None,
-    device: str, batch: int, threads: int | None, engine: str, workers: int | None, quiet: bool,
-) -> None:  # fmt: skip
-    """Check that each FILE, or archive, is whole: structure and checksums, or with --decode the documents themselves.
-
-    All files are checked; the status is 1 if any is bad. What --model to --workers say goes with --decode.
-    """
-    bad = 0
-    loaded = Loaded(model, allow_download, device, threads, primer, engine, workers)
-    for name, _ in files.inputs(names, recursive, packed=True):
-        try:
-            blob = files.read_start_first(name)
-            if container.is_archive(blob):
-                _verify_archive(name, decode, loaded, batch)
-                continue
-            found = container.unpack_all(blob)
-            if decode:
-                with Bars(quiet) as bars:
-                    for _ in decode_file(found, loaded, batch, bars):
-                        pass
-            else:
-                for part in (part for parsed in found for part in parsed.parts):
-                    if isinstance(part, container.StoredSpan):
-                        for _ in part.pieces():
-                            pass
-        except (memcodec.MemcodecError, OSError) as error:
-            reason = files.describe(error) if isinstance(error, OSError) else f"{files.shown(name)}: {error}"
-            click.echo(f"memcodec: error: {' '.join(reason.split())}", err=True)
-            bad += 1
-        else:
-            size = sum(parsed.size for parsed in found)
-            click.echo(f"{files.shown(name)}: ok" + (f", decodes to {size:,} bytes" if decode else ""))
-    if bad:
-        sys.exit(1)
-
-
-def _verify_archive(name: str, decode: bool, loaded: Loaded, batch: int) -> None:
-    from memcodec.files.archive import Archive
-
-    archive = Archive(name, primer=loaded.primer)
-    if decode:
-        archive.load(loaded.model, **loaded.settings)
-        archive.batch = batch
-        for _ in archive:
-            pass
-    click.echo(f"{files.shown(name)}: ok, an archive of {len(archive):,} documents" + (", decoded" if decode else ""))
-
-
-@click.command("list")
-@click.argument("names", metavar="FILE...", nargs=-1, required=True)
-@click.option("-r", "--recursive", is_flag=True, help="The .memz files in folders too.")
-def list_files(names: tuple[str, ...], recursive: bool) -> None:
-    """List compressed and original bytes of each FILE, or the documents of an archive. Needs no model."""
-    jobs = files.inputs(names, recursive, packed=True)
-    failures = files.Failures(len(jobs) > 1)
-    title = f"{'compressed':>12}{'original':>14}{'ratio':>8}  name"
-    for name, _ in jobs:
-        with failures.of(name):
-            blob = files.read_start_first(name)
-            if title:
-                click.echo(title)
-                title = ""
-            if container.is_archive(blob):
-                _list_archive(name)
-                continue
-            original = sum(parsed.size for parsed in container.unpack_all(blob))
-            click.echo(f"{len(blob):12,}{original:14,}{original / len(blob):8.2f}  {_plain(files.shown(name))}")
-    failures.finish(len(jobs))
-
-
-def _list_archive(name: str) -> None:
-    from memcodec.files.archive import Archive
-
-    archive = Archive(name)
-    keys = archive.keys() or [str(i) for i in range(len(archive))]
-    for number, key in enumerate(keys):
-        click.echo(f"{archive.frame_size(number):12,}{'':14}{'':8}  {_plain(files.shown(name))}: {_plain(key)}")
+def _show_tokens(
+    names: tuple[str, ...], on_terminal: bool, page: Output | None, codecs: DecodingCodecs, bar: ProgressBar
+) -> None:
+    """Print the token map of each file, write a page about it, or both."""
+    if page is not None:
+        page.check(binary=False)
+    errors = FileErrors(len(names) > 1)
+    with bar:
+        for name in names:
+            with errors.caught(name):
+                containers = inputs.read_containers(name)
+                maps = []
+                for parsed in containers:
+                    codec = None if parsed.model is None else codecs.codec_for(parsed, bar)
+                    maps.append(tokenmap.items(parsed, codec, codecs.batch, bar))
+                bar.close()
+                if on_terminal:
+                    click.echo(tokenmap.heading(display_name(name)))
+                    for items in maps:
+                        click.echo(tokenmap.coloured(items))
+                if page is not None:
+                    if len(containers) > 1:
+                        raise click.ClickException(
+                            f"{display_name(name)}: contains {len(containers)} concatenated files: --html needs one"
+                        )
+                    page.write([tokenmap.page(display_name(name), containers[0], maps[0])])
+    errors.exit_if_any(len(names))

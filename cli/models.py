@@ -5,18 +5,18 @@ import shutil
 import click
 
 from memcodec.models import registry
-from memcodec_cli import options
-from memcodec_cli.progress import Bars
+from memcodec_cli.options import QuietOptions, takes_options
+from memcodec_cli.progress import ProgressBar
 
 
 @click.group()
 def models() -> None:
-    """List, fetch and find the built-in models."""
+    """List, download, locate and remove the built-in models."""
 
 
 @models.command("list")
 def list_models() -> None:
-    """List the built-in models and whether they are in the cache."""
+    """List the built-in models, and whether each is in the cache."""
     for name, model in registry.BUILT_IN.items():
         state = "cached" if registry.cached(name) else "not cached"
         default = ", default" if name == registry.DEFAULT_MODEL else ""
@@ -25,17 +25,24 @@ def list_models() -> None:
 
 @models.command()
 @click.argument("name", metavar="NAME")
-@options.quiet
-def pull(name: str, quiet: bool) -> None:
-    """Fetch the built-in model NAME into the cache, unless it is there."""
-    with Bars(quiet) as bars:
-        registry.pull(name, bars.model)
+@takes_options
+def pull(name: str, progress: QuietOptions) -> None:
+    """Download the built-in model NAME into the cache, if it is not there.
+
+    Other commands download the model that they need by themselves.
+
+    \b
+    Example:
+      memcodec models pull smollm2-135m
+    """
+    with ProgressBar(progress.quiet) as bar:
+        registry.pull(name, bar.download)
 
 
 @models.command("rm")
 @click.argument("name", metavar="NAME")
 def remove(name: str) -> None:
-    """Remove the built-in model NAME from the cache."""
+    """Remove the built-in model NAME from the cache, and print the size freed in MB."""
     folder = registry.cached(name)
     if folder is None:
         raise click.ClickException(f"{name} is not in the cache")
@@ -47,8 +54,8 @@ def remove(name: str) -> None:
 @models.command()
 @click.argument("name", metavar="NAME")
 def path(name: str) -> None:
-    """Print the folder of the built-in model NAME in the cache."""
+    """Print the directory of the built-in model NAME in the cache."""
     folder = registry.cached(name)
     if folder is None:
-        raise click.ClickException(f"{name} is not in the cache: fetch it with memcodec models pull {name}")
+        raise click.ClickException(f"{name} is not in the cache: download it with memcodec models pull {name}")
     click.echo(click.format_filename(folder))

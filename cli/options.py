@@ -1,61 +1,172 @@
-"""Options that several commands have, with their defaults."""
+"""Options of the commands, collected into dataclasses, and the groups of options that several commands share.
+
+A field made by `option` is a command-line option. `takes_options` adds to a command the options of every parameter
+that is annotated with such a dataclass:
+
+    @dataclass(frozen=True)
+    class GreetingOptions:
+        name: str = option("--name", default="you", show_default=True, help="Whom to greet.")
+
+    @click.command()
+    @takes_options
+    def hello(greeting: GreetingOptions) -> None:
+        click.echo(f"Hello, {greeting.name}")
+"""
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import wraps
+from typing import Any, get_type_hints
 
 import click
 
 from memcodec.models.registry import BUILT_IN, DEFAULT_MODEL
-from memcodec.settings import DEFAULT_BATCH, MAX_CONTEXT, Context
+from memcodec.settings import DEFAULT_BATCH, MAX_CONTEXT, MOST_SHARE, SHARE_STEPS, Context
 
-Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-
-
-def together(*decorators: Decorator) -> Decorator:
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        for decorator in reversed(decorators):
-            function = decorator(function)
-        return function
-
-    return decorate
+MEMORY_SHARE = click.FloatRange(0, MOST_SHARE / SHARE_STEPS)
 
 
-encoding_model = click.option(
-    "--model",
-    default=DEFAULT_MODEL,
-    show_default=True,
-    envvar="MEMCODEC_MODEL",
-    show_envvar=True,
-    metavar="M",
-    help=f"Built-in name ({', '.join(BUILT_IN)}), Hugging Face id (or id@revision), or directory of a Llama, Mistral, "
-    "Qwen2, Qwen3 or GPT-2 model with byte-level BPE.",
-)
+def option(*flags: str, **attributes: Any) -> Any:
+    """A field of a dataclass that is a command-line option; flags and attributes are those of `click.option`."""
+    return field(metadata={"flags": flags, "attributes": attributes})
 
-decoding_model = together(
-    click.option(
+
+def takes_options(function: Callable[..., object]) -> Callable[..., None]:
+    """Add the options of each parameter that is annotated with a dataclass of `option` fields, in their order."""
+    groups: dict[str, Any] = {name: kind for name, kind in get_type_hints(function).items() if is_dataclass(kind)}
+
+    @wraps(function)
+    def command(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{member.name: values.pop(member.name) for member in fields(group)})
+        function(**values)
+
+    for group in reversed(groups.values()):
+        for member in reversed(fields(group)):
+            metadata = member.metadata
+            click.option(*metadata["flags"], member.name, **metadata["attributes"])(command)
+    return command
+
+
+def _parse_context(ctx: click.Context, parameter: click.Parameter, value: str) -> Context:
+    if value == "auto":
+        return "auto"
+    if value == "max":
+        return "max"
+    if not value.isdecimal() or int(value) > MAX_CONTEXT:
+        raise click.BadParameter(f"use auto, max, or a number from 0 to {MAX_CONTEXT}")
+    return int(value)
+
+
+def context_option() -> Any:
+    """--context, which more than one group of options contains."""
+    return option(
+        "--context",
+        callback=_parse_context,
+        default="auto",
+        show_default=True,
+        envvar="MEMCODEC_CONTEXT",
+        show_envvar=True,
+        metavar="N",
+        help="Number of preceding tokens that the model sees before each token, 0 to "
+        f"{MAX_CONTEXT}. 0 limits it to the tokens of the same chunk; auto uses as much context as costs little time; "
+        "max makes the smallest file and is slow.",
+    )
+
+
+def field_option() -> Any:
+    """--field, which more than one group of options contains."""
+    return option(
+        "--field",
+        metavar="NAME",
+        help="Field of a JSON line, or column of a CSV file, that holds the document.  [default: the whole JSON line; "
+        "required for CSV]",
+    )
+
+
+def recursive_option(help: str) -> Any:
+    """--recursive, whose effect differs between commands."""
+    return option("-r", "--recursive", is_flag=True, help=help)
+
+
+def no_verify_option() -> Any:
+    """--no-verify, which more than one group of options contains."""
+    return option(
+        "--no-verify",
+        is_flag=True,
+        help="Do not decode the result and compare it with the input before writing it.  [default: verify]",
+    )
+
+
+@dataclass(frozen=True)
+class EncodingModelOptions:
+    """The model that documents are encoded with."""
+
+    model: str = option(
+        "--model",
+        default=DEFAULT_MODEL,
+        show_default=True,
+        envvar="MEMCODEC_MODEL",
+        show_envvar=True,
+        metavar="M",
+        help=f"Model to encode with: a built-in name ({', '.join(BUILT_IN)}), a Hugging Face id (or id@revision), or "
+        "the directory of a Llama, Mistral, Qwen2, Qwen3 or GPT-2 model with a byte-level BPE tokenizer.",
+    )
+
+
+@dataclass(frozen=True)
+class PrimedModelOptions(EncodingModelOptions):
+    """The model that documents are encoded with, and the primer that every chunk sees."""
+
+    primer: str | None = option(
+        "--primer",
+        metavar="P",
+        envvar="MEMCODEC_PRIMER",
+        show_envvar=True,
+        help="Primer file, made by memcodec primer train, that every chunk sees as context. Decoding needs the same "
+        "primer.  [default: no primer]",
+    )
+
+
+@dataclass(frozen=True)
+class DecodingModelOptions:
+    """The model that files are decoded with, and their primer."""
+
+    model: str | None = option(
         "--model",
         metavar="M",
-        help="Model to use instead of the one that the file names, such as the directory of a local one.  "
-        "[default: the file's]",
-    ),
-    click.option(
+        help="Model to use instead of the one that the file names, for example the directory of a local model.  "
+        "[default: the model that the file names]",
+    )
+    allow_download: bool = option(
         "--allow-download",
         is_flag=True,
-        help="Fetch a model from the Hugging Face hub that only the file names.  [default: built-in models only]",
-    ),
-)
+        help="Allow downloading a model from the Hugging Face hub that only the file names. Use it for files that you "
+        "trust.  [default: built-in models only]",
+    )
+    primer: str | None = option(
+        "--primer",
+        metavar="P",
+        envvar="MEMCODEC_PRIMER",
+        show_envvar=True,
+        help="Primer file that the file was made with. Files made without a primer ignore it.  [default: no primer]",
+    )
 
-running = together(
-    click.option(
+
+@dataclass(frozen=True)
+class ComputeOptions:
+    """Where and how fast the model runs. None of these options changes a result."""
+
+    device: str = option(
         "--device",
         type=click.Choice(["auto", "cpu", "cuda"]),
         default="auto",
         show_default=True,
         envvar="MEMCODEC_DEVICE",
         show_envvar=True,
-        help="Where the model runs; auto takes a CUDA GPU if there is one.",
-    ),
-    click.option(
+        help="Device that the model runs on; auto uses a CUDA GPU if there is one.",
+    )
+    batch: int = option(
         "--batch",
         type=click.IntRange(min=1),
         default=DEFAULT_BATCH,
@@ -63,84 +174,84 @@ running = together(
         envvar="MEMCODEC_BATCH",
         show_envvar=True,
         metavar="N",
-        help="Groups of chunks decoded side by side; does not change the result.",
-    ),
-    click.option(
+        help="Number of groups of chunks that are decoded in parallel. More is faster and needs more memory; the "
+        "result is the same.",
+    )
+    threads: int | None = option(
         "-T",
         "--threads",
         type=click.IntRange(1, 1024),
         metavar="N",
         envvar="MEMCODEC_THREADS",
         show_envvar=True,
-        help="CPU threads; does not change the result.  [default: one per core]",
-    ),
-)
+        help="Number of CPU threads; the result is the same.  [default: one per core]",
+    )
 
-engine = together(
-    click.option(
+
+@dataclass(frozen=True)
+class EngineOptions(ComputeOptions):
+    """Where and how fast the model runs, on this machine or on a Ray cluster."""
+
+    engine: str = option(
         "--engine",
         type=click.Choice(["local", "ray"]),
         default="local",
         show_default=True,
         envvar="MEMCODEC_ENGINE",
         show_envvar=True,
-        help="Where groups are coded: here, or by the workers of a Ray cluster; does not change the result.",
-    ),
-    click.option(
+        help="Where groups are encoded and decoded: in this process, or by the workers of a Ray cluster; the result is "
+        "the same.",
+    )
+    workers: int | None = option(
         "--workers",
         type=click.IntRange(min=1),
         metavar="N",
         envvar="MEMCODEC_WORKERS",
         show_envvar=True,
-        help="Engine ray: processes with a model each, with --threads CPU threads (1) or a GPU.  [default: all that "
-        "have room]",
-    ),
-)
+        help="With --engine ray: number of worker processes. Each loads the model and uses one GPU, or --threads CPU "
+        "threads (one if not set).  [default: as many as the cluster has room for]",
+    )
 
 
-def _context(ctx: click.Context, param: click.Parameter, value: str) -> Context:
-    if value == "auto":
-        return "auto"
-    if value == "max":
-        return "max"
-    if not value.isdecimal() or int(value) > MAX_CONTEXT:
-        raise click.BadParameter(f"give auto, max, or 0 to {MAX_CONTEXT}")
-    return int(value)
+@dataclass(frozen=True)
+class QuietOptions:
+    """Whether progress is shown on standard error."""
+
+    quiet: bool = option(
+        "-q", "--quiet", is_flag=True, help="Show no progress bar and no summary line on the terminal."
+    )
 
 
-context = click.option(
-    "--context",
-    callback=_context,
-    default="auto",
-    show_default=True,
-    envvar="MEMCODEC_CONTEXT",
-    show_envvar=True,
-    metavar="N",
-    help="Tokens before each that the model sees: a number, 0 for those of its chunk alone, auto for as many as cost "
-    "little time, max for the smallest file, slowly.",
-)
-quiet = click.option("-q", "--quiet", is_flag=True, help="No progress bar and no closing line on the terminal.")
-saying = together(
-    quiet,
-    click.option("-v", "--verbose", is_flag=True, help="The closing line also where there is no terminal."),
-    click.option("--no-progress", is_flag=True, help="No progress bar; the closing line stays."),
-)
-primer = click.option(
-    "--primer",
-    metavar="P",
-    envvar="MEMCODEC_PRIMER",
-    show_envvar=True,
-    help="Primer file (memcodec primer train), which every chunk sees; a file made with one is read with it.  "
-    "[default: none]",
-)
+@dataclass(frozen=True)
+class ProgressOptions(QuietOptions):
+    """What is shown on standard error."""
 
-force = click.option("-f", "--force", is_flag=True, help="Overwrite an existing output; write binary to a terminal.")
-writing = together(
-    click.option("-c", "--stdout", "to_stdout", is_flag=True, help="Write to standard output."),
-    force,
-    click.option("-k", "--keep", is_flag=True, help="Keep the input; that is the default."),
-    click.option("--rm", "remove", is_flag=True, help="Remove each input when its output is written."),
-    click.option(
-        "--output-dir", metavar="DIR", help="Folder for the outputs, which is made.  [default: beside inputs]"
-    ),
-)
+    verbose: bool = option(
+        "-v", "--verbose", is_flag=True, help="Print a summary line per file even if standard error is not a terminal."
+    )
+    no_progress: bool = option(
+        "--no-progress", is_flag=True, help="Show no progress bar; the summary line is still printed."
+    )
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """Where results are written."""
+
+    output: str | None = option("-o", "--output", metavar="OUT", help="Output file of a single FILE.")
+    to_stdout: bool = option("-c", "--stdout", is_flag=True, help="Write to standard output.")
+    force: bool = option(
+        "-f", "--force", is_flag=True, help="Overwrite an existing output; write binary data to a terminal."
+    )
+    keep: bool = option("-k", "--keep", is_flag=True, help="Keep the input files. This is the default.")
+    remove: bool = option("--rm", is_flag=True, help="Remove each input file after its output has been written.")
+    output_dir: str | None = option(
+        "--output-dir",
+        metavar="DIR",
+        help="Directory for the outputs; it is created if missing.  [default: the directory of each input]",
+    )
+
+    @property
+    def removes_inputs(self) -> bool:
+        """Whether inputs are removed: --keep overrides --rm."""
+        return self.remove and not self.keep

@@ -1,4 +1,4 @@
-"""Token maps on the terminal, and as pages."""
+"""Token maps: who wrote each token of a file and at what cost, as coloured text and as an HTML page."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -6,77 +6,73 @@ from typing import TYPE_CHECKING
 import click
 
 from memcodec.container import Container, StoredSpan
-from memcodec_cli.loaded import Loaded
-from memcodec_cli.progress import Bars
+from memcodec_cli.progress import ZSTD_LIMIT_BYTES, ProgressBar
 
 if TYPE_CHECKING:
     from memcodec.codec import Codec
     from memcodec.view.tokenmap import TokenInfo
 
-_STEPS = ((1, None), (2, 230), (4, 223), (8, 216), (12, 209), (99, 202))  # up to so many bits, a colour of 256
+_BLACK = 16
+_COLOURS = ((1, None), (2, 230), (4, 223), (8, 216), (12, 209), (99, 202))  # bits below a limit, colour of 256
+_NO_LIMIT = 99
 
 
-def items(parsed: Container, loaded: Loaded, batch: int, bars: Bars) -> "list[TokenInfo | StoredSpan]":
-    """The token map of a file. Raises MemcodecError."""
-    return items_of(parsed, None if parsed.model is None else loaded.codec_for(parsed, bars), batch, bars)
-
-
-def items_of(parsed: Container, codec: "Codec | None", batch: int, bars: Bars) -> "list[TokenInfo | StoredSpan]":
-    """The same with a codec, which a file where all is stored does not need."""
+def items(parsed: Container, codec: "Codec | None", batch: int, bar: ProgressBar) -> "list[TokenInfo | StoredSpan]":
+    """The token map of a file; codec: None for a file without chunks. Raises MemcodecError."""
     from memcodec.view.tokenmap import token_map
 
     if codec is None:
         return [part for part in parsed.parts if isinstance(part, StoredSpan)]
-    return list(token_map(codec, parsed, batch, bars.document(parsed.size, "decode")))
+    return list(token_map(codec, parsed, batch, bar.document(parsed.size, "decode")))
 
 
 def heading(name: str) -> str:
-    """The file's name, and what the colours mean."""
-    before, steps = 0, []
-    for most, colour in _STEPS:
-        label = f" {before} to {most} " if most < 99 else f" {before} and more "
-        steps.append(click.style(label, bg=colour, fg=None if colour is None else 16))
-        before = most
+    """The name of the file, and what the colours and styles mean."""
+    start, legend = 0, []
+    for limit, colour in _COLOURS:
+        label = f" {start} or more " if limit == _NO_LIMIT else f" {start} to {limit} "
+        legend.append(_style(label, colour))
+        start = limit
     memory, correction = click.style("the memory", underline=True), click.style("a correction", bold=True)
     return (
-        f"{name}: bits a token {''.join(steps)}; written by the model alone, {memory} (underlined), {correction} (bold)"
+        f"{name}: bits per token {''.join(legend)}; written because of {memory} (underlined), by {correction} (bold), "
+        "or by the model alone"
     )
 
 
-def coloured(found: "list[TokenInfo | StoredSpan]") -> str:
-    """The text, each character in the colour of the token that completes it."""
-    return "".join(_pieces(found))
+def coloured(items: "list[TokenInfo | StoredSpan]") -> str:
+    """The text; the colour of each character is that of the token that completes it."""
+    return "".join(_coloured_pieces(items))
 
 
-def _pieces(found: "list[TokenInfo | StoredSpan]") -> Iterator[str]:
+def _coloured_pieces(items: "list[TokenInfo | StoredSpan]") -> Iterator[str]:
     import codecs
 
     from memcodec.view.tokenmap import CORRECTION, MEMORY
 
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    for item in found:
+    for item in items:
         if isinstance(item, StoredSpan):
             yield click.style(f"[{item.size:,} bytes stored]", dim=True)
             continue
-        colour = next(colour for most, colour in _STEPS if item.bits < most or most == 99)
+        colour = next(colour for limit, colour in _COLOURS if item.bits < limit or limit == _NO_LIMIT)
         text = "".join(c if c.isprintable() or c in "\n\t" else "?" for c in decoder.decode(item.data))
         for number, line in enumerate(text.split("\n")):
             if number:
-                yield "\n"  # outside of the colours, which would fill the line
+                yield "\n"  # unstyled: a background colour would fill the rest of the line
             if line:
-                yield click.style(
-                    line, bg=colour, fg=None if colour is None else 16, underline=item.writer == MEMORY,
-                    bold=item.writer == CORRECTION,
-                )  # fmt: skip
+                yield _style(line, colour, underline=item.writer == MEMORY, bold=item.writer == CORRECTION)
 
 
-def page(name: str, parsed: Container, found: "list[TokenInfo | StoredSpan]", original: bytes | None = None) -> bytes:
-    """A page of HTML about a file. original: for the sizes of others; by default, what the map says."""
+def _style(text: str, background: int | None, underline: bool | None = None, bold: bool | None = None) -> str:
+    foreground = None if background is None else _BLACK
+    return click.style(text, bg=background, fg=foreground, underline=underline, bold=bold)
+
+
+def page(name: str, parsed: Container, items: "list[TokenInfo | StoredSpan]", original: bytes | None = None) -> bytes:
+    """An HTML page about a file; original: the document, to compare with other compressors (default: from `items`)."""
     from memcodec.view import report
 
-    if original is None and parsed.size < _LARGE:
-        original = b"".join(item.read() if isinstance(item, StoredSpan) else item.data for item in found)
-    return report.page(name, parsed, found, original).encode()
-
-
-_LARGE = 1 << 24  # bytes from which on zstd -19 would take a quarter of a minute
+    if original is None and parsed.size < ZSTD_LIMIT_BYTES:
+        original = b"".join(item.read() if isinstance(item, StoredSpan) else item.data for item in items)
+    return report.page(name, parsed, items, original).encode()

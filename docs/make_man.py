@@ -1,5 +1,6 @@
-"""Generate the man page from the help: python docs/make_man.py writes docs/memcodec.1 (read it with man -l)."""
+"""Generates the man page from the help texts: python docs/make_man.py writes docs/memcodec.1 (view it with man -l)."""
 
+import inspect
 from pathlib import Path
 
 import click
@@ -9,9 +10,12 @@ from memcodec_cli import main as program
 
 
 def page() -> str:
-    """The man page in troff."""
+    """The page, in troff."""
     lines = [f'.TH MEMCODEC 1 "" "memcodec {memcodec.__version__}" "User Commands"', ".SH NAME"]
-    lines += ["memcodec \\- lossless text compression under a frozen language model", ".SH SYNOPSIS"]
+    lines += [
+        "memcodec \\- lossless text compression with memory embeddings under a frozen language model",
+        ".SH SYNOPSIS",
+    ]
     lines += [".B memcodec", "COMMAND [OPTION]... [FILE]...", ".SH DESCRIPTION", *_text(program.help or "")]
     root = click.Context(program, info_name="memcodec", **program.context_settings)
     for name, command in commands("", program):
@@ -25,22 +29,37 @@ def page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def commands(before: str, group: click.Group) -> list[tuple[str, click.Command]]:
+def commands(prefix: str, group: click.Group) -> list[tuple[str, click.Command]]:
+    """The commands of a group and of the groups in it, with their whole names, sorted."""
     found: list[tuple[str, click.Command]] = []
     for name, command in sorted(group.commands.items()):
-        whole = f"{before} {name}".strip()
+        whole = f"{prefix} {name}".strip()
         found += commands(whole, command) if isinstance(command, click.Group) else [(whole, command)]
     return found
 
 
-def _text(text: str) -> list[str]:
-    """The paragraphs of a help text, one line each."""
-    paragraphs = [" ".join(part.split()) for part in text.split("\n\n")]
-    return [line for part in paragraphs if part for line in (_plain(part), ".PP")][:-1]
+def paragraphs(help_text: str) -> list[list[str]]:
+    """The paragraphs of a help text: lists of one line, and of all lines where click keeps them (after \\b)."""
+    found = []
+    for part in inspect.cleandoc(help_text).split("\n\n"):
+        if part.startswith("\b\n"):
+            found.append(part[2:].splitlines())
+        elif part.strip():
+            found.append([" ".join(part.split())])
+    return found
+
+
+def _text(help_text: str) -> list[str]:
+    """The requests that print a help text."""
+    lines: list[str] = []
+    for part in paragraphs(help_text):
+        plain = [_plain(line) for line in part]
+        lines += [".PP", *(plain if len(plain) == 1 else [".nf", *plain, ".fi"])]
+    return lines[1:]
 
 
 def _plain(text: str) -> str:
-    """Escape a text, so that troff reads no part of it as a request."""
+    """Escape what troff would interpret."""
     text = text.replace("\\", "\\e").replace("-", "\\-")
     return "\\&" + text if text.startswith((".", "'")) else text
 

@@ -59,8 +59,14 @@ def commands() -> str:
     return "\n".join(lines)
 
 
-def _paragraphs(text: str) -> list[str]:
-    return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n")).splitlines()
+def _paragraphs(help_text: str) -> list[str]:
+    lines: list[str] = []
+    for part in make_man.paragraphs(help_text):
+        if len(part) == 1:
+            lines += ["", *part]
+        else:  # a title, and lines that are kept as they are
+            lines += ["", part[0], "", *(f"  {line}" for line in part[1:])]
+    return lines[1:]
 
 
 if __name__ == "__main__":

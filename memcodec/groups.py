@@ -14,7 +14,8 @@ from memcodec.coding.distribution import LATE, Predictions
 from memcodec.coding.steering import Steering
 from memcodec.document.plan import windows
 from memcodec.errors import FormatError
-from memcodec.lm.model import PAGE, ExactLM
+from memcodec.lm.layout import PAGE
+from memcodec.lm.model import ExactLM
 from memcodec.lm.sequences import SequenceInput, Sequences
 from memcodec.memory.site import Report, Site
 from memcodec.progress import Reporter

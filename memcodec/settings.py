@@ -15,8 +15,6 @@ MAX_STATES = 1 << 26  # effort times tokens of a chunk: 5 bytes each in every th
 
 MAX_VECTORS = 64  # of a chunk at the prompt site
 MEMORY_BITS = (1, 2, 3, 4, 8, 16)  # bits a dimension at the prompt site; 16 is float16
-OPTIMIZERS = ("adam", "sgd")
-SCHEDULES = ("constant", "linear", "cosine")
 
 MAX_CHUNK_TOKENS = 4096
 DEFAULT_CHUNK_TOKENS = 200
@@ -60,15 +58,10 @@ class Readout:
 class Prompt:
     """Settings of the prompt site: how memories are fitted (docs/memory_tokens.md compares the choices).
 
-    vectors: 1 to 64 a chunk, or None for the fewest of 1, 2, 4, ... that succeed; bits: bits a dimension (MEMORY_BITS);
-    steps: the most steps of one fit, with each number of vectors; patience: a fit ends after this many steps that write
-    no further token. pure: allow no corrections, and store no chunk as bytes, whatever the size of the file.
-    optimizer: "adam" or plain "sgd"; learning_rate: for Adam, relative to the scale (root mean square) of the token
-    embeddings; for SGD, the factor of the gradient; betas: Adam's; schedule: of the learning rate over the steps,
-    "constant", "linear" or "cosine". ahead: the loss covers this many tokens beyond the longest prefix written so far
-    (None: all tokens at once); slack: a token leaves the loss when its logit leads by this much; sure: a token counts
-    as written when its logit leads by this much; start: scale of the initial memory, relative to the token embeddings;
-    seed: of the initial memory.
+    vectors: 1 to 64 for each chunk, or None for the fewest of 1, 2, 4, ... that succeed; bits: of each dimension
+    (MEMORY_BITS); steps: the most for a chunk, with each number of vectors; pure: no corrections, and no chunk is
+    stored instead, whatever the size; patience: a fit ends after this many steps without a gain; learning_rate: Adam's,
+    in scales (root mean squares) of the token embeddings; seed: of the first memory.
     """
 
     vectors: int | None = 1
@@ -76,14 +69,7 @@ class Prompt:
     steps: int = 800
     pure: bool = False
     patience: int = 200
-    optimizer: str = "adam"
     learning_rate: float = 16.0
-    betas: tuple[float, float] = (0.9, 0.9)  # a short memory, as in published work: the loss keeps changing its shape
-    schedule: str = "constant"
-    ahead: int | None = 16
-    slack: float = 4.0
-    sure: float = 0.5
-    start: float = 16.0
     seed: int = 0
 
     def check(self) -> None:
@@ -94,26 +80,8 @@ class Prompt:
             raise EncodeError(f"bits {self.bits}: give one of {', '.join(map(str, MEMORY_BITS))}")
         if self.steps < 1 or self.patience < 1:
             raise EncodeError(f"steps {self.steps}, patience {self.patience}: give 1 or more")
-        if self.ahead is not None and self.ahead < 1:
-            raise EncodeError(f"ahead {self.ahead}: give 1 or more tokens")
-        for name, choices in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
-            if getattr(self, name) not in choices:
-                raise EncodeError(f"{name} {getattr(self, name)!r}: give one of {', '.join(choices)}")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise EncodeError(f"betas {self.betas}: give two from 0 to below 1")
-        if not (
-            0 < self.learning_rate < 1e4 and 0 < self.start < 1e4 and 0 <= self.slack < 1e4 and 0 <= self.sure < 1e4
-        ):
-            raise EncodeError(
-                "learning rate, start, slack, sure: give numbers above 0 (slack, sure: or 0) and below 10,000"
-            )
-
-    def prefers(self, new: tuple[int, int], old: tuple[int, int]) -> bool:
-        """Whether a new memory is better than an old one: (tokens written, tokens before the first miss) of each.
-
-        While the target grows, tokens after the first miss are hardly in the loss, and count less.
-        """
-        return new > old if self.ahead is None else new[::-1] > old[::-1]
+        if not 0 < self.learning_rate < 1e4:
+            raise EncodeError(f"learning rate {self.learning_rate:g}: give a number above 0 and below 10,000")
 
 
 SiteSettings = Readout | Prompt

@@ -230,6 +230,7 @@ def measure_here(name: str, data: bytes, folder: Path, dictionary: bytes) -> dic
     return rivals.measure(*rivals.RIVALS[name].make(dictionary), data, folder / "output")
 
 
+@pytest.mark.slow
 def test_report_has_every_codec_and_its_plots(
     tiny: Codec, full_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

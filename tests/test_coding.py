@@ -12,10 +12,10 @@ from memcodec.coding.distribution import BLOCK, COMPETITORS, EARLY, Predictions,
 from memcodec.coding.steering import Steering
 from memcodec.groups import EncodedGroup
 from memcodec.lm import arithmetic
-from memcodec.lm.compiled import Team, kernel
+from memcodec.lm.compiled import kernel
+from memcodec.lm.team import Team
 from memcodec.lm.weights import Head
-from memcodec.memory import readout
-from memcodec.settings import Readout
+from memcodec.memory.search import search
 from spec.decoder import tempered
 
 TEAM = Team(2)
@@ -144,7 +144,7 @@ def predict(logits: np.ndarray, tokens: np.ndarray, position: int = 0) -> Predic
 
 
 @pytest.mark.parametrize("vocabulary", [2, 20, 33, 400, 1057, 5000])
-def test_a_look_knows_the_best_tokens_and_the_sums(vocabulary: int) -> None:
+def test_predictions_have_the_best_tokens_and_the_sums(vocabulary: int) -> None:
     logits = spread_logits(vocabulary, 20, vocabulary)
     logits[3] = 5  # all alike: the lower ids are the better ones
     tokens = np.random.default_rng(0).integers(0, vocabulary, 20)
@@ -251,7 +251,7 @@ def test_results_do_not_depend_on_threads() -> None:
     steering, found = steering_of(3000), []
     for workers in (1, 2, 3):
         team = Team(workers)
-        memories = readout.search(predictions, steering, Readout(0.2, 64), team)
+        memories = search(predictions, steering, 205, 64, team)
         found.append((memories, [made.finish() for made in encode(predictions, memories, steering, 205, team)]))
     assert found[0] == found[1] == found[2]
 
@@ -268,7 +268,7 @@ def test_chunks_of_a_group_share_a_stream(share: int) -> None:
         predictions = [
             predict(logits[end - n : end], tokens[end - n : end], end - n) for n, end in zip(lengths, ends, strict=True)
         ]
-        memories = readout.search(predictions, steering, Readout(share / 1024, 64), TEAM)
+        memories = search(predictions, steering, share, 64, TEAM)
         one = corrections.Encoder(steering, share)
         corrections.write([one] * len(predictions), predictions, memories, TEAM)
         coded.append(EncodedGroup(lengths, tuple(memories), one.finish()))

@@ -14,7 +14,7 @@ from memcodec.document.spans import zstd_size
 from memcodec.lm.model import ExactLM, logits_of
 from memcodec.models.registry import BUILT_IN, ModelFolder, load_exact, pull
 
-pytestmark = pytest.mark.default_model
+pytestmark = [pytest.mark.slow, pytest.mark.default_model]
 
 # This file's own licence: English that nobody tuned to, and always at hand.
 LICENCE = (Path(__file__).parent.parent / "LICENSE").read_bytes()

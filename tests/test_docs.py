@@ -20,6 +20,7 @@ def blocks(name: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
 
 
+@pytest.mark.slow
 @pytest.mark.default_model
 @pytest.mark.filterwarnings("ignore")  # of other libraries, about themselves
 @pytest.mark.parametrize(
@@ -43,6 +44,7 @@ def test_python_blocks_run(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
         exec(compile(block, name, "exec"), {})
 
 
+@pytest.mark.slow
 @pytest.mark.default_model
 def test_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All but those that set up, and the benchmark, which tests of its own run on a tiny model."""
@@ -57,6 +59,7 @@ def test_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (tmp_path / "back.txt").read_bytes() == (tmp_path / "notes.txt").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.default_model
 @pytest.mark.parametrize(
     "name", ["docs/files.md", "docs/messages.md", "docs/inspecting.md", "docs/settings.md", "docs/cluster.md"]
@@ -84,6 +87,7 @@ def test_commands_of_other_pages_run(name: str, tmp_path: Path, monkeypatch: pyt
         assert (tmp_path / "part").read_bytes() == licence[100:300]
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     """mkdocs, strictly; every page is in its navigation, and the references are made of the code."""
     command = [sys.executable, str(ROOT / "docs" / "make_site.py"), "--out", str(tmp_path)]

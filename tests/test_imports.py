@@ -74,6 +74,20 @@ def test_circles_are_found() -> None:
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [{"b", "c"}]
 
 
+# What the packages below the codec may import of memcodec, besides themselves.
+ALLOWED = {
+    "lm": {"errors", "cache"},
+    "models": {"errors", "cache", "progress", "settings", "lm"},
+    "coding": {"lm"},
+    "memory": {"errors", "settings", "lm", "models", "coding"},
+}
+# The modules of the exact LM in order: each may import those before it.
+LM_ORDER = [
+    "compiled", "team", "architecture", "arithmetic", "seeded", "weights", "sequences", "selftest", "product", "layout",
+    "norms", "attention", "kernels", "cpu", "operations", "device", "model",
+]  # fmt: skip
+
+
 def package(module: str) -> str:
     return module.split(".")[1]
 
@@ -87,3 +101,17 @@ def test_packages_import_what_is_below_them(graph: dict[str, set[str]]) -> None:
         if ORDER.index(package(other)) > ORDER.index(package(name))
     }
     assert upwards == set()
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+def test_packages_below_the_codec_need_little(graph: dict[str, set[str]], name: str) -> None:
+    imported = {package(other) for module, others in graph.items() if package(module) == name for other in others}
+    assert imported - {name} <= ALLOWED[name]
+
+
+def test_modules_of_the_lm_import_those_before_them(graph: dict[str, set[str]]) -> None:
+    modules_ = {name: others for name, others in graph.items() if name.startswith("memcodec.lm.")}
+    assert {name.split(".")[-1] for name in modules_} == set(LM_ORDER)
+    for name, others in modules_.items():
+        allowed = LM_ORDER[: LM_ORDER.index(name.split(".")[-1])]
+        assert {other.split(".")[-1] for other in others if package(other) == "lm"} <= set(allowed), name

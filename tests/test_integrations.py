@@ -77,7 +77,7 @@ def test_the_command_line_takes_urls(run: Run, llama_folder: Path) -> None:
     assert "memory://nothing: no such file" in refused(run("compress", "memory://nothing", *usual))
     assert "foo" in refused(run("compress", "foo://nothing", *usual))
     assert run("list", "memory://a.txt.memz").exit_code == 0
-    assert "kept" in refused(run("compress", "memory://a.txt", "-f", "--rm", *usual))
+    assert "not removed" in refused(run("compress", "memory://a.txt", "-f", "--rm", *usual))
 
 
 def test_fsspec_infers_the_compression(tiny: Codec, tmp_path: Path) -> None:

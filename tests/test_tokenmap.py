@@ -75,10 +75,10 @@ def test_inspect_tokens(run: Run, llama_folder: Path, tiny: Codec) -> None:
     Path("a.memz").write_bytes(container.pack(made(tiny, SETTINGS[0])))
     done = run("inspect", "--tokens", "a.memz", "--model", llama_folder, "--device", "cpu")
     assert done.exit_code == 0
-    assert done.stdout.startswith("a.memz: bits a token  0 to 1 ")
+    assert done.stdout.startswith("a.memz: bits per token  0 to 1 ")
     assert "\x1b" not in done.stdout  # no terminal here, and what the text has is shown as ?
     assert "?[2J[32 bytes stored]" in done.stdout and "<script>" in done.stdout
-    assert "go without --json" in refused(run("inspect", "--tokens", "--json", "a.memz"), 2)
+    assert "cannot be used with --json" in refused(run("inspect", "--tokens", "--json", "a.memz"), 2)
 
 
 def test_colours(tiny: Codec) -> None:
@@ -134,7 +134,7 @@ def test_html_on_the_command_line(run: Run, llama_folder: Path) -> None:
     assert run("inspect", "a.memz", "--html", "b.html", *usual).exit_code == 0
     assert data_of(Path("a.html").read_text()) | {"name": "a.memz"} == data_of(Path("b.html").read_text())
     assert "exists" in refused(run("inspect", "a.memz", "--html", "b.html", *usual))
-    assert "one FILE" in refused(run("compress", "x", "y", "--report", "c.html", *usual), 2)
+    assert "single FILE" in refused(run("compress", "x", "y", "--report", "c.html", *usual), 2)
     Path("noise").write_bytes(bytes(np.random.default_rng(0).integers(0, 256, 500, dtype=np.uint8)))
     assert run("compress", "noise", "--report", "n.html", *usual).exit_code == 0
     assert data_of(Path("n.html").read_text())["items"] == [500]
@@ -171,6 +171,7 @@ document.body.append(out);
 }</script>"""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 @pytest.mark.parametrize("width", [360, 1200])
 def test_a_page_in_a_browser(tiny: Codec, tmp_path: Path, width: int) -> None:

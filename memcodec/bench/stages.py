@@ -13,7 +13,6 @@ from memcodec.coding import corrections
 from memcodec.coding.distribution import Predictions
 from memcodec.container import assembly, layout
 from memcodec.document import spans
-from memcodec.lm import model
 from memcodec.memory import readout
 from memcodec.models.tokenizer import ByteTokenizer
 from memcodec.settings import DEFAULT_BATCH, Context
@@ -73,7 +72,7 @@ def profile(
     codec: Codec, data: bytes, context: Context = "auto", batch: int = DEFAULT_BATCH
 ) -> dict[str, dict[str, float]]:
     """Encode (without verification) and decode once: by way, seconds by stage. Raises BenchError."""
-    owner = model.CpuSequences if codec.lm.device == "cpu" else type(codec.lm.sequences(1, 1, 1))
+    owner = type(codec.lm.sequences(1, 1, 1))
     passes = [(owner, "forward"), (owner, "step")]
     stages = dict(zip(LM, (passes, [(owner, "logits")]), strict=True)) | _STAGES
     encode, decode = _Clock(), _Clock()

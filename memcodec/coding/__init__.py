@@ -1,1 +1,1 @@
-"""From logits to bytes and back: integer frequencies, a flag and a token under them, a range coder. All exact."""
+"""From logits to bytes and back, exactly: integer frequencies, a flag and a token for each position, a range coder."""

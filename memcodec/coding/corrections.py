@@ -1,17 +1,14 @@
-"""Corrections: what is stored where greedy decoding under the memory is not right (spec/FORMAT.md, "Corrections").
+"""Corrections: what is stored for the tokens that greedy decoding under the memory does not write by itself.
 
-The winner of a position is the token that is most likely under the memory. A flag says whether it is right, coded with
-exactly its probability; after a wrong one, the token among the others, by halves of the vocabulary. By the chain rule
-the two cost what the token's own probability says, and where the memory writes everything itself, nothing is stored at
-all.
-
-A group of chunks has one stream. `write` sees all positions of a chunk at once, because its tokens are known;
-`Decoder.step` sees them one by one, for all rows of a batch. Both take the same decisions in the same order.
+A group of chunks has one stream (spec/FORMAT.md, "Corrections"; `tokens` has the code of one token). If the memory
+writes everything by itself, the stream is empty. `Encoder.write` sees all positions of a chunk at the same time,
+because its tokens are known. `Decoder.step` sees them one by one, for all groups of a batch. Both compute the same
+frequencies in the same order.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -20,197 +17,55 @@ from memcodec.coding.distribution import (
     BLOCK,
     CELL,
     COMPETITORS,
-    EARLY,
     Predictions,
     frequency,
-    rarity,
     summarize_row,
+    tables_of,
     temper,
 )
-from memcodec.coding.steering import MOST_NEW, WINDOW, Steering, capped, features_of, steer, tilt_of, until
+from memcodec.coding.steering import (
+    ENERGY,
+    READER_STATE,
+    USED,
+    WINDOW_BITS,
+    Steering,
+    features_of,
+    read_bits,
+    steer,
+    tilt_of,
+)
+from memcodec.coding.tokens import decode_token, encode_token, find_winner, levels_of, probability
 from memcodec.lm import arithmetic
-from memcodec.lm.compiled import Team, kernel, subkernel
+from memcodec.lm.compiled import kernel, subkernel
+from memcodec.lm.team import Team
 
-_ONE = np.int64(1 << rangecoder.PROBABILITY_BITS)
-
-
-@subkernel
-def _probability(part_of, whole):
-    """A share of a whole, as the coder wants it: 1 to 2**16 - 1."""
-    return min(max((part_of << rangecoder.PROBABILITY_BITS) // whole, np.int64(1)), _ONE - 1)
-
-
-@subkernel
-def _tilted(ids, below, moves, total, powers, changes):
-    """Frequencies under the memory: what each competitor's changes by, int64; gives the winner and the new total.
-
-    The winner is the first of the largest among the competitors and their unsteered rival.
-    """
-    winner, most = 0, np.int64(-1)
-    for k in range(len(ids)):
-        if ids[k] < 0:
-            break
-        plain = frequency(below[k], powers)
-        tilted = plain
-        if k < COMPETITORS:
-            tilted = frequency(below[k] - moves[k], powers)
-            changes[k] = tilted - plain
-            total += changes[k]
-        if tilted > most:
-            winner, most = k, tilted
-    return winner, most, total
-
-
-@subkernel
-def _mass(first, last, blocks, inside, block):
-    """Frequency of the tokens first..last-1: whole blocks, or a part of the block whose tokens are `inside`."""
-    mass = np.int64(0)
-    if last - first >= BLOCK:
-        for b in range(first // BLOCK, min(last // BLOCK, len(blocks))):
-            mass += blocks[b]
-    else:
-        for i in range(first - block * BLOCK, last - block * BLOCK):
-            mass += inside[i]
-    return mass
-
-
-@subkernel
-def _change_blocks(ids, below, changes, winner, powers, blocks):
-    """Sums of blocks as the memory has them, without the winner."""
-    for k in range(COMPETITORS):
-        if ids[k] < 0:
-            break
-        blocks[ids[k] // BLOCK] += changes[k]
-    gone = frequency(below[winner], powers)
-    if winner < COMPETITORS:
-        gone += changes[winner]
-    blocks[ids[winner] // BLOCK] -= gone
-
-
-@subkernel
-def _change_inside(ids, changes, winner, block, inside):
-    """The same for the tokens of one block."""
-    for k in range(COMPETITORS):
-        if ids[k] < 0:
-            break
-        if ids[k] // BLOCK == block:
-            inside[ids[k] % BLOCK] += changes[k]
-    if ids[winner] // BLOCK == block:
-        inside[ids[winner] % BLOCK] = 0
-
-
-@subkernel
-def _levels(vocabulary):
-    """How often the ids are halved: the least number of bits that holds all of them, and a block at least."""
-    levels = np.int64(8)
-    while (1 << levels) < vocabulary:
-        levels += 1
-    return levels
+_TOKEN_BYTES = 48  # the most that a token costs: at most 16 bits for each of its decisions
+_END_BYTES = 16
 
 
 @kernel
-def _encode(
-    tokens, ids, below, total, entropy, blocks, near, share, memory, unit, head, scale, parities, powers, vocabulary,
-    state, out,
-):  # fmt: skip
-    """The corrections of one chunk into `out`; gives how many tokens the winner got right."""
+def _encode(chunk, share, memory, steering, powers, state, out):
+    """The corrections of one chunk into `out`; returns the number of tokens for which the winner is right."""
     moves, changes = np.zeros(COMPETITORS, dtype=np.int32), np.zeros(COMPETITORS, dtype=np.int64)
-    vector = np.empty(head.shape[1], dtype=np.int32)
-    inside = np.empty(BLOCK, dtype=np.int64)
-    used, energy, window, hits = np.int64(0), np.int64(0), np.int64(0), 0
-    levels = _levels(vocabulary)
-    for t in range(len(tokens)):
+    vector, inside = np.empty(steering.head.shape[1], dtype=np.int32), np.empty(BLOCK, dtype=np.int64)
+    reader, hits = np.zeros(READER_STATE, dtype=np.int64), 0
+    ids, below, entropy, vocabulary = chunk.ids, chunk.below, chunk.entropy, len(steering.scale)
+    levels = levels_of(vocabulary)
+    for t in range(len(chunk.tokens)):
         if share > 0:
-            energy += capped(entropy[t])
-            fresh = min(until(share, energy, np.int64(len(memory))) - used, MOST_NEW)
-            for i in range(fresh):
-                window = ((window << 1) | np.int64(memory[used + i])) & ((1 << WINDOW) - 1)
-            used += fresh
-            steer(
-                t, features_of(window, parities), tilt_of(share, entropy[t]), unit, head, scale, ids[t], moves, vector
-            )
-        winner, most, whole = _tilted(ids[t], below[t], moves, total[t], powers, changes)
-        token = tokens[t]
-        right = _probability(most, whole)
+            read_bits(share, entropy[t], memory, 0, np.int64(len(memory)), reader)
+            features = features_of(reader[WINDOW_BITS], steering.parities)
+            steer(t, features, tilt_of(share, entropy[t]), steering, ids[t], moves, vector)
+        winner, most, whole = find_winner(ids[t], below[t], moves, chunk.total[t], powers, changes)
+        token = chunk.tokens[t]
         if ids[t, winner] == token:
             hits += 1
-            rangecoder.encode_bit(state, out, 0, right)
+            rangecoder.encode_bit(state, out, 0, probability(most, whole))
             continue
-        rangecoder.encode_bit(state, out, 1, right)
-        block = token // BLOCK
-        sums = blocks[t]  # of this position alone: they may be changed
-        _change_blocks(ids[t], below[t], changes, winner, powers, sums)
-        for i in range(BLOCK):
-            inside[i] = frequency(near[t, i], powers) if block * BLOCK + i < vocabulary else 0
-        _change_inside(ids[t], changes, winner, block, inside)
-        first, mass = np.int64(0), whole - most
-        for level in range(levels - 1, -1, -1):
-            half = np.int64(1) << level
-            left = _mass(first, first + half, sums, inside, block)
-            bit = np.int64(token >= first + half)
-            if 0 < left < mass:
-                rangecoder.encode_bit(state, out, bit, _probability(left, mass))
-            if bit:
-                first, mass = first + half, mass - left
-            else:
-                mass = left
+        rangecoder.encode_bit(state, out, 1, probability(most, whole))
+        encode_token(token, ids[t], below[t], chunk.near[t], changes, winner, whole - most, chunk.blocks[t], inside,
+                     powers, levels, vocabulary, state, out)  # fmt: skip
     return hits
-
-
-@kernel
-def _explain(
-    tokens, ids, below, total, entropy, near, share, memory, unit, head, scale, parities, powers, winners, chosen,
-    wholes, steered,
-):  # fmt: skip
-    """What `_encode` goes by: the winner's place among the best, frequencies of the token, of all, and of the best."""
-    moves, changes = np.zeros(COMPETITORS, dtype=np.int32), np.zeros(COMPETITORS, dtype=np.int64)
-    vector = np.empty(head.shape[1], dtype=np.int32)
-    used, energy, window = np.int64(0), np.int64(0), np.int64(0)
-    for t in range(len(tokens)):
-        if share > 0:
-            energy += capped(entropy[t])
-            fresh = min(until(share, energy, np.int64(len(memory))) - used, MOST_NEW)
-            for i in range(fresh):
-                window = ((window << 1) | np.int64(memory[used + i])) & ((1 << WINDOW) - 1)
-            used += fresh
-            steer(
-                t, features_of(window, parities), tilt_of(share, entropy[t]), unit, head, scale, ids[t], moves, vector
-            )
-        winners[t], _, wholes[t] = _tilted(ids[t], below[t], moves, total[t], powers, changes)
-        chosen[t] = frequency(near[t, tokens[t] % BLOCK], powers)
-        for k in range(len(ids[t])):
-            if ids[t, k] < 0:
-                break
-            steered[t, k] = frequency(below[t, k], powers) + (changes[k] if k < COMPETITORS else 0)
-            if ids[t, k] == tokens[t]:
-                chosen[t] = steered[t, k]
-
-
-@dataclass(frozen=True)
-class Explained:
-    """Positions of a chunk as the coder sees them.
-
-    winners: the place of the winner among `ids`, int64 [positions]; probability: of the token under its memory, float64
-    [positions]; ids: the best tokens of the LM alone, in its order, int32 [positions, COMPETITORS + 1], -1 where there
-    are fewer; shares: their probabilities under the memory, float64 [positions, COMPETITORS + 1].
-    """
-
-    winners: np.ndarray
-    probability: np.ndarray
-    ids: np.ndarray
-    shares: np.ndarray
-
-
-def explain(predicted: Predictions, memory: bytes, steering: Steering, share: int) -> Explained:
-    """A chunk under its memory, token by token. share: in steps of 1/1024."""
-    bits = np.unpackbits(np.frombuffer(memory if share else b"", dtype=np.uint8), bitorder="little")
-    n = len(predicted.tokens)
-    winners, chosen, wholes = (np.zeros(n, dtype=np.int64) for _ in range(3))
-    steered = np.zeros(predicted.ids.shape, dtype=np.int64)
-    p, s = predicted, steering
-    _explain(p.tokens, p.ids, p.below, p.total, p.entropy, p.near, share, bits, s.unit, s.head,
-             s.scale, s.parities, arithmetic.powers(), winners, chosen, wholes, steered)  # fmt: skip
-    return Explained(winners, chosen / wholes, predicted.ids, steered / wholes[:, None])
 
 
 @kernel
@@ -223,28 +78,32 @@ def _finish(state, out):
     return rangecoder.finish_encoder(state, out)
 
 
+def _bits_of(memory: bytes) -> np.ndarray:
+    """The bits of a memory, lowest first, uint8."""
+    return np.unpackbits(np.frombuffer(memory, dtype=np.uint8), bitorder="little")
+
+
 class Encoder:
     """Writes the corrections of one group, chunk by chunk. hits: tokens that greedy decoding gets right by itself."""
 
     def __init__(self, steering: Steering, share: int) -> None:
-        """share: in steps of 1/1024; without one, memories are not looked at."""
+        """share: in steps of 1/1024. With 0, memories are ignored."""
         self.hits = 0
         self._steering = steering
         self._share = share
         self._state = np.empty(rangecoder.ENCODER_STATE, dtype=np.int64)
-        self._out = np.zeros(_END_ROOM, dtype=np.uint8)
+        self._out = np.zeros(_END_BYTES, dtype=np.uint8)
         _begin(self._state)
 
     def write(self, predicted: Predictions, memory: bytes) -> None:
-        """Take in the next chunk under its memory."""
-        bits = np.unpackbits(np.frombuffer(memory, dtype=np.uint8), bitorder="little")
+        """Write the next chunk under its memory."""
         written = int(self._state[rangecoder.WRITTEN] + self._state[rangecoder.PENDING])
-        if (needed := written + _TOKEN_ROOM * len(predicted.tokens) + _END_ROOM) > len(self._out):
+        if (needed := written + _TOKEN_BYTES * len(predicted.tokens) + _END_BYTES) > len(self._out):
             self._out = np.concatenate([self._out, np.zeros(needed, dtype=np.uint8)])
-        p, s = predicted, self._steering
-        self.hits += _encode(p.tokens, p.ids, p.below, p.total, p.entropy, p.blocks.copy(), p.near, self._share, bits,
-                             s.unit, s.head, s.scale, s.parities, arithmetic.powers(), len(s.scale), self._state,
-                             self._out)  # fmt: skip
+        chunk = predicted._replace(blocks=predicted.blocks.copy())  # which the kernel changes
+        self.hits += _encode(
+            chunk, self._share, _bits_of(memory), self._steering, arithmetic.powers(), self._state, self._out
+        )
 
     def finish(self) -> bytes:
         """The corrections."""
@@ -252,12 +111,8 @@ class Encoder:
         return self._out[1 : 1 + length].tobytes()
 
 
-_TOKEN_ROOM = 48  # bytes: no token costs more, with 16 bits to each of its decisions at most
-_END_ROOM = 16
-
-
 def write(encoders: list[Encoder], predictions: list[Predictions], memories: list[bytes], team: Team) -> None:
-    """Take in consecutive chunks under their memories, each with its group's encoder; groups side by side."""
+    """Write consecutive chunks under their memories, each with the encoder of its group; groups in parallel."""
     rows: dict[int, list[int]] = {}
     for i, encoder in enumerate(encoders):
         rows.setdefault(id(encoder), []).append(i)
@@ -272,7 +127,78 @@ def write(encoders: list[Encoder], predictions: list[Predictions], memories: lis
         team.run(work)
 
 
-class Rows(Protocol):
+# ---- the decoder
+
+# The state of a group's decoder: that of its memory's reader, then its present chunk and the position where it starts.
+_CHUNK, _STARTED = READER_STATE, READER_STATE + 1
+_GROUP_STATE = READER_STATE + 2
+# Of each chunk: the first bit of its memory, the number of its bits, and the position in the group where it ends.
+_FIRST, _BITS, _ENDS = range(3)
+_CHUNK_FIELDS = 3
+
+
+class _Groups(NamedTuple):
+    """What a decoder reads, and how far it has come."""
+
+    data: np.ndarray  # uint8, the corrections of all groups
+    coders: np.ndarray  # int64 [groups, DECODER_STATE]
+    bits: np.ndarray  # uint8, the bits of all memories
+    chunks: np.ndarray  # int64 [chunks of all groups, _CHUNK_FIELDS]
+    state: np.ndarray  # int64 [groups, _GROUP_STATE]
+
+
+class _Buffers(NamedTuple):
+    """Arrays for each worker."""
+
+    cells: np.ndarray  # int32 [workers, cells]
+    ids: np.ndarray  # int32 [workers, COMPETITORS + 1]
+    below: np.ndarray
+    blocks: np.ndarray  # int64 [workers, blocks]
+    inside: np.ndarray  # int64 [workers, BLOCK]
+    vector: np.ndarray  # int32 [workers, hidden]
+
+
+@subkernel
+def _next_chunk(position, chunks, state):
+    """Go on to the next chunk where one ends."""
+    if position == chunks[state[_CHUNK], _ENDS]:
+        state[_CHUNK] += 1
+        state[_STARTED], state[USED], state[ENERGY], state[WINDOW_BITS] = position, 0, 0, 0
+
+
+@kernel
+def _start(coders, data, starts, ends):
+    for row in range(len(coders)):
+        rangecoder.start_decoder(coders[row], data, starts[row], ends[row])
+
+
+@kernel
+def _decode(position, logits, share, steering, tables, groups, buffers, tokens, worker, workers):
+    """The tokens at one position of the first groups."""
+    moves, changes = np.zeros(COMPETITORS, dtype=np.int32), np.zeros(COMPETITORS, dtype=np.int64)
+    cells, ids, below = buffers.cells[worker], buffers.ids[worker], buffers.below[worker]
+    blocks, inside, vector = buffers.blocks[worker], buffers.inside[worker], buffers.vector[worker]
+    powers, vocabulary, data = tables.powers, len(steering.scale), groups.data
+    levels = levels_of(vocabulary)
+    for m in range(worker, len(logits), workers):
+        row, state, coder = logits[m], groups.state[m], groups.coders[m]
+        temper(row, vocabulary, position, tables)
+        best, total, entropy = summarize_row(row, vocabulary, tables, cells, ids, below, blocks)
+        if share > 0:
+            _next_chunk(position, groups.chunks, state)
+            chunk = groups.chunks[state[_CHUNK]]
+            read_bits(share, entropy, groups.bits, chunk[_FIRST], chunk[_BITS], state)
+            features = features_of(state[WINDOW_BITS], steering.parities)
+            steer(position - state[_STARTED], features, tilt_of(share, entropy), steering, ids, moves, vector)
+        winner, most, whole = find_winner(ids, below, moves, total, powers, changes)
+        if rangecoder.decode_bit(coder, data, probability(most, whole)):
+            tokens[m] = decode_token(row, best, ids, below, changes, winner, whole - most, blocks, inside, powers,
+                                     levels, vocabulary, coder, data)  # fmt: skip
+        else:
+            tokens[m] = ids[winner]
+
+
+class Group(Protocol):
     """A group as its decoder needs it."""
 
     @property
@@ -285,129 +211,105 @@ class Rows(Protocol):
 
     @property
     def corrections(self) -> bytes:
-        """Of all."""
+        """Of all chunks."""
 
 
 class Decoder:
-    """Reads the corrections of several groups side by side, a token of each at a time.
+    """Reads the corrections of several groups in parallel, one token of each at a time.
 
-    Any bytes decode to some tokens of the vocabulary; checksums judge them.
+    Any bytes decode to some tokens of the vocabulary; checksums tell whether they are the right ones.
     """
 
-    def __init__(self, rows: Sequence[Rows], steering: Steering, share: int, team: Team, late: bool = False) -> None:
-        """share: in steps of 1/1024; without one, memories are not looked at. late: no position is an early one."""
+    def __init__(self, rows: Sequence[Group], steering: Steering, share: int, team: Team, late: bool = False) -> None:
+        """share: in steps of 1/1024; with 0, memories are ignored. late: see `tables_of`."""
         vocabulary = len(steering.scale)
         self._steering = steering
         self._share = share
         self._team = team
-        self._early = EARLY[:0] if late else EARLY
-        self._rarity = rarity(vocabulary)
-        self._data = np.frombuffer(b"".join(row.corrections for row in rows), dtype=np.uint8)
-        self._coders = np.zeros((len(rows), rangecoder.DECODER_STATE), dtype=np.int64)
+        self._tables = tables_of(vocabulary, late)
+        data = np.frombuffer(b"".join(row.corrections for row in rows), dtype=np.uint8)
+        coders = np.zeros((len(rows), rangecoder.DECODER_STATE), dtype=np.int64)
         ends = np.cumsum([len(row.corrections) for row in rows])
         starts = ends - [len(row.corrections) for row in rows]
-        _start(self._coders, self._data, starts, ends)
+        _start(coders, data, starts, ends)
         memories = [memory if share else b"" for row in rows for memory in row.memories]
-        self._bits = np.unpackbits(np.frombuffer(b"".join(memories), dtype=np.uint8), bitorder="little")
         sizes = 8 * np.array([len(memory) for memory in memories], dtype=np.int64)
-        chunk_ends = [np.cumsum(row.lengths) for row in rows]
-        self._chunks = np.empty((len(sizes), _CHUNK), dtype=np.int64)
-        self._chunks[:, _FIRST], self._chunks[:, _BITS] = np.cumsum(sizes) - sizes, sizes
-        self._chunks[:, _ENDS] = np.concatenate(chunk_ends)
+        chunks = np.empty((len(sizes), _CHUNK_FIELDS), dtype=np.int64)
+        chunks[:, _FIRST], chunks[:, _BITS] = np.cumsum(sizes) - sizes, sizes
+        chunks[:, _ENDS] = np.concatenate([np.cumsum(row.lengths) for row in rows])
         counts = np.array([len(row.lengths) for row in rows], dtype=np.int64)
-        self._memory = np.zeros((len(rows), _MEMORY_STATE), dtype=np.int64)
-        self._memory[:, _AT] = np.cumsum(counts) - counts
+        state = np.zeros((len(rows), _GROUP_STATE), dtype=np.int64)
+        state[:, _CHUNK] = np.cumsum(counts) - counts
+        self._groups = _Groups(data, coders, _bits_of(b"".join(memories)), chunks, state)
         workers = team.workers
-        self._cells = np.empty((workers, -(-vocabulary // CELL)), dtype=np.int32)
-        self._tokens = np.empty((2, workers, COMPETITORS + 1), dtype=np.int32)
-        self._blocks = np.empty((workers, -(-vocabulary // BLOCK)), dtype=np.int64)
-        self._inside = np.empty((workers, BLOCK), dtype=np.int64)
-        self._vector = np.empty((workers, steering.head.shape[1]), dtype=np.int32)
+        self._buffers = _Buffers(
+            cells=np.empty((workers, -(-vocabulary // CELL)), dtype=np.int32),
+            ids=np.empty((workers, COMPETITORS + 1), dtype=np.int32),
+            below=np.empty((workers, COMPETITORS + 1), dtype=np.int32),
+            blocks=np.empty((workers, -(-vocabulary // BLOCK)), dtype=np.int64),
+            inside=np.empty((workers, BLOCK), dtype=np.int64),
+            vector=np.empty((workers, steering.head.shape[1]), dtype=np.int32),
+        )
 
     def step(self, position: int, logits: np.ndarray) -> np.ndarray:
-        """The tokens at one position of the first groups, int64 [rows]: logits int32 [rows, vocabulary or more].
+        """The tokens at one position of the first groups, int64 [rows].
 
-        The logits are written over.
+        logits: int32 [rows, vocabulary or more], which are overwritten.
         """
-        found = np.empty(len(logits), dtype=np.int64)
-        s = self._steering
+        tokens = np.empty(len(logits), dtype=np.int64)
 
         def work(worker: int, workers: int) -> None:
-            tables = self._early, self._rarity, arithmetic.powers(), arithmetic.logarithms()
-            room = (self._cells[worker], self._tokens[0, worker], self._tokens[1, worker], self._blocks[worker],
-                    self._inside[worker], self._vector[worker])  # fmt: skip
-            _decode(position, logits, len(s.scale), *tables, self._share, s.unit, s.head, s.scale, s.parities,
-                    self._bits, self._chunks, self._memory, self._data, self._coders, *room, found, worker,
-                    workers)  # fmt: skip
+            _decode(position, logits, self._share, self._steering, self._tables, self._groups, self._buffers, tokens,
+                    worker, workers)  # fmt: skip
 
         self._team.run(work)
-        return found
+        return tokens
 
 
-# Of each chunk: where its memory is, how long it is, and where in the group the chunk ends, in tokens.
-_FIRST, _BITS, _ENDS = range(3)
-_CHUNK = 3
-# Of each group: its present chunk, where that starts, and how far its memory has come.
-_AT, _STARTED, _USED, _ENERGY, _WINDOW = range(5)
-_MEMORY_STATE = 5
+# ---- a chunk, explained token by token
 
 
-@subkernel
-def _next_chunk(position, chunks, own):
-    """Go on to the next chunk where one ends."""
-    if position == chunks[own[_AT], _ENDS]:
-        own[_AT] += 1
-        own[_STARTED], own[_USED], own[_ENERGY], own[_WINDOW] = position, 0, 0, 0
+@dataclass(frozen=True)
+class Explained:
+    """The positions of a chunk as the coder sees them.
 
+    winners: the index of the winner in `ids`, int64 [positions]; probability: of the token under its memory, float64
+    [positions]; ids: the best tokens of the LM alone, in its order, int32 [positions, COMPETITORS + 1], -1 if there are
+    fewer; shares: their probabilities under the memory, float64 [positions, COMPETITORS + 1].
+    """
 
-@kernel
-def _start(coders, data, starts, ends):
-    for row in range(len(coders)):
-        rangecoder.start_decoder(coders[row], data, starts[row], ends[row])
+    winners: np.ndarray
+    probability: np.ndarray
+    ids: np.ndarray
+    shares: np.ndarray
 
 
 @kernel
-def _decode(
-    position, logits, vocabulary, early, rarity, powers, logarithms, share, unit, head, scale, parities, bits, chunks,
-    memory, data, coders, cells, ids, below, blocks, inside, vector, found, worker, workers
-):  # fmt: skip
+def _explain(chunk, share, memory, steering, powers, winners, chosen, wholes, steered):
+    """The winner, and the frequencies of the token, of all tokens, and of the best ones, as `_encode` has them."""
     moves, changes = np.zeros(COMPETITORS, dtype=np.int32), np.zeros(COMPETITORS, dtype=np.int64)
-    levels = _levels(vocabulary)
-    for m in range(worker, len(logits), workers):
-        row, own, coder = logits[m], memory[m], coders[m]
-        temper(row, vocabulary, position, early, rarity)
-        best, total, entropy = summarize_row(row, vocabulary, powers, logarithms, cells, ids, below, blocks)
+    vector, reader = np.empty(steering.head.shape[1], dtype=np.int32), np.zeros(READER_STATE, dtype=np.int64)
+    tokens, ids, below, entropy = chunk.tokens, chunk.ids, chunk.below, chunk.entropy
+    for t in range(len(tokens)):
         if share > 0:
-            _next_chunk(position, chunks, own)
-            chunk = chunks[own[_AT]]
-            own[_ENERGY] += capped(entropy)
-            fresh = min(until(share, own[_ENERGY], chunk[_BITS]) - own[_USED], MOST_NEW)
-            for i in range(fresh):
-                bit = np.int64(bits[chunk[_FIRST] + own[_USED] + i])
-                own[_WINDOW] = ((own[_WINDOW] << 1) | bit) & ((1 << WINDOW) - 1)
-            own[_USED] += fresh
-            steer(position - own[_STARTED], features_of(own[_WINDOW], parities), tilt_of(share, entropy), unit, head,
-                  scale, ids, moves, vector)  # fmt: skip
-        winner, most, whole = _tilted(ids, below, moves, total, powers, changes)
-        if not rangecoder.decode_bit(coder, data, _probability(most, whole)):
-            found[m] = ids[winner]
-            continue
-        _change_blocks(ids, below, changes, winner, powers, blocks)
-        first, mass, block = np.int64(0), whole - most, np.int64(-1)
-        for level in range(levels - 1, -1, -1):
-            half = np.int64(1) << level
-            if half < BLOCK and block < 0:
-                block = first // BLOCK
-                for i in range(BLOCK):
-                    token = block * BLOCK + i
-                    inside[i] = frequency(best - row[token], powers) if token < vocabulary else 0
-                _change_inside(ids, changes, winner, block, inside)
-            left = _mass(first, first + half, blocks, inside, block)
-            bit = np.int64(left <= 0)
-            if 0 < left < mass:
-                bit = rangecoder.decode_bit(coder, data, _probability(left, mass))
-            if bit:
-                first, mass = first + half, mass - left
-            else:
-                mass = left
-        found[m] = min(first, vocabulary - 1)
+            read_bits(share, entropy[t], memory, 0, np.int64(len(memory)), reader)
+            features = features_of(reader[WINDOW_BITS], steering.parities)
+            steer(t, features, tilt_of(share, entropy[t]), steering, ids[t], moves, vector)
+        winners[t], _, wholes[t] = find_winner(ids[t], below[t], moves, chunk.total[t], powers, changes)
+        chosen[t] = frequency(chunk.near[t, tokens[t] % BLOCK], powers)
+        for k in range(len(ids[t])):
+            if ids[t, k] < 0:
+                break
+            steered[t, k] = frequency(below[t, k], powers) + (changes[k] if k < COMPETITORS else 0)
+            if ids[t, k] == tokens[t]:
+                chosen[t] = steered[t, k]
+
+
+def explain(predicted: Predictions, memory: bytes, steering: Steering, share: int) -> Explained:
+    """A chunk under its memory, token by token. share: in steps of 1/1024."""
+    n = len(predicted.tokens)
+    winners, chosen, wholes = (np.zeros(n, dtype=np.int64) for _ in range(3))
+    steered = np.zeros(predicted.ids.shape, dtype=np.int64)
+    bits = _bits_of(memory if share else b"")
+    _explain(predicted, share, bits, steering, arithmetic.powers(), winners, chosen, wholes, steered)
+    return Explained(winners, chosen / wholes, predicted.ids, steered / wholes[:, None])

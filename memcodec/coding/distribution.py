@@ -1,41 +1,55 @@
-"""What the exact LM says of the next token, as integer frequencies (spec/FORMAT.md, "Distribution").
+"""The exact LM's distribution of the next token, as integer frequencies (spec/FORMAT.md, "Distribution").
 
-The frequency of a token that is d units of logit below the best is 2**(28 - d / 1024), rounded down, and 1 more: no
-token is impossible. `Predictions` keep of each position what encoding and the search need, in some 3 KB instead of all
-logits.
+The frequency of a token whose logit is d units below the best is 2**(28 - d / 1024), rounded down, plus 1: no token is
+impossible. `Predictions` hold what encoding and the search need of each position, in about 3 KB instead of all logits.
 """
 
-from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
 from memcodec.lm import arithmetic
-from memcodec.lm.compiled import Team, bits_of, kernel, not_inlined, subkernel
+from memcodec.lm.compiled import bits_of, kernel, not_inlined, subkernel
+from memcodec.lm.team import Team
 
-COMPETITORS = 32  # the best tokens, which a memory steers; one more is known, as their rival
-BLOCK = 256  # tokens whose frequencies are summed
-CELL = 32  # tokens whose largest logit is known
+COMPETITORS = 32  # the best tokens, which a memory steers; the next one, their rival, is known too
+BLOCK = 256  # tokens in a block, whose frequencies are summed
+CELL = 32  # tokens in a cell, whose largest logit is computed
 FREQUENCY_BITS = 28  # of the best token's frequency
 MOST_LIFT = 12  # bits by which steering changes a frequency at most
 
-# How far an LM is trusted before it has seen much: at the first positions of a group, its logits count times the first
-# number and the rarity of tokens times the second, both in 1/1024. Read off the standard library's argparse.py and
-# this project's LICENSE, 40 places each (docs/context.md).
+# Weights at the first positions of a group, where the LM has little context and is trusted less: logits are multiplied
+# by the first number and the rarity of tokens by the second, both in 1/1024. Measured on the standard library's
+# argparse.py and this project's LICENSE, 40 places each (docs/context.md).
 EARLY = np.array([(512, 512), (731, 256), (788, 102), *[(853, 102)] * 3, *[(914, 0)] * 14], dtype=np.int64)
-LATE = len(EARLY)
-_RARE = 100  # byte-level BPE numbers tokens as it merges them, the frequent ones first: p ~ 1 / (id + 100)
+LATE = len(EARLY)  # the first position with the LM's own distribution
+_RARE = 100  # byte-level BPE assigns ids in the order of its merges, frequent tokens first: p ~ 1 / (id + 100)
 _MOST_BELOW = np.int32(1 << 20)
 
-_FAR = np.int32((FREQUENCY_BITS + 1) << 10)  # so many units below the best, a frequency is 1
+_FAR = np.int32((FREQUENCY_BITS + 1) << 10)  # this many units below the best, a frequency is 1
 _SHIFT = np.int32(arithmetic.ONE - FREQUENCY_BITS)
 _LIFT = np.int64(MOST_LIFT)
 _LOWEST = np.int32(-(2**31))
 
 
+class Tables(NamedTuple):
+    """Tables that the distribution is computed with."""
+
+    powers: np.ndarray  # int32 [1024], see `arithmetic`
+    logarithms: np.ndarray  # int32 [1024], see `arithmetic`
+    early: np.ndarray  # int64 [positions, 2]: EARLY, or empty
+    rarity: np.ndarray  # int32 [vocabulary]
+
+
+def tables_of(vocabulary: int, late: bool = False) -> Tables:
+    """The tables for a vocabulary. late: treat no position as one of the first in a group."""
+    return Tables(arithmetic.powers(), arithmetic.logarithms(), EARLY[:0] if late else EARLY, rarity(vocabulary))
+
+
 @subkernel
 def frequency(below, powers):
-    """The frequency of a token so many units below the best, int64; negative where steering put it above."""
+    """The frequency of a token, int64. below: units below the best; negative if steering moved it above."""
     units = min(below, _FAR)
     shift = np.int64(_SHIFT) + _LIFT + np.int64(units >> np.int32(10))
     return (np.int64(powers[units & np.int32(1023)]) << _LIFT >> shift) + np.int64(1)
@@ -43,7 +57,7 @@ def frequency(below, powers):
 
 @subkernel
 def log2_units(value, logarithms):
-    """log2 of a positive integer, in units: of its float32, exponent and the first ten bits of the fraction."""
+    """log2 of a positive integer, in units, from the exponent of its float32 and the first ten bits of the fraction."""
     bits = bits_of(np.float32(value))
     return ((bits >> np.int32(23)) - np.int32(127)) * np.int32(1024) + logarithms[
         (bits >> np.int32(13)) & np.int32(1023)
@@ -51,11 +65,12 @@ def log2_units(value, logarithms):
 
 
 @subkernel
-def temper(logits, vocabulary, position, early, rarity):
-    """Trust the LM less at the first positions of a group, in place: flatter logits, and a prior of the tokens' ids."""
-    if position >= len(early):
+def temper(logits, vocabulary, position, tables):
+    """Flatten the logits at the first positions of a group, in place, and mix in a prior that depends on ids only."""
+    if position >= len(tables.early):
         return
-    factor, weight = early[position, 0], early[position, 1]
+    rarity = tables.rarity
+    factor, weight = tables.early[position, 0], tables.early[position, 1]
     best = _LOWEST
     for i in range(np.uint64(vocabulary)):
         best = max(best, logits[i])
@@ -65,14 +80,15 @@ def temper(logits, vocabulary, position, early, rarity):
 
 
 @subkernel
-def summarize_row(logits, vocabulary, powers, logarithms, cells, ids, below, blocks):
-    """One position: gives the best logit, the sum of all frequencies, and the entropy in units.
+def summarize_row(logits, vocabulary, tables, cells, ids, below, blocks):
+    """One position: returns the best logit, the sum of all frequencies, and the entropy in units.
 
-    logits: int32 [vocabulary or more]. Fills cells, int32 [vocabulary / CELL]; ids and below (units), int32
-    [COMPETITORS + 1], the best tokens, of equals the one with the lower id first, -1 where there are fewer; blocks,
-    int64 [vocabulary / BLOCK], sums of frequencies.
+    logits: int32 [vocabulary or more]. Writes `ids` and `below`, int32 [COMPETITORS + 1]: the best tokens and their
+    units below the best, lower ids first among equals, -1 for missing tokens; and `blocks`, int64 [vocabulary / BLOCK],
+    sums of frequencies. cells: a buffer, int32 [vocabulary / CELL].
     """
     not_inlined()
+    powers = tables.powers
     best = _LOWEST
     for cell in range(len(cells)):
         first = np.uint64(cell * CELL)
@@ -97,13 +113,13 @@ def summarize_row(logits, vocabulary, powers, logarithms, cells, ids, below, blo
         blocks[block] = mass
         total += mass
         moment += weighted
-    entropy = log2_units(total, logarithms) - np.int32(FREQUENCY_BITS * 1024) + np.int32(moment // total)
+    entropy = log2_units(total, tables.logarithms) - np.int32(FREQUENCY_BITS * 1024) + np.int32(moment // total)
     return best, total, max(entropy, np.int32(0))
 
 
 @subkernel
 def _best_tokens(logits, vocabulary, cells, ids, values):
-    """The best tokens and their logits, in order. A token that is among them is in a cell whose best is."""
+    """The best tokens and their logits, in order. They are in the cells with the largest maxima."""
     count = len(ids)
     for k in range(count):
         ids[k], values[k] = np.int32(-1), _LOWEST
@@ -123,7 +139,7 @@ def _best_tokens(logits, vocabulary, cells, ids, values):
 
 @subkernel
 def _insert(ids, values, new, value):
-    """Into a list that falls, behind its equals; the last one drops out."""
+    """Insert into a descending list, after equal values; the last entry drops out."""
     k = len(ids) - 1
     while k > 0 and (ids[k - 1] < 0 or values[k - 1] < value):
         ids[k], values[k] = ids[k - 1], values[k - 1]
@@ -131,26 +147,20 @@ def _insert(ids, values, new, value):
     ids[k], values[k] = new, value
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """Positions as the encoder needs them.
+class Predictions(NamedTuple):
+    """The distributions at some positions, as far as an encoder needs them."""
 
-    ids, below: the best tokens and by how many units they are below the best, int32 [positions, COMPETITORS + 1];
-    total: sums of frequencies, int64 [positions]; entropy: units, int32 [positions]; blocks: int64 [positions, blocks];
-    near: units below the best of the tokens in the true token's block, int32 [positions, BLOCK].
-    """
-
-    tokens: np.ndarray
-    ids: np.ndarray
-    below: np.ndarray
-    total: np.ndarray
-    entropy: np.ndarray
-    blocks: np.ndarray
-    near: np.ndarray
+    tokens: np.ndarray  # int64 [positions], the true ones
+    ids: np.ndarray  # int32 [positions, COMPETITORS + 1], the best tokens, -1 if there are fewer
+    below: np.ndarray  # int32 [positions, COMPETITORS + 1], their units below the best
+    total: np.ndarray  # int64 [positions], sums of frequencies
+    entropy: np.ndarray  # int32 [positions], units
+    blocks: np.ndarray  # int64 [positions, vocabulary / BLOCK], sums of frequencies
+    near: np.ndarray  # int32 [positions, BLOCK], units below the best of the tokens in the true token's block
 
     @classmethod
     def empty(cls, tokens: np.ndarray, vocabulary: int) -> "Predictions":
-        """Room for the positions that predict `tokens`, int64 [positions]."""
+        """Uninitialized arrays for the positions of `tokens`, int64 [positions]."""
         n = len(tokens)
         return cls(
             tokens,
@@ -163,35 +173,32 @@ class Predictions:
         )
 
     def fill(self, first: int, logits: np.ndarray, vocabulary: int, team: Team, position: int) -> None:
-        """Take in the positions from `first` on: logits int32 [rows, vocabulary or more], which are written over.
+        """Write the positions from `first` on: logits int32 [rows, vocabulary or more], which are overwritten.
 
-        position: of the first of them in its group, LATE where the LM has a memory to read before it.
+        position: of the first of them in its group; LATE if the LM reads a memory before it.
         """
-        rows = slice(first, first + len(logits))
-        parts = [x[rows] for x in (self.tokens, self.ids, self.below, self.total, self.entropy, self.blocks, self.near)]
+        rows = Predictions(*(array[first : first + len(logits)] for array in self))
         cells = np.empty((team.workers, -(-vocabulary // CELL)), dtype=np.int32)
-        tables = arithmetic.powers(), arithmetic.logarithms(), EARLY, rarity(vocabulary)
+        tables = tables_of(vocabulary)
         team.run(
-            lambda worker, workers: _predict(logits, vocabulary, position, *tables, *parts, cells, worker, workers)
-        )
+            lambda worker, workers: _predict(logits, vocabulary, position, tables, rows, cells, worker, workers)
+        )  # fmt: skip
 
     def bits(self) -> float:
-        """Bits of the tokens under these frequencies: what an ideal coder with them would need."""
+        """Bits of the tokens under these frequencies: what an ideal coder would need."""
         rows = np.arange(len(self.tokens))
-        found = frequencies(self.near[rows, self.tokens % BLOCK])
-        return float((np.log2(self.total.astype(float)) - np.log2(found.astype(float))).sum())
+        counts = frequencies(self.near[rows, self.tokens % BLOCK])
+        return float((np.log2(self.total.astype(float)) - np.log2(counts.astype(float))).sum())
 
 
 @kernel
-def _predict(
-    logits, vocabulary, position, powers, logarithms, early, rarity, tokens, ids, below, total, entropy, blocks, near,
-    cells, worker, workers,
-):  # fmt: skip
+def _predict(logits, vocabulary, position, tables, rows, cells, worker, workers):
+    tokens, ids, below, near, blocks = rows.tokens, rows.ids, rows.below, rows.near, rows.blocks
     for m in range(worker, len(logits), workers):
         row = logits[m]
-        temper(row, vocabulary, position + m, early, rarity)
-        best, total[m], entropy[m] = summarize_row(
-            row, vocabulary, powers, logarithms, cells[worker], ids[m], below[m], blocks[m]
+        temper(row, vocabulary, position + m, tables)
+        best, rows.total[m], rows.entropy[m] = summarize_row(
+            row, vocabulary, tables, cells[worker], ids[m], below[m], blocks[m]
         )
         first = tokens[m] // BLOCK * BLOCK
         for i in range(min(BLOCK, vocabulary - first)):
@@ -200,13 +207,13 @@ def _predict(
 
 @cache
 def rarity(vocabulary: int) -> np.ndarray:
-    """How rare each token is before anything is known, in units, int32 [vocabulary]."""
+    """The rarity of each token without any context, in units, int32 [vocabulary]."""
     value = np.arange(_RARE, vocabulary + _RARE).astype(np.float32)
     bits = value.view(np.int32)
     return ((bits >> 23) - 127) * 1024 + arithmetic.logarithms()[(bits >> 13) & 1023]
 
 
 def frequencies(below: np.ndarray) -> np.ndarray:
-    """Frequencies of tokens so many units below the best, unsteered: int32 [...] -> int64 [...]."""
+    """Frequencies of unsteered tokens, int64 [...]. below: units below the best, int32 [...]."""
     units = np.minimum(below, _FAR)
     return (arithmetic.powers()[units & 1023].astype(np.int64) >> (_SHIFT + (units >> 10))) + 1

@@ -1,9 +1,8 @@
 """A binary range coder (spec/FORMAT.md, "Range coder"), for kernels: its state is a row of int64.
 
-The carry-propagating coder of Martin (1979) as LZMA made it popular, with probabilities of 16 bits. The stream ends
-with the fewest bytes that still name the final interval (past the end, the decoder reads zeros): a chunk of some 110
-bytes pays a third of a byte for the coder. `constriction`'s coders end on a 32-bit word, and take their tables as
-floats.
+The carry-propagating coder of Martin (1979), as in LZMA, with probabilities of 16 bits. The stream ends with the
+fewest bytes that identify the final interval, given that the decoder reads zeros after the end; this costs a third of a
+byte on average. The coders of the library `constriction` end on a 32-bit word, and take their tables as floats.
 """
 
 import numpy as np
@@ -12,11 +11,11 @@ from memcodec.lm.compiled import subkernel
 
 PROBABILITY_BITS = 16
 
-# The encoder's state: low, range, the byte held back, how many are held back, bytes written.
+# The state of an encoder: low, range, the byte held back, the number of bytes held back, bytes written.
 LOW, RANGE, HELD, PENDING, WRITTEN = 0, 1, 2, 3, 4
 ENCODER_STATE = 5
 
-# The decoder's: code, range, and where it reads in the bytes, which end at END.
+# The state of a decoder: code, range, and its position in the bytes, which end at END.
 CODE, POSITION, END = 0, 2, 3
 DECODER_STATE = 4
 
@@ -48,7 +47,7 @@ def _shift(state, out):
 
 @subkernel
 def encode_bit(state, out, bit, zero):
-    """Write a bit that is 0 with probability zero / 2**16, from 1 to 2**16 - 1."""
+    """Encode a bit that is 0 with the probability zero / 2**16; zero: 1 to 2**16 - 1."""
     bound = (state[RANGE] >> PROBABILITY_BITS) * zero
     if bit:
         state[LOW] += bound
@@ -62,9 +61,9 @@ def encode_bit(state, out, bit, zero):
 
 @subkernel
 def finish_encoder(state, out):
-    """End with the fewest bytes that decode to what was written, given that zeros follow; gives their number.
+    """End with the fewest bytes that decode to what was encoded, given that zeros follow; returns their number.
 
-    out[0] is the empty first byte that was held back: what is written are the bytes after it.
+    out[0] is the first byte held back, which is always 0: the stream is the bytes after it.
     """
     high = state[LOW] + state[RANGE] - 1
     drop = 32
@@ -98,7 +97,7 @@ def _next(state, data):
 
 @subkernel
 def decode_bit(state, data, zero):
-    """The bit that `encode_bit` wrote; any bytes give some bits."""
+    """The bit that `encode_bit` encoded. Any bytes decode to some bits."""
     bound = (state[RANGE] >> PROBABILITY_BITS) * zero
     bit = np.int64(0)
     if state[CODE] < bound:

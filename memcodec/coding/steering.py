@@ -1,7 +1,7 @@
-"""Steering: how the bits of a memory move logits, as encoder and decoder compute it (spec/FORMAT.md, "Memories")."""
+"""Steering: how the bits of a memory move logits, for the encoder and the decoder (spec/FORMAT.md, "Memories")."""
 
-from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,35 +12,33 @@ from memcodec.lm.weights import Head
 
 WINDOW = 24  # bits of the memory that a position sees
 FEATURES = 64  # parities of the window
-MOST_NEW = 4  # bits that a position takes in at most
-MOST_ENTROPY = 6 * 1024  # units of entropy that count, at a position
+MOST_NEW = 4  # the most bits that enter the window at a position
+MOST_ENTROPY = 6 * 1024  # the most units of entropy that count at a position
 
 PARITY_STREAM, SIGN_STREAM = 1, 2
-_TILT = (
-    1.8685079606336419  # 1.1 log2(e) sqrt(2 ln 2): times the root of share and entropy, both in 1/1024, it is in units
-)
+# 1.1 log2(e) sqrt(2 ln 2): multiplied by the root of share times entropy, both in 1/1024, it is in units.
+_TILT = 1.8685079606336419
 REACH = np.int32(MOST_LIFT << 10)
 
 
-@dataclass(frozen=True)
-class Steering:
-    """What steering needs of an LM. head: int8 [vocabulary, hidden]; scale: float32 [vocabulary]; unit: float64."""
+class Steering(NamedTuple):
+    """What steering needs of an LM."""
 
-    head: np.ndarray
-    scale: np.ndarray
-    unit: float
-    parities: np.ndarray
+    head: np.ndarray  # int8 [vocabulary, hidden]
+    scale: np.ndarray  # float32 [vocabulary]
+    unit: float  # 1 / (standard deviation of an unscaled move)
+    parities: np.ndarray  # uint64 [3, 256], see `parity_tables`
 
     @classmethod
     def of(cls, head: Head) -> "Steering":
-        """Of an LM's head (`ExactLM.head`)."""
+        """From the head of an LM (`ExactLM.head`)."""
         unit = 1.0 / np.sqrt(FEATURES * max(head.spread, 1e-30))
         return cls(head.integers, head.scale, unit, parity_tables())
 
 
 @cache
 def parity_tables() -> np.ndarray:
-    """Features of each byte of a window as bits, uint64 [3, 256]: those of a window are the exclusive or of three."""
+    """Features of each byte of a window as bits, uint64 [3, 256]; a window's features are the exclusive or of three."""
     masks = words(PARITY_STREAM, 0, FEATURES)
     tables = np.zeros((WINDOW // 8, 256), dtype=np.uint64)
     for bit in range(WINDOW):
@@ -49,19 +47,32 @@ def parity_tables() -> np.ndarray:
     return tables
 
 
-# ---- what both sides compute
-
-
-@subkernel
-def until(share, energy, bits):
-    """How many bits of the memory have entered, once the entropies so far (capped) add up to `energy`."""
-    return min(share * energy >> 20, bits)
+# The state of a reader of memory bits, an int64 array: bits read, entropy so far (capped), window.
+USED, ENERGY, WINDOW_BITS = range(3)
+READER_STATE = 3
 
 
 @subkernel
 def capped(entropy):
     """The entropy of a position, as far as it counts."""
     return np.int64(min(entropy, np.int32(MOST_ENTROPY)))
+
+
+@subkernel
+def new_bits(share, energy, used, count):
+    """The number of bits that enter at a position. energy: sum of capped entropies; used, count: bits read, of all."""
+    return min(min(share * energy >> 20, count) - used, MOST_NEW)
+
+
+@subkernel
+def read_bits(share, entropy, bits, first, count, state):
+    """Let new bits of a memory, bits[first : first + count], into the window. state: int64 [READER_STATE or more]."""
+    state[ENERGY] += capped(entropy)
+    new = new_bits(share, state[ENERGY], state[USED], count)
+    for i in range(new):
+        bit = np.int64(bits[first + state[USED] + i])
+        state[WINDOW_BITS] = ((state[WINDOW_BITS] << 1) | bit) & ((1 << WINDOW) - 1)
+    state[USED] += new
 
 
 @subkernel
@@ -73,17 +84,18 @@ def features_of(window, parities):
 
 @subkernel
 def tilt_of(share, entropy):
-    """The factor of the moves at a position, float64, in units."""
+    """The factor of moves at a position, float64, in units."""
     return _TILT * np.sqrt(np.float64(share * capped(entropy)))
 
 
 @subkernel
-def steer(position, features, tilt, unit, head, scale, ids, moves, vector):
-    """What a memory moves the logits of tokens by, in units: int32 into `moves`, for ids int32 up to the first -1.
+def steer(position, features, tilt, steering, ids, moves, vector):
+    """Write the moves of the logits of some tokens, in units, int32. ids: int32, up to the first -1.
 
-    vector: int32 [hidden], to use: the sign matrix of this position times the features.
+    vector: a buffer, int32 [hidden], for the product of this position's sign matrix and the features.
     """
     not_inlined()
+    head, scale, unit = steering.head, steering.scale, steering.unit
     hidden = len(vector)
     for i in range(np.uint64(hidden)):
         vector[i] = np.int32(FEATURES) - np.int32(2) * np.int32(

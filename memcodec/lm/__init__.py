@@ -1,6 +1,7 @@
 """The frozen LM, evaluated so that every bit of every result is the same on every machine (spec/FORMAT.md).
 
-`architecture` says what is computed, `weights` with which integers, `arithmetic` by which operations; `kernels` and
-`device` are two implementations of them that give the same bits, `selftest` is what each must pass, and `model` is the
-LM that the codec sees.
+`architecture` says what is computed, `weights` with which integers, and `arithmetic` by which operations. There are two
+implementations with the same bits: `cpu` (its kernels are in `kernels`, `attention`, `norms` and `product`, their data
+in `layout`, their threads in `team`) and `device` (torch, its operations are in `operations`). Each must pass
+`selftest`. `model` is the LM that the codec uses.
 """

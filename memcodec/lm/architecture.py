@@ -1,4 +1,4 @@
-"""What an LM computes, as data: read from a model's config.json, and part of what identifies the LM."""
+"""What an LM computes, as data: read from the config.json of a model, and part of the identity of the LM."""
 
 import json
 import math
@@ -9,7 +9,7 @@ from typing import Any
 
 from memcodec.errors import ModelNotFoundError
 
-MAX_POSITIONS = 8192  # that an exact LM has tables for, whatever the model was trained on
+MAX_POSITIONS = 8192  # of an exact LM, even if the model was trained on more: its tables have this size
 GATES = ("silu", "gelu", "gelu_tanh")
 
 Config = dict[str, Any]
@@ -17,9 +17,9 @@ Config = dict[str, Any]
 
 @dataclass(frozen=True)
 class Rotary:
-    """Rotary positions (RoFormer, arXiv 2104.09864): theta, and the scaling that Llama 3.1 and others put on it.
+    """Rotary positions (RoFormer, arXiv 2104.09864): theta, and the scaling of Llama 3.1 and others.
 
-    scaling: "default", "linear" (factor) or "llama3" (all four numbers).
+    scaling: "default", "linear" (uses factor) or "llama3" (uses all four numbers).
     """
 
     theta: float
@@ -27,16 +27,16 @@ class Rotary:
     factor: float = 1.0
     low: float = 1.0
     high: float = 4.0
-    trained: int = 8192  # positions before the scaling
+    trained: int = 8192  # positions of the training before the scaling
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A decoder-only transformer. Sizes are counts of entries; `positions` how many the LM can tell apart.
+    """A decoder-only transformer. Sizes are numbers of entries; positions: the number that the LM can tell apart.
 
-    key_heads: heads of keys and values, each shared by heads / key_heads query heads; inner: width of the MLP, which
-    is `gated` (gate(g) * u) or not; layer_norm: LayerNorm with shifts instead of RMSNorm; head_norm: RMSNorm of each
-    head's queries and keys; rotary: None for learned positions.
+    key_heads: heads of keys and values, each shared by heads / key_heads query heads; inner: the width of the MLP;
+    gated: the MLP computes gate(g) * u; layer_norm: LayerNorm with shifts instead of RMSNorm; head_norm: RMSNorm of the
+    queries and keys of each head; rotary: None for learned positions.
     """
 
     vocabulary: int
@@ -56,7 +56,7 @@ class Architecture:
     rotary: Rotary | None = None
 
     def to_json(self) -> str:
-        """One line that is the same wherever the same LM is described."""
+        """A line of JSON that is the same for every description of the same LM."""
         return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
 
     @classmethod
@@ -74,24 +74,24 @@ def read(folder: Path) -> tuple[str, Architecture]:
         if not isinstance(config, dict):
             raise ValueError("it is not an object")
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelNotFoundError(f"{folder}: its config.json does not read ({error})") from error
+        raise ModelNotFoundError(f"{folder}: its config.json cannot be read ({error})") from error
     return describe(config, folder.name)
 
 
 def describe(config: Config, name: str) -> tuple[str, Architecture]:
-    """The family and the architecture of a config.json. Raises ModelNotFoundError where it is none of FAMILIES."""
+    """The family and the architecture of a config.json. Raises ModelNotFoundError if it is not one of FAMILIES."""
     family = str(config.get("model_type"))
     if family not in FAMILIES:
         raise ModelNotFoundError(
             f"{name}: the architecture {family[:40]!r} is not supported; memcodec has {', '.join(FAMILIES)}"
         )
     try:
-        found = FAMILIES[family](config)
-        _check(found)
+        architecture = FAMILIES[family](config)
+        _check(architecture)
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise ModelNotFoundError(f"{name}: its config.json is not supported: {reason}") from error
-    return family, found
+    return family, architecture
 
 
 def _check(a: Architecture) -> None:
@@ -99,9 +99,9 @@ def _check(a: Architecture) -> None:
     if min(sizes) < 1 or a.layers > 1024 or a.vocabulary > 1 << 18:
         raise ValueError("a size is out of range")
     if a.heads % a.key_heads or a.hidden % 2 or a.head_size % 2 or a.inner % 2 or (a.heads * a.head_size) % 2:
-        raise ValueError("sizes of layers and heads must be even, and heads divide evenly")
+        raise ValueError("sizes of layers and heads must be even, and heads must be a multiple of key heads")
     if a.head_size > 512 or max(a.hidden, a.heads * a.head_size) > 1 << 15 or a.inner > 1 << 17:
-        raise ValueError("a size is beyond what sums of 32 bits hold")
+        raise ValueError("a size is too large for sums of 32 bits")
     if not 0 < a.epsilon < 1:
         raise ValueError("epsilon is out of range")
     if (r := a.rotary) is not None:
@@ -119,27 +119,27 @@ def _gate(name: str) -> str:
 
 def _rotary(config: Config, theta: float) -> Rotary:
     """From the fields of transformers 4 (rope_theta, rope_scaling) or 5 (rope_parameters)."""
-    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    theta = float(given.get("rope_theta") or config.get("rope_theta") or theta)
-    kind = given.get("rope_type") or given.get("type") or "default"
-    if config.get("partial_rotary_factor", given.get("partial_rotary_factor", 1)) not in (None, 1, 1.0):
-        raise ValueError("rotary positions on a part of each head")
+    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    theta = float(scaling.get("rope_theta") or config.get("rope_theta") or theta)
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    if config.get("partial_rotary_factor", scaling.get("partial_rotary_factor", 1)) not in (None, 1, 1.0):
+        raise ValueError("rotary positions on only part of each head")
     if kind == "default":
         return Rotary(theta)
     if kind == "linear":
-        return Rotary(theta, "linear", float(given["factor"]))
+        return Rotary(theta, "linear", float(scaling["factor"]))
     if kind == "llama3":
-        numbers = float(given["factor"]), float(given["low_freq_factor"]), float(given["high_freq_factor"])
-        return Rotary(theta, "llama3", *numbers, int(given["original_max_position_embeddings"]))
+        numbers = float(scaling["factor"]), float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
+        return Rotary(theta, "llama3", *numbers, int(scaling["original_max_position_embeddings"]))
     raise ValueError(f"rotary positions scaled by {kind!r}")
 
 
 def _llama(config: Config, **more: Any) -> Architecture:
-    """Llama and what differs from it in names and extras only."""
+    """Llama, and families that differ from it in names and options only."""
     heads = int(config["num_attention_heads"])
     positions = min(int(config.get("max_position_embeddings", 2048)), MAX_POSITIONS)
     if config.get("sliding_window") and config.get("use_sliding_window", True):
-        positions = min(positions, int(config["sliding_window"]))  # so far attention is the same with and without
+        positions = min(positions, int(config["sliding_window"]))  # within the window, attention is the same without it
     if config.get("pretraining_tp", 1) not in (None, 1):
         raise ValueError("tensor-parallel pretraining")
     return Architecture(
@@ -169,7 +169,7 @@ def _qwen3(config: Config) -> Architecture:
 
 def _gpt2(config: Config) -> Architecture:
     if not config.get("scale_attn_weights", True) or config.get("scale_attn_by_inverse_layer_idx", False):
-        raise ValueError("attention scaled otherwise than by the size of a head")
+        raise ValueError("attention that is not scaled by the size of a head")
     hidden, heads = int(config["n_embd"]), int(config["n_head"])
     return Architecture(
         vocabulary=int(config["vocab_size"]),
@@ -198,14 +198,14 @@ FAMILIES: dict[str, Callable[[Config], Architecture]] = {
 
 
 def frequencies(rotary: Rotary, head_size: int, power: Callable[[float, float], float]) -> list[float]:
-    """Radians a position of each pair of entries, head_size / 2 of them; `power`: base and exponent to their power."""
+    """The radians for each position of each pair of entries, head_size / 2 of them. power: base ** exponent."""
     result = []
     for i in range(head_size // 2):
         frequency = 1.0 / power(rotary.theta, 2 * i / head_size)
         if rotary.scaling == "linear":
             frequency /= rotary.factor
         elif rotary.scaling == "llama3":
-            turns = rotary.trained * frequency / (2 * math.pi)  # within the positions of the training
+            turns = rotary.trained * frequency / (2 * math.pi)  # over the positions of the training
             blend = (turns - rotary.low) / (rotary.high - rotary.low)
             blend = min(max(blend, 0.0), 1.0)
             frequency = (1 - blend) * frequency / rotary.factor + blend * frequency

@@ -1,8 +1,8 @@
-"""The numbers that the exact LM is made of: constants, tables and rounding rules (spec/FORMAT.md is the definition).
+"""The numbers of the exact LM: constants, tables and rounding rules (spec/FORMAT.md is the definition).
 
-Tables are computed here with nothing but single IEEE float64 additions, multiplications and divisions, which are the
-same on every machine, and no function of a C library; then they are rounded to a coarse grid, so that any other careful
-way gives them too. Their hash is in the specification, and is checked wherever they are loaded.
+Tables are computed with single IEEE float64 additions, multiplications and divisions only, which are the same on every
+machine, and without functions of the C library. They are then rounded to a coarse grid, so that any other accurate
+computation yields the same tables. Their hash is in the specification, and the self-test checks it.
 """
 
 import hashlib
@@ -15,29 +15,29 @@ import numpy as np
 from memcodec.lm.architecture import Architecture, frequencies
 
 UNIT = 1024  # logits, entropies and costs are integers in 1/1024 bit
-HIGHEST = 32767  # of any activation: it fits int16
-HALVES = 127 * 256 + 127  # of an activation that is cut into two signed bytes, 256 * high + low
-WEIGHT = 127  # of any weight, key or value: they fit int8
-QUERY = 1023  # of a query; with a key, head_size products stay below 2**24
-TINY = 2.0**-100  # below it, the largest entry of a vector counts as so much: nothing here is ever subnormal
-FAR = 2.0**29  # logits are cut at so many units: two of them differ by less than 2**31
+HIGHEST = 32767  # the largest activation: int16
+HALVES = 127 * 256 + 127  # the largest activation that can be split into two signed bytes, 256 * high + low
+WEIGHT = 127  # the largest weight, key or value: int8
+QUERY = 1023  # the largest entry of a query (but see `highest_query`)
+TINY = 2.0**-100  # the least value used as the largest entry of a vector, so that nothing becomes subnormal
+FAR = 2.0**29  # logits are clamped to plus or minus this, in units, so that two differ by less than 2**31
 ONE = 30  # bits of the 1 in the table of powers
 ATTENTION_BITS = 20  # bits of the 1 in attention weights
-MASS = 1 << 16  # attention weights add up to about so much at most
-GATE_STEPS = 512  # of a gate's argument: entries of its table a unit
-GATE_REACH = 20  # its table goes from minus to plus so much
+MASS = 1 << 16  # the sum of the integer attention weights of a query is at most about this
+GATE_STEPS = 512  # entries of the table of a gate for each unit of its argument
+GATE_REACH = 20  # the table covers arguments from minus this to plus this
 
 LOG2E = 1.4426950408889634
 LN2 = 0.6931471805599453
-LOGIT_SCALE = np.float32(UNIT * LOG2E)  # nats to units
+LOGIT_SCALE = np.float32(UNIT * LOG2E)  # units in a nat
 
 TABLES_SHA256 = "0fa3b279de25054af9c2cc25d1dd193e447abc7802d30141d7d66eba1d971f9b"
 
 
 def highest_input(size: int) -> int:
-    """The largest integer that an activation of `size` entries may have before a product, in any product.
+    """The largest integer in a vector of `size` activations before a product.
 
-    Sums of products with weights stay within int32, and either half within a signed byte.
+    Sums of products with weights stay within int32, and both halves within a signed byte.
     """
     return min(HALVES, (2**31 - 1) // (WEIGHT * size))
 
@@ -48,15 +48,15 @@ def highest_query(head_size: int) -> int:
 
 
 def attention_scale(head_size: int) -> np.float32:
-    """What a product of a query and a key is multiplied by to be in units (float32)."""
+    """The factor that turns a product of a query and a key into units, float32."""
     return np.float32(UNIT * LOG2E / math.sqrt(head_size))
 
 
-# ---- functions, by series of IEEE operations
+# ---- functions, as series of IEEE operations
 
 
 def exp(x: np.ndarray) -> np.ndarray:
-    """e to the x, float64, to about 1e-15 of itself; |x| up to 700."""
+    """e to the x, float64, with a relative error of about 1e-15, for |x| up to 700."""
     halvings = np.rint(x * LOG2E)
     rest = x - halvings * 0.693147180369123816490 - halvings * 1.90821492927058770002e-10  # ln 2 in two parts
     total = term = np.ones_like(rest)
@@ -67,7 +67,7 @@ def exp(x: np.ndarray) -> np.ndarray:
 
 
 def log(x: np.ndarray) -> np.ndarray:
-    """The natural logarithm, float64, of normal positive numbers."""
+    """The natural logarithm of normal positive numbers, float64."""
     fraction, exponent = np.frexp(x)  # exact
     small = fraction < 0.7071067811865476
     fraction = np.where(small, fraction * 2, fraction)
@@ -87,7 +87,7 @@ def power(base: float, exponent: float) -> float:
 
 
 def cosine_sine(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cosine and sine, float64, of 0 to 1e5 radians, to about 1e-11."""
+    """Cosine and sine of 0 to 1e5 radians, float64, with an error of about 1e-11."""
     quarter = np.rint(x * 0.6366197723675814)
     rest = x - quarter * 1.5707963267341256 - quarter * 6.077100506506192e-11
     square = rest * rest
@@ -110,7 +110,7 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 def normal_below(x: np.ndarray) -> np.ndarray:
-    """The standard normal distribution function, float64, to about 1e-9."""
+    """The standard normal distribution function, float64, with an error of about 1e-9."""
     near = np.clip(x, -7.0, 7.0)
     term = total = near
     for i in range(3, 220, 2):
@@ -144,7 +144,7 @@ def _gelu_tanh(x: np.ndarray) -> np.ndarray:
 
 @cache
 def gate(name: str) -> np.ndarray:
-    """What an entry x is multiplied by, at x = (i - 10240) / 512, on a grid of 2**-20; float32 [20481]."""
+    """The factor of an entry x, for x = (i - 10240) / 512, on a grid of 2**-20; float32 [20481]."""
     shape: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         "silu": sigmoid,
         "gelu": normal_below,
@@ -155,7 +155,7 @@ def gate(name: str) -> np.ndarray:
 
 
 def rotation(architecture: Architecture) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines and sines by position, on a grid of 2**-16, float32 [positions, head_size / 2]; empty without rotary."""
+    """Cosines and sines by position, on a grid of 2**-16, float32 [positions, head_size / 2]; empty if not rotary."""
     if architecture.rotary is None:
         empty = np.empty((0, architecture.head_size // 2), dtype=np.float32)
         return empty, empty

@@ -1,11 +1,11 @@
 """Products of integers: int16 activations times int8 weights, summed in int32.
 
-One micro-kernel for everything that is multiplied, weights, keys and values alike, written in LLVM's own vector
-operations: LLVM finds the instruction of each processor that multiplies pairs of 16 bits and adds them in 32 (pmaddwd,
-vpdpwssd, smlal). None of them saturates on numbers in our ranges; the trap of 8-bit products does not exist here.
+One micro-kernel multiplies weights, keys and values. It is written in LLVM's vector operations: LLVM selects the
+instruction of each processor that multiplies pairs of 16-bit integers and adds them in 32 bits (pmaddwd, vpdpwssd,
+smlal). None of these saturates on numbers in our ranges, as products of 8-bit integers do on some processors.
 
-The right-hand side lies in *panels* of 32 columns, int8 [panels, pairs, 32, 2]: two neighbours of the inner dimension
-side by side, for 32 columns.
+The right-hand side is stored in *panels* of 32 columns, int8 [panels, pairs, 32, 2]: two consecutive entries of the
+inner dimension are adjacent, for each of 32 columns.
 """
 
 from typing import Any
@@ -33,16 +33,16 @@ _EVEN, _ODD = (ir.Constant(_SUMS, list(range(first, 2 * _LANES, 2))) for first i
 
 
 class _Tile:
-    """Emits code for a few rows times one panel."""
+    """Emits the code that multiplies a few rows by one panel."""
 
     def __init__(self, builder: Any, rows: list[Any], panel: Any) -> None:
-        """rows: pointers to pairs of each row; panel: a pointer to half a pair of the panel."""
+        """rows: pointers to the pairs of each row; panel: a pointer to vectors of half a row of pairs."""
         self.builder = builder
         self.rows = rows
         self.panel = panel
 
     def loop(self, start: Any, limit: Any, unroll: int, sums: list[Any]) -> tuple[Any, list[Any]]:
-        """Add products of pairs from `start` on while `unroll` of them are left before `limit`."""
+        """Add the products of pairs from `start` on, `unroll` at a time, while that many are left before `limit`."""
         b = self.builder
         before, body, after = b.block, b.append_basic_block("pairs"), b.append_basic_block("done")
         end = b.sub(limit, _constant(unroll - 1))
@@ -81,14 +81,14 @@ class _Tile:
             spread = b.shuffle_vector(spread, ir.Constant(_SUMS, ir.Undefined), _ZERO)
             spread = b.sext(b.bitcast(spread, _PAIRS), _WIDE)
             for half in range(2):
-                products = b.mul(spread, weights[half])  # 16 bits times 16 bits: LLVM sees that, and the sum of two
+                products = b.mul(spread, weights[half])  # LLVM recognizes products of 16 bits and sums of two
                 even, odd = (b.shuffle_vector(products, ir.Constant(_WIDE, ir.Undefined), i) for i in (_EVEN, _ODD))
                 result.append(b.add(sums[2 * r + half], b.add(even, odd)))
         return result
 
 
 def _tile(rows: int) -> Any:
-    """int32 [rows, 32] = int16 [rows, 2 * pairs] times a panel; addresses, and strides in entries."""
+    """int32 [rows, 32] = int16 [rows, 2 * pairs] times a panel, given as addresses and strides in entries."""
 
     @intrinsic
     def tile(context, left, stride, panel, pairs, out, out_stride):
@@ -99,7 +99,9 @@ def _tile(rows: int) -> Any:
             starts = [builder.add(left, builder.mul(stride, _constant(2 * r))) for r in range(rows)]
             pointers = [builder.inttoptr(start, _I32.as_pointer()) for start in starts]
             tile = _Tile(builder, pointers, builder.inttoptr(panel, _BYTES.as_pointer()))
-            unroll = 4 if rows <= 2 else 2 if rows <= 4 else 1  # few sums would wait for each other
+            unroll = (
+                4 if rows <= 2 else 2 if rows <= 4 else 1
+            )  # with few sums, each addition would wait for the one before
             reached, sums = tile.loop(_constant(0), pairs, unroll, [_ZERO] * (2 * rows))
             if unroll > 1:
                 _, sums = tile.loop(reached, pairs, 1, sums)
@@ -116,19 +118,19 @@ def _tile(rows: int) -> Any:
     return tile
 
 
-TILE_ROWS = 12  # of the largest tile: 24 sums of 16 lanes, and what multiplies them, fill 32 registers
+TILE_ROWS = 12  # of the largest tile: its 24 sums of 16 lanes and their operands fill 32 registers
 _tile_1, _tile_2, _tile_3, _tile_4, _tile_6, _tile_8, _tile_12 = (_tile(rows) for rows in (1, 2, 3, 4, 6, 8, TILE_ROWS))
 
 
 @subkernel
-def multiply(left, start, stride, rows, right, panel, pairs, out, out_start, out_stride, slowly):
+def multiply(left, start, stride, rows, right, panel, pairs, out, out_start, out_stride, fallback):
     """int32 [rows, 32] = int16 [rows, 2 * pairs] times one panel.
 
     left: int16, its rows begin at `start` and are `stride` apart; right: int8, the panel begins at `panel`; out: int32.
-    slowly: one product at a time, for a machine where the other way fails its self-test.
+    fallback: one product at a time, for machines on which the vector operations fail the self-test.
     """
     not_inlined()
-    if slowly:
+    if fallback:
         for row in range(rows):
             for column in range(COLUMNS):
                 total = np.int32(0)
@@ -161,14 +163,14 @@ def multiply(left, start, stride, rows, right, panel, pairs, out, out_start, out
 
 
 def columns_of(rows: int) -> np.ndarray:
-    """Which row of a matrix each column of its panels is, -1 for none; int64 [whole panels]."""
+    """The row of a matrix that each column of its panels holds, -1 for padding; int64 [whole panels]."""
     result = np.full(-(-rows // COLUMNS) * COLUMNS, -1, dtype=np.int64)
     result[:rows] = np.arange(rows)
     return result
 
 
 def panels(matrix: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """int8 [rows, inner] as panels, with the rows that `columns` says as columns, and zeros for none; int8 [bytes]."""
+    """A matrix int8 [rows, inner] as panels, int8 [bytes]; columns: the row in each column, -1 for zeros."""
     out = np.empty(len(columns) * matrix.shape[1], dtype=np.int8)
     _lay_out(np.ascontiguousarray(matrix), columns, out)
     return out
@@ -191,18 +193,18 @@ def _lay_out(matrix, columns, out):
                 out[base + k * step + one] = row[two * k + one]
 
 
-def multiply_matrices(left: np.ndarray, right: np.ndarray, slowly: bool = False) -> np.ndarray:
+def multiply_matrices(left: np.ndarray, right: np.ndarray, fallback: bool = False) -> np.ndarray:
     """int [rows, inner] times int8 [columns, inner] by `multiply`, int32 [rows, columns]: for the self-test."""
     rows, inner = left.shape
     columns = columns_of(len(right))
     out = np.empty((rows, len(columns)), dtype=np.int32)
     flat, packed = left.astype(np.int16).reshape(-1), panels(right, columns)
-    _multiply_all(flat, inner, rows, packed, len(columns) // COLUMNS, out.reshape(-1), int(slowly))
+    _multiply_all(flat, inner, rows, packed, len(columns) // COLUMNS, out.reshape(-1), int(fallback))
     return out[:, : len(right)]
 
 
 @kernel
-def _multiply_all(left, inner, rows, right, count, out, slowly):
+def _multiply_all(left, inner, rows, right, count, out, fallback):
     for panel in range(count):
         multiply(left, np.int64(0), inner, rows, right, panel * COLUMNS * inner, inner // 2, out, panel * COLUMNS,
-                 count * COLUMNS, slowly)  # fmt: skip
+                 count * COLUMNS, fallback)  # fmt: skip

@@ -1,7 +1,7 @@
-"""The integer generator behind every seeded constant of the format (spec/FORMAT.md, "Memories").
+"""The integer generator of all seeded constants of the format (spec/FORMAT.md, "Memories").
 
-SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) in counter mode: word i of a stream is a pure function of
-(stream, i), made of 64-bit integer operations only, so it is the same on every platform and library version.
+SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) in counter mode: word i of a stream is a pure function of (stream, i).
+It consists of 64-bit integer operations only, so it is the same on every platform and with every library version.
 """
 
 import numpy as np
@@ -27,7 +27,7 @@ def words(stream: int, start: int, count: int) -> np.ndarray:
 
 @subkernel
 def word(stream, index):
-    """One word, uint64, inside a kernel."""
+    """One word of a stream, uint64, for kernels."""
     z = ((np.uint64(stream) << np.uint64(40)) + np.uint64(index) + np.uint64(1)) * _golden
     z = (z ^ (z >> np.uint64(30))) * _first
     z = (z ^ (z >> np.uint64(27))) * _second

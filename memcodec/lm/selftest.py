@@ -1,8 +1,9 @@
-"""What an implementation of the exact LM must pass before anything is encoded or decoded with it.
+"""The self-test that an implementation of the exact LM must pass before it encodes or decodes anything.
 
-Integer products at their extremes (8-bit products saturate silently on CPUs without VNNI), and known answers: hashes
-of the logits of two tiny LMs, made of seeded integers, that have every part that an architecture can have, and entries
-that are all but zero. It takes milliseconds. The hashes are in the specification (spec/FORMAT.md, "Known answers").
+It checks integer products at their extremes (8-bit products saturate silently on CPUs without VNNI), and known answers:
+hashes of the logits of two tiny LMs made of seeded integers, which together have every part that an architecture can
+have, and some entries close to zero. It takes milliseconds. The hashes are in the specification (spec/FORMAT.md, "Known
+answers").
 """
 
 import hashlib
@@ -31,13 +32,13 @@ KNOWN_ANSWERS = {
 }
 TOKENS = np.arange(75) * 29 % 71  # more than two panels of positions
 
-# An implementation: of `multiply` alone, int [rows, inner] times int8 [columns, inner], and of logits of tokens.
+# An implementation of integer products, int [rows, inner] times int8 [columns, inner], and one of logits of tokens.
 Product = Callable[[np.ndarray, np.ndarray], np.ndarray]
 Logits = Callable[[ExactWeights, np.ndarray], np.ndarray]
 
 
 def tiny(name: str) -> ExactWeights:
-    """One of the two LMs, "gated" or "plain", of seeded integers."""
+    """One of the two LMs, "gated" or "plain", made of seeded integers."""
     a = _GATED if name == "gated" else _PLAIN
     stream = 16 if name == "gated" else 17
     at = 0
@@ -55,21 +56,21 @@ def tiny(name: str) -> ExactWeights:
 
     tensors: Tensors = {}
 
-    def matrix(part: str, rows: int, inner: int, layers: int | None = a.layers) -> None:
+    def matrix(name: str, rows: int, inner: int, layers: int | None = a.layers) -> None:
         shape = (rows,) if layers is None else (layers, rows)
-        tensors[part] = (draw(*shape, inner) % 255 - 127).astype(np.int8)
-        tensors[part + ".scale"] = near_one(*shape) * np.float32(2.0**-9)
+        tensors[name] = (draw(*shape, inner) % 255 - 127).astype(np.int8)
+        tensors[name + ".scale"] = near_one(*shape) * np.float32(2.0**-9)
 
     heads = (a.heads + 2 * a.key_heads) * a.head_size
     matrix("embedding", a.vocabulary, a.hidden, None)
-    tensors["embedding.scale"][5] = 2.0**-135  # less than a normal number can be
+    tensors["embedding.scale"][5] = 2.0**-135  # smaller than any normal number
     tensors["embedding"][7] = 0
-    for part, rows, inner in (("qkv", heads, a.hidden), ("mix", a.hidden, a.heads * a.head_size),
+    for name, rows, inner in (("qkv", heads, a.hidden), ("mix", a.hidden, a.heads * a.head_size),
                               ("up", (1 + a.gated) * a.inner, a.hidden), ("down", a.hidden, a.inner)):  # fmt: skip
-        matrix(part, rows, inner)
-        tensors[part + ".bias"] = near_one(a.layers, rows) - np.float32(1)
-    for part in ("attention", "mlp"):
-        tensors[part + ".gain"] = near_one(a.layers, a.hidden)
+        matrix(name, rows, inner)
+        tensors[name + ".bias"] = near_one(a.layers, rows) - np.float32(1)
+    for norm in ("attention", "mlp"):
+        tensors[norm + ".gain"] = near_one(a.layers, a.hidden)
     tensors["gain"] = near_one(a.hidden)
     if a.head_norm:
         tensors["query.gain"], tensors["key.gain"] = near_one(a.layers, a.head_size), near_one(a.layers, a.head_size)
@@ -88,12 +89,12 @@ def tiny(name: str) -> ExactWeights:
 
 
 def answer(logits: np.ndarray) -> str:
-    """The hash of logits, int [positions, vocabulary], as the specification has it."""
+    """The hash of logits, int [positions, vocabulary], as in the specification."""
     return hashlib.sha256(np.ascontiguousarray(logits, dtype="<i4").tobytes()).hexdigest()
 
 
 def extremes() -> tuple[np.ndarray, np.ndarray]:
-    """Activations, int64 [rows, inner], and weights, int8 [columns, inner], whose sums are as large as they can be."""
+    """Activations, int64 [rows, inner], and weights, int8 [columns, inner], with the largest sums that can occur."""
     inner = 1032
     highest = arithmetic.highest_input(inner)
     drawn = words(18, 0, 2 * inner)
@@ -105,7 +106,7 @@ def extremes() -> tuple[np.ndarray, np.ndarray]:
 
 
 def passes(product: Product, logits: Logits) -> bool:
-    """Whether an implementation is exact, as far as this test sees."""
+    """Whether an implementation passes the test."""
     left, right = extremes()
     if arithmetic.tables_hash() != arithmetic.TABLES_SHA256:
         return False
@@ -114,14 +115,17 @@ def passes(product: Product, logits: Logits) -> bool:
     return all(answer(logits(tiny(name), TOKENS)) == known for name, known in KNOWN_ANSWERS.items())
 
 
-def choose(make: Callable[[bool], tuple[Product, Logits]], what: str) -> bool:
-    """Whether the slower products must be used here. Raises MachineError where neither way is exact."""
-    for slowly in (False, True):
+def choose(implementation: Callable[[bool], tuple[Product, Logits]], name: str) -> bool:
+    """Whether an implementation needs its fallback products on this machine.
+
+    implementation: takes whether to use the fallback. Raises MachineError if neither is exact.
+    """
+    for fallback in (False, True):
         try:
-            if passes(*make(slowly)):
-                return slowly
-        except (RuntimeError, ArithmeticError) as error:  # what an instruction that is not there may come to
+            if passes(*implementation(fallback)):
+                return fallback
+        except (RuntimeError, ArithmeticError) as error:  # such as an instruction or operation that does not exist
             reason: Any = error
         else:
             reason = "wrong sums or known answers"
-    raise MachineError(f"this machine does not compute exactly on {what} ({reason}): nothing was encoded or decoded")
+    raise MachineError(f"this machine does not compute exactly on {name} ({reason}): nothing was encoded or decoded")

@@ -1,7 +1,7 @@
-"""Passes of an LM over new positions of some sequences: what goes in, what comes out, and what must hold of both."""
+"""Passes of an LM over new positions of some sequences: their input, their results, and the checks of both."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -9,10 +9,12 @@ from memcodec.errors import EncodeError, ModelNotFoundError
 
 Rows = slice | np.ndarray
 
+READ_ROWS = 400  # positions of a prefix that are read in one pass
+
 
 @dataclass(frozen=True)
 class SequenceInput:
-    """New positions of one sequence: int64 [positions], token ids; -1 - i is vectors[i], float32 [n, hidden]."""
+    """New positions of one sequence: token ids, int64 [positions]; -1 - i is vectors[i], float32 [n, hidden]."""
 
     slot: int
     tokens: np.ndarray
@@ -20,46 +22,62 @@ class SequenceInput:
 
 
 class Sequences(Protocol):
-    """Some sequences on their way through an LM: what is cached of each, and the logits of the last pass."""
+    """Some sequences that an LM is reading: the cache of each, and the logits of the last pass."""
 
-    def forward(self, pieces: list[SequenceInput]) -> None:
-        """One pass; the pieces' slots differ and rise."""
+    def forward(self, inputs: list[SequenceInput]) -> None:
+        """One pass. The slots of the inputs must rise."""
 
     def step(self, tokens: np.ndarray) -> None:
-        """One pass over a token of each of the first sequences, int64 [rows]."""
+        """One pass over one token of each of the first sequences, int64 [rows]."""
 
     def restart(self) -> None:
-        """Begin all of them anew, where they began: at position 0, or behind the prefix."""
+        """Return all sequences to where they began: position 0, or the end of the prefix."""
 
     def logits(self, rows: Rows) -> np.ndarray:
         """Logits of some rows of the last pass, int32 [rows, columns >= vocabulary] in units.
 
-        What is returned is written over by the next call.
+        The next call overwrites what is returned.
         """
 
 
+class Implementation(Protocol):
+    """An implementation of the exact LM, on a CPU or in torch operations."""
+
+    def sequences(self, slots: int, positions: int, rows: int, start: Any = None) -> Sequences:
+        """A cache for some sequences of some positions, for passes of up to `rows` rows; start: see `start`."""
+
+    def start(self, prefix: np.ndarray) -> Any:
+        """What a prefix leaves, int64 [tokens]; its `logits` are those of the token after it, int32 [columns]."""
+
+    def copied(self, prefix: int) -> int:
+        """Positions of a prefix of this length that every sequence has a copy of; the others are stored once."""
+
+
 def check_numbers(scales: np.ndarray) -> None:
-    """Raise ModelNotFoundError where a pass left what is no number, float32 [rows]: it stays so through all layers."""
+    """Raise ModelNotFoundError if a pass left a NaN or infinity, which stays in a row through all layers.
+
+    scales: of the rows, float32 [rows].
+    """
     if not np.isfinite(scales).all():
         raise ModelNotFoundError("the model's activations go beyond float32: memcodec cannot use it")
 
 
-def check_step(tokens: np.ndarray, lengths: np.ndarray, room: int, vocabulary: int) -> None:
-    """As `check_pass`, for a step."""
-    if lengths[: len(tokens)].max(initial=0) >= room:
-        raise EncodeError(f"{room + 1} positions: there is room for {room}")
+def check_step(tokens: np.ndarray, lengths: np.ndarray, limit: int, vocabulary: int) -> None:
+    """Like `check_pass`, for a step."""
+    if lengths[: len(tokens)].max(initial=0) >= limit:
+        raise EncodeError(f"{limit + 1} positions: there is room for {limit}")
     if not 0 <= tokens.min() <= tokens.max() < vocabulary:
         raise EncodeError(f"a token that the model does not have: it has {vocabulary}")
 
 
-def check_pass(pieces: list[SequenceInput], lengths: np.ndarray, room: int, vocabulary: int) -> None:
-    """Raise EncodeError where a pass would go beyond what there is: kernels look at no bounds.
+def check_pass(inputs: list[SequenceInput], lengths: np.ndarray, limit: int, vocabulary: int) -> None:
+    """Raise EncodeError if a pass would exceed the cache or the vocabulary, since kernels check no bounds.
 
-    lengths: positions of each slot so far, int64 [slots]; room: positions of a slot.
+    lengths: positions of each slot so far, int64 [slots]; limit: positions of a slot.
     """
-    for piece in pieces:
-        if lengths[piece.slot] + len(piece.tokens) > room:
-            raise EncodeError(f"{lengths[piece.slot] + len(piece.tokens)} positions: there is room for {room}")
-        given = 0 if piece.vectors is None else len(piece.vectors)
-        if len(piece.tokens) and not -given <= piece.tokens.min() <= piece.tokens.max() < vocabulary:
+    for one in inputs:
+        if lengths[one.slot] + len(one.tokens) > limit:
+            raise EncodeError(f"{lengths[one.slot] + len(one.tokens)} positions: there is room for {limit}")
+        vectors = 0 if one.vectors is None else len(one.vectors)
+        if len(one.tokens) and not -vectors <= one.tokens.min() <= one.tokens.max() < vocabulary:
             raise EncodeError(f"a token that the model does not have: it has {vocabulary}")

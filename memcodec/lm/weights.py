@@ -1,8 +1,8 @@
-"""A model's weights as the integers of the exact LM: made once from float weights, kept as one safetensors file.
+"""The weights of a model as the integers of the exact LM: converted once, kept in a safetensors file.
 
-The file holds matrices row by row, as they are hashed; each implementation lays them out as it likes when it loads
-them. The hash over all of it, tables of positions, architecture, tokenizer and prefix included, is the LM's identity:
-who has the same one computes the same bits.
+The file holds matrices row by row, in the order in which they are hashed; each implementation lays them out in its own
+way when it loads them. The hash over everything, including the tables of positions, the architecture, the tokenizer and
+the prefix, is the identity of the LM: LMs with the same identity compute the same bits.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from memcodec.lm.architecture import Architecture
 
 Tensors = dict[str, np.ndarray]
 
-_FORMAT = "1"  # of the kept file; another one is made anew
+_FORMAT = "1"  # of the kept file; a file of another format is converted again
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Head:
 class ExactWeights:
     """Integers, scales and tables of one LM.
 
-    tensors, all layers stacked: matrices int8 [layers, rows, inner] with scales float32 [layers, rows], and by the same
-    name biases, gains and shifts, float32. prefix: the token ids before every chunk; tokenizer: the hash of its bytes.
+    tensors, with all layers stacked: matrices, int8 [layers, rows, inner]; their scales and biases, float32 [layers,
+    rows]; gains and shifts, float32. prefix: the token ids before every chunk; tokenizer: its hash.
     """
 
     architecture: Architecture
@@ -51,7 +51,7 @@ class ExactWeights:
 
     @cached_property
     def identity(self) -> bytes:
-        """SHA-256 of all that is computed with (spec/FORMAT.md, "Identity")."""
+        """SHA-256 of everything that results depend on (spec/FORMAT.md, "Identity")."""
         digest = hashlib.sha256()
         about = [self.architecture.to_json(), list(self.prefix), self.tokenizer.hex(), arithmetic.tables_hash()]
         digest.update(json.dumps(about, separators=(",", ":")).encode())
@@ -61,7 +61,7 @@ class ExactWeights:
         return digest.digest()
 
     def save(self, path: Path, more: Mapping[str, str]) -> None:
-        """Write the file, whole or not at all. more: metadata of the caller's. Raises OSError."""
+        """Write the file, completely or not at all. more: metadata of the caller. Raises OSError."""
         about = {
             "format": _FORMAT,
             "architecture": self.architecture.to_json(),
@@ -74,21 +74,21 @@ class ExactWeights:
         try:
             safetensors.numpy.save_file(self.tensors, temporary, about | dict(more))
             temporary.replace(path)
-        except safetensors.SafetensorError as error:  # what the library makes of a full disk
+        except safetensors.SafetensorError as error:  # raised by the library for a full disk, among others
             raise OSError(str(error)) from error
         finally:
             temporary.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: Path) -> tuple["ExactWeights", dict[str, str]]:
-        """What `save` wrote, and its metadata, with the identity computed anew. Raises ValueError where it differs."""
+        """Read what `save` wrote, and its metadata. Raises ValueError if it is damaged or of another version."""
         try:
             with safetensors.safe_open(path, "np") as file:
                 about = dict(file.metadata() or {})
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             if about.get("format") != _FORMAT:
-                raise ValueError("another version's")
-            found = cls(
+                raise ValueError("of another version")
+            weights = cls(
                 Architecture.from_json(about["architecture"]),
                 tensors,
                 tuple(int(i) for i in json.loads(about["prefix"])),
@@ -96,13 +96,13 @@ class ExactWeights:
             )
         except (safetensors.SafetensorError, LookupError, TypeError) as error:
             raise ValueError(f"damaged ({type(error).__name__})") from error
-        if found.identity.hex() != about.get("identity"):
+        if weights.identity.hex() != about.get("identity"):
             raise ValueError("damaged: its hash does not match")
-        return found, about
+        return weights, about
 
 
 def spread(matrix: np.ndarray, scale: np.ndarray) -> float:
-    """Mean squared distance of a matrix's rows from their mean, from sums of integers: the same on every machine.
+    """The mean squared distance of the rows of a matrix from their mean, by sums of integers: the same everywhere.
 
     int8 [rows, inner], float32 [rows]. Entries are rounded to 1/256 of the largest scale.
     """

@@ -1,1 +1,1 @@
-"""Memory embeddings: where they enter the LM (sites), how they are fitted and packed."""
+"""Memory embeddings: where they enter the LM (sites), how they are fitted, and how they are packed."""

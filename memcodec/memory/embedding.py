@@ -1,4 +1,4 @@
-"""The memory as a thing of its own: a text as a few vectors, with no file format around it."""
+"""Memory embeddings outside of files: a text as a few vectors."""
 
 import json
 import zlib
@@ -20,10 +20,10 @@ _NUMBERS = ("bits", "tokens", "written", "prefix", "steps", "checksum")
 
 
 class MemoryEmbedding:
-    """A text as a few vectors in front of a frozen LM: the reversible sentence embedding, without a file around it.
+    """A text as a few vectors before the first token of a frozen LM: a reversible sentence embedding.
 
-    vectors: what the LM sees, float32 [n, dimensions]; fit: the packed memory, the steps taken, and the loss and
-    accuracy by step; checksum: the CRC-32 of the text, as UTF-8.
+    vectors: what the LM reads, float32 [n, dimensions]; fit: the packed memory, the number of steps, and the loss and
+    accuracy at each step; checksum: the CRC-32 of the text in UTF-8.
     """
 
     def __init__(self, model: HasModel, fit: "Fit", bits: int, checksum: int) -> None:
@@ -55,13 +55,13 @@ class MemoryEmbedding:
 
     @property
     def exact(self) -> bool:
-        """Whether `reconstruct` gives the text back."""
+        """Whether `reconstruct` returns the text."""
         return self.fit.exact
 
     def reconstruct(self) -> str:
-        """The text that greedy decoding writes from the memory: the original, where the fit is exact.
+        """The text that greedy decoding writes from the memory: the original, if the fit is exact.
 
-        Raises ChecksumError where it should be and is not.
+        Raises ChecksumError if the fit is exact but the text differs.
         """
         from memcodec.memory import fitting
 

@@ -1,7 +1,7 @@
-"""The prompt site: memory embeddings in front of the first token (spec/FORMAT.md, "Memories").
+"""The prompt site: memory embeddings before the first token (spec/FORMAT.md, "Memories").
 
 The memory token of Sastre and Rosá (arXiv 2506.15001): one or more input embeddings from which greedy decoding writes
-the chunk. How they are packed, and what a decoder does with them; `fitting` finds them.
+the chunk. `fitting` finds them, `vectors` packs them.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ class PromptSite:
     """Memories as input embeddings before the first token."""
 
     name = "prompt"
-    share = 0  # nothing is steered
+    share = 0  # it does not steer
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class PromptSite:
         lm: Callable[[], Any] | None = None,
         positions: int | None = None,
     ) -> None:
-        """settings, lm: for fits, which are made in floating point; positions: that the exact LM has."""
+        """settings, lm: for fits; lm returns the LM in floating point; positions: the number that the exact LM has."""
         self.fields: tuple[int, ...] = (bits, dimensions)
         self._settings = settings
         self._lm = lm
@@ -40,7 +40,7 @@ class PromptSite:
     def in_header(cls, fields: tuple[int, ...], hidden: int) -> "PromptSite":
         """The site of a file, for a decoder. Raises FormatError."""
         if len(fields) != 2 or fields[0] not in MEMORY_BITS:
-            raise FormatError("damaged index: bits per dimension that cannot be")
+            raise FormatError("damaged index: bits per dimension out of range")
         if fields[1] != hidden:
             raise FormatError(f"damaged index: vectors of {fields[1]} dimensions")
         return cls(*fields)
@@ -51,10 +51,10 @@ class PromptSite:
         return unpack(memory, dimensions, bits)
 
     def fit(self, chunks: list[np.ndarray], predict: Predict, report: Report) -> tuple[list[bytes], list[Predictions]]:
-        """Fit memories in floating point, and look at the chunks under them, exactly."""
+        """Fit memories in floating point, then predict the chunks under them with the exact LM."""
         from memcodec.memory import fitting
 
         assert self._settings is not None and self._lm is not None
         fits = fitting.fit(self._lm(), chunks, self._settings, lambda step: report(step.prefix), self._positions)
-        memories = [found.memory for found in fits]
+        memories = [fit.memory for fit in fits]
         return memories, predict([self.vectors(memory) for memory in memories])

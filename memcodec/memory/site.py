@@ -1,6 +1,6 @@
-"""The sites: where a memory embedding enters the frozen LM, and how it is fitted to a chunk.
+"""Sites: where a memory embedding enters the frozen LM, and how it is fitted to a chunk.
 
-Each is a class that has the attributes of `Site`; nothing else in memcodec asks which one it is.
+Each site is a class with the attributes of `Site`. Other modules do not distinguish between sites.
 """
 
 from collections.abc import Callable
@@ -11,16 +11,16 @@ if TYPE_CHECKING:
 
     from memcodec.coding.distribution import Predictions
 
-# What the exact LM says of the chunks that are to be fitted, behind vectors, float32 [n, hidden] each, or None.
+# Predictions of the chunks that are being fitted by the exact LM, each after vectors, float32 [n, hidden], or None.
 Predict = Callable[["list[np.ndarray | None]"], "list[Predictions]"]
-Report = Callable[[int], None]  # tokens that are done so far
+Report = Callable[[int], None]  # takes the number of tokens that are done
 
 
 class Site(Protocol):
     """One way for a memory to enter the LM.
 
-    fields: numbers that a decoder must know, for the index; share: what part of a chunk's information steers it, in
-    steps of 1/1024.
+    fields: the numbers in the index that a decoder needs; share: the part of a chunk's information that the memory
+    carries, in steps of 1/1024.
     """
 
     name: str
@@ -33,4 +33,4 @@ class Site(Protocol):
     def fit(
         self, chunks: "list[np.ndarray]", predict: Predict, report: Report
     ) -> "tuple[list[bytes], list[Predictions]]":
-        """Memories of chunks, int64 [tokens] each, and what the LM says of the chunks under them."""
+        """Memories of chunks, int64 [tokens] each, and the predictions of the chunks under them."""

@@ -1,4 +1,4 @@
-"""The site that belongs to some settings."""
+"""Making the site that settings describe."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def site_of(lm: "ExactLM", settings: Readout | Prompt, floats: "Callable[[], Any]") -> Site:
-    """The site of some settings, for fits. floats: gives the LM in floating point where it is needed."""
+    """The site that settings describe, for fits. floats: returns the LM in floating point, called only if needed."""
     if isinstance(settings, Readout):
         return readout_site(lm, settings)
     from memcodec.memory.prompt import PromptSite

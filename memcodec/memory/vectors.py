@@ -1,4 +1,4 @@
-"""Vectors of the prompt site as bytes: 1 to 16 bits a dimension (spec/FORMAT.md, "Memories")."""
+"""Vectors of the prompt site as bytes, with 1 to 16 bits for each dimension (spec/FORMAT.md, "Memories")."""
 
 import numpy as np
 
@@ -7,12 +7,12 @@ from memcodec.settings import MAX_VECTORS
 
 
 def pack_halves(vectors: np.ndarray) -> bytes:
-    """Vectors of 16 bits a dimension, float [n, dimensions]."""
+    """Pack vectors with 16 bits for each dimension, float [n, dimensions]."""
     return vectors.astype("<f2").tobytes()
 
 
 def pack_levels(levels: np.ndarray, scales: np.ndarray, bits: int) -> bytes:
-    """Vectors of 1 to 8 bits a dimension: levels 0 to 2**bits - 1, [n, dimensions], and scales, [n, 1]."""
+    """Pack vectors with 1 to 8 bits for each dimension: levels [n, dimensions], 0 to 2**bits - 1; scales [n, 1]."""
     shifts = np.arange(bits, dtype=np.uint8)
     fields = levels.astype(np.uint8)[:, :, None] >> shifts & 1  # least significant bit first
     packed = np.packbits(fields.reshape(len(levels), -1), axis=1, bitorder="little")
@@ -36,12 +36,12 @@ def unpack(memory: bytes, dimensions: int, bits: int) -> np.ndarray:
 
 
 def vector_bytes(dimensions: int, bits: int) -> int:
-    """Bytes of one packed vector: float16 entries, or a float16 scale and the levels."""
+    """Bytes of a packed vector: float16 entries, or a float16 scale and levels."""
     return 2 * dimensions if bits == 16 else 2 + (dimensions * bits + 7) // 8
 
 
 def vector_count(memory: bytes, dimensions: int, bits: int) -> int:
-    """How many vectors a memory has. Raises FormatError where it is not 1 to 64 whole ones."""
+    """The number of vectors of a memory. Raises FormatError if its size is not that of 1 to 64 vectors."""
     size = vector_bytes(dimensions, bits)
     count, rest = divmod(len(memory), size)
     if rest or not 1 <= count <= MAX_VECTORS:

@@ -1,1 +1,1 @@
-"""Where models come from, and what is made of them: float weights, the exact LM's integers, the tokenizer."""
+"""Models: finding and downloading them, and loading their tokenizers, float weights and exact weights."""

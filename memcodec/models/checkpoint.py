@@ -1,4 +1,4 @@
-"""Float weights as models come: the safetensors files of a folder, or a GGUF file."""
+"""The float weights of a model folder: safetensors files, or a GGUF file."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from memcodec.models.gguf import FILE_NAME, GGUFCheckpoint
 
 
 class Checkpoint(Protocol):
-    """Float weights by the names of Hugging Face's checkpoints."""
+    """Float weights under the names that Hugging Face gives them."""
 
     def names(self) -> set[str]:
         """All names."""
@@ -21,14 +21,14 @@ class Checkpoint(Protocol):
 
 
 class SafetensorsCheckpoint(Checkpoint):
-    """The safetensors files of a model folder; nothing else is read, nothing is unpickled."""
+    """The safetensors files of a model folder. No other file is read, and nothing is unpickled."""
 
     def __init__(self, folder: Path) -> None:
         """Raises ModelNotFoundError."""
-        self._places: dict[str, tuple[Path, dict[str, Any], int]] = {}
+        self._entries: dict[str, tuple[Path, dict[str, Any], int]] = {}
         files = sorted(folder.glob("*.safetensors"))
         if not files:
-            raise ModelNotFoundError(f"{folder}: no safetensors weights there")
+            raise ModelNotFoundError(f"{folder}: it has no safetensors weights")
         for path in files:
             try:
                 size = path.stat().st_size
@@ -39,26 +39,26 @@ class SafetensorsCheckpoint(Checkpoint):
                     if name != "__metadata__":
                         start, end = entry["data_offsets"]
                         if not 0 <= start <= end <= size - 8 - length:
-                            raise ValueError("it is cut")
+                            raise ValueError("it is truncated")
                         if not (isinstance(entry["dtype"], str) and all(n >= 0 for n in entry["shape"])):
                             raise ValueError("its header is damaged")
-                        self._places[name] = path, entry, 8 + length
+                        self._entries[name] = path, entry, 8 + length
             except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-                raise ModelNotFoundError(f"{path}: its weights do not read ({error})") from error
+                raise ModelNotFoundError(f"{path}: its weights cannot be read ({error})") from error
 
     def names(self) -> set[str]:
         """All names."""
-        return set(self._places)
+        return set(self._entries)
 
     def read(self, name: str) -> np.ndarray:
         """One tensor, float32. Raises ModelNotFoundError."""
-        path, entry, base = self._places[name]
+        path, entry, base = self._entries[name]
         kinds = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}
         kind = np.dtype(kinds[entry["dtype"]]) if entry["dtype"] in kinds else None
         start, end = entry["data_offsets"]
         shape = tuple(entry["shape"])
         if kind is None or int(np.prod(shape)) * kind.itemsize != end - start:
-            raise ModelNotFoundError(f"{path}: {name} is of the type {entry['dtype']}, which memcodec does not read")
+            raise ModelNotFoundError(f"{path}: {name} has the type {entry['dtype']}, which memcodec does not support")
         raw = np.fromfile(path, dtype=kind, count=(end - start) // kind.itemsize, offset=base + start).reshape(shape)
         if entry["dtype"] == "BF16":
             return (raw.astype(np.uint32) << np.uint32(16)).view(np.float32)

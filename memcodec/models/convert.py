@@ -1,4 +1,4 @@
-"""Float weights turned into the integers of the exact LM (spec/FORMAT.md)."""
+"""The conversion of float weights to the integers of the exact LM (spec/FORMAT.md, "The exact LM")."""
 
 from collections.abc import Iterator
 
@@ -14,7 +14,7 @@ from memcodec.progress import ByteProgress
 
 
 class _NamedTensors:
-    """Reads what a family calls each part, and checks its shape."""
+    """Reads tensors by their names, with or without the prefix of a family, and checks their shapes."""
 
     def __init__(self, source: Checkpoint, name: str) -> None:
         self._source = source
@@ -28,16 +28,16 @@ class _NamedTensors:
         return name in self._names or self._base + name in self._names
 
     def read(self, name: str, shape: tuple[int | None, ...]) -> np.ndarray:
-        """A tensor of a shape; None: of any length there."""
+        """A tensor of this shape, in which None stands for any length. Raises ModelNotFoundError."""
         full = name if name in self._names else self._base + name
         if full not in self._names:
             raise ModelNotFoundError(f"{self._folder}: its weights lack {full}")
-        found = self._source.read(full)
-        if found.ndim != len(shape) or any(n not in (None, m) for n, m in zip(shape, found.shape, strict=True)):
-            raise ModelNotFoundError(f"{self._folder}: {full} has the shape {found.shape}, not {shape}")
-        if not np.isfinite(found).all():
-            raise ModelNotFoundError(f"{self._folder}: {full} holds what is no finite number")
-        return found
+        tensor = self._source.read(full)
+        if tensor.ndim != len(shape) or any(n not in (None, m) for n, m in zip(shape, tensor.shape, strict=True)):
+            raise ModelNotFoundError(f"{self._folder}: {full} has the shape {tensor.shape}, not {shape}")
+        if not np.isfinite(tensor).all():
+            raise ModelNotFoundError(f"{self._folder}: {full} has entries that are not finite")
+        return tensor
 
 
 def convert(
@@ -49,30 +49,34 @@ def convert(
     tokenizer: bytes,
     progress: ByteProgress | None = None,
 ) -> ExactWeights:
-    """Make the integers of an LM from its float weights. name: for messages. Raises ModelNotFoundError."""
+    """Convert the float weights of an LM.
+
+    family: see `architecture.FAMILIES`; name: for messages; prefix: token ids; tokenizer: its hash. Raises
+    ModelNotFoundError.
+    """
     a = architecture
     if not prefix or max(prefix) >= a.vocabulary:
-        raise ModelNotFoundError(f"{name}: its tokenizer has no tokens for {PREFIX!r} that the model has too")
+        raise ModelNotFoundError(f"{name}: the tokens of {PREFIX!r} are missing in its tokenizer or its vocabulary")
     checkpoint = _NamedTensors(source, name)
-    parts = _gpt2_parts if family == "gpt2" else _llama_parts
+    tensors_of = _gpt2_tensors if family == "gpt2" else _llama_tensors
     tensors: Tensors = {}
     stacked: dict[str, list[np.ndarray]] = {}
     for layer in range(a.layers):
         if progress is not None:
-            progress("making integers of the weights", layer, a.layers + 2)
-        for part, values in parts(a, checkpoint, layer):
+            progress("converting the weights", layer, a.layers + 2)
+        for key, values in tensors_of(a, checkpoint, layer):
             if values.ndim == 2:
                 integers, scale = to_rows(values)
-                stacked.setdefault(part, []).append(integers)
-                stacked.setdefault(part + ".scale", []).append(scale)
+                stacked.setdefault(key, []).append(integers)
+                stacked.setdefault(key + ".scale", []).append(scale)
             else:
-                stacked.setdefault(part, []).append(values)
-    for part in list(stacked):
-        tensors[part] = np.stack(stacked.pop(part))
+                stacked.setdefault(key, []).append(values)
+    for key in list(stacked):
+        tensors[key] = np.stack(stacked.pop(key))
     embedding, norm, position, head_name = _NAMES[family]
     tensors["embedding"], tensors["embedding.scale"] = to_rows(checkpoint.read(embedding, (a.vocabulary, a.hidden)))
     if progress is not None:
-        progress("making integers of the weights", a.layers + 1, a.layers + 2)
+        progress("converting the weights", a.layers + 1, a.layers + 2)
     if not a.tied:
         tensors["head"], tensors["head.scale"] = to_rows(checkpoint.read(head_name, (a.vocabulary, a.hidden)))
     if position:
@@ -90,7 +94,7 @@ def convert(
 
 
 def to_rows(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """float32 [rows, inner] as int8 with a scale a row: round(w * (127 / max|w|)), and max|w| / 127."""
+    """float32 [rows, inner] as int8 with a scale for each row: round(w * (127 / max|w|)), and max|w| / 127."""
     most = np.maximum(np.abs(matrix).max(axis=1), np.float32(arithmetic.TINY))
     highest = np.float32(arithmetic.WEIGHT)
     return np.rint(matrix * (highest / most)[:, None]).astype(np.int8), most / highest
@@ -101,7 +105,7 @@ _NAMES = dict.fromkeys(
 ) | {"gpt2": ("wte.weight", "ln_f", "wpe.weight", "lm_head.weight")}
 
 
-def _llama_parts(a: Architecture, c: _NamedTensors, layer: int) -> Iterator[tuple[str, np.ndarray]]:
+def _llama_tensors(a: Architecture, c: _NamedTensors, layer: int) -> Iterator[tuple[str, np.ndarray]]:
     at = f"layers.{layer}."
     widths = {"q": a.heads * a.head_size, "k": a.key_heads * a.head_size, "v": a.key_heads * a.head_size}
     attention = at + "self_attn."
@@ -125,16 +129,16 @@ def _llama_parts(a: Architecture, c: _NamedTensors, layer: int) -> Iterator[tupl
     yield "mlp.gain", c.read(at + "post_attention_layernorm.weight", (a.hidden,))
 
 
-def _gpt2_parts(a: Architecture, c: _NamedTensors, layer: int) -> Iterator[tuple[str, np.ndarray]]:
+def _gpt2_tensors(a: Architecture, c: _NamedTensors, layer: int) -> Iterator[tuple[str, np.ndarray]]:
     at = f"h.{layer}."
-    for part, name, rows, inner in (
+    for key, name, rows, inner in (
         ("qkv", "attn.c_attn", 3 * a.hidden, a.hidden),
         ("mix", "attn.c_proj", a.hidden, a.hidden),
         ("up", "mlp.c_fc", a.inner, a.hidden),
         ("down", "mlp.c_proj", a.hidden, a.inner),
     ):
-        yield part, c.read(f"{at}{name}.weight", (inner, rows)).T  # GPT-2 has its matrices the other way round
-        yield part + ".bias", c.read(f"{at}{name}.bias", (rows,))
-    for part, name in (("attention", "ln_1"), ("mlp", "ln_2")):
-        yield part + ".gain", c.read(f"{at}{name}.weight", (a.hidden,))
-        yield part + ".shift", c.read(f"{at}{name}.bias", (a.hidden,))
+        yield key, c.read(f"{at}{name}.weight", (inner, rows)).T  # GPT-2 stores its matrices transposed
+        yield key + ".bias", c.read(f"{at}{name}.bias", (rows,))
+    for key, name in (("attention", "ln_1"), ("mlp", "ln_2")):
+        yield key + ".gain", c.read(f"{at}{name}.weight", (a.hidden,))
+        yield key + ".shift", c.read(f"{at}{name}.bias", (a.hidden,))

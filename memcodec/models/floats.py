@@ -1,7 +1,7 @@
-"""The frozen LM in floating point: for fits by gradient descent and for memories that stand for themselves.
+"""The frozen LM in floating point, for fits by gradient descent and for memory embeddings outside of files.
 
-Hidden states of known tokens in one pass, or one cached step at a time, of any Hugging Face causal LM. No file rests on
-what is computed here.
+It computes hidden states of any Hugging Face causal LM: of known tokens in one pass, or in cached steps. No file
+depends on its results.
 """
 
 import hashlib
@@ -28,10 +28,10 @@ Step = Callable[[torch.Tensor | None], torch.Tensor]
 
 
 class FrozenLM:
-    """A Hugging Face causal LM, float32 and frozen, as the codec sees it: a body and a linear head."""
+    """A Hugging Face causal LM in float32, frozen: a body and a linear head."""
 
     def __init__(self, model: Any, prefix: list[int]) -> None:
-        """prefix: token ids that stand before every chunk (never stored); at least one."""
+        """prefix: the token ids before every chunk, at least one; they are never stored."""
         self.model = model.eval().requires_grad_(False)
         head = model.get_output_embeddings()
         if head is None or not isinstance(head, torch.nn.Linear):
@@ -56,7 +56,7 @@ class FrozenLM:
     def load(cls, folder: Path, prefix: list[int], device: str = "cpu", attention: str = "sdpa") -> "FrozenLM":
         """Load a model folder in float32. attention: "sdpa" or "eager".
 
-        Only safetensors and GGUF weights are read, and all that the architecture asks for must be there. Raises
+        Only safetensors and GGUF weights are read, and none that the architecture needs may be missing. Raises
         ModelNotFoundError.
         """
         torch.backends.cuda.matmul.allow_tf32 = False
@@ -64,10 +64,10 @@ class FrozenLM:
         try:
             with quiet():
                 model, missing = (_from_gguf if (folder / "model.gguf").is_file() else _from_folder)(folder, attention)
-        except Exception as error:  # transformers raises many kinds for broken files and for other architectures
-            raise ModelNotFoundError(f"{folder}: it does not load as a causal LM ({first_line(error)})") from error
+        except Exception as error:  # transformers raises various types for damaged files and unknown architectures
+            raise ModelNotFoundError(f"{folder}: it cannot be loaded as a causal LM ({first_line(error)})") from error
         if missing:
-            raise ModelNotFoundError(f"{folder}: its weights lack {missing[0]} ({len(missing)} in all)")
+            raise ModelNotFoundError(f"{folder}: its weights lack {missing[0]} ({len(missing)} missing in total)")
         return cls(model.to(device), prefix)
 
     @cached_property
@@ -78,7 +78,7 @@ class FrozenLM:
         for name, tensor in sorted(self.model.state_dict().items()):
             key = (tensor.data_ptr(), tuple(tensor.shape))
             if key in seen and tensor.numel():
-                continue  # tied to one that came before
+                continue  # tied to an earlier tensor
             seen.add(key)
             array = tensor.detach().cpu().contiguous().numpy()
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -101,8 +101,8 @@ class FrozenLM:
     def hidden(self, tokens: torch.Tensor, prompts: torch.Tensor | None = None) -> torch.Tensor:
         """Hidden states that predict each token: int64 [rows, tokens] -> float32 [rows, tokens, hidden].
 
-        prompts: float32 [rows, n, hidden] instead of the prefix. Rows are padded on the right with anything: the
-        model is causal.
+        prompts: float32 [rows, n, hidden], instead of the prefix. Rows may be padded on the right with any ids, since
+        the model is causal.
         """
         if prompts is None:
             prompts = self.prefix_embeddings(len(tokens))
@@ -114,31 +114,31 @@ class FrozenLM:
     def embedding_scale(self) -> float:
         """The root mean square of the entries of the token embeddings, as the LM reads them."""
         ids = torch.arange(self.embed.num_embeddings, device=self.device)
-        squares = [self.embed(some).square().mean(dim=1) for some in torch.split(ids, 8192)]
+        squares = [self.embed(block).square().mean(dim=1) for block in torch.split(ids, 8192)]
         return float(torch.cat(squares).mean().sqrt())
 
     @contextmanager
     def checkpointed(self) -> Iterator[None]:
-        """Passes with gradients, forward and backward, that keep each layer's input alone and do its work twice.
+        """Forward and backward passes that keep only the input of each layer and compute the layer twice.
 
-        Layers that are not transformers' `GradientCheckpointingLayer` go on as before.
+        Layers that are not a `GradientCheckpointingLayer` of transformers are not affected.
         """
         from transformers.modeling_layers import GradientCheckpointingLayer
 
-        layers: list[Any] = [part for part in self.model.modules() if isinstance(part, GradientCheckpointingLayer)]
-        for layer in layers:  # transformers' own switch works in training only, which would drop out
+        layers: list[Any] = [one for one in self.model.modules() if isinstance(one, GradientCheckpointingLayer)]
+        for layer in layers:  # transformers' own switch works in training mode only, which enables dropout
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
         try:
             yield
         finally:
             for layer in layers:
-                del layer.forward  # the class's is there again
+                del layer.forward  # which reveals the method of the class
 
     def start(self, rows: int, tokens: int, prompts: torch.Tensor | None = None) -> Step:
         """Begin cached decoding of up to `tokens` tokens in `rows` rows.
 
-        The returned function takes the tokens just written, int64 [live] (None at first), where `live` never grows:
-        rows end from the last on. It gives the hidden states that predict the next ones, float32 [live, hidden].
+        The returned function takes the tokens just written, int64 [live] (None at first), and returns the hidden states
+        that predict the next ones, float32 [live, hidden]. `live` never grows: the last rows end first.
         """
         from transformers import DynamicCache
 
@@ -163,7 +163,7 @@ class FrozenLM:
 
 
 def _from_folder(folder: Path, attention: str) -> tuple[Any, list[str]]:
-    """A model, and the names of tensors that it lacks: transformers would make those up at random."""
+    """A model, and the names of missing tensors, which transformers initializes at random."""
     from transformers import AutoModelForCausalLM
 
     loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -175,7 +175,7 @@ def _from_folder(folder: Path, attention: str) -> tuple[Any, list[str]]:
 
 
 def _from_gguf(folder: Path, attention: str) -> tuple[Any, list[str]]:
-    """The same for a built-in model: its GGUF file, dequantized."""
+    """The same for a built-in model, from its dequantized GGUF file."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     kind: Any = AutoModelForCausalLM
@@ -190,13 +190,13 @@ def _from_gguf(folder: Path, attention: str) -> tuple[Any, list[str]]:
 
 
 def auto_tokenizer() -> Any:
-    """The class of transformers that loads any tokenizer."""
+    """The class of transformers that loads tokenizers of all kinds."""
     return transformers.AutoTokenizer
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars, advice and warnings from transformers, which draws bars whether or not there is a terminal."""
+    """Suppress progress bars, advice and warnings of transformers, which draws bars even without a terminal."""
     logging: Any = transformers.utils.logging
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

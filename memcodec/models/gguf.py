@@ -1,4 +1,4 @@
-"""GGUF files of the Llama family, as built-in models come: config.json, tokenizer.json and float weights out of one."""
+"""GGUF files of the Llama family, such as those of built-in models: config.json, tokenizer.json and float weights."""
 
 import json
 from pathlib import Path
@@ -8,17 +8,17 @@ import numpy as np
 
 FILE_NAME = "model.gguf"  # in a model folder
 
-_PARTS = {"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
+_LAYER_NAMES = {"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
           "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
           "ffn_down": "mlp.down_proj", "attn_norm": "input_layernorm",
           "ffn_norm": "post_attention_layernorm"}  # fmt: skip
-_WHOLE = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight",
+_NAMES = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight",
           "output.weight": "lm_head.weight"}  # fmt: skip
 _CONTROL = 3  # the type of a special token
 
 
 class GGUFCheckpoint:
-    """The tensors of a GGUF file, dequantized, under Hugging Face's names."""
+    """The dequantized tensors of a GGUF file, under the names that Hugging Face gives them."""
 
     def __init__(self, path: Path) -> None:
         import gguf
@@ -39,7 +39,7 @@ class GGUFCheckpoint:
         tensor = self._tensors[name]
         values: np.ndarray = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
         heads = self._heads.get(tensor.name.split(".")[-2])
-        if heads is not None:  # GGUF has entries of a head that turn together side by side
+        if heads is not None:  # GGUF stores the two entries of a head that are rotated together next to each other
             values = values.reshape(heads, -1, 2, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
         return values
 
@@ -76,7 +76,7 @@ def _tokenizer(reader: Any) -> Any:
     tokenizer = Tokenizer(BPE({token: i for i, token in enumerate(tokens)}, merges))
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
     split: Any = byte_level
-    if _field(reader, "tokenizer.ggml.pre") == "smollm":  # digits one by one
+    if _field(reader, "tokenizer.ggml.pre") == "smollm":  # which has single digits as tokens
         split = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
     tokenizer.pre_tokenizer = split
     tokenizer.decoder = decoders.ByteLevel()
@@ -90,7 +90,7 @@ def _field(reader: Any, name: str) -> Any:
 
 
 def _name(name: str) -> str:
-    if name in _WHOLE:
-        return _WHOLE[name]
-    block, number, part, kind = name.split(".")
-    return f"model.layers.{number}.{_PARTS[part]}.{kind}" if block == "blk" else name
+    if name in _NAMES:
+        return _NAMES[name]
+    block, number, tensor, kind = name.split(".")
+    return f"model.layers.{number}.{_LAYER_NAMES[tensor]}.{kind}" if block == "blk" else name

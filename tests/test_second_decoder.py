@@ -61,6 +61,7 @@ def test_damage_ends_it(weights: decoder.Weights) -> None:
             decoder.decode(bad, weights)
 
 
+@pytest.mark.slow
 def test_vectors_of_the_tiny_model() -> None:
     """With memcodec too; any change of one bit is noticed."""
     tiny, codec = decoder.Weights(TINY / "model"), Codec.load(str(TINY / "model"), device="cpu")
@@ -82,6 +83,7 @@ def test_vectors_of_the_tiny_model() -> None:
             codec.decode(bytes(bad))
 
 
+@pytest.mark.slow
 @pytest.mark.default_model
 def test_a_vector_of_the_built_in_model(default_codec: Codec) -> None:
     """As a command of its own, from the GGUF file on; all of them take ten minutes (benchmarks/reliability.py)."""

@@ -11,6 +11,8 @@ import pytest
 
 from memcodec.codec import Codec
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "spec" / "vectors" / "tiny" / "model"
 Scripts = Callable[[str], Any]
@@ -73,7 +75,7 @@ def test_threads_that_share_a_codec(script: Scripts, codec: Codec) -> None:
 
 
 def test_environments_write_and_read_the_same(script: Scripts, tmp_path: Path) -> None:
-    """Numba and torch, by threads and batches; test_exact.py has instruction sets, benchmarks/matrix.py all."""
+    """Numba and torch, by threads and batches; test_exact_lm.py has instruction sets, benchmarks/matrix.py all."""
     matrix = script("matrix")
     some = [matrix.ENVIRONMENTS[1], next(e for e in matrix.ENVIRONMENTS if e.kernels == "torch")]
     text = {"English": b"The same bits on every machine, or an error. " * 8}

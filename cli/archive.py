@@ -1,0 +1,188 @@
+"""`memcodec pack` and `memcodec unpack`: archives of short documents."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from memcodec.storage.write import replace
+from memcodec_cli.errors import display_name
+from memcodec_cli.library import load_codec, read_primer
+from memcodec_cli.options import (
+    ComputeOptions,
+    DecodingModelOptions,
+    PrimedModelOptions,
+    QuietOptions,
+    no_verify_option,
+    option,
+    takes_options,
+)
+from memcodec_cli.progress import ProgressBar
+from memcodec_cli.records import Record, RecordOptions, read_records
+
+if TYPE_CHECKING:
+    from memcodec.files.archive import Archive
+
+
+@dataclass(frozen=True)
+class PackOptions:
+    """Options of `pack` alone."""
+
+    output: str = option(
+        "-o", "--output", required=True, metavar="ARCHIVE", help="Archive to create, or to extend with -a."
+    )
+    append: bool = option("-a", "--append", is_flag=True, help="Append to an existing archive.")
+    force: bool = option("-f", "--force", is_flag=True, help="Overwrite an existing archive.")
+    no_verify: bool = no_verify_option()
+    no_primer_inside: bool = option(
+        "--no-primer-inside",
+        is_flag=True,
+        help="Do not store the primer in the archive; reading it then needs --primer.  [default: store the primer]",
+    )
+
+
+@click.command()
+@click.argument("names", metavar="FILE...", nargs=-1, required=True)
+@takes_options
+def pack(
+    names: tuple[str, ...], options: PackOptions, records: RecordOptions, model: PrimedModelOptions,
+    compute: ComputeOptions, progress: QuietOptions,
+) -> None:  # fmt: skip
+    """Compress many short documents into one ARCHIVE, from which each can be read alone.
+
+    FILE is a directory (each file is a document, its path the key), JSON lines (.jsonl), CSV (.csv), or text (each
+    line is a document).
+
+    \b
+    Examples:
+      memcodec pack notes -o notes.archive
+      memcodec pack messages.jsonl --field text --key id -o messages.archive
+    """
+    documents = [record for name in names for record in read_records(name, records.field, records.key)]
+    keys = [key for key, _ in documents if key]
+    if keys and len(keys) != len(documents):
+        raise click.ClickException("some documents have keys and others do not: use --key, or directories only")
+    target = Path(options.output)
+    if target.exists() and not (options.append or options.force):
+        raise click.ClickException(f"{display_name(options.output)} exists: overwrite it with -f, or add to it with -a")
+    with ProgressBar(progress.quiet) as bar:
+        archive = _write_archive(target, documents, options, model, compute, bar)
+    if not progress.quiet:
+        size = target.stat().st_size
+        click.echo(f"{display_name(options.output)}: {len(archive):,} documents, {size:,} bytes", err=True)
+
+
+def _write_archive(
+    target: Path, records: list[Record], options: PackOptions, model: PrimedModelOptions, compute: ComputeOptions,
+    bar: ProgressBar,
+) -> "Archive":  # fmt: skip
+    bar.activity("loading")
+    from memcodec.files.archive import Archive
+
+    codec = load_codec(model.model, compute, bar)
+    primer = read_primer(model.primer)
+    documents, keys = [document for _, document in records], [key for key, _ in records if key]
+    progress = bar.document(sum(len(document) for document in documents), "fit")
+    if options.append:
+        archive = Archive(target, codec, primer)
+        archive.batch = compute.batch
+        archive.append(documents, keys, verify=not options.no_verify, progress=progress)
+        return archive
+    return Archive.create(
+        target, documents, keys, codec=codec, primer=primer, with_primer=not options.no_primer_inside,
+        batch=compute.batch, verify=not options.no_verify, overwrite=True, progress=progress,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class UnpackOptions:
+    """Options of `unpack` alone."""
+
+    output: str | None = option(
+        "-o",
+        "--output",
+        metavar="DIR",
+        help="Directory for the documents, one file each.  [default: JSON lines on standard output]",
+    )
+    lines: bool = option(
+        "--lines", is_flag=True, help="Write each document as a line of text, without its key, instead of JSON."
+    )
+
+
+@click.command()
+@click.argument("archive_name", metavar="ARCHIVE")
+@click.argument("selection", metavar="[KEY]...", nargs=-1)
+@takes_options
+def unpack(
+    archive_name: str, selection: tuple[str, ...], options: UnpackOptions, model: DecodingModelOptions,
+    compute: ComputeOptions, progress: QuietOptions,
+) -> None:  # fmt: skip
+    """Read the documents of ARCHIVE: all of them, or those with the given KEYs.
+
+    In an archive without keys, KEY is the number of a document, from 0. The documents are written to standard output,
+    one per line: as {"key": ..., "text": ...}, or as a JSON string if the archive has no keys.
+
+    \b
+    Examples:
+      memcodec unpack messages.archive 17 18
+      memcodec unpack notes.archive -o notes
+    """
+    with ProgressBar(progress.quiet) as bar:
+        bar.activity("loading")
+        from memcodec.files.archive import Archive
+
+        archive = Archive(archive_name, primer=read_primer(model.primer))
+        archive.load(
+            model.model, device=compute.device, threads=compute.threads, allow_download=model.allow_download,
+            progress=bar.download,
+        )  # fmt: skip
+        archive.batch = compute.batch
+        keys = archive.keys()
+        numbers = [_number(archive_name, key, keys, len(archive)) for key in selection] or list(range(len(archive)))
+    digits = len(str(len(archive)))
+    names = keys or [f"{number:0{digits}}" for number in range(len(archive))]
+    documents: Iterator[bytes] = iter(archive.read(numbers)) if selection else iter(archive)
+    for number, document in zip(numbers, documents, strict=True):
+        if options.output is not None:
+            _write_document(Path(options.output), names[number], document)
+        elif options.lines:
+            sys.stdout.buffer.write(document + b"\n")
+        else:
+            click.echo(_to_json(names[number] if keys else None, document))
+
+
+def _number(archive_name: str, key: str, keys: list[str], count: int) -> int:
+    """The number of a document. Raises ClickException."""
+    if keys and key in keys:
+        return keys.index(key)
+    if not keys and key.isdecimal() and int(key) < count:
+        return int(key)
+    raise click.ClickException(f"{display_name(archive_name)}: has no document {key!r}")
+
+
+def _to_json(key: str | None, document: bytes) -> str:
+    text = document.decode("utf-8", "surrogateescape")
+    return json.dumps(text if key is None else {"key": key, "text": text})
+
+
+def _write_document(directory: Path, key: str, document: bytes) -> None:
+    """Write a document under its key. Raises ClickException if the key leads out of the directory."""
+    try:
+        os.fsencode(key)
+        is_inside = "\0" not in key and (directory / key).resolve().is_relative_to(directory.resolve())
+    except (ValueError, OSError, RuntimeError):
+        is_inside = False
+    if not is_inside or key in ("", "."):
+        raise click.ClickException(
+            f"{key!r}: not written, because this key leads out of {display_name(str(directory))}: read it without -o"
+        )
+    target = directory / key
+    if target.exists():
+        raise click.ClickException(f"{display_name(str(target))} exists: unpack into another directory")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    replace(target, [document])

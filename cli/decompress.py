@@ -1,0 +1,236 @@
+"""`memcodec decompress` and `memcodec cat`."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from memcodec import container
+from memcodec_cli import inputs, outputs
+from memcodec_cli.errors import FileErrors
+from memcodec_cli.library import DecodingCodecs, decode, decode_range, decode_small, salvage
+from memcodec_cli.options import (
+    ComputeOptions,
+    DecodingModelOptions,
+    EngineOptions,
+    OutputOptions,
+    ProgressOptions,
+    QuietOptions,
+    option,
+    recursive_option,
+    takes_options,
+)
+from memcodec_cli.outputs import Output
+from memcodec_cli.progress import ProgressBar, print_summary, wants_summary
+
+BATCH_FILES = 200  # files that are read at the same time; small ones are decoded in common batches
+BATCH_BYTES = 1 << 26  # total size of .memz files in memory after which no further file is read
+
+
+@dataclass(frozen=True)
+class _OutputOptions(OutputOptions):
+    output: str | None = option(
+        "-o",
+        "--output",
+        metavar="OUT",
+        help="Output of a single FILE; - is standard output.  [default: FILE without .memz]",
+    )
+
+
+def _parse_range(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int | None] | None:
+    if value is None:
+        return None
+    start, separator, length = value.partition(":")
+    if not start.isdecimal() or not separator or not (length.isdecimal() or not length):
+        raise click.BadParameter("use START:LENGTH in bytes, or START: for everything from START to the end")
+    return int(start), int(length) if length else None
+
+
+@dataclass(frozen=True)
+class DecompressOptions:
+    """Options of this command alone."""
+
+    recursive: bool = recursive_option("Decompress the .memz files in directories too.")
+    byte_range: tuple[int, int | None] | None = option(
+        "--range",
+        metavar="START:LENGTH",
+        callback=_parse_range,
+        help="Write only LENGTH bytes of the document from byte START (START: for everything up to the end). Only the "
+        "groups that contain them are decoded.  [default: the whole document]",
+    )
+    salvage: bool = option(
+        "--salvage",
+        is_flag=True,
+        help="Write every chunk of a damaged file that matches its checksum, list what is lost, and exit with status "
+        "3 if anything is.",
+    )
+    report: str | None = option(
+        "--report",
+        metavar="FILE",
+        help="With --salvage: write a JSON file that lists what is lost.  [default: standard error only]",
+    )
+
+
+@click.command()
+@click.argument("names", metavar="[FILE]...", nargs=-1)
+@takes_options
+def decompress(
+    names: tuple[str, ...], output: _OutputOptions, options: DecompressOptions, model: DecodingModelOptions,
+    compute: EngineOptions, progress: ProgressOptions,
+) -> None:  # fmt: skip
+    """Decompress each FILE.memz to FILE. Without FILE, or for -, read standard input and write standard output.
+
+    The output appears under its name only after every chunk and the whole document have matched their checksums. If
+    one of several files fails, the error is printed, the others are decompressed, and the exit status is 1. The model
+    that a file names is loaded; it must be the one that the file was made with.
+
+    \b
+    Examples:
+      memcodec decompress notes.txt.memz
+      memcodec decompress -c notes.txt.memz | less
+      memcodec decompress --range 1000:200 -c book.memz
+      memcodec decompress --salvage --report lost.json damaged.memz -o rest.txt
+    """
+    files = inputs.find_inputs(names, options.recursive, compressed=True)
+    outputs.check_output_options(files, output)
+    if options.byte_range is not None and (len(files) > 1 or output.removes_inputs):
+        raise click.UsageError("--range is for a single FILE, without --rm")
+    codecs = DecodingCodecs(model, compute)
+    bar = ProgressBar(progress.quiet, progress.no_progress)
+    if options.salvage or options.report is not None:
+        if len(files) > 1 or options.byte_range is not None or output.removes_inputs or not options.salvage:
+            raise click.UsageError("--salvage is for a single FILE, without --range and --rm; --report needs --salvage")
+        _salvage(files[0][0], output, options.report, codecs, bar)
+        return
+    errors = FileErrors(len(files) > 1, suggest_salvage=True)
+    decompressor = _Decompressor(output, options.byte_range, codecs, errors, bar, wants_summary(progress))
+    with bar:
+        decompressor.decompress(files)
+    errors.exit_if_any(len(files))
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file that has been read, and its output."""
+
+    name: str
+    target: Output
+    containers: list[container.Container]
+
+    @property
+    def size(self) -> int:
+        """Size of the .memz file in bytes."""
+        return sum(sum(parsed.sizes.values()) for parsed in self.containers)
+
+
+@dataclass(frozen=True)
+class _Decompressor:
+    """Decompresses files in batches."""
+
+    output: OutputOptions
+    byte_range: tuple[int, int | None] | None
+    codecs: DecodingCodecs
+    errors: FileErrors
+    bar: ProgressBar
+    shows_summary: bool
+
+    def decompress(self, files: list[tuple[str, str]]) -> None:
+        """Decompress files; each comes with the directory argument that it was found in, or ""."""
+        distinct = outputs.DistinctOutputs()
+        waiting = list(files)
+        while waiting:
+            batch: list[_File] = []
+            while waiting and len(batch) < BATCH_FILES and sum(file.size for file in batch) < BATCH_BYTES:
+                name, directory = waiting.pop(0)
+                with self.errors.caught(name):
+                    target = _target(name, directory, self.output)
+                    target.check(binary=False)
+                    distinct.add(target)
+                    batch.append(_File(name, target, inputs.read_containers(name)))
+            self._decompress(batch)
+
+    def _decompress(self, batch: list[_File]) -> None:
+        start = time.monotonic()
+        self.bar.activity("loading")
+        documents = decode_small([file.containers for file in batch], self.codecs, self.bar)
+        for file, document in zip(batch, documents, strict=True):
+            with self.errors.caught(file.name):
+                if self.byte_range is not None:
+                    pieces = decode_range(file.containers, self.byte_range, self.codecs, self.bar)
+                else:
+                    pieces = iter(document) if document else decode(file.containers, self.codecs, self.bar)
+                size = file.target.write(pieces)
+                if self.output.removes_inputs:
+                    outputs.remove_input(file.name, file.target)
+                if self.shows_summary:
+                    self.bar.close()
+                    print_summary(file.name, size, file.size, time.monotonic() - start)
+                    start = time.monotonic()
+
+
+def _target(name: str, directory: str, options: OutputOptions) -> Output:
+    """The output of an input: without -o or -c, its name without .memz."""
+    stem = name.removesuffix(inputs.EXTENSION)
+    has_stem = stem != name and stem[-1:] not in ("", "/")
+    return Output.of_input(name, options, outputs.output_name(stem, directory, options.output_dir) if has_stem else "")
+
+
+def _salvage(
+    name: str, options: OutputOptions, report: str | None, codecs: DecodingCodecs, bar: ProgressBar
+) -> None:  # fmt: skip
+    """Write what is undamaged in a file, and list what is not."""
+    stem = name.removesuffix(inputs.EXTENSION)
+    target = Output.of_input(name, options, stem if stem != name else "")
+    target.check(binary=False)
+    blob = inputs.read_compressed(name)
+    parsed = container.unpack(blob, damaged=True)
+    lost: list[dict[str, Any]] = []
+
+    def pieces() -> Iterator[bytes]:
+        for piece in salvage(blob, parsed, codecs, bar):
+            if isinstance(piece, bytes):
+                yield piece
+            else:
+                lost.append(asdict(piece))
+
+    with bar:
+        size = target.write(pieces())
+    if report is not None:
+        facts = {"file": name, "original_bytes": parsed.size, "written_bytes": size, "lost": lost}
+        Path(report).write_text(json.dumps(facts, indent=1) + "\n")
+    for gap in lost:
+        click.echo(f"memcodec: lost: {gap['end'] - gap['start']:,} bytes, starting at byte {gap['start']:,}", err=True)
+    if lost:
+        click.echo(f"memcodec: {size:,} of {parsed.size:,} bytes written", err=True)
+        sys.exit(3)
+
+
+@click.command()
+@click.argument("names", metavar="[FILE]...", nargs=-1)
+@takes_options
+def cat(
+    names: tuple[str, ...], model: DecodingModelOptions, compute: ComputeOptions, progress: QuietOptions
+) -> None:  # fmt: skip
+    """Decompress each FILE and write the documents to standard output, concatenated.
+
+    Without FILE, or for -, read standard input. If one of several files fails, the error is printed, the others are
+    written, and the exit status is 1.
+
+    \b
+    Example:
+      memcodec cat january.memz february.memz | grep error
+    """
+    codecs = DecodingCodecs(model, compute)
+    target = Output(None, force=True)
+    files = inputs.find_inputs(names, recursive=False, compressed=True)
+    errors = FileErrors(len(files) > 1)
+    with ProgressBar(progress.quiet) as bar:
+        for name, _ in files:
+            with errors.caught(name):
+                target.write(decode(inputs.read_containers(name), codecs, bar))
+    errors.exit_if_any(len(files))

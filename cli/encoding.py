@@ -1,0 +1,126 @@
+"""Options of `memcodec compress` that set how a document is encoded."""
+
+from dataclasses import dataclass
+
+import click
+from click.core import ParameterSource
+
+from memcodec.settings import (
+    DEFAULT_CHUNK_TOKENS,
+    MAX_CHUNK_TOKENS,
+    MAX_VECTORS,
+    MEMORY_BITS,
+    Context,
+    Prompt,
+    Readout,
+)
+from memcodec_cli.options import MEMORY_SHARE, context_option, option
+
+_READOUT, _PROMPT = Readout(), Prompt()
+_OPTIONS_OF_SITE = {
+    "readout": ("memory_share", "effort", "context"),
+    "prompt": ("vectors", "bits", "steps", "seed", "pure"),
+}
+
+
+def _parse_vectors(ctx: click.Context, parameter: click.Parameter, value: str) -> int | None:
+    if value == "auto":
+        return None
+    if not value.isdecimal() or not 1 <= int(value) <= MAX_VECTORS:
+        raise click.BadParameter(f"use a number from 1 to {MAX_VECTORS}, or auto")
+    return int(value)
+
+
+@dataclass(frozen=True)
+class EncodingOptions:
+    """How a document is cut into chunks, and how the memory of each chunk is fitted."""
+
+    chunk_tokens: int = option(
+        "--chunk-tokens",
+        type=click.IntRange(1, MAX_CHUNK_TOKENS),
+        default=DEFAULT_CHUNK_TOKENS,
+        show_default=True,
+        metavar="N",
+        help="Maximum number of tokens in a chunk.",
+    )
+    context: Context = context_option()  # noqa: RUF009 (returns a field)
+    site: str = option(
+        "--site",
+        type=click.Choice(["readout", "prompt"]),
+        default="readout",
+        show_default=True,
+        help="Where the memory embedding enters the model: readout adds it to the last hidden state, prompt places "
+        "vectors before the first token (slow).",
+    )
+    vectors: int | None = option(
+        "--vectors",
+        callback=_parse_vectors,
+        default="1",
+        show_default=True,
+        metavar="N",
+        help=f"Prompt site: number of vectors per chunk, 1 to {MAX_VECTORS}, or auto for the smallest number that "
+        "reproduces the chunk.",
+    )
+    bits: str = option(
+        "--bits",
+        type=click.Choice([str(bits) for bits in MEMORY_BITS]),
+        default=str(_PROMPT.bits),
+        show_default=True,
+        help="Prompt site: bits per dimension of a vector; 16 stores float16.",
+    )
+    steps: int = option(
+        "--steps",
+        type=click.IntRange(min=1),
+        default=_PROMPT.steps,
+        show_default=True,
+        metavar="N",
+        help="Prompt site: maximum number of gradient descent steps per chunk.",
+    )
+    seed: int = option(
+        "--seed",
+        type=int,
+        default=_PROMPT.seed,
+        show_default=True,
+        metavar="N",
+        help="Prompt site: seed of the random vectors that fitting starts from.",
+    )
+    pure: bool = option(
+        "--pure",
+        is_flag=True,
+        help="Prompt site: store vectors only, even if that makes the file larger; fail if they do not reproduce the "
+        "text.  [default: add corrections]",
+    )
+    memory_share: float = option(
+        "--memory-share",
+        type=MEMORY_SHARE,
+        default=_READOUT.share,
+        show_default=True,
+        metavar="S",
+        envvar="MEMCODEC_MEMORY_SHARE",
+        show_envvar=True,
+        help="Readout site: fraction of a chunk's information that its memory carries, 0 (no memory) to 0.5.",
+    )
+    effort: int = option(
+        "--effort",
+        type=click.IntRange(1, 1 << 20),
+        default=_READOUT.effort,
+        show_default=True,
+        metavar="N",
+        help="Readout site: number of states per token that the search for a memory tries. More makes smaller files "
+        "and takes longer.",
+    )
+
+    def site_settings(self) -> Readout | Prompt:
+        """The settings of the site. Raises UsageError for an option of the other site; EncodeError."""
+        source_of = click.get_current_context().get_parameter_source
+        for site, names in _OPTIONS_OF_SITE.items():
+            for name in names:
+                if site != self.site and source_of(name) is ParameterSource.COMMANDLINE:
+                    raise click.UsageError(f"--{name.replace('_', '-')} is for --site {site} only")
+        settings = (
+            Readout(self.memory_share, self.effort)
+            if self.site == "readout"
+            else Prompt(vectors=self.vectors, bits=int(self.bits), steps=self.steps, seed=self.seed, pure=self.pure)
+        )
+        settings.check()
+        return settings

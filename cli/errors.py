@@ -1,0 +1,73 @@
+"""Error messages about files: how a file is named in them, and how the errors of several files are collected."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+
+from memcodec import ChecksumError, MemcodecError
+
+STANDARD_STREAM = "-"  # as a file name: standard input or standard output
+
+
+def display_name(name: str) -> str:
+    """The name of a file as messages show it."""
+    return "standard input" if name == STANDARD_STREAM else click.format_filename(name)
+
+
+def describe(error: OSError) -> str:
+    """The message of the operating system, preceded by the name of the file if it is known."""
+    reason = (error.strerror or str(error)).lower()
+    return f"{click.format_filename(error.filename)}: {reason}" if error.filename else reason
+
+
+def with_file_name(error: OSError, name: str) -> OSError:
+    """The same error with the file name that the user entered."""
+    return OSError(error.errno, error.strerror or str(error), name)
+
+
+def print_error(message: str) -> None:
+    """Print an error as one line on standard error."""
+    click.echo(f"memcodec: error: {' '.join(message.split())}", err=True)
+
+
+class FileErrors:
+    """Errors of the files of one command. With several files each error is printed and the command continues."""
+
+    def __init__(self, several: bool, suggest_salvage: bool = False) -> None:
+        """several: whether the command has several files; with one, its error is raised.
+
+        suggest_salvage: mention --salvage if a file is damaged.
+        """
+        self._several = several
+        self._suggest_salvage = suggest_salvage
+        self._count = 0
+
+    @contextmanager
+    def caught(self, name: str) -> Iterator[None]:
+        """Process the file `name` in this context. Raises ClickException, OSError if it is the only file."""
+        try:
+            yield
+        except (MemcodecError, OSError, click.ClickException) as error:
+            if not self._several and not isinstance(error, MemcodecError):
+                raise
+            message = self._message(name, error)
+            if not self._several:
+                raise click.ClickException(message) from error
+            print_error(message)
+            self._count += 1
+
+    def _message(self, name: str, error: MemcodecError | OSError | click.ClickException) -> str:
+        reason = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        reason = describe(error) if isinstance(error, OSError) and error.strerror else reason
+        if self._suggest_salvage and isinstance(error, ChecksumError):
+            reason += "; use --salvage to recover the undamaged parts"
+        return reason if reason.startswith(display_name(name)) else f"{display_name(name)}: {reason}"
+
+    def exit_if_any(self, total: int) -> None:
+        """Exit with status 1 if there was an error; total: number of files of the command."""
+        if self._count:
+            others = "; the others succeeded" if self._count < total else ""
+            click.echo(f"memcodec: {self._count} of {total} files failed{others}", err=True)
+            sys.exit(1)

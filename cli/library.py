@@ -1,0 +1,198 @@
+"""Calls of the library: loading codecs and decoding files. Modules that need numba or torch are imported when used."""
+
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import redirect_stdout, suppress
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TextIO, cast
+
+import click
+from click.core import ParameterSource
+
+from memcodec import MemcodecError
+from memcodec.container import Container
+from memcodec_cli.options import ComputeOptions, DecodingModelOptions, EngineOptions, PrimedModelOptions
+from memcodec_cli.progress import ProgressBar
+
+if TYPE_CHECKING:
+    from memcodec.codec import Codec
+    from memcodec.container.assembly import Lost
+    from memcodec.engines.engine import Engine
+    from memcodec.primer import Primer
+
+_SMALL_BYTES = 1 << 17  # documents below this size are decoded in a common batch and kept in memory
+
+
+def load_codec(model: str, compute: ComputeOptions, bar: ProgressBar) -> "Codec":
+    """Load a model for encoding, without primer or engine. Raises ModelNotFoundError, MachineError."""
+    from memcodec.codec import Codec
+
+    return Codec.load(model, device=compute.device, threads=compute.threads, progress=bar.download)
+
+
+def read_primer(name: str | None) -> "Primer | None":
+    """The primer in a file, None without a name. Raises FormatError, OSError with the name of the file."""
+    if name is None:
+        return None
+    from memcodec.primer import Primer
+
+    try:
+        return Primer.load(name)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, name) from error
+
+
+class EncodingCodec:
+    """The codec of a command that encodes. The model is loaded when `codec` is first used."""
+
+    def __init__(self, model: PrimedModelOptions, compute: EngineOptions, bar: ProgressBar) -> None:
+        """Read the primer and start the engine. Raises FormatError, OSError, UsageError, MemcodecError."""
+        self._model = model.model
+        self._primer = read_primer(model.primer)
+        self._engine, self._compute = start_engine(compute)
+        self._bar = bar
+
+    @cached_property
+    def codec(self) -> "Codec":
+        """The codec, with its primer and engine. Raises ModelNotFoundError, ModelMismatchError, MachineError."""
+        codec = load_codec(self._model, self._compute, self._bar)
+        if self._engine is not None:
+            codec = codec.with_engine(self._engine)
+        return codec if self._primer is None else codec.with_primer(self._primer)
+
+
+class DecodingCodecs:
+    """The codecs that the files of a command need. The last model is kept for the next file that needs the same."""
+
+    def __init__(self, model: DecodingModelOptions, compute: ComputeOptions) -> None:
+        """Read the primer and start the engine. Raises FormatError, OSError, UsageError, MemcodecError."""
+        self.primer = read_primer(model.primer)
+        self.model = model.model
+        self.batch = compute.batch
+        self._engine, compute = start_engine(compute)
+        self.load_settings: dict[str, Any] = {
+            "allow_download": model.allow_download, "device": compute.device, "threads": compute.threads,
+        }  # fmt: skip
+        self._codec: Codec | None = None
+
+    def codec_for(self, parsed: Container, bar: ProgressBar) -> "Codec":
+        """The codec of a file that contains chunks. Raises MemcodecError."""
+        from memcodec.codec import codec_for
+
+        needs, kept = parsed.needs, self._codec
+        assert needs is not None
+        if kept is not None and not self.model and not kept.model.identity.startswith(needs.model.identity):
+            kept = None
+        codec = codec_for(
+            needs, kept, model=self.model, primer=self.primer, progress=bar.download, **self.load_settings
+        )
+        self._codec = codec if self._engine is None else codec.with_engine(self._engine)
+        return self._codec
+
+
+def start_engine(compute: ComputeOptions) -> "tuple[Engine | None, ComputeOptions]":
+    """An engine that stops when the command ends, None for this process; and the options of the model here.
+
+    Raises UsageError, MemcodecError.
+    """
+    context = click.get_current_context()
+    if not isinstance(compute, EngineOptions) or compute.engine == "local":
+        # In the environment, MEMCODEC_WORKERS is for commands with --engine ray.
+        if context.get_parameter_source("workers") is ParameterSource.COMMANDLINE:
+            raise click.UsageError("--workers is for --engine ray only")
+        return None, compute
+    from memcodec.engines import opened
+
+    context.with_resource(redirect_stdout(cast("TextIO", _StdoutWithoutRay(sys.stdout))))
+    engine, device = context.with_resource(opened(compute.engine, compute.workers, compute.threads, compute.device))
+    return engine, ComputeOptions(device, compute.batch, compute.threads)
+
+
+class _StdoutWithoutRay:
+    """Standard output, except that text printed by Ray's threads goes to standard error: it would damage the data."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write to standard output, or to standard error in a thread of Ray."""
+        is_ray = threading.current_thread().name.startswith("ray_")
+        return int((sys.stderr if is_ray else self._stream).write(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def decode(containers: list[Container], codecs: DecodingCodecs, bar: ProgressBar) -> Iterator[bytes]:
+    """The document of a file in pieces, which are valid only if the last one is reached. Raises MemcodecError."""
+    from memcodec.container.assembly import document_of
+
+    for parsed in containers:
+        if parsed.model is None:
+            yield from document_of(parsed, [], None)
+        else:
+            codec = codecs.codec_for(parsed, bar)
+            yield from codec.decode_pieces(parsed, codecs.batch, bar.document(parsed.size, "decode"))
+
+
+def decode_small(files: list[list[Container]], codecs: DecodingCodecs, bar: ProgressBar) -> list[list[bytes] | None]:
+    """The documents of small files, decoded in common batches; None for files that are to be decoded one by one.
+
+    If one file of a batch fails, all are None, so that `decode` can report the error with the name of its file.
+    """
+    documents: list[list[bytes] | None] = [None] * len(files)
+    small = [i for i, parts in enumerate(files) if len(parts) == 1 and parts[0].model and parts[0].size < _SMALL_BYTES]
+    with suppress(MemcodecError):
+        while small:
+            first = files[small[0]][0]
+            codec = codecs.codec_for(first, bar)
+            batch = [i for i in small if _have_same_codec(files[i][0], first)]
+            small = [i for i in small if i not in batch]
+            if len(batch) > 1:
+                size = sum(files[i][0].size for i in batch)
+                decoded = codec.decode_many(
+                    [files[i][0] for i in batch], batch=codecs.batch, progress=bar.document(size, "decode")
+                )
+                for i, document in zip(batch, decoded, strict=True):
+                    documents[i] = [document]
+    return documents
+
+
+def _have_same_codec(one: Container, other: Container) -> bool:
+    assert one.model and other.model and one.settings and other.settings
+    return one.model.identity == other.model.identity and one.settings.primer == other.settings.primer
+
+
+def decode_range(
+    containers: list[Container], byte_range: tuple[int, int | None], codecs: DecodingCodecs, bar: ProgressBar
+) -> Iterator[bytes]:
+    """Part of a document, decoding only the groups that contain it.
+
+    byte_range: start and length in bytes; length None: up to the end. Raises MemcodecError, also for a start beyond
+    the end of the document.
+    """
+    from memcodec.errors import EncodeError
+    from memcodec.files.decoded import Decoded
+
+    start, length = byte_range
+    size = sum(parsed.size for parsed in containers)
+    if start > size:
+        raise EncodeError(f"range starts at byte {start:,}, but the document has {size:,} bytes")
+    reader = Decoded(containers, lambda parsed: codecs.codec_for(parsed, bar))
+    reader.seek(start)
+    remaining = size - start if length is None else min(length, size - start)
+    while remaining:
+        piece = reader.read(min(remaining, 1 << 16))
+        remaining -= len(piece)
+        yield piece
+
+
+def salvage(blob: bytes, parsed: Container, codecs: DecodingCodecs, bar: ProgressBar) -> "Iterator[bytes | Lost]":
+    """The undamaged parts of a damaged file, and a `Lost` for each part that is not. Raises MemcodecError."""
+    from memcodec.container.assembly import salvage_of
+
+    if parsed.model is None:
+        return salvage_of(parsed, [], None)
+    codec = codecs.codec_for(parsed, bar)
+    return codec.salvage(blob, batch=codecs.batch, progress=bar.document(parsed.size, "decode"))

@@ -1,0 +1,90 @@
+"""`memcodec primer train` and `memcodec primer show`."""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from memcodec_cli.errors import display_name
+from memcodec_cli.library import load_codec, read_primer
+from memcodec_cli.options import ComputeOptions, EncodingModelOptions, QuietOptions, option, takes_options
+from memcodec_cli.progress import ProgressBar
+from memcodec_cli.records import RecordOptions, read_records
+
+TEST_MESSAGES = 50  # messages that are kept for measuring, at most; and no more than a quarter of all
+
+
+@click.group()
+def primer() -> None:
+    """Train and show primers: text that every chunk, frame or document sees as context."""
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Options of this command alone."""
+
+    output: str = option("-o", "--output", required=True, metavar="P", help="Primer file to write.")
+    force: bool = option("-f", "--force", is_flag=True, help="Overwrite an existing primer file.")
+    tokens: int = option(
+        "--tokens",
+        type=click.IntRange(1, 1 << 15),
+        default=400,
+        show_default=True,
+        metavar="N",
+        help="Maximum number of tokens in the primer. More tokens make messages smaller, but training, encoding and "
+        "decoding slower.",
+    )
+
+
+@primer.command()
+@click.argument("names", metavar="FILE...", nargs=-1, required=True)
+@takes_options
+def train(
+    names: tuple[str, ...], options: TrainOptions, records: RecordOptions, model: EncodingModelOptions,
+    compute: ComputeOptions, progress: QuietOptions,
+) -> None:  # fmt: skip
+    """Choose, from the messages in each FILE, those that help most as context for similar messages.
+
+    FILE is JSON lines (.jsonl), CSV (.csv), a directory, or text (each line is a message). Up to a quarter of the
+    messages, 50 at most, are not used for training; the average size in bytes of these, without the primer and with
+    it, is printed.
+
+    \b
+    Example:
+      memcodec primer train messages.jsonl --field text -o messages.primer
+    """
+    messages = [data for name in names for _, data in read_records(name, records.field, records.key) if data]
+    if Path(options.output).exists() and not options.force:
+        raise click.ClickException(f"{display_name(options.output)} exists: overwrite it with -f")
+    random.Random(1).shuffle(messages)
+    test = messages[: min(TEST_MESSAGES, len(messages) // 4)]
+    with ProgressBar(progress.quiet) as bar:
+        bar.activity("loading")
+        from memcodec.primer import Primer, bits
+
+        codec = load_codec(model.model, compute, bar)
+        trained = Primer.train(
+            codec, messages[len(test) :], options.tokens,
+            progress=lambda done, total: bar.count("choosing messages", done, total),
+        )  # fmt: skip
+        bar.activity("measuring")
+        before, after = bits(codec, test), bits(codec.with_primer(trained), test)
+    trained.save(options.output)
+    if not progress.quiet:
+        bits_of_all = 8 * max(len(test), 1)
+        click.echo(
+            f"{display_name(options.output)}: {len(trained.tokens)} tokens; the average message needs "
+            f"{before / bits_of_all:.1f} bytes without the primer, {after / bits_of_all:.1f} with it (measured on "
+            f"{len(test)} other messages)",
+            err=True,
+        )
+
+
+@primer.command()
+@click.argument("name", metavar="P")
+def show(name: str) -> None:
+    """Print the text of the primer file P."""
+    shown = read_primer(name)
+    assert shown is not None
+    click.echo(shown.text.decode("utf-8", "replace"), nl=False)

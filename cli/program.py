@@ -1,0 +1,162 @@
+"""The program `memcodec`: its commands, its short options, its exit status, and how errors and signals end it."""
+
+import io
+import os
+import re
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any, NoReturn
+
+import click
+from click.shell_completion import get_completion_class
+
+import memcodec
+from memcodec_cli.archive import pack, unpack
+from memcodec_cli.bench import bench
+from memcodec_cli.compress import compress
+from memcodec_cli.decompress import cat, decompress
+from memcodec_cli.errors import describe, print_error
+from memcodec_cli.inspect import inspect
+from memcodec_cli.list import list_files
+from memcodec_cli.models import models
+from memcodec_cli.primer import primer
+from memcodec_cli.verify import verify
+
+_SHORT_COMMANDS = {"z": ["compress"], "d": ["decompress"], "t": ["verify", "--decode"], "l": ["list"]}
+
+
+class Program(click.Group):
+    """A group of commands that reports every error as one line on standard error."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Replace a first option -z, -d, -t or -l, alone or combined as in -dc, by its command."""
+        if args and (match := re.fullmatch(r"-([a-zA-Z]*)([zdtl])([a-zA-Z]*)", args[0])):
+            other_options = match[1] + match[3]
+            args = [*_SHORT_COMMANDS[match[2]], *([f"-{other_options}"] if other_options else []), *args[1:]]
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command, and flush standard output."""
+        try:
+            with warnings.catch_warnings():
+                if not sys.warnoptions:
+                    warnings.simplefilter("ignore")  # warnings of libraries are for programmers
+                result = super().invoke(ctx)
+            if sys.stdout is not None:
+                sys.stdout.flush()  # now, so that a failing write is reported like other errors
+            return result
+        except Terminated:
+            _exit("terminated", 143)
+        except KeyboardInterrupt:  # handled here because click would print an empty line
+            _exit("interrupted", 130)
+
+    def main(self, *args: Any, **extra: Any) -> NoReturn:
+        """Parse the arguments, run the command, and exit."""
+        with suppress(ValueError):  # signal handlers can only be set in the main thread
+            signal.signal(signal.SIGTERM, _raise_terminated)
+        hook = sys.unraisablehook
+        sys.unraisablehook = partial(_repeat_lost_interrupt, hook)
+        try:
+            status = super().main(*args, **(extra | {"standalone_mode": False, "complete_var": "_MEMCODEC_COMPLETE"}))
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            sys.exit(2)
+        except click.UsageError as error:
+            command = error.ctx.command_path if error.ctx else "memcodec"
+            _exit(f"{error.format_message().rstrip('.')} (see {command} --help)", 2)
+        except click.ClickException as error:
+            _exit(error.format_message(), error.exit_code)
+        except memcodec.MemcodecError as error:
+            _exit(str(error), 1)
+        except OSError as error:
+            _exit(describe(error), 1)
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise  # a bug: show the traceback
+            _exit("out of memory: try a smaller --batch, or --device cpu", 1)
+        finally:
+            sys.unraisablehook = hook
+        sys.exit(status if isinstance(status, int) else 0)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM was received; it is handled like Ctrl-C."""
+
+
+def _raise_terminated(*_: Any) -> NoReturn:
+    raise Terminated
+
+
+def _repeat_lost_interrupt(hook: Callable[[Any], object], unraisable: Any) -> None:
+    """Send the signal again if its exception was lost, as in the callback of a weak reference, which numba has."""
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        number = signal.SIGTERM if issubclass(unraisable.exc_type, Terminated) else signal.SIGINT
+        timer = threading.Timer(0.02, os.kill, (os.getpid(), number))
+        timer.daemon = True
+        timer.start()
+    else:
+        hook(unraisable)
+
+
+def _exit(message: str, status: int) -> NoReturn:
+    with suppress(OSError):
+        print_error(message)
+    with suppress(OSError, AttributeError):
+        sys.stdout.flush()
+    sys.stdout = io.StringIO()  # otherwise Python tries at exit to write what could not be written
+    sys.exit(status)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    names = ("MemoryError", "OutOfMemoryError")
+    return type(error).__name__ in names or "can't allocate memory" in str(error)
+
+
+@click.group(name="memcodec", cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(memcodec.__version__, message="memcodec %(version)s")
+def main() -> None:
+    """Lossless text compression with memory embeddings under a frozen language model.
+
+    A file is decoded with the model that it was encoded with. The result does not depend on the machine, the device,
+    the number of threads or the batch size.
+
+    \b
+    Examples:
+      memcodec compress notes.txt            writes notes.txt.memz
+      memcodec decompress notes.txt.memz     writes notes.txt
+      memcodec inspect notes.txt.memz        prints what the file contains
+
+    As with gzip, a first option can replace the command, alone or combined with others as in -dc: -z is compress, -d
+    is decompress, -t is verify --decode, and -l is list.
+
+    Exit status: 0, success; 1, an error, possibly in only some of several files; 2, wrong usage; 3, --salvage lost
+    part of the document; 130, interrupted by Ctrl-C; 143, terminated.
+
+    Environment: MEMCODEC_CACHE is the directory where models and compiled kernels are kept. Other variables set
+    defaults of options; the help of each command names them.
+    """
+
+
+@main.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print a script that makes SHELL complete commands and options.
+
+    \b
+    Example:
+      eval "$(memcodec completion bash)"
+    """
+    completion_class = get_completion_class(shell)
+    assert completion_class is not None
+    click.echo(completion_class(main, {}, "memcodec", "_MEMCODEC_COMPLETE").source())
+
+
+for command in (
+    compress, decompress, cat, list_files, inspect, verify, pack, unpack, primer, bench, models,
+):  # fmt: skip
+    main.add_command(command)

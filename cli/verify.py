@@ -1,0 +1,94 @@
+"""`memcodec verify`: checks that files are undamaged."""
+
+import sys
+from dataclasses import dataclass
+
+import click
+
+from memcodec import MemcodecError, container
+from memcodec_cli import inputs
+from memcodec_cli.errors import describe, display_name, print_error
+from memcodec_cli.library import DecodingCodecs, decode
+from memcodec_cli.options import (
+    DecodingModelOptions,
+    EngineOptions,
+    QuietOptions,
+    option,
+    recursive_option,
+    takes_options,
+)
+from memcodec_cli.progress import ProgressBar
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """Options of this command alone."""
+
+    decode: bool = option(
+        "--decode",
+        is_flag=True,
+        help="Decode the documents too, and check them.  [default: check structure and checksums only]",
+    )
+    recursive: bool = recursive_option("Verify the .memz files in directories too.")
+
+
+@click.command()
+@click.argument("names", metavar="FILE...", nargs=-1, required=True)
+@takes_options
+def verify(
+    names: tuple[str, ...], options: VerifyOptions, model: DecodingModelOptions, compute: EngineOptions,
+    progress: QuietOptions,
+) -> None:  # fmt: skip
+    """Check that each FILE, or archive, is undamaged.
+
+    The structure and the checksums of the compressed data are checked, which needs no model; with --decode, the
+    documents are decoded and checked too. All files are checked; the exit status is 1 if any of them is damaged. The
+    options from --model to --workers have an effect only with --decode.
+
+    \b
+    Examples:
+      memcodec verify -r folder
+      memcodec verify --decode notes.txt.memz
+    """
+    damaged = False
+    codecs = DecodingCodecs(model, compute)
+    for name, _ in inputs.find_inputs(names, options.recursive, compressed=True):
+        try:
+            result = _check(name, options.decode, codecs, ProgressBar(progress.quiet))
+        except (MemcodecError, OSError) as error:
+            print_error(describe(error) if isinstance(error, OSError) else f"{display_name(name)}: {error}")
+            damaged = True
+        else:
+            click.echo(f"{display_name(name)}: ok{result}")
+    if damaged:
+        sys.exit(1)
+
+
+def _check(name: str, decodes: bool, codecs: DecodingCodecs, bar: ProgressBar) -> str:
+    """Check a file or an archive, and return what to add to "ok". Raises MemcodecError, OSError."""
+    blob = inputs.read_compressed(name)
+    if container.is_archive(blob):
+        return _check_archive(name, decodes, codecs)
+    containers = container.unpack_all(blob)
+    if not decodes:
+        for span in (part for parsed in containers for part in parsed.parts):
+            if isinstance(span, container.StoredSpan):
+                for _ in span.pieces():
+                    pass
+        return ""
+    with bar:
+        for _ in decode(containers, codecs, bar):
+            pass
+    return f", decodes to {sum(parsed.size for parsed in containers):,} bytes"
+
+
+def _check_archive(name: str, decodes: bool, codecs: DecodingCodecs) -> str:
+    from memcodec.files.archive import Archive
+
+    archive = Archive(name, primer=codecs.primer)
+    if decodes:
+        archive.load(codecs.model, **codecs.load_settings)
+        archive.batch = codecs.batch
+        for _ in archive:
+            pass
+    return f", an archive of {len(archive):,} documents" + (", decoded" if decodes else "")

@@ -1,0 +1,191 @@
+"""The exact LM on a CPU: what is kept between passes, and how the kernels are called."""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from memcodec.errors import EncodeError
+from memcodec.lm import kernels, layout, selftest
+from memcodec.lm.layout import PAGE
+from memcodec.lm.product import COLUMNS, multiply_matrices
+from memcodec.lm.sequences import READ_ROWS, Rows, SequenceInput, check_numbers, check_pass, check_step
+from memcodec.lm.team import Team
+from memcodec.lm.weights import ExactWeights
+
+_kernels: Any = kernels  # which have no types
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a prefix leaves, int8 and float32 [layers, key_heads, ...].
+
+    shared: its positions in whole pages, whose keys and values are stored once for all sequences; each sequence has a
+    copy of the rest. logits: int32 [columns], of the token after the prefix.
+    """
+
+    length: int
+    shared: int
+    keys: np.ndarray  # [..., shared * head_size]
+    values: np.ndarray  # [..., width, shared]
+    rest_keys: np.ndarray  # [..., PAGE * head_size]
+    rest_values: np.ndarray  # [..., width / COLUMNS, PAGE * COLUMNS]
+    key_scale: np.ndarray  # [..., length]
+    value_scale: np.ndarray
+    logits: np.ndarray
+
+
+class CpuLM:
+    """The layers on a CPU, run by the threads of a team."""
+
+    def __init__(self, weights: ExactWeights, team: Team, fallback: bool) -> None:
+        """fallback: see `multiply`."""
+        self.architecture = weights.architecture
+        self.vocabulary = weights.architecture.vocabulary
+        self.team = team
+        self.sizes = layout.sizes_of(weights.architecture, fallback)
+        self.weights = layout.pack(weights)
+
+    def sequences(self, slots: int, positions: int, rows: int, start: Start | None = None) -> "CpuSequences":
+        """A cache for some sequences of some positions, and buffers for passes of up to `rows` rows.
+
+        start: the prefix that they have read already.
+        """
+        return CpuSequences(self, slots, positions, rows, start)
+
+    def start(self, prefix: np.ndarray) -> Start:
+        """What a prefix leaves, int64 [tokens]."""
+        a, n = self.architecture, len(prefix)
+        sequences = CpuSequences(self, 1, n, min(n, READ_ROWS))
+        for first in range(0, n, READ_ROWS):
+            tokens = prefix[first : first + READ_ROWS]
+            sequences.forward([SequenceInput(0, tokens)])
+        logits = sequences.logits(slice(len(tokens) - 1, len(tokens)))[0].copy()
+        cached, shared = sequences.cache, n // PAGE * PAGE
+        keys = cached.keys[:, 0]
+        values = cached.values[:, 0].reshape(a.layers, a.key_heads, -1, cached.key_scale.shape[3] * COLUMNS)
+        rest_keys = np.zeros((a.layers, a.key_heads, PAGE * a.head_size), dtype=np.int8)
+        rest_values = np.zeros((*values.shape[:3], PAGE * COLUMNS), dtype=np.int8)
+        if n > shared:
+            rest_keys[:] = keys[..., shared * a.head_size :]
+            rest_values[:] = values[..., shared * COLUMNS :]
+        return Start(
+            n, shared, np.ascontiguousarray(keys[..., : shared * a.head_size]),
+            np.ascontiguousarray(values[..., : shared * COLUMNS]), rest_keys, rest_values,
+            cached.key_scale[:, 0, :, :n].copy(), cached.value_scale[:, 0, :, :n].copy(), logits,
+        )  # fmt: skip
+
+    def copied(self, prefix: int) -> int:
+        """Positions of a prefix of this length that every sequence has a copy of."""
+        return prefix % PAGE
+
+
+class CpuSequences:
+    """`Sequences` on a CPU."""
+
+    def __init__(self, lm: CpuLM, slots: int, positions: int, rows: int, start: Start | None = None) -> None:
+        a = lm.architecture
+        self._lm = lm
+        self._positions = min(positions, a.positions)
+        self._first = 0 if start is None else start.length
+        self._lengths = np.full(slots, self._first, dtype=np.int64)
+        shared = 0 if start is None else start.shared
+        own = max(1, -(-(positions - shared) // PAGE)) * PAGE
+        self.cache = layout.new_cache(a, slots, own, shared)
+        if start is not None:
+            self._copy(start, own)
+        self._space = layout.new_workspace(a, lm.team.workers, rows, shared + own)
+        self._logits = np.empty((0, len(lm.weights.head_scale)), dtype=np.int32)
+
+    def _copy(self, start: Start, own: int) -> None:
+        """Give every slot what a prefix leaves."""
+        a, c = self._lm.architecture, self.cache
+        self.cache = c._replace(shared_keys=start.keys.reshape(-1), shared_values=start.values.reshape(-1))
+        c.keys[..., : PAGE * a.head_size] = start.rest_keys[:, None]
+        values = c.values.reshape(*c.values.shape[:3], -1, own * COLUMNS)
+        values[..., : PAGE * COLUMNS] = start.rest_values[:, None]
+        c.key_scale[..., : start.length] = start.key_scale[:, None]
+        c.value_scale[..., : start.length] = start.value_scale[:, None]
+
+    def forward(self, inputs: list[SequenceInput]) -> None:
+        """One pass."""
+        lm = self._lm
+        check_pass(inputs, self._lengths, self._positions, lm.vocabulary)
+        slots = np.array([one.slot for one in inputs], dtype=np.int64)
+        counts = np.array([len(one.tokens) for one in inputs], dtype=np.int64)
+        starts = self._lengths[slots]
+        tokens, vectors = [], [np.empty((0, lm.architecture.hidden), dtype=np.float32)]
+        before = 0  # vectors of the sequences before
+        for one in inputs:
+            if one.vectors is None:
+                tokens.append(one.tokens)
+            else:
+                tokens.append(np.where(one.tokens < 0, one.tokens - before, one.tokens))
+                vectors.append(one.vectors)
+                before += len(one.vectors)
+        position = np.concatenate([np.arange(start, start + n) for start, n in zip(starts, counts, strict=True)])
+        self._run(
+            layout.Rows(
+                np.concatenate(tokens), np.concatenate(vectors), np.repeat(slots, counts), position, slots, starts,
+                counts,
+            )
+        )  # fmt: skip
+
+    def step(self, tokens: np.ndarray) -> None:
+        """One token of each of the first sequences."""
+        lm = self._lm
+        check_step(tokens, self._lengths, self._positions, lm.vocabulary)
+        slots = np.arange(len(tokens))
+        starts = self._lengths[: len(tokens)].copy()
+        vectors = np.empty((0, lm.architecture.hidden), dtype=np.float32)
+        ones = np.ones(len(tokens), dtype=np.int64)
+        self._run(layout.Rows(tokens, vectors, slots, starts, slots, starts, ones))
+
+    def _run(self, rows: layout.Rows) -> None:
+        lm, space, count = self._lm, self._space, len(rows.tokens)
+        if count > len(space.x):
+            raise EncodeError(f"{count} rows in a pass: there is room for {len(space.x)}")
+        space.barrier[0] = 0
+
+        def work(worker: int, workers: int) -> None:
+            _kernels.forward(lm.sizes, lm.weights, self.cache, space, rows, worker, workers)
+
+        lm.team.run(work)
+        check_numbers(space.input_scale[:count])
+        self._lengths[rows.slots] += rows.counts
+
+    def restart(self) -> None:
+        """Return all sequences to where they began."""
+        self._lengths[:] = self._first
+
+    def logits(self, rows: Rows) -> np.ndarray:
+        """Logits of some rows of the last pass."""
+        lm, space, w = self._lm, self._space, self._lm.weights
+        inputs, scale = space.inputs[rows], space.input_scale[rows]
+        if len(self._logits) < len(inputs):
+            self._logits = np.empty((len(inputs), len(w.head_scale)), dtype=np.int32)
+        out, flat, stride = self._logits[: len(inputs)], inputs.reshape(-1), inputs.shape[1]
+
+        def work(worker: int, workers: int) -> None:
+            _kernels.logits_of(
+                lm.sizes, w.head, w.head_scale, flat, stride, scale, space.tile, out, worker, workers
+            )  # fmt: skip
+
+        lm.team.run(work)
+        return out
+
+
+@cache
+def needs_fallback(team: Team) -> bool:
+    """Whether this machine needs the fallback products of the CPU kernels. Raises MachineError (see `selftest`)."""
+
+    def implementation(fallback: bool) -> tuple[selftest.Product, selftest.Logits]:
+        def logits(weights: ExactWeights, tokens: np.ndarray) -> np.ndarray:
+            sequences = CpuLM(weights, team, fallback).sequences(1, len(tokens), len(tokens))
+            sequences.forward([SequenceInput(0, tokens)])
+            return sequences.logits(slice(None, len(tokens)))[:, : weights.architecture.vocabulary]
+
+        return (lambda left, right: multiply_matrices(left, right, fallback)), logits
+
+    return selftest.choose(implementation, "the CPU")

@@ -1,0 +1,284 @@
+"""The search for memories of the readout site: beam search, as in a trellis of a convolutional code; kernels.
+
+Position t sees a window of the memory (see `steering`). A state is a window and the cost of the tokens so far. Where
+new bits enter the window, the cheapest states branch into all values of these bits.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from memcodec.coding.distribution import COMPETITORS, Predictions, Tables, frequency, log2_units, tables_of
+from memcodec.coding.steering import (
+    FEATURES,
+    MOST_ENTROPY,
+    REACH,
+    SIGN_STREAM,
+    WINDOW,
+    Steering,
+    capped,
+    features_of,
+    new_bits,
+    tilt_of,
+)
+from memcodec.lm.compiled import kernel, not_inlined, subkernel
+from memcodec.lm.product import COLUMNS, multiply
+from memcodec.lm.seeded import word
+from memcodec.lm.team import Team
+
+_QUIET_END = 10  # tokens at the end of a chunk whose entropy adds no bits, since these would steer too few tokens
+_BUCKETS = 1 << 13  # of costs, when the cheapest states are selected
+_BUCKET_UNITS = np.int32(4)
+_SCALE_BITS = 16  # of frequencies in the search
+f4 = np.float32
+
+
+class _Buffers(NamedTuple):
+    """The arrays of one search."""
+
+    signs: np.ndarray  # int8, the sign matrix of a position as panels
+    rows: np.ndarray  # int16 [COMPETITORS * inner], rows of the head
+    responses: np.ndarray  # int32 [COMPETITORS * FEATURES], see `_respond`
+    panel: np.ndarray  # int8, see `_as_panel`
+    features: np.ndarray  # int16 [states * FEATURES], signs
+    products: np.ndarray  # int32 [states * COLUMNS]
+    windows: np.ndarray  # int64 [2, states], before and after new bits enter, in turn
+    costs: np.ndarray  # int32 [2, states], units
+    kept: np.ndarray  # int32 [states]
+    buckets: np.ndarray  # int32 [_BUCKETS]
+    parents: np.ndarray  # int32 [positions, states], the state that each state came from
+    entered: np.ndarray  # uint8 [positions, states], the bits that entered
+
+
+def _new_buffers(longest: int, states: int, hidden: int) -> _Buffers:
+    """Buffers for chunks of up to `longest` tokens."""
+    inner = hidden + hidden % 2
+    return _Buffers(
+        signs=np.zeros(2 * (inner // 2) * 2 * COLUMNS, dtype=np.int8),
+        rows=np.zeros(COMPETITORS * inner, dtype=np.int16),
+        responses=np.empty(COMPETITORS * FEATURES, dtype=np.int32),
+        panel=np.empty(FEATURES // 2 * 2 * COLUMNS, dtype=np.int8),
+        features=np.empty(states * FEATURES, dtype=np.int16),
+        products=np.empty(states * COLUMNS, dtype=np.int32),
+        windows=np.empty((2, states), dtype=np.int64),
+        costs=np.empty((2, states), dtype=np.int32),
+        kept=np.empty(states, dtype=np.int32),
+        buckets=np.empty(_BUCKETS, dtype=np.int32),
+        parents=np.empty((longest, states), dtype=np.int32),
+        entered=np.empty((longest, states), dtype=np.uint8),
+    )
+
+
+def memory_bytes(entropy: np.ndarray, share: int) -> int:
+    """Bytes of memory that an encoder gives a chunk with these entropies, int32 [tokens]. share: in 1/1024."""
+    counted = np.minimum(entropy[: max(0, len(entropy) - _QUIET_END)], MOST_ENTROPY).astype(np.int64)
+    return int(share * int(counted.sum()) >> 20) // 8
+
+
+def search(predictions: list[Predictions], steering: Steering, share: int, effort: int, team: Team) -> list[bytes]:
+    """For each chunk, the memory under which its tokens cost least. The same bits on every machine.
+
+    share: in 1/1024; effort: states that are tried for each token.
+    """
+    longest = max((len(predicted.tokens) for predicted in predictions), default=1)
+    sizes = [memory_bytes(predicted.entropy, share) if share else 0 for predicted in predictions]
+    memories = [np.zeros(8 * size, dtype=np.uint8) for size in sizes]
+    states = -(-effort // COLUMNS) * COLUMNS
+    searches = min(team.workers, max(1, len(predictions)))
+    buffers = [_new_buffers(longest, states, steering.head.shape[1]) for _ in range(searches)]
+    tables: Tables = tables_of(len(steering.scale))
+
+    def work(worker: int, workers: int) -> None:
+        for i in range(worker, len(predictions), workers):
+            if sizes[i]:
+                _search(predictions[i], share, effort, steering, tables, buffers[worker], memories[i])
+
+    if predictions:
+        team.run(work)
+    return [np.packbits(bits, bitorder="little").tobytes() for bits in memories]
+
+
+@subkernel
+def _respond(position, ids, head, signs, rows, responses):
+    """How each feature moves each competitor, int32 [COMPETITORS, FEATURES], as sums over the integers of the head."""
+    hidden = head.shape[1]
+    inner = hidden + hidden % 2
+    half = inner // 2 * 2 * COLUMNS
+    for i in range(hidden):
+        bits = word(SIGN_STREAM, np.uint64(position) * np.uint64(hidden) + np.uint64(i))
+        base = np.uint64((i >> 1) * 2 * COLUMNS + (i & 1))
+        for j in range(np.uint64(COLUMNS)):
+            signs[base + np.uint64(2) * j] = np.int8(1) - np.int8(2) * np.int8(bits >> j & np.uint64(1))
+        base += np.uint64(half)
+        for j in range(np.uint64(COLUMNS)):
+            signs[base + np.uint64(2) * j] = np.int8(1) - np.int8(2) * np.int8(
+                bits >> (j + np.uint64(32)) & np.uint64(1)
+            )
+    for k in range(COMPETITORS):
+        row = head[max(ids[k], 0)]
+        for i in range(np.uint64(hidden)):
+            rows[np.uint64(k * inner) + i] = row[i]
+    for panel in range(2):
+        multiply(rows, np.int64(0), inner, np.int64(COMPETITORS), signs, np.int64(panel * half), inner // 2, responses,
+                 np.int64(panel * COLUMNS), np.int64(FEATURES), np.int64(0))  # fmt: skip
+
+
+@subkernel
+def _as_panel(responses, ids, steering, tilt, panel, factors):
+    """Round responses to one byte each, into a panel with a column for each competitor.
+
+    factors: float32 [COMPETITORS], the units of a product.
+    """
+    for k in range(COMPETITORS):
+        most = np.int32(1)
+        for j in range(FEATURES):
+            most = max(most, abs(responses[k * FEATURES + j]))
+        factor = f4(127.0) / f4(most)
+        for j in range(FEATURES):
+            rounded = np.int32(np.rint(f4(responses[k * FEATURES + j]) * factor))
+            panel[(j >> 1) * 2 * COLUMNS + 2 * k + (j & 1)] = rounded
+        factors[k] = f4(0.0)
+        if ids[k] >= 0:
+            factors[k] = f4(np.float64(most) / 127.0 * (np.float64(steering.scale[ids[k]]) * steering.unit) * tilt)
+
+
+@subkernel
+def _expand(features, out, start):
+    """64 bits as signs, int16 [FEATURES]."""
+    for j in range(np.uint64(FEATURES)):
+        out[np.uint64(start) + j] = np.int16(1) - np.int16(2) * np.int16(features >> j & np.uint64(1))
+
+
+@subkernel
+def _costs(count, products, factors, below, rest, target, unsteered, logarithms, costs):
+    """Add the cost of the true token, in units, to the cost of each state.
+
+    below: float32 [COMPETITORS], units; rest: the frequency of all tokens that are not steered, scaled to 16 bits;
+    target: the competitor that is the true token, or -1; unsteered: the token's units below the best if it is none.
+    """
+    not_inlined()
+    most = f4(REACH)
+    for s in range(count):
+        base = np.uint64(s * COLUMNS)
+        mass = rest
+        for k in range(np.uint64(COLUMNS)):
+            move = min(max(f4(products[base + k]) * factors[k], -most), most)
+            power = (move - below[k]) * f4(1.0 / 1024.0) + f4(_SCALE_BITS)
+            power = max(power, f4(-1.0))
+            whole = np.floor(power)
+            fraction = power - whole
+            value = f4(0.079441) * fraction + f4(0.224494)
+            value = value * fraction + f4(0.696065)
+            value = value * fraction + f4(1.0)
+            doubled = np.int32(np.rint(value * f4(4096.0))) << np.int32(18) >> (np.int32(30) - np.int32(whole))
+            mass += doubled
+        cost = log2_units(mass, logarithms) - np.int32(_SCALE_BITS * 1024)
+        if target >= 0:
+            at = base + np.uint64(target)
+            move = min(max(f4(products[at]) * factors[target], -most), most)
+            cost += np.int32(np.rint(below[target] - move))
+        else:
+            cost += unsteered
+        costs[s] += cost
+
+
+@subkernel
+def _cheapest(count, wanted, costs, buckets, kept):
+    """Write the numbers of about the cheapest states to `kept`, in rising order; returns how many there are.
+
+    Costs are compared in steps of _BUCKET_UNITS; among equals, lower numbers are kept.
+    """
+    if count <= wanted:
+        for s in range(count):
+            kept[s] = s
+        return count
+    least = costs[0]
+    for s in range(count):
+        least = min(least, costs[s])
+    last = np.int32(_BUCKETS - 1)
+    for b in range(_BUCKETS):
+        buckets[b] = 0
+    for s in range(count):
+        buckets[min((costs[s] - least) // _BUCKET_UNITS, last)] += 1
+    limit, before = 0, 0
+    while before + buckets[limit] <= wanted:
+        before += buckets[limit]
+        limit += 1
+    left, n = wanted - before, 0
+    for s in range(count):
+        bucket = min((costs[s] - least) // _BUCKET_UNITS, last)
+        if bucket < limit or (bucket == limit and left > 0):
+            left -= bucket == limit
+            kept[n] = s
+            n += 1
+    return n
+
+
+@subkernel
+def _trace(best, steps, share, entropy, parents, entered, memory):
+    """Write the bits that led to the state `best`, from the last step to the first."""
+    used, energy, number = np.int64(0), np.int64(0), 0
+    ranges = np.empty((steps, 2), dtype=np.int64)
+    for t in range(len(entropy)):
+        energy += capped(entropy[t])
+        new = new_bits(share, energy, used, np.int64(len(memory)))
+        if new > 0:
+            ranges[number, 0], ranges[number, 1] = used, new
+            used += new
+            number += 1
+    for step in range(steps - 1, -1, -1):
+        start, new = ranges[step]
+        for i in range(new):
+            memory[start + i] = entered[step, best] >> (new - 1 - i) & 1
+        best = parents[step, best]
+
+
+@kernel
+def _search(chunk, share, effort, steering, tables, buffers, memory):
+    """Search the memory of one chunk; writes its bits to `memory`."""
+    count, now, steps = np.int64(1), 0, 0
+    windows, costs, features, products = buffers.windows, buffers.costs, buffers.features, buffers.products
+    kept, parents, entered = buffers.kept, buffers.parents, buffers.entered
+    windows[0, 0], costs[0, 0] = 0, 0
+    used, energy, bits = np.int64(0), np.int64(0), np.int64(len(memory))
+    factors = np.empty(COMPETITORS, dtype=np.float32)
+    lower = np.empty(COMPETITORS, dtype=np.float32)
+    tokens, ids, below, near, entropy = chunk.tokens, chunk.ids, chunk.below, chunk.near, chunk.entropy
+    for t in range(len(tokens)):
+        energy += capped(entropy[t])
+        new = new_bits(share, energy, used, bits)
+        if new > 0:
+            used += new
+            n = _cheapest(count, max(1, effort >> new), costs[now], buffers.buckets, kept)
+            branches, after = 1 << new, 1 - now
+            for s in range(n):
+                for b in range(branches):
+                    at = s * branches + b
+                    windows[after, at] = ((windows[now, kept[s]] << new) | b) & ((1 << WINDOW) - 1)
+                    costs[after, at] = costs[now, kept[s]]
+                    parents[steps, at] = kept[s]
+                    entered[steps, at] = b
+            count, now, steps = np.int64(n * branches), after, steps + 1
+        tilt = tilt_of(share, entropy[t])
+        _respond(t, ids[t], steering.head, buffers.signs, buffers.rows, buffers.responses)
+        _as_panel(buffers.responses, ids[t], steering, tilt, buffers.panel, factors)
+        for s in range(count):
+            _expand(features_of(windows[now, s], steering.parities), features, s * FEATURES)
+        multiply(features, np.int64(0), np.int64(FEATURES), count, buffers.panel, np.int64(0), np.int64(FEATURES // 2),
+                 products, np.int64(0), np.int64(COLUMNS), np.int64(0))  # fmt: skip
+        rest, target = chunk.total[t], -1
+        for k in range(COMPETITORS):
+            lower[k] = f4(1 << 20)
+            if ids[t, k] >= 0:
+                rest -= frequency(below[t, k], tables.powers)
+                lower[k] = f4(below[t, k])
+                if ids[t, k] == tokens[t]:
+                    target = k
+        unsteered = near[t, tokens[t] % near.shape[1]]
+        _costs(count, products, factors, lower, np.int32(rest >> 12) + np.int32(1), target, unsteered,
+               tables.logarithms, costs[now])  # fmt: skip
+    best = 0
+    for s in range(count):
+        if costs[now, s] < costs[now, best]:
+            best = s
+    _trace(best, steps, share, entropy, parents, entered, memory)
