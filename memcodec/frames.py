@@ -29,7 +29,7 @@ SHORT = 224  # from this number of tokens on it is a varint after the first byte
 _LONG, _ZSTD, _ZSTD_DICTIONARY, _RAW = 252, 253, 254, 255
 MAX_CHECKSUM = 4  # bytes
 DEFAULT_MAX_BYTES = 1 << 16  # of a message
-_STEP = 64  # bytes of a frame that zstd is given at one time: they expand to a few MB at most
+_STEP = 64  # bytes of a frame that zstd expands at one time, to a few MB at most
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"  # the first bytes of every zstd frame, which are left out
 
 
@@ -130,7 +130,7 @@ def _tokens_of(message: bytes, model: LoadedModel) -> np.ndarray:
 
 
 class Packer:
-    """Packs and unpacks frames; knows bytes and lengths, nothing of models."""
+    """Packs and unpacks frames; depends on bytes and lengths only, not on models."""
 
     def __init__(self, settings: FrameSettings) -> None:
         settings.check()
@@ -211,7 +211,7 @@ class Packer:
                 at += _STEP
                 self.check_size(message)
         except zstandard.ZstdError as error:
-            raise FormatError("damaged frame: zstd does not read it") from error
+            raise FormatError("damaged frame: zstd cannot read it") from error
         if not unpacker.eof or unpacker.unused_data or at < len(data):
             raise FormatError("damaged frame: bytes are missing at its end, or too many")
         return bytes(message)

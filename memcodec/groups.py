@@ -1,6 +1,6 @@
 """Groups of chunks, the unit of work of an engine: encode groups, and decode several side by side.
 
-Arguments and results are arrays and bytes, so that another process or machine can do a batch.
+Arguments and results are arrays and bytes, so that another process or machine can process a batch.
 """
 
 from collections.abc import Iterable, Iterator
@@ -155,7 +155,7 @@ def encode_groups(
     chunks = ((number, group, chunk) for number, group in enumerate(ours) for chunk in group)
     stream = predict(lm, theirs, context, repeat(None))
     writing: dict[int, _Group] = {}  # groups that are not finished, by number
-    waiting = 0  # tokens of theirs that are done
+    waiting = 0  # tokens of these groups that are done
     while batch := list(islice(chunks, FIT_CHUNKS)):
         tokens = [chunk for _, _, chunk in batch]
 
@@ -223,7 +223,7 @@ def decode_batch(
     live, done = len(rows), 0
     for window in windows(rows[0].tokens, context):
         for t in range(window.first, window.last):
-            if t == written.shape[1]:  # memory grows with what was decoded, whatever the file says
+            if t == written.shape[1]:  # memory grows with the decoded tokens, not with the length that the file states
                 more = np.empty((len(rows), min(t, rows[0].tokens - t)), dtype=np.int64)
                 written = np.concatenate([written, more], axis=1)
             while rows[live - 1].tokens <= t:

@@ -460,7 +460,9 @@ def test_the_bound_of_settings_out_of_range(tiny: Codec, gpt2_folder: Path) -> N
 
 def test_text_that_is_no_unicode(tiny: Codec) -> None:
     for call in (tiny.encode, memcodec.encode):
-        with pytest.raises(EncodeError, match="data: text with a lone surrogate at 5 has no UTF-8: give bytes"):
+        with pytest.raises(
+            EncodeError, match="data: text with a lone surrogate at 5 cannot be encoded as UTF-8: give bytes"
+        ):
             call("text \ud800")
 
 

@@ -106,7 +106,7 @@ def test_every_flip_is_noticed_with_a_checksum_of_four_bytes(tiny: Codec) -> Non
         (b"\x00x", "no tokens"),
         (b"\xfc\xff\xff\xff\x7fx", "more than 65536 bytes"),
         (b"\xfc\xff", "ends too early"),
-        (b"\xfdnonsense", "zstd does not read it"),
+        (b"\xfdnonsense", "zstd cannot read it"),
         (b"\xfenonsense", "needs a zstd dictionary"),
         (b"\xff" + bytes(70000), "more than 65536 bytes"),
     ],

@@ -1,1 +1,1 @@
-"""What an encoder does with a document first: read its bytes, find the text in them, and cut it into groups."""
+"""The first steps of encoding a document: its bytes are read, the text in them is found and cut into groups."""

@@ -2,6 +2,6 @@
 
 
 def chunk_lengths(tokens: int, chunk_tokens: int) -> list[int]:
-    """Tokens of each chunk of a run or segment: the fewest chunks, of equal lengths or 1 apart, longer ones first."""
+    """Tokens of each chunk of a run or segment: the fewest, with lengths that differ by at most 1, longer first."""
     count = -(-tokens // chunk_tokens)
     return [tokens // count + (i < tokens % count) for i in range(count)]

@@ -38,7 +38,7 @@ class Plan:
 
 
 def visible_tokens(context: Context, positions: int) -> int:
-    """The most tokens that the LM sees before each token. positions: those that the LM has for tokens."""
+    """The most tokens that the LM sees before each token. positions: the number that the LM has for tokens."""
     most = min(positions, MAX_CONTEXT)
     return most if context in ("auto", "max", 0) else min(int(context), most)
 
@@ -48,9 +48,10 @@ def plan_groups(
 ) -> Plan:
     """Cut runs of tokens, int64 [tokens] each, into groups of chunks, all of similar length.
 
-    positions: those that the LM has for tokens. context: 0 makes each chunk a group; "max" makes one group; "auto"
-    makes groups of up to AUTO_TOKENS tokens, shorter ones to get AUTO_GROUPS of them; a number makes groups
-    GROUP_CONTEXTS times as long, so that most tokens have that much context. alone: no other document is encoded.
+    positions: the number that the LM has for tokens. context: 0 makes each chunk a group; "max" makes one group; "auto"
+    makes groups of up to AUTO_TOKENS tokens, shorter ones if that is needed for AUTO_GROUPS groups; a number makes
+    groups GROUP_CONTEXTS times as long, so that most tokens have that much context. alone: no other document is
+    encoded.
     """
     total, most = sum(map(len, runs)), min(positions, MAX_CONTEXT)
     if not total:
@@ -88,7 +89,7 @@ def plan_groups(
 
 
 def windows(tokens: int, context: int) -> Iterator[Window]:
-    """The windows of a group: before a token would see more than `context`, the next one starts, half a context on."""
+    """The windows of a group: if a token would see more than `context`, the next one starts, half a context later."""
     start, first = 0, 0
     while first < tokens:
         last = min(tokens, start + context + 1)

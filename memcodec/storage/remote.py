@@ -1,4 +1,4 @@
-"""URLs (`s3://...`, `memory://...`), read and written with fsspec; written whole or not at all."""
+"""URLs (`s3://...`, `memory://...`), read and written with fsspec; written completely or not at all."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+(::[a-zA-Z0-9+.-]+)*://")
-_SPOOLED = 1 << 24  # bytes kept in memory until all are there; more go to disk
+_SPOOLED = 1 << 24  # bytes kept in memory until the last one has arrived; more go to disk
 
 
 def is_url(path: object) -> bool:
@@ -64,5 +64,5 @@ def _named(url: str) -> Iterator[None]:
         raise FileNotFoundError(2, os.strerror(2), url) from error
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), url) from error
-    except (ValueError, ImportError) as error:  # no such protocol, or its library is not installed
+    except (ValueError, ImportError) as error:  # an unknown protocol, or its library is not installed
         raise OSError(22, " ".join(str(error).split()), url) from error

@@ -1,4 +1,4 @@
-"""Files written whole or not at all: into a temporary file beside the target, which it then replaces."""
+"""Files written completely or not at all: to a temporary file next to the target, which it then replaces."""
 
 import os
 import re
@@ -54,7 +54,7 @@ def _beside(target: Path, mode: int) -> tuple[Path, BinaryIO]:
     while True:
         temporary = target.with_name(f".memcodec-{secrets.token_hex(6)}")
         file: BinaryIO = open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode))  # noqa: SIM115
-        if hold(file) is not False and temporary.exists():  # not removed as abandoned before it was locked
+        if hold(file) is not False and temporary.exists():  # not removed, before the lock, by another process
             return temporary, file
         file.close()
 
@@ -90,7 +90,7 @@ def _sweep(folder: Path) -> None:
 
 
 def _flush(folder: Path) -> None:
-    """Make a new name in a folder survive a crash, on systems that support it."""
+    """Write the entries of a folder to disk, on systems that support it, so that a new name survives a crash."""
     with suppress(OSError):
         number = os.open(folder, os.O_RDONLY)
         try:

@@ -1,1 +1,1 @@
-"""What `inspect` and reports show of a file: its parts, its tokens, a page of HTML."""
+"""The parts and the tokens of a file, as `inspect` and reports show them, and an HTML page."""

@@ -21,7 +21,7 @@ _MARK = "DATA"
 
 
 def page(name: str, parsed: Container, items: Iterable[TokenInfo | StoredSpan], original: bytes | None = None) -> str:
-    """The page of a file. items: its token map; original: the document, to show what gzip and zstd make of it."""
+    """The page of a file. items: its token map; original: the document, for its sizes under gzip and zstd."""
     template = (Path(__file__).parent / "report.html").read_text(encoding="utf-8")
     before, after = template.split(_MARK)
     return before + _json(_data(name, parsed, items, original)) + after
