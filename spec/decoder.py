@@ -1,10 +1,10 @@
-"""A second decoder of memcodec files, from FORMAT.md alone: numpy, and zstandard for what is stored.
+"""A second decoder of memcodec files, written from FORMAT.md alone, with numpy, and zstandard for stored spans.
 
     python spec/decoder.py FILE MODEL [--primer P] > document
 
 MODEL is a folder of a Llama model (config.json, tokenizer.json, *.safetensors or model.gguf), such as the one that
-`memcodec models path smollm2-135m` names. It is slow, some 5 tokens a second with that, and meant to be read: the
-numbers of its sections are those of the page. What does not check ends it with an AssertionError.
+`memcodec models path smollm2-135m` names. It is slow (about 5 tokens a second with that model) and meant to be
+read: its sections have the numbers of the page. A failed check raises an AssertionError.
 """
 
 import argparse

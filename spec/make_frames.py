@@ -1,4 +1,4 @@
-"""Write the vectors of frames that are not there yet: python spec/make_frames.py. They are never made again."""
+"""Write missing test vectors of frames: python spec/make_frames.py. Existing ones are never changed."""
 
 import json
 from pathlib import Path

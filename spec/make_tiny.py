@@ -1,4 +1,4 @@
-"""Make a tiny model and vectors of it, where they are not there yet: python spec/make_tiny.py. Never made again."""
+"""Write a tiny model and its test vectors if they are missing: python spec/make_tiny.py. Existing ones stay."""
 
 import json
 from pathlib import Path

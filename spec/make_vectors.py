@@ -1,6 +1,6 @@
-"""Write the test vectors of the format that are not there yet: python spec/make_vectors.py.
+"""Write missing test vectors of the format: python spec/make_vectors.py.
 
-Files must decode for ever, so committed vectors are never made again.
+Files must decode forever, so existing vectors are never changed.
 """
 
 from pathlib import Path

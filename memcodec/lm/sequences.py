@@ -44,7 +44,7 @@ class Implementation(Protocol):
     """An implementation of the exact LM, on a CPU or in torch operations."""
 
     def sequences(self, slots: int, positions: int, rows: int, start: Any = None) -> Sequences:
-        """A cache of `slots` sequences of `positions` positions, for passes of up to `rows` rows. start: from `start`."""
+        """A cache of `slots` sequences of `positions` positions, for passes of up to `rows` rows; start: of `start`."""
 
     def start(self, prefix: np.ndarray) -> Any:
         """The state after a prefix, int64 [tokens]; its `logits` are those of the next token, int32 [columns]."""

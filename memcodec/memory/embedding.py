@@ -50,7 +50,7 @@ class MemoryEmbedding:
         tokens = tokenizer.encode(text)
         if not 1 <= len(tokens) <= MAX_CHUNK_TOKENS or tokenizer.decode(tokens) != text.encode():
             raise EncodeError(
-                f"a text of {len(tokens)} tokens: give 1 to {MAX_CHUNK_TOKENS} tokens, and no characters that the model lacks"
+                f"a text of {len(tokens)} tokens: give 1 to {MAX_CHUNK_TOKENS} tokens, and no characters without tokens"
             )
         (fit,) = fitting.fit(model.model.floats, [tokens], settings, callback)
         return cls(model, fit, settings.bits, zlib.crc32(text.encode()))
