@@ -2,7 +2,7 @@
 
     python benchmarks/run.py [--bytes N | --full] [--out FOLDER]
 
-Results are kept in the cache, so an interrupted run continues where it stopped, and a second one only writes the report.
+Results are kept in the cache, so an interrupted run continues where it stopped, and a second only writes the report.
 """
 
 import argparse

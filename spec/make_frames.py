@@ -26,7 +26,7 @@ SETTINGS = {
 
 
 def main() -> None:
-    """Encode what is missing with the built-in model."""
+    """Encode missing vectors with the built-in model."""
     folder = Path(__file__).parent / "frames"
     folder.mkdir(exist_ok=True)
     codec = Codec.load(device="cpu")
