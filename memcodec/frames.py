@@ -29,7 +29,7 @@ SHORT = 224  # from this number of tokens on it is a varint after the first byte
 _LONG, _ZSTD, _ZSTD_DICTIONARY, _RAW = 252, 253, 254, 255
 MAX_CHECKSUM = 4  # bytes
 DEFAULT_MAX_BYTES = 1 << 16  # of a message
-_STEP = 64  # bytes of a frame that zstd expands at one time, to a few MB at most
+_STEP = 64  # bytes of a frame that zstd is given at one time: they expand to a few MB at most
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"  # the first bytes of every zstd frame, which are left out
 
 

@@ -31,7 +31,7 @@ _MAX_FILE_BYTES = 1 << 24
 
 @dataclass(frozen=True)
 class Primer:
-    """A text as the tokens of one model, int64 [tokens]. `Codec.with_primer` puts it before every group and frame."""
+    """A text as the tokens of one model, int64 [tokens]. `Codec.with_primer` puts it before everything."""
 
     text: bytes
     tokens: np.ndarray

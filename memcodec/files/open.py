@@ -78,8 +78,8 @@ class MemzFile(io.BufferedIOBase):
     """A binary file object over a .memz file, as `open` returns it.
 
     Reading decodes the groups that hold the bytes, and more groups at a time as reading goes on. Every chunk is
-    checked, and the whole document if it is read from beginning to end. Written bytes are kept (on disk if there
-    are many), and compressed when the file is closed; after an error nothing is written.
+    checked, and the whole document if it is read from beginning to end. Written bytes are kept, on disk if they are
+    many, and compressed when the file is closed; after an error nothing is written.
     """
 
     _spool: Any = None  # written bytes; here too for `__del__`, if `__init__` fails
