@@ -22,10 +22,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import memcodec
-from memcodec import Prompt, Readout, codec, container, groups
+from memcodec import Prompt, Readout, container, groups
 from memcodec.codec import Codec
 from memcodec.coding import corrections
 from memcodec.coding.steering import Steering
+from memcodec.container import assembly
 from memcodec.document.plan import AUTO_GROUPS, AUTO_TOKENS, cut_chunks, plan_groups, windows
 from memcodec.document.source import Source
 from memcodec.document.spans import zstd_size
@@ -364,7 +365,7 @@ def test_a_changed_memory_or_correction_is_noticed(tiny: Codec) -> None:
 
 
 def test_a_wrong_hash_of_the_whole_is_noticed(tiny: Codec) -> None:
-    stored = codec.stored(Source.of(b"stored"))
+    stored = assembly.stored(Source.of(b"stored"))
     with pytest.raises(ChecksumError, match="SHA-256"):
         tiny.decode(container.pack(replace(stored, sha256=bytes(16))))
     parsed = container.unpack(tiny.encode(LINES, site=QUICK))
