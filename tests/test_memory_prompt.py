@@ -458,7 +458,8 @@ def test_hostile_settings_are_refused(tiny: Codec, blob: bytes, fields: tuple[in
 def test_more_vectors_than_positions_are_refused(gpt2: Codec) -> None:
     chunk = container.Chunk(230, fits.pack(torch.zeros(40, 64), 1), 0)
     used = container.Settings("prompt", (1, 64), 230, 230)
-    hostile = container.Container(230, bytes(16), [container.Segment(230, (chunk,), b"")], gpt2.model, used)
+    model = container.ModelId.of(gpt2.name, gpt2.model.identity)
+    hostile = container.Container(230, bytes(16), [container.Segment(230, (chunk,), b"")], model, used)
     with pytest.raises(FormatError, match="positions"):
         gpt2.decode(container.pack(hostile))
 

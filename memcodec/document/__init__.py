@@ -1,1 +1,1 @@
-"""A document on its way to the encoder: its bytes, what of them is text, and how that is cut."""
+"""What an encoder does with a document first: read its bytes, find the text in them, and cut it into groups."""

@@ -1,1 +1,1 @@
-"""What people are shown of a file: its parts, its tokens, a page."""
+"""What `inspect` and reports show of a file: its parts, its tokens, a page of HTML."""
