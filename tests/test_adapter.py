@@ -26,7 +26,7 @@ NORM = "model.norm.weight"
 
 
 def tensors_for(folder: Path) -> tuple[Tensors, dict[str, str]]:
-    """Additions to four tensors of a tiny Llama: int8 factors, of which two matrices share one; float32 ones; a gain."""
+    """Additions to a tiny Llama: int8 factors, one of them of two matrices; float32 factors; the gain of a norm."""
     checkpoint = open_checkpoint(folder)
     random = np.random.default_rng(3)
     rows = {name: checkpoint.read(name).shape for name in (QUERY, KEY, GATE, NORM)}

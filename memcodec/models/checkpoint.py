@@ -88,11 +88,8 @@ class AdaptedCheckpoint(Checkpoint):
 
 def open_checkpoint(folder: Path) -> Checkpoint:
     """The float weights of a model folder, with its adapter if it has one. Raises ModelNotFoundError."""
-    checkpoint: Checkpoint
-    if (folder / FILE_NAME).is_file():
-        checkpoint = GGUFCheckpoint(folder / FILE_NAME)
-    else:
-        checkpoint = SafetensorsCheckpoint(folder)
+    gguf = folder / FILE_NAME
+    checkpoint: Checkpoint = GGUFCheckpoint(gguf) if gguf.is_file() else SafetensorsCheckpoint(folder)
     if (folder / adapter.FILE_NAME).is_file():
         return AdaptedCheckpoint(checkpoint, Adapter(folder / adapter.FILE_NAME))
     return checkpoint
