@@ -1,6 +1,6 @@
 """Weights for training on a machine that has no memcodec: the built-in model's tensors as they are in its GGUF file.
 
-    python training/weights.py                       # writes weights.safetensors (96 MB) and tokenizer.json to build/training
+    python training/weights.py    # writes weights.safetensors (96 MB) and tokenizer.json to build/training
 
 Quantized blocks stay as they are (Q4_1 and Q8_0, as spec/FORMAT.md dequantizes them), which is a third of bfloat16.
 """
