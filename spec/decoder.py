@@ -170,7 +170,7 @@ class Safetensors:
         self.config = json.loads((folder / "config.json").read_text())
         self.tensors: dict[str, tuple[str, list[int], bytes]] = {}
         for path in sorted(folder.glob("*.safetensors")):
-            if path.name != "exact.safetensors":
+            if path.name not in ("exact.safetensors", "adapter.safetensors"):
                 self.tensors |= safetensors(path.read_bytes())[1]
 
     def read(self, name: str) -> Array:
@@ -258,6 +258,31 @@ class GGUF:
         return found
 
 
+class Adapted:
+    """The same with what adapter.safetensors adds."""
+
+    def __init__(self, source: Safetensors | GGUF, path: Path) -> None:
+        self.source, self.config = source, source.config
+        metadata, self.tensors = safetensors(path.read_bytes())
+        self.shared: dict[str, str] = json.loads(metadata.get("shared", "{}"))
+
+    def tensor(self, name: str) -> Array:
+        """float32; products of the integers of two int8 tensors are exact."""
+        kind, shape, data = self.tensors[name]
+        return np.frombuffer(data, {"F32": "<f4", "I8": "i1"}[kind]).astype(f4).reshape(shape)
+
+    def read(self, name: str) -> Array:
+        """float32."""
+        w = self.source.read(name)
+        if name + ".add" in self.tensors:
+            return w + self.tensor(name + ".add")
+        if name + ".b" in self.tensors:
+            a, b = self.tensor(self.shared.get(name, name) + ".a"), self.tensor(name + ".b")
+            for r, scale in enumerate(self.tensor(name + ".scale")):
+                w = w + (b[:, r, None] * a[r]) * scale
+        return w
+
+
 def rows(w: Array) -> tuple[Array, Array]:
     """A matrix as int8 with a scale for each row."""
     a = np.maximum(np.abs(w).max(axis=1), f4(2.0**-100))
@@ -278,7 +303,9 @@ class Weights:
 
     def __init__(self, folder: Path) -> None:
         gguf = folder / "model.gguf"
-        source = GGUF(gguf) if gguf.is_file() else Safetensors(folder)
+        source: Safetensors | GGUF | Adapted = GGUF(gguf) if gguf.is_file() else Safetensors(folder)
+        if (folder / "adapter.safetensors").is_file():
+            source = Adapted(source, folder / "adapter.safetensors")
         tokenizer = json.loads((folder / "tokenizer.json").read_text())
         self.bytes_of = bytes_of_ids(tokenizer)
         self.prefix = prefix_of(tokenizer)
