@@ -137,7 +137,6 @@ class Codec:
         """
         source = as_source(data, "data")
         settings = EncodeSettings(site, chunk_tokens, context, batch, verify)
-        settings.check()
         if (blob := assembly.without_model(source)) is not None:
             return blob
         (blob,) = self._files([source], settings, progress, journal)
@@ -152,7 +151,6 @@ class Codec:
         Their groups are encoded and verified in common batches. Raises as `encode`, at the first one that fails.
         """
         chosen = EncodeSettings(**settings)
-        chosen.check()
         sources = [as_source(data, "data") for data in as_many(documents, "documents")]
         return self._files(sources, chosen, progress)
 
@@ -355,7 +353,6 @@ class Codec:
     def bound(self, data: Data, chunk_tokens: int = DEFAULT_CHUNK_TOKENS, context: Context = "auto") -> float:
         """The bound in bytes (`memcodec.bound`) of a document. Raises EncodeError."""
         settings = EncodeSettings(chunk_tokens=chunk_tokens, context=context)
-        settings.check()
         refusals.check_positions(self.model, settings)
         return bound.bound(self.model, as_source(data, "data"), settings)
 

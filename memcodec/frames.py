@@ -49,6 +49,10 @@ class FrameSettings:
     chunk_tokens: int = DEFAULT_CHUNK_TOKENS
     max_bytes: int = DEFAULT_MAX_BYTES
 
+    def __post_init__(self) -> None:
+        """Raises as `check`."""
+        self.check()
+
     @property
     def site(self) -> Readout:
         """The settings of the memories."""
@@ -56,12 +60,11 @@ class FrameSettings:
 
     def check(self) -> None:
         """Raise EncodeError for settings out of range."""
-        if not 0 <= self.checksum <= MAX_CHECKSUM:
+        if type(self.checksum) is not int or not 0 <= self.checksum <= MAX_CHECKSUM:
             raise EncodeError(f"checksum {self.checksum}: give 0 to {MAX_CHECKSUM} bytes")
         check_chunk_tokens(self.chunk_tokens)
         if self.max_bytes < 1:
             raise EncodeError(f"max bytes {self.max_bytes}: give 1 or more")
-        self.site.check()
         self.site.check_with(self.chunk_tokens)
 
 
@@ -133,7 +136,6 @@ class Packer:
     """Packs and unpacks frames; knows bytes and lengths, nothing of models."""
 
     def __init__(self, settings: FrameSettings) -> None:
-        settings.check()
         self._settings = settings
         options: dict[str, Any] = {"level": 19, "write_content_size": False, "write_checksum": False}
         options["write_dict_id"] = False
