@@ -470,6 +470,8 @@ def test_batches_are_what_the_cache_holds(tiny: Codec) -> None:
 
     assert sizes(site, few, 5000, 64) == [8, 8, 8, 8, 8]  # 4000 tokens and the prefix round up to 4032 positions
     assert sizes(site, few, 1000, 64) == [20, 20]
+    tiny_ones = [EncodedGroup((4,), (b"",), b"")] * 200
+    assert sizes(site, [*few[:1], *tiny_ones], 5000, 64) == [8, 49, 48, 48, 48], "a long one is short of room alone"
     with_vectors = [EncodedGroup((64,), (bytes(8 * 60),), b"")] * 600
     assert sizes(PromptSite(16, 4), with_vectors, 64, 600) == [200, 200, 200]
 

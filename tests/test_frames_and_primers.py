@@ -1,6 +1,8 @@
 """Frames and primers: short messages without a container, and what is agreed once."""
 
+import base64
 import json
+import random
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from memcodec import (
     PrimerMismatchError,
     Readout,
     container,
+    frames,
 )
 from memcodec.codec import Codec
 from memcodec.frames import FrameSettings
@@ -152,6 +155,49 @@ def test_settings_out_of_range_are_refused_when_they_are_made(bad: dict[str, int
 def test_long_messages_are_refused(tiny: Codec) -> None:
     with pytest.raises(EncodeError, match="max_bytes"):
         tiny.encode_frame("x" * 70_000)
+
+
+@pytest.fixture
+def given_to_the_lm(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The tokens of each message that the LM is given."""
+    seen: list[int] = []
+    real = frames.encode_all
+
+    def counting(lm, site, groups, *rest):
+        seen.extend(sum(map(len, group)) for group in groups)
+        return real(lm, site, groups, *rest)
+
+    monkeypatch.setattr(frames, "encode_all", counting)
+    return seen
+
+
+_RANDOM = random.Random(0)
+ODD = {
+    "NUL": bytes(4096),
+    "one letter": b"z" * 4096,
+    "control characters": bytes(_RANDOM.choice(b"\x01\x02\x03abc") for _ in range(4096)),
+    "digits": bytes(_RANDOM.choice(b"0123456789") for _ in range(4096)),
+    "hexadecimal": _RANDOM.randbytes(2048).hex().encode(),
+    "base64": base64.b64encode(_RANDOM.randbytes(3072)),
+    "bytes": _RANDOM.randbytes(4096),
+    "one line": b"2026-11-27 nothing happened\n" * 150,
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_messages_are_not_given_to_the_lm(tiny: Codec, given_to_the_lm: list[int], name: str) -> None:
+    frame = tiny.encode_frame(ODD[name])
+    assert given_to_the_lm == [] and frame[0] in (253, 255)
+    assert tiny.decode_frame(frame) == ODD[name]
+
+
+def test_a_message_costs_at_most_as_much_as_prose(tiny: Codec, given_to_the_lm: list[int]) -> None:
+    """Text goes to the LM whatever its length; so do short messages, whatever they are."""
+    words = TEXT.split()
+    text = " ".join(_RANDOM.choice(words) for _ in range(600)).encode()
+    short = [bytes(100), b"1234567890" * 30, b"8=FIX.4.2\x019=178\x0135=8\x01" * 5]
+    tiny.encode_frames([text, *short])
+    assert len(given_to_the_lm) == 4 and 1024 < given_to_the_lm[0] <= len(text) * 3 / 4
 
 
 def test_progress(tiny: Codec) -> None:
