@@ -1,12 +1,16 @@
 """Files that are read and written like others, and archives."""
 
 import gc
+import gzip
 import io
 import os
 import random
 import re
+import sys
 import tracemalloc
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -119,6 +123,90 @@ def test_text_is_written_and_read(tiny: Codec, tmp_path: Path) -> None:
     assert tiny.decode(path.read_bytes()) == TEXT.encode()
     with memcodec.open(path, "rt", encoding="utf-8", newline="", codec=tiny) as file:
         assert list(file) == TEXT.splitlines(keepends=True)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig", "utf-16-le", "utf-8"])
+@pytest.mark.parametrize("mode", ["wt", "xt"])
+def test_a_byte_order_mark_is_written_once(tmp_path: Path, encoding: str, mode: str) -> None:
+    """As `gzip.open` writes it; with bytes that need no model."""
+    text = "\x01\x02" * 25
+    with (
+        memcodec.open(tmp_path / "x", mode, encoding=encoding) as file,
+        gzip.open(tmp_path / "x.gz", mode, encoding=encoding) as plain,
+    ):
+        for piece in (text, "", text):
+            file.write(piece)  # type: ignore[arg-type]
+            plain.write(piece)
+            file.flush()
+    assert memcodec.open(tmp_path / "x").read() == gzip.open(tmp_path / "x.gz").read()  # noqa: SIM115
+    with memcodec.open(tmp_path / "x", "rt", encoding=encoding) as file:
+        assert file.read() == text * 2
+
+
+def test_fsspec_writes_a_byte_order_mark(tmp_path: Path) -> None:
+    import fsspec
+
+    import memcodec.integrations.fsspec  # noqa: F401 (registers "memz")
+
+    path = str(tmp_path / "x.memz")
+    with fsspec.open(path, "wt", encoding="utf-16", compression="infer") as file:
+        file.write("\x01")
+    with fsspec.open(path, "rt", encoding="utf-16", compression="infer") as file:
+        assert file.read() == "\x01"
+
+
+def test_what_is_written_can_be_changed_until_it_is_closed(tmp_path: Path) -> None:
+    """As `zipfile` does, which goes back to the heads of its members."""
+    with memcodec.open(tmp_path / "x", "w") as file, zipfile.ZipFile(file, "w") as made:  # type: ignore[type-var,arg-type]
+        made.writestr("a", bytes(1000))
+        assert file.seekable() and not file.readable()
+    with memcodec.open(tmp_path / "x") as file, zipfile.ZipFile(file) as made:  # type: ignore[type-var,arg-type]
+        assert made.read("a") == bytes(1000)
+
+
+@pytest.mark.parametrize("bad", [{"newline": "x"}, {"encoding": "no-such"}, {"errors": "no-such"}], ids=str)
+@pytest.mark.parametrize("mode", ["wt", "xt", "rt"])
+def test_an_argument_of_text_that_does_not_exist(
+    tmp_path: Path, mode: str, bad: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", seen.append)
+    path = tmp_path / "x"
+    if mode == "rt":
+        path.write_bytes(memcodec.encode(b"\xff"))
+    before = list(tmp_path.iterdir())
+    with pytest.raises((ValueError, LookupError)):
+        memcodec.open(path, mode, **bad).read()
+    gc.collect()
+    assert seen == [] and list(tmp_path.iterdir()) == before
+
+
+def test_targets_that_cannot_be_are_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Codec, "load", None)
+    (tmp_path / "file").write_bytes(b"here before")
+    for path, kind in {
+        tmp_path / "none" / "x": FileNotFoundError,
+        tmp_path: IsADirectoryError,
+        tmp_path / "file" / "x": NotADirectoryError,
+        "": FileNotFoundError,
+    }.items():
+        for work in (lambda path=path: memcodec.open(path, "wb"), lambda path=path: Archive.create(path, ["a"])):
+            with pytest.raises(kind) as caught:
+                work()
+            assert caught.value.filename == os.fspath(path)
+    with memcodec.open(os.devnull, "w") as file:
+        file.write(b"\xff")
+
+
+def test_files_say_what_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    for mode in ("wb", "xb", "w", "wt"):
+        with memcodec.open(path, mode) as file:
+            assert file.name == str(path) and file.mode == (mode if mode != "w" else "wb")
+        file = memcodec.open(path)
+        assert (file.name, file.mode) == (str(path), "rb")
+        path.unlink()
+    assert memcodec.open(io.BytesIO(), "w").name == ""
 
 
 def test_a_file_given_is_not_closed(tiny: Codec) -> None:

@@ -20,7 +20,7 @@ from memcodec.models.loaded import LoadOptions
 from memcodec.primer import Primer
 from memcodec.progress import ProgressCallback
 from memcodec.settings import DEFAULT_BATCH, DEFAULT_EFFORT, MAX_CONTEXT, MOST_SHARE, SHARE_STEPS
-from memcodec.storage.write import hold, replace
+from memcodec.storage.write import check_writable, hold, replace
 
 VERSION = "archive 1"  # stands where a file of one document has its format version
 _CHECKSUM_BYTES = 2  # of each document's CRC-32, at the end of its frame
@@ -104,6 +104,7 @@ class Archive:
         FileExistsError; EncodeError for keys that are not one for each document, not unique, or contain NUL;
         MachineError; OSError.
         """
+        check_writable(path)
         if not overwrite and Path(path).exists():
             raise FileExistsError(f"{os.fspath(path)} exists: give overwrite=True, or append to it")
         codec = codec or Codec.load()

@@ -1,5 +1,6 @@
 """Files written whole or not at all: beside the one of the same name, which they then replace."""
 
+import errno
 import os
 import re
 import secrets
@@ -13,6 +14,23 @@ try:
     import fcntl
 except ImportError:  # Windows, where a file that is open cannot be removed
     fcntl = None  # type: ignore[assignment]
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raise the OSError that `replace` would raise, if the folder is not there or the path is a folder."""
+    name = os.fspath(path)
+    target = Path(path).resolve()
+    if not name or not target.parent.exists():
+        number = errno.ENOENT
+    elif not target.parent.is_dir():
+        number = errno.ENOTDIR
+    elif target.is_dir():
+        number = errno.EISDIR
+    elif not os.access(target if target.exists() and not target.is_file() else target.parent, os.W_OK):
+        number = errno.EACCES
+    else:
+        return
+    raise OSError(number, os.strerror(number), name)
 
 
 def replace(
