@@ -29,9 +29,12 @@ _LEAST_SAVING = 0.003  # share of the judges' bits that another message must sav
 _MAX_FILE_BYTES = 1 << 24
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Primer:
-    """A text as the tokens of one model, int64 [tokens]. `Codec.with_primer` puts it before everything."""
+    """A text as the tokens of one model, int64 [tokens]. `Codec.with_primer` puts it before everything.
+
+    Two are equal if they have the same text and tokens.
+    """
 
     text: bytes
     tokens: np.ndarray
@@ -43,6 +46,14 @@ class Primer:
 
     def __repr__(self) -> str:
         return f"<memcodec.Primer {self.identity.hex()}: {len(self.tokens)} tokens>"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Primer):
+            return NotImplemented
+        return self.text == other.text and np.array_equal(self.tokens, other.tokens)
+
+    def __hash__(self) -> int:
+        return hash(self.identity)
 
     @cached_property
     def identity(self) -> bytes:

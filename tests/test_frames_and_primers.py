@@ -1,7 +1,9 @@
 """Frames and primers: short messages without a container, and what is agreed once."""
 
 import base64
+import copy
 import json
+import pickle
 import random
 from pathlib import Path
 
@@ -268,6 +270,13 @@ def test_primers_are_saved_and_loaded(tiny: Codec, primer: Primer, tmp_path: Pat
             Primer.load(tmp_path / "p")
     with pytest.raises(OSError):
         Primer.load(tmp_path / "none")
+
+
+def test_primers_are_compared_by_what_they_hold(tiny: Codec, primer: Primer) -> None:
+    same, other = Primer.from_bytes(primer.to_bytes()), Primer.from_texts(LINES, 100, tiny)
+    assert primer == same and primer != other and primer != primer.text
+    assert other in [primer, other] and other not in [primer] and {primer, same, other} == {same, other}
+    assert pickle.loads(pickle.dumps(primer)) == primer == copy.deepcopy(primer)
 
 
 def test_primers_of_texts(tiny: Codec) -> None:
