@@ -8,6 +8,7 @@ import numpy as np
 
 from memcodec.errors import ModelNotFoundError
 from memcodec.models.gguf import FILE_NAME, GGUFCheckpoint
+from memcodec.models.placeholders import check_content
 
 
 class Checkpoint(Protocol):
@@ -30,6 +31,7 @@ class SafetensorsCheckpoint(Checkpoint):
         if not files:
             raise ModelNotFoundError(f"{folder}: it has no safetensors weights")
         for path in files:
+            check_content(path)
             try:
                 size = path.stat().st_size
                 with path.open("rb") as file:
@@ -68,5 +70,6 @@ class SafetensorsCheckpoint(Checkpoint):
 def open_checkpoint(folder: Path) -> Checkpoint:
     """The float weights of a model folder. Raises ModelNotFoundError."""
     if (folder / FILE_NAME).is_file():
+        check_content(folder / FILE_NAME)
         return GGUFCheckpoint(folder / FILE_NAME)
     return SafetensorsCheckpoint(folder)

@@ -16,6 +16,7 @@ from typing import Any
 
 from memcodec.errors import ModelNotFoundError, first_line, needs_torch
 from memcodec.models.checkpoint import open_checkpoint
+from memcodec.models.placeholders import check_content
 
 try:
     import torch
@@ -59,6 +60,8 @@ class FrozenLM:
         Only safetensors and GGUF weights are read, and none that the architecture needs may be missing. Raises
         ModelNotFoundError.
         """
+        for path in [folder / "config.json", *folder.glob("*.safetensors"), *folder.glob("*.gguf")]:
+            check_content(path)
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
         try:
