@@ -51,7 +51,8 @@ _NO_TOKENS = np.empty(0, dtype=np.int64)
 class Codec:
     """Encodes and decodes with a loaded model, a primer or none, and an engine.
 
-    Load one, and use it often: several threads may share it. model: the `LoadedModel`.
+    Load one, and use it often: several threads may share it. It pickles as what it was loaded from, and loads again
+    where it is unpickled. model: the `LoadedModel`.
     """
 
     def __init__(self, model: LoadedModel) -> None:
@@ -96,6 +97,10 @@ class Codec:
         other = copy(self)
         other.engine = find_engine(engine) if isinstance(engine, str) else engine
         return other
+
+    def __deepcopy__(self, _: object) -> "Codec":
+        """A copy that shares the model, the primer and the engine: none of them changes."""
+        return copy(self)
 
     @property
     def name(self) -> str:
