@@ -1,17 +1,21 @@
 """Files that are read and written like others, and archives."""
 
+import copy
 import gc
 import gzip
 import io
 import os
+import pickle
 import random
 import re
 import sys
 import tracemalloc
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import memcodec
@@ -414,7 +418,7 @@ def test_archives_with_keys_and_a_primer(tiny: Codec, tmp_path: Path) -> None:
     keys = [f"dir/ключ {i}" for i in range(len(DOCUMENTS))]
     Archive.create(path, DOCUMENTS, keys, codec=tiny, primer=primer, memory_share=0.2, effort=64)
     found = Archive(path, tiny)
-    assert found.keys() == keys and "dir/ключ 1" in found and found["dir/ключ 1"] == DOCUMENTS[1]
+    assert found.keys() == keys and "dir/ключ 1" in found.by_key and found["dir/ключ 1"] == DOCUMENTS[1]
     assert list(found) == DOCUMENTS and found.primer is not None
     found.append([b"new"], ["new"])
     assert Archive(path, tiny)["new"] == b"new"
@@ -430,6 +434,78 @@ def test_archives_with_keys_and_a_primer(tiny: Codec, tmp_path: Path) -> None:
     with pytest.raises(PrimerMismatchError):
         list(Archive(path, tiny))
     assert list(Archive(path, tiny, primer)) == DOCUMENTS
+
+
+def test_an_archive_is_a_sequence_of_documents(tiny: Codec, tmp_path: Path, decoded: list[int]) -> None:
+    documents = [b"y", b"a", b"\xff" * 9, b"y", TEXT.encode()]
+    found = Archive.create(tmp_path / "a", documents, codec=tiny)
+    assert isinstance(found, Sequence) and list(reversed(found)) == documents[::-1]
+    decoded.clear()
+    for document in [*documents, b"none", b"", 5, None]:
+        assert (document in found, found.count(document)) == (document in documents, documents.count(document))
+        for bounds in ((), (1,), (1, 3), (-2,), (2, -1)):
+            try:
+                expected = documents.index(document, *bounds)  # type: ignore[arg-type]
+            except ValueError:
+                with pytest.raises(ValueError, match="no such document"):
+                    found.index(document, *bounds)
+            else:
+                assert found.index(document, *bounds) == expected
+    assert bytearray(b"y") in found and found[np.int64(1)] == b"a"
+    decoded.clear()
+    assert b"neither of them" not in found and decoded == [], "the checksums say that"
+    for bad in ("y", "key"):
+        with pytest.raises(TypeError, match="by_key"):
+            bad in found  # noqa: B015
+    with pytest.raises(TypeError):
+        found[1.0]  # type: ignore[call-overload]
+    assert dict(found.by_key) == {} and "y" not in found.by_key
+
+
+def test_keys_are_a_mapping(tiny: Codec, tmp_path: Path, decoded: list[int]) -> None:
+    found = Archive.create(tmp_path / "a", [b"one", b"two"], ["a", "b"], codec=tiny)
+    decoded.clear()
+    assert list(found.by_key) == found.keys() == ["a", "b"] and len(found.by_key) == 2 and decoded == []
+    assert "a" in found.by_key and "c" not in found.by_key and 0 not in found.by_key
+    assert dict(found.by_key) == {"a": b"one", "b": b"two"} and found.by_key.get("c") is None
+    for missing in ("c", 0):
+        with pytest.raises(KeyError):
+            found.by_key[missing]  # type: ignore[index]
+
+
+def test_what_is_no_list_of_documents_or_keys_is_a_type_error(tiny: Codec, tmp_path: Path) -> None:
+    found = Archive.create(tmp_path / "a", [b"one"], ["a"], codec=tiny)
+    bad: list[tuple[Any, Any, str]] = [
+        ("abc", None, "documents: give a list of them, not one str"),
+        (b"abc", None, "documents: give a list of them, not one bytes"),
+        ([b"x", b"y"], "ab", "keys: give a list of them, not one str"),
+        ([b"x", b"y"], [1, 2], r"keys: give str, not int \(1\)"),
+        ([b"x"], [b"k"], "keys: give str, not bytes"),
+    ]
+    for documents, keys, message in bad:
+        for work in (lambda *given: Archive.create(tmp_path / "b", *given, codec=tiny), found.append):
+            with pytest.raises(TypeError, match=message):
+                work(documents, keys)
+    assert not (tmp_path / "b").exists() and len(found) == 1
+    assert Archive.create(tmp_path / "b", iter([b"x"]), iter(["k"]), codec=tiny).keys() == ["k"]
+
+
+def test_archives_pickle_as_their_path_and_codec(tiny: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    primer = Primer.from_texts([TEXT], 40, tiny)
+    Archive.create(tmp_path / "a", DOCUMENTS, codec=tiny, primer=primer, with_primer=False)
+    monkeypatch.chdir(tmp_path)
+    found = Archive("a", tiny, primer)
+    found.batch = 3
+    monkeypatch.chdir("/")
+    pickled = pickle.dumps(found)
+    for again in (pickle.loads(pickled), copy.deepcopy(found), copy.copy(found)):
+        assert list(again) == DOCUMENTS and again.batch == 3 and len(pickled) < 3000
+    Archive(tmp_path / "a", tiny, primer).append([b"more"])
+    with pytest.raises(FormatError, match="changed since the archive was pickled"):
+        pickle.loads(pickled)
+    without = Archive.create(tmp_path / "b", [b"x"], codec=tiny)
+    without._codec = None
+    assert pickle.loads(pickle.dumps(without))._codec is None
 
 
 def test_the_index_of_an_archive_is_small(tiny: Codec, tmp_path: Path) -> None:
