@@ -16,7 +16,7 @@ import zstandard
 from memcodec.container import ZSTD_WINDOW, Reader, varint
 from memcodec.document.lengths import chunk_lengths
 from memcodec.document.plan import cut_chunks, visible_tokens
-from memcodec.document.spans import find_text
+from memcodec.document.spans import is_worthwhile
 from memcodec.errors import ChecksumError, EncodeError, FormatError
 from memcodec.groups import EncodedGroup, decode_all, encode_all
 from memcodec.memory.sites import readout_site
@@ -30,11 +30,6 @@ SHORT = 224  # from this number of tokens on it is a varint after the first byte
 _LONG, _ZSTD, _ZSTD_DICTIONARY, _RAW = 252, 253, 254, 255
 MAX_CHECKSUM = 4  # bytes
 DEFAULT_MAX_BYTES = 1 << 16  # of a message
-_ALWAYS_TRIED = 400  # tokens: so short a message goes to the LM, whatever it is
-_DENSE_TOKENS = (
-    1024  # a longer message must have _LEAST_BYTES a token on average, or it would cost more than prose does
-)
-_LEAST_BYTES = 4 / 3  # Chinese has 1.5, Russian 2.3, English 4; digits, hexadecimal and NUL have 1, base64 1.2
 _STEP = 64  # bytes of a frame that zstd is given at one time: they expand to a few MB at most
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"  # the first bytes of every zstd frame, which are left out
 
@@ -136,16 +131,7 @@ def _tokens_of(message: bytes, model: LoadedModel) -> np.ndarray:
         return np.empty(0, dtype=np.int64)
     known = not len(tokens) or tokens.max() < model.lm.vocabulary
     restored = known and model.tokenizer.decode(tokens) == message
-    return tokens if restored and _is_worthwhile(message, len(tokens)) else tokens[:0]
-
-
-def _is_worthwhile(message: bytes, tokens: int) -> bool:
-    """Whether the LM is given a message: not if it is long and no text (as in a file), or dear for its length."""
-    if tokens <= _ALWAYS_TRIED:
-        return True
-    if tokens > _DENSE_TOKENS and len(message) < _LEAST_BYTES * tokens:
-        return False
-    return all(isinstance(part, str) for part in find_text(message))
+    return tokens if restored and is_worthwhile(message, len(tokens)) else tokens[:0]
 
 
 class Packer:

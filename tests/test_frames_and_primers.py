@@ -307,6 +307,14 @@ def test_training_picks_what_helps(tiny: Codec) -> None:
         Primer.train(tiny, ["a", "a", "a", "b"], 90)
 
 
+def test_training_leaves_out_what_the_lm_does_not_carry(tiny: Codec) -> None:
+    lines = [f"user {i} signed in" for i in range(20)]
+    found = Primer.train(tiny, lines, 60)
+    assert Primer.train(tiny, [lines[0], *ODD.values(), *lines], 60) == found
+    with pytest.raises(EncodeError, match="3 different messages of text"):
+        Primer.train(tiny, [*lines[:3], *ODD.values()])
+
+
 def test_training_helps_the_real_model(default_codec: Codec) -> None:
     messages = [json.dumps({"user": i * 37 % 1000, "path": "/api/items", "status": 200}) for i in range(40)]
     found = Primer.train(default_codec, messages[:30], 60)
