@@ -26,6 +26,7 @@ from memcodec.files.open import BadFileError, MemzFile
 from memcodec.groups import decode_batch
 from memcodec.primer import Primer
 from memcodec.settings import Context
+from memcodec.storage.write import replace
 from memcodec.view.inspection import inspect_all
 
 from .conftest import TEXT, store_nothing
@@ -198,8 +199,21 @@ def test_targets_that_cannot_be_are_refused_before_the_work(tmp_path: Path, monk
             with pytest.raises(kind) as caught:
                 work()
             assert caught.value.filename == os.fspath(path)
+        if path:
+            with pytest.raises(kind) as caught:
+                replace(Path(path), [b"x"])
+            assert caught.value.filename == os.fspath(path)
     with memcodec.open(os.devnull, "w") as file:
         file.write(b"\xff")
+
+
+def test_settings_that_cannot_be_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    for setting in ({"context": -1}, {"batch": 0}):
+        with pytest.raises(EncodeError, match=": give"):
+            memcodec.open(tmp_path / "x", "w", **setting)
+    with pytest.raises(TypeError, match="efort: not a setting of an archive"):
+        Archive.create(tmp_path / "x", [], efort=5)  # type: ignore[call-arg]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_files_say_what_they_are(tmp_path: Path) -> None:

@@ -107,6 +107,8 @@ class Archive(Sequence[bytes]):
         FileExistsError; EncodeError for keys that are not one for each document, not unique, or contain NUL; TypeError
         for keys that are not str, and for one document instead of several; MachineError; OSError.
         """
+        if unknown := settings.keys() - ArchiveOptions.__annotations__.keys():
+            raise TypeError(f"{', '.join(sorted(unknown))}: not a setting of an archive")
         check_writable(path)
         if not overwrite and Path(path).exists():
             raise FileExistsError(f"{os.fspath(path)} exists: give overwrite=True, or append to it")

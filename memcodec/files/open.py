@@ -16,7 +16,7 @@ from memcodec.document.source import Source
 from memcodec.errors import ChecksumError, FormatError
 from memcodec.files.decoded import Decoded
 from memcodec.primer import Primer
-from memcodec.settings import EncodeOptions
+from memcodec.settings import EncodeOptions, EncodeSettings
 from memcodec.storage import remote
 from memcodec.storage.write import check_writable, replace
 
@@ -123,6 +123,7 @@ class MemzFile(io.BufferedIOBase):
                 blob = _contents(file)
                 self._reader = io.BufferedReader(Decoded(container.unpack_all(blob), self._codec_for))
             return
+        EncodeSettings(**settings)  # raises now for what is out of range, and not when all is written
         if remote.is_url(file):
             self._refuse_existing_url()
         elif isinstance(file, str | os.PathLike):

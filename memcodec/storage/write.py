@@ -17,7 +17,7 @@ except ImportError:  # Windows, where a file that is open cannot be removed
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Raise the OSError that `replace` would raise, if the folder is not there or the path is a folder."""
+    """Raise the OSError of what `replace` cannot write: the folder is not there, or the path is one, or not allowed."""
     name = os.fspath(path)
     target = Path(path).resolve()
     if not name or not target.parent.exists():
@@ -40,6 +40,7 @@ def replace(
 
     mode: permissions, before the umask; before: is called with the finished file, before it gets its name.
     """
+    check_writable(path)  # whose errors name the path, not the file beside it
     target = path.resolve()
     old = target.stat() if target.exists() else None
     if old is not None and not stat.S_ISREG(old.st_mode):  # a device or a pipe: a rename would replace it
