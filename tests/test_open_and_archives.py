@@ -502,6 +502,7 @@ def test_what_is_no_list_of_documents_or_keys_is_a_type_error(tiny: Codec, tmp_p
                 work(documents, keys)
     assert not (tmp_path / "b").exists() and len(found) == 1
     assert Archive.create(tmp_path / "b", iter([b"x"]), iter(["k"]), codec=tiny).keys() == ["k"]
+    assert Archive.create(tmp_path / "c", [b"x", b"y"], np.array(["k", "l"]), codec=tiny).keys() == ["k", "l"]
 
 
 def test_archives_pickle_as_their_path_and_codec(tiny: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -344,7 +344,7 @@ def _verify(
 
 def _as_keys(keys: Iterable[str] | None) -> list[str]:
     """Keys as a list, empty without any. Raises TypeError for one text, and for keys that are none."""
-    given = list(as_many(keys or (), "keys"))
+    given = list(as_many(() if keys is None else keys, "keys"))
     for key in given:
         if not isinstance(key, str):
             raise TypeError(f"keys: give str, not {type(key).__name__} ({key!r})")
