@@ -117,10 +117,8 @@ class EncodingOptions:
             for name in names:
                 if site != self.site and source_of(name) is ParameterSource.COMMANDLINE:
                     raise click.UsageError(f"--{name.replace('_', '-')} is for --site {site} only")
-        settings = (
+        return (
             Readout(self.memory_share, self.effort)
             if self.site == "readout"
             else Prompt(vectors=self.vectors, bits=int(self.bits), steps=self.steps, seed=self.seed, pure=self.pure)
         )
-        settings.check()
-        return settings

@@ -90,7 +90,7 @@ def encode(
     from memcodec.engines import opened
 
     source = as_source(data, "data")
-    EncodeSettings(**settings).check()
+    EncodeSettings(**settings)  # raises for what is out of range, before a model is loaded
     if (stored := without_model(source)) is not None:
         return stored
     with opened(engine, None, threads, device) as (started, own_device):

@@ -51,7 +51,8 @@ _NO_TOKENS = np.empty(0, dtype=np.int64)
 class Codec:
     """Encodes and decodes with a loaded model, a primer or none, and an engine.
 
-    Load one, and use it often: several threads may share it. model: the `LoadedModel`.
+    Load one, and use it often: several threads may share it. It pickles as what it was loaded from, and loads again
+    where it is unpickled. model: the `LoadedModel`.
     """
 
     def __init__(self, model: LoadedModel) -> None:
@@ -97,6 +98,10 @@ class Codec:
         other.engine = find_engine(engine) if isinstance(engine, str) else engine
         return other
 
+    def __deepcopy__(self, _: object) -> "Codec":
+        """A copy that shares the model, the primer and the engine: none of them changes."""
+        return copy(self)
+
     @property
     def name(self) -> str:
         """The name of the model."""
@@ -137,7 +142,6 @@ class Codec:
         """
         source = as_source(data, "data")
         settings = EncodeSettings(site, chunk_tokens, context, batch, verify)
-        settings.check()
         if (blob := assembly.without_model(source)) is not None:
             return blob
         (blob,) = self._files([source], settings, progress, journal)
@@ -152,7 +156,6 @@ class Codec:
         Groups are encoded and verified in common batches. Raises as `encode`, at the first document that fails.
         """
         chosen = EncodeSettings(**settings)
-        chosen.check()
         sources = [as_source(data, "data") for data in as_many(documents, "documents")]
         return self._files(sources, chosen, progress)
 
@@ -355,7 +358,6 @@ class Codec:
     def bound(self, data: Data, chunk_tokens: int = DEFAULT_CHUNK_TOKENS, context: Context = "auto") -> float:
         """The bound in bytes (`memcodec.bound`) of a document. Raises EncodeError."""
         settings = EncodeSettings(chunk_tokens=chunk_tokens, context=context)
-        settings.check()
         refusals.check_positions(self.model, settings)
         return bound.bound(self.model, as_source(data, "data"), settings)
 

@@ -16,6 +16,7 @@ import zstandard
 from memcodec.container import ZSTD_WINDOW, Reader, varint
 from memcodec.document.lengths import chunk_lengths
 from memcodec.document.plan import cut_chunks, visible_tokens
+from memcodec.document.spans import is_worthwhile
 from memcodec.errors import ChecksumError, EncodeError, FormatError
 from memcodec.groups import EncodedGroup, decode_all, encode_all
 from memcodec.memory.sites import readout_site
@@ -49,6 +50,10 @@ class FrameSettings:
     chunk_tokens: int = DEFAULT_CHUNK_TOKENS
     max_bytes: int = DEFAULT_MAX_BYTES
 
+    def __post_init__(self) -> None:
+        """Raises as `check`."""
+        self.check()
+
     @property
     def site(self) -> Readout:
         """The settings of the memories."""
@@ -56,12 +61,11 @@ class FrameSettings:
 
     def check(self) -> None:
         """Raise EncodeError for settings out of range."""
-        if not 0 <= self.checksum <= MAX_CHECKSUM:
+        if type(self.checksum) is not int or not 0 <= self.checksum <= MAX_CHECKSUM:
             raise EncodeError(f"checksum {self.checksum}: give 0 to {MAX_CHECKSUM} bytes")
         check_chunk_tokens(self.chunk_tokens)
         if self.max_bytes < 1:
             raise EncodeError(f"max bytes {self.max_bytes}: give 1 or more")
-        self.site.check()
         self.site.check_with(self.chunk_tokens)
 
 
@@ -120,20 +124,20 @@ def _context(model: LoadedModel) -> int:
 
 
 def _tokens_of(message: bytes, model: LoadedModel) -> np.ndarray:
-    """The tokens of a message, int64; empty if they would not restore it."""
+    """The tokens of a message, int64; empty if they would not restore it, or if the LM is not to carry it."""
     try:
         tokens = model.tokenizer.encode(message.decode())
     except UnicodeDecodeError:
         return np.empty(0, dtype=np.int64)
     known = not len(tokens) or tokens.max() < model.lm.vocabulary
-    return tokens if known and model.tokenizer.decode(tokens) == message else tokens[:0]
+    restored = known and model.tokenizer.decode(tokens) == message
+    return tokens if restored and is_worthwhile(message, len(tokens)) else tokens[:0]
 
 
 class Packer:
     """Packs and unpacks frames; depends on bytes and lengths only, not on models."""
 
     def __init__(self, settings: FrameSettings) -> None:
-        settings.check()
         self._settings = settings
         options: dict[str, Any] = {"level": 19, "write_content_size": False, "write_checksum": False}
         options["write_dict_id"] = False

@@ -5,7 +5,7 @@ Arguments and results are arrays and bytes, so that another process or machine c
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice, repeat, tee
+from itertools import accumulate, islice, repeat, tee
 
 import numpy as np
 
@@ -287,10 +287,18 @@ def _check_positions(lm: ExactLM, site: Site, batch: list[EncodedGroup], context
 def batches(
     lm: ExactLM, site: Site, groups: list[EncodedGroup], context: int, size: int
 ) -> Iterator[list[EncodedGroup]]:
-    """Groups in the fewest batches, of similar size, that have at most `size` groups and fit the key-value cache."""
-    vectors = (site.vectors(group.memories[0]) for group in groups)
+    """Groups in the fewest batches, of similar size, that have at most `size` groups and fit the key-value cache.
+
+    The cache has as many positions for each group of a batch as the longest of them needs, so that a long group makes
+    only its own batch smaller.
+    """
+    vectors = [site.vectors(group.memories[0]) for group in groups]
     before = max((len(given) for given in vectors if given is not None), default=0) + lm.own_prefix
-    longest = before + max((min(group.tokens, context) for group in groups), default=1)
-    size = max(1, min(size, CACHE_POSITIONS // (-(-longest // PAGE) * PAGE)))
-    for ends in np.array_split(np.arange(len(groups)), -(-len(groups) // size)) if groups else []:
-        yield groups[ends[0] : ends[-1] + 1]
+    needed = [-(-(before + min(group.tokens, context)) // PAGE) * PAGE for group in groups]
+    start = 0
+    while left := len(groups) - start:
+        longest = list(accumulate(needed[start : start + size], max))
+        count = sum(n == 1 or n * most <= CACHE_POSITIONS for n, most in enumerate(longest, 1))
+        count = -(-left // -(-left // count))
+        yield groups[start : start + count]
+        start += count

@@ -15,6 +15,7 @@ import safetensors.numpy
 
 from memcodec.container import PRIMER_BYTES
 from memcodec.document.plan import visible_tokens
+from memcodec.document.spans import is_worthwhile
 from memcodec.errors import EncodeError, FormatError, ModelMismatchError
 from memcodec.groups import predict
 from memcodec.models import registry
@@ -29,9 +30,12 @@ _LEAST_SAVING = 0.003  # share of the judges' bits that another message must sav
 _MAX_FILE_BYTES = 1 << 24
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Primer:
-    """A text as the tokens of one model, int64 [tokens]. `Codec.with_primer` puts it before everything."""
+    """A text as the tokens of one model, int64 [tokens]. `Codec.with_primer` puts it before everything.
+
+    Two are equal if they have the same text and tokens.
+    """
 
     text: bytes
     tokens: np.ndarray
@@ -43,6 +47,14 @@ class Primer:
 
     def __repr__(self) -> str:
         return f"<memcodec.Primer {self.identity.hex()}: {len(self.tokens)} tokens>"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Primer):
+            return NotImplemented
+        return self.text == other.text and np.array_equal(self.tokens, other.tokens)
+
+    def __hash__(self) -> int:
+        return hash(self.identity)
 
     @cached_property
     def identity(self) -> bytes:
@@ -137,15 +149,16 @@ class Primer:
 
         Each round tries a few random messages, each after those already selected, on a few other messages, and keeps
         the best one while it saves enough. model: a codec or a loaded model, whose own primer is not used; seed: of the
-        random choices; progress: is called with the tokens selected so far, and `tokens`. Raises EncodeError for fewer
-        than 4 different messages.
+        random choices; progress: is called with the tokens selected so far, and `tokens`. Messages that frames would
+        not give to the LM are left out. Raises EncodeError for fewer than 4 different ones.
         """
-        different = list(dict.fromkeys(_line(message) for message in messages))
-        random.Random(seed).shuffle(different)
-        if len(different) < 4:
-            raise EncodeError(f"{len(different)} different messages: give 4 or more to train a primer")
         loaded = model.model
         tokenizer = loaded.tokenizer
+        given = dict.fromkeys(_line(message) for message in messages)
+        different = [text for text in given if is_worthwhile(text.encode(), len(tokenizer.encode(text)))]
+        random.Random(seed).shuffle(different)
+        if len(different) < 4:
+            raise EncodeError(f"{len(different)} different messages of text: give 4 or more to train a primer")
         picked = np.empty(0, dtype=np.int64)
         judges = different[: min(_JUDGES, len(different) // 2)]
         pool = [new for text in different[len(judges) :] if len(new := tokenizer.encode(text))]

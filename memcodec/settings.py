@@ -39,6 +39,10 @@ class Readout:
     share: float = 0.1
     effort: int = DEFAULT_EFFORT
 
+    def __post_init__(self) -> None:
+        """Raises as `check`."""
+        self.check()
+
     def check(self) -> None:
         """Raise EncodeError for settings out of range."""
         if not 0 <= self.share <= MOST_SHARE / SHARE_STEPS:
@@ -71,6 +75,10 @@ class Prompt:
     patience: int = 200
     learning_rate: float = 16.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises as `check`."""
+        self.check()
 
     def check(self) -> None:
         """Raise EncodeError for settings out of range."""
@@ -107,11 +115,14 @@ class EncodeSettings:
     batch: int = DEFAULT_BATCH
     verify: bool = True
 
+    def __post_init__(self) -> None:
+        """Raises as `check`."""
+        self.check()
+
     def check(self) -> None:
         """Raise EncodeError for settings out of range, TypeError if `site` is not the settings of a site."""
         if not isinstance(self.site, Readout | Prompt):
             raise TypeError(f"site: give memcodec.Readout(...) or memcodec.Prompt(...), not {type(self.site).__name__}")
-        self.site.check()
         check_chunk_tokens(self.chunk_tokens)
         if isinstance(self.site, Readout):
             self.site.check_with(self.chunk_tokens)

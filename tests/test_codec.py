@@ -1,9 +1,12 @@
 """The whole path in both directions: every input is restored on every machine, or an error says why not."""
 
+import copy
 import gzip
 import hashlib
 import os
+import pickle
 import random
+import shutil
 import struct
 import subprocess
 import sys
@@ -20,6 +23,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
 
 import memcodec
 from memcodec import Prompt, Readout, container, groups
@@ -42,8 +46,9 @@ from memcodec.groups import EncodedGroup, batches, decode_batch, encode_groups
 from memcodec.memory.prompt import PromptSite
 from memcodec.memory.readout import ReadoutSite, share_steps
 from memcodec.models import registry
+from memcodec.primer import Primer
 from memcodec.progress import Progress
-from memcodec.settings import Context
+from memcodec.settings import Context, EncodeSettings
 from spec import decoder
 
 from .conftest import TEXT, store_nothing
@@ -426,12 +431,7 @@ def test_anything_else_is_a_type_error(tiny: Codec, data: Any) -> None:
 @pytest.mark.parametrize(
     "setting",
     [
-        {"site": Readout(-1)},
-        {"site": Readout(0.9)},
-        {"site": Readout(float("nan"))},
-        {"site": Readout(effort=0)},
         {"site": Readout(effort=1 << 19)},
-        {"site": Prompt(vectors=0)},
         {"chunk_tokens": 0},
         {"chunk_tokens": 10_000},
         {"batch": 0},
@@ -446,9 +446,53 @@ def test_settings_out_of_range_are_refused_before_the_work(
 ) -> None:
     monkeypatch.setattr(groups, "encode_groups", None)
     with pytest.raises(EncodeError, match=": give"):
+        EncodeSettings(**setting)
+    with pytest.raises(EncodeError, match=": give"):
         tiny.encode(LINES, **setting)
     with pytest.raises(EncodeError, match=": give"):
         memcodec.encode(LINES, model="no such model", **setting)
+
+
+PICKLED = """
+import pickle, sys
+from memcodec import MemcodecError
+try:
+    codec = pickle.load(open(sys.argv[1], "rb"))
+    print(codec.decode_frame(bytes.fromhex(sys.argv[2])).decode(), codec.primer, sep="|")
+except MemcodecError as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_codecs_pickle_as_what_they_were_loaded_from(llama_folder: Path, tmp_path: Path) -> None:
+    """In another process, where the model is another one the second time."""
+    folder = Path(shutil.copytree(llama_folder, tmp_path / "model"))
+    plain = Codec.load(str(folder), device="cpu", threads=1)
+    primed = plain.with_primer(Primer.from_texts([LINES], 40, plain))
+    pickled = pickle.dumps(primed)
+    assert len(pickled) < 2000
+    (tmp_path / "codec").write_bytes(pickled)
+    frame = primed.encode_frame("a message")
+
+    def elsewhere() -> str:
+        command = [sys.executable, "-c", PICKLED, str(tmp_path / "codec"), frame.hex()]
+        return subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path).stdout
+
+    assert elsewhere().startswith(f"a message|{primed.primer}")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"] * 1.5
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    assert elsewhere().startswith(f"ModelMismatchError {folder}: the codec was pickled with the model")
+
+
+def test_copies_of_codecs_share_the_model(tiny: Codec) -> None:
+    primed = tiny.with_primer(Primer.from_texts([LINES], 40, tiny))
+    for copied in (copy.copy(primed), copy.deepcopy(primed), copy.deepcopy({"codec": primed})["codec"]):
+        assert copied.model is primed.model and copied.primer == primed.primer
+    assert copy.deepcopy(tiny.model) is tiny.model
+    first, second = pickle.loads(pickle.dumps(tiny)), pickle.loads(pickle.dumps(primed))
+    assert first.lm.identity == tiny.lm.identity and first.model._lm_without_primer is second.model._lm_without_primer
+    assert second.decode_frame(primed.encode_frame("a message")) == b"a message"
 
 
 def test_the_bound_of_settings_out_of_range(tiny: Codec, gpt2_folder: Path) -> None:
@@ -476,6 +520,8 @@ def test_batches_are_what_the_cache_holds(tiny: Codec) -> None:
 
     assert sizes(site, few, 5000, 64) == [8, 8, 8, 8, 8]  # 4000 tokens and the prefix round up to 4032 positions
     assert sizes(site, few, 1000, 64) == [20, 20]
+    tiny_ones = [EncodedGroup((4,), (b"",), b"")] * 200
+    assert sizes(site, [*few[:1], *tiny_ones], 5000, 64) == [8, 49, 48, 48, 48], "a long one is short of room alone"
     with_vectors = [EncodedGroup((64,), (bytes(8 * 60),), b"")] * 600
     assert sizes(PromptSite(16, 4), with_vectors, 64, 600) == [200, 200, 200]
 

@@ -1,6 +1,8 @@
 """Documents and columns on a Ray cluster: a real one on this machine, with two workers."""
 
+import copy
 import os
+import pickle
 import random
 import shutil
 import signal
@@ -252,6 +254,14 @@ def test_refusals(tiny: Codec, llama_folder: Path, run: Run, monkeypatch: pytest
             RayEngine(**wrong)  # type: ignore[arg-type]
     with pytest.raises(EncodeError, match="engine 'spark': give local or ray"):
         tiny.with_engine("spark")
+
+
+def test_an_engine_pickles_as_its_settings(tiny: Codec) -> None:
+    """Workers and locks stay where they are; a codec with an engine can go elsewhere, and a copy of it shares them."""
+    engine = RayEngine(2, 3, "cpu", patience=5.0)
+    again = pickle.loads(pickle.dumps(tiny.with_engine(engine))).engine
+    assert again.__reduce__() == engine.__reduce__() == (RayEngine, (2, 3, "cpu", None, 5.0))
+    assert copy.deepcopy(tiny.with_engine(engine)).engine is engine
 
 
 # ---- Ray Data

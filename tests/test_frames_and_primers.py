@@ -1,6 +1,10 @@
 """Frames (short messages without a container) and primers."""
 
+import base64
+import copy
 import json
+import pickle
+import random
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +21,7 @@ from memcodec import (
     PrimerMismatchError,
     Readout,
     container,
+    frames,
 )
 from memcodec.codec import Codec
 from memcodec.frames import FrameSettings
@@ -139,23 +144,62 @@ def test_a_zstd_bomb_is_refused_before_it_unfolds(tiny: Codec) -> None:
 
 
 @pytest.mark.parametrize(
-    "used",
-    [
-        FrameSettings(checksum=5),
-        FrameSettings(memory_share=0.6),
-        FrameSettings(chunk_tokens=0),
-        FrameSettings(max_bytes=0),
-    ],
-)
-def test_settings_out_of_range_are_refused(tiny: Codec, used: FrameSettings) -> None:
-    for work in (lambda: tiny.encode_frame("x", used), lambda: tiny.decode_frame(b"x", used)):
-        with pytest.raises(EncodeError):
-            work()
+    "bad",
+    [{"checksum": 5}, {"checksum": -1}, {"checksum": 1.5}, {"memory_share": 0.6}, {"chunk_tokens": 0},
+     {"max_bytes": 0}, {"effort": 0}, {"effort": 1 << 20}],
+    ids=str,
+)  # fmt: skip
+def test_settings_out_of_range_are_refused_when_they_are_made(bad: dict[str, int]) -> None:
+    with pytest.raises(EncodeError, match=": give"):
+        FrameSettings(**bad)
 
 
 def test_long_messages_are_refused(tiny: Codec) -> None:
     with pytest.raises(EncodeError, match="max_bytes"):
         tiny.encode_frame("x" * 70_000)
+
+
+@pytest.fixture
+def given_to_the_lm(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The tokens of each message that the LM is given."""
+    seen: list[int] = []
+    real = frames.encode_all
+
+    def counting(lm, site, groups, *rest):
+        seen.extend(sum(map(len, group)) for group in groups)
+        return real(lm, site, groups, *rest)
+
+    monkeypatch.setattr(frames, "encode_all", counting)
+    return seen
+
+
+_RANDOM = random.Random(0)
+ODD = {
+    "NUL": bytes(4096),
+    "one letter": b"z" * 4096,
+    "control characters": bytes(_RANDOM.choice(b"\x01\x02\x03abc") for _ in range(4096)),
+    "digits": bytes(_RANDOM.choice(b"0123456789") for _ in range(4096)),
+    "hexadecimal": _RANDOM.randbytes(2048).hex().encode(),
+    "base64": base64.b64encode(_RANDOM.randbytes(3072)),
+    "bytes": _RANDOM.randbytes(4096),
+    "one line": b"2026-11-27 nothing happened\n" * 150,
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_messages_are_not_given_to_the_lm(tiny: Codec, given_to_the_lm: list[int], name: str) -> None:
+    frame = tiny.encode_frame(ODD[name])
+    assert given_to_the_lm == [] and frame[0] in (253, 255)
+    assert tiny.decode_frame(frame) == ODD[name]
+
+
+def test_a_message_costs_at_most_as_much_as_prose(tiny: Codec, given_to_the_lm: list[int]) -> None:
+    """Text goes to the LM whatever its length; so do short messages, whatever they are."""
+    words = TEXT.split()
+    text = " ".join(_RANDOM.choice(words) for _ in range(600)).encode()
+    short = [bytes(100), b"1234567890" * 30, b"8=FIX.4.2\x019=178\x0135=8\x01" * 5]
+    tiny.encode_frames([text, *short])
+    assert len(given_to_the_lm) == 4 and 1024 < given_to_the_lm[0] <= len(text) * 3 / 4
 
 
 def test_progress(tiny: Codec) -> None:
@@ -228,6 +272,13 @@ def test_primers_are_saved_and_loaded(tiny: Codec, primer: Primer, tmp_path: Pat
         Primer.load(tmp_path / "none")
 
 
+def test_primers_are_compared_by_what_they_hold(tiny: Codec, primer: Primer) -> None:
+    same, other = Primer.from_bytes(primer.to_bytes()), Primer.from_texts(LINES, 100, tiny)
+    assert primer == same and primer != other and primer != primer.text
+    assert other in [primer, other] and other not in [primer] and {primer, same, other} == {same, other}
+    assert pickle.loads(pickle.dumps(primer)) == primer == copy.deepcopy(primer)
+
+
 def test_primers_of_texts(tiny: Codec) -> None:
     some = Primer.from_texts(LINES, 100, tiny)
     assert 50 < len(some.tokens) <= 100 and some.text == "".join(f"{line}\n" for line in LINES[:2]).encode()
@@ -254,6 +305,14 @@ def test_training_picks_what_helps(tiny: Codec) -> None:
     assert np.array_equal(found.tokens, Primer.train(tiny, messages, 90).tokens)
     with pytest.raises(EncodeError, match="4 or more"):
         Primer.train(tiny, ["a", "a", "a", "b"], 90)
+
+
+def test_training_leaves_out_what_the_lm_does_not_carry(tiny: Codec) -> None:
+    lines = [f"user {i} signed in" for i in range(20)]
+    found = Primer.train(tiny, lines, 60)
+    assert Primer.train(tiny, [lines[0], *ODD.values(), *lines], 60) == found
+    with pytest.raises(EncodeError, match="3 different messages of text"):
+        Primer.train(tiny, [*lines[:3], *ODD.values()])
 
 
 def test_training_helps_the_real_model(default_codec: Codec) -> None:

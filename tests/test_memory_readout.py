@@ -113,9 +113,9 @@ def test_the_pace_follows_the_entropy() -> None:
 
 
 def test_settings_and_headers_out_of_range_are_refused() -> None:
-    for settings in (Readout(-0.1), Readout(0.6), Readout(float("nan")), Readout(0.1, 0), Readout(0.1, 1 << 21)):
+    for settings in ((-0.1,), (0.6,), (float("nan"),), (0.1, 0), (0.1, 1 << 21)):
         with pytest.raises(EncodeError, match=": give"):
-            settings.check()
+            Readout(*settings)
     for fields in ((), (1, 2), (513,)):
         with pytest.raises(FormatError, match="memory share"):
             readout.ReadoutSite.in_header(fields)

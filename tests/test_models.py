@@ -565,6 +565,27 @@ def test_an_architecture_that_is_not_known(broken: Path) -> None:
         Codec.load(str(broken), device="cpu").encode(TEXT)
 
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 538090408\n"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+@pytest.mark.parametrize(("content", "reason"), [(b"", "the file is empty"), (POINTER, "a pointer of Git LFS")])
+def test_files_that_are_there_in_name_only(broken: Path, cache: Path, name: str, content: bytes, reason: str) -> None:
+    """As `git clone` without LFS leaves them, and interrupted copies: the line names the file and what to do."""
+    (broken / name).write_bytes(content)
+    with pytest.raises(ModelNotFoundError) as error:
+        Codec.load(str(broken), device="cpu")
+    assert str(error.value).startswith(f"{broken / name}: {reason}") and "\n" not in str(error.value)
+    if name != "tokenizer.json":
+        assert float_refusal(broken) == str(error.value)
+
+
+def test_a_folder_without_a_tokenizer(broken: Path, cache: Path) -> None:
+    (broken / "tokenizer.json").unlink()
+    with pytest.raises(ModelNotFoundError, match=r"broken: it has no tokenizer: add the tokenizer\.json of the model$"):
+        Codec.load(str(broken), device="cpu")
+
+
 def test_pickled_weights_are_not_read(broken: Path) -> None:
     torch.save(load_file(broken / "model.safetensors"), broken / "pytorch_model.bin")
     (broken / "model.safetensors").unlink()

@@ -1,13 +1,21 @@
 """`memcodec.open`, and archives."""
 
+import copy
 import gc
+import gzip
 import io
 import os
+import pickle
 import random
 import re
+import sys
 import tracemalloc
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 import memcodec
@@ -18,6 +26,7 @@ from memcodec.files.open import BadFileError, MemzFile
 from memcodec.groups import decode_batch
 from memcodec.primer import Primer
 from memcodec.settings import Context
+from memcodec.storage.write import replace
 from memcodec.view.inspection import inspect_all
 
 from .conftest import TEXT, store_nothing
@@ -119,6 +128,103 @@ def test_text_is_written_and_read(tiny: Codec, tmp_path: Path) -> None:
     assert tiny.decode(path.read_bytes()) == TEXT.encode()
     with memcodec.open(path, "rt", encoding="utf-8", newline="", codec=tiny) as file:
         assert list(file) == TEXT.splitlines(keepends=True)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig", "utf-16-le", "utf-8"])
+@pytest.mark.parametrize("mode", ["wt", "xt"])
+def test_a_byte_order_mark_is_written_once(tmp_path: Path, encoding: str, mode: str) -> None:
+    """As `gzip.open` writes it; with bytes that need no model."""
+    text = "\x01\x02" * 25
+    with (
+        memcodec.open(tmp_path / "x", mode, encoding=encoding) as file,
+        gzip.open(tmp_path / "x.gz", mode, encoding=encoding) as plain,
+    ):
+        for piece in (text, "", text):
+            file.write(piece)  # type: ignore[arg-type]
+            plain.write(piece)
+            file.flush()
+    assert memcodec.open(tmp_path / "x").read() == gzip.open(tmp_path / "x.gz").read()  # noqa: SIM115
+    with memcodec.open(tmp_path / "x", "rt", encoding=encoding) as file:
+        assert file.read() == text * 2
+
+
+def test_fsspec_writes_a_byte_order_mark(tmp_path: Path) -> None:
+    import fsspec
+
+    import memcodec.integrations.fsspec  # noqa: F401 (registers "memz")
+
+    path = str(tmp_path / "x.memz")
+    with fsspec.open(path, "wt", encoding="utf-16", compression="infer") as file:
+        file.write("\x01")
+    with fsspec.open(path, "rt", encoding="utf-16", compression="infer") as file:
+        assert file.read() == "\x01"
+
+
+def test_what_is_written_can_be_changed_until_it_is_closed(tmp_path: Path) -> None:
+    """As `zipfile` does, which goes back to the heads of its members."""
+    with memcodec.open(tmp_path / "x", "w") as file, zipfile.ZipFile(file, "w") as made:  # type: ignore[type-var,arg-type]
+        made.writestr("a", bytes(1000))
+        assert file.seekable() and not file.readable()
+    with memcodec.open(tmp_path / "x") as file, zipfile.ZipFile(file) as made:  # type: ignore[type-var,arg-type]
+        assert made.read("a") == bytes(1000)
+
+
+@pytest.mark.parametrize("bad", [{"newline": "x"}, {"encoding": "no-such"}, {"errors": "no-such"}], ids=str)
+@pytest.mark.parametrize("mode", ["wt", "xt", "rt"])
+def test_an_argument_of_text_that_does_not_exist(
+    tmp_path: Path, mode: str, bad: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", seen.append)
+    path = tmp_path / "x"
+    if mode == "rt":
+        path.write_bytes(memcodec.encode(b"\xff"))
+    before = list(tmp_path.iterdir())
+    with pytest.raises((ValueError, LookupError)):
+        memcodec.open(path, mode, **bad).read()
+    gc.collect()
+    assert seen == [] and list(tmp_path.iterdir()) == before
+
+
+def test_targets_that_cannot_be_are_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Codec, "load", None)
+    (tmp_path / "file").write_bytes(b"here before")
+    for path, kind in {
+        tmp_path / "none" / "x": FileNotFoundError,
+        tmp_path: IsADirectoryError,
+        tmp_path / "file" / "x": NotADirectoryError,
+        "": FileNotFoundError,
+    }.items():
+        for work in (lambda path=path: memcodec.open(path, "wb"), lambda path=path: Archive.create(path, ["a"])):
+            with pytest.raises(kind) as caught:
+                work()
+            assert caught.value.filename == os.fspath(path)
+        if path:
+            with pytest.raises(kind) as caught:
+                replace(Path(path), [b"x"])
+            assert caught.value.filename == os.fspath(path)
+    with memcodec.open(os.devnull, "w") as file:
+        file.write(b"\xff")
+
+
+def test_settings_that_cannot_be_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    for setting in ({"context": -1}, {"batch": 0}):
+        with pytest.raises(EncodeError, match=": give"):
+            memcodec.open(tmp_path / "x", "w", **setting)
+    with pytest.raises(TypeError, match="efort: not a setting of an archive"):
+        Archive.create(tmp_path / "x", [], efort=5)  # type: ignore[call-arg]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_say_what_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    for mode in ("wb", "xb", "w", "wt"):
+        with memcodec.open(path, mode) as file:
+            assert file.name == str(path) and file.mode == (mode if mode != "w" else "wb")
+        file = memcodec.open(path)
+        assert (file.name, file.mode) == (str(path), "rb")
+        path.unlink()
+    assert memcodec.open(io.BytesIO(), "w").name == ""
 
 
 def test_a_file_given_is_not_closed(tiny: Codec) -> None:
@@ -326,7 +432,7 @@ def test_archives_with_keys_and_a_primer(tiny: Codec, tmp_path: Path) -> None:
     keys = [f"dir/ключ {i}" for i in range(len(DOCUMENTS))]
     Archive.create(path, DOCUMENTS, keys, codec=tiny, primer=primer, memory_share=0.2, effort=64)
     found = Archive(path, tiny)
-    assert found.keys() == keys and "dir/ключ 1" in found and found["dir/ключ 1"] == DOCUMENTS[1]
+    assert found.keys() == keys and "dir/ключ 1" in found.by_key and found["dir/ключ 1"] == DOCUMENTS[1]
     assert list(found) == DOCUMENTS and found.primer is not None
     found.append([b"new"], ["new"])
     assert Archive(path, tiny)["new"] == b"new"
@@ -342,6 +448,79 @@ def test_archives_with_keys_and_a_primer(tiny: Codec, tmp_path: Path) -> None:
     with pytest.raises(PrimerMismatchError):
         list(Archive(path, tiny))
     assert list(Archive(path, tiny, primer)) == DOCUMENTS
+
+
+def test_an_archive_is_a_sequence_of_documents(tiny: Codec, tmp_path: Path, decoded: list[int]) -> None:
+    documents = [b"y", b"a", b"\xff" * 9, b"y", TEXT.encode()]
+    found = Archive.create(tmp_path / "a", documents, codec=tiny)
+    assert isinstance(found, Sequence) and list(reversed(found)) == documents[::-1]
+    decoded.clear()
+    for document in [*documents, b"none", b"", 5, None]:
+        assert (document in found, found.count(document)) == (document in documents, documents.count(document))
+        for bounds in ((), (1,), (1, 3), (-2,), (2, -1)):
+            try:
+                expected = documents.index(document, *bounds)  # type: ignore[arg-type]
+            except ValueError:
+                with pytest.raises(ValueError, match="no such document"):
+                    found.index(document, *bounds)
+            else:
+                assert found.index(document, *bounds) == expected
+    assert bytearray(b"y") in found and found[np.int64(1)] == b"a"
+    decoded.clear()
+    assert b"neither of them" not in found and decoded == [], "the checksums say that"
+    for bad in ("y", "key"):
+        with pytest.raises(TypeError, match="by_key"):
+            bad in found  # noqa: B015
+    with pytest.raises(TypeError):
+        found[1.0]  # type: ignore[call-overload]
+    assert dict(found.by_key) == {} and "y" not in found.by_key
+
+
+def test_keys_are_a_mapping(tiny: Codec, tmp_path: Path, decoded: list[int]) -> None:
+    found = Archive.create(tmp_path / "a", [b"one", b"two"], ["a", "b"], codec=tiny)
+    decoded.clear()
+    assert list(found.by_key) == found.keys() == ["a", "b"] and len(found.by_key) == 2 and decoded == []
+    assert "a" in found.by_key and "c" not in found.by_key and 0 not in found.by_key
+    assert dict(found.by_key) == {"a": b"one", "b": b"two"} and found.by_key.get("c") is None
+    for missing in ("c", 0):
+        with pytest.raises(KeyError):
+            found.by_key[missing]  # type: ignore[index]
+
+
+def test_what_is_no_list_of_documents_or_keys_is_a_type_error(tiny: Codec, tmp_path: Path) -> None:
+    found = Archive.create(tmp_path / "a", [b"one"], ["a"], codec=tiny)
+    bad: list[tuple[Any, Any, str]] = [
+        ("abc", None, "documents: give a list of them, not one str"),
+        (b"abc", None, "documents: give a list of them, not one bytes"),
+        ([b"x", b"y"], "ab", "keys: give a list of them, not one str"),
+        ([b"x", b"y"], [1, 2], r"keys: give str, not int \(1\)"),
+        ([b"x"], [b"k"], "keys: give str, not bytes"),
+    ]
+    for documents, keys, message in bad:
+        for work in (lambda *given: Archive.create(tmp_path / "b", *given, codec=tiny), found.append):
+            with pytest.raises(TypeError, match=message):
+                work(documents, keys)
+    assert not (tmp_path / "b").exists() and len(found) == 1
+    assert Archive.create(tmp_path / "b", iter([b"x"]), iter(["k"]), codec=tiny).keys() == ["k"]
+    assert Archive.create(tmp_path / "c", [b"x", b"y"], np.array(["k", "l"]), codec=tiny).keys() == ["k", "l"]
+
+
+def test_archives_pickle_as_their_path_and_codec(tiny: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    primer = Primer.from_texts([TEXT], 40, tiny)
+    Archive.create(tmp_path / "a", DOCUMENTS, codec=tiny, primer=primer, with_primer=False)
+    monkeypatch.chdir(tmp_path)
+    found = Archive("a", tiny, primer)
+    found.batch = 3
+    monkeypatch.chdir("/")
+    pickled = pickle.dumps(found)
+    for again in (pickle.loads(pickled), copy.deepcopy(found), copy.copy(found)):
+        assert list(again) == DOCUMENTS and again.batch == 3 and len(pickled) < 3000
+    Archive(tmp_path / "a", tiny, primer).append([b"more"])
+    with pytest.raises(FormatError, match="changed since the archive was pickled"):
+        pickle.loads(pickled)
+    without = Archive.create(tmp_path / "b", [b"x"], codec=tiny)
+    without._codec = None
+    assert pickle.loads(pickle.dumps(without))._codec is None
 
 
 def test_the_index_of_an_archive_is_small(tiny: Codec, tmp_path: Path) -> None:

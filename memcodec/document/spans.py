@@ -22,6 +22,10 @@ MAX_ZSTD_RATIO = 20  # text that zstd makes smaller than this is stored: the LM 
 MAX_LOSS = 0.1  # a block is binary if more than this share of its bytes is not UTF-8
 MAX_CONTROLS = 0.05  # a block is binary if more than this share of its characters occurs in binary data only
 
+ALWAYS_TRIED = 400  # tokens: so short a message goes to the LM, whatever it is
+DENSE_TOKENS = 1024  # a longer message must have LEAST_BYTES a token on average, or it would cost more than prose does
+LEAST_BYTES = 4 / 3  # Chinese has 1.5, Russian 2.3, English 4; digits, hexadecimal and NUL have 1, base64 1.2
+
 _LONE = re.compile("[\ud800-\udfff]+")  # bytes that are not UTF-8, as "surrogateescape" represents them
 _CONTROLS = bytes(set(range(32)) - set(b"\t\n\r\f\x1b\b")) + b"\x7f"
 
@@ -80,6 +84,18 @@ def has_text(source: Source) -> bool:
 def find_text(data: bytes) -> list[str | bytes]:
     """The runs of text of a block (str) and the bytes between them, in order. Needs no tokenizer."""
     return list(_find_text(data))
+
+
+def is_worthwhile(message: bytes, tokens: int) -> bool:
+    """Whether the LM is given a message without a container, of so many tokens.
+
+    Not if it is long and no text, as in a file, or has many tokens for its length.
+    """
+    if tokens <= ALWAYS_TRIED:
+        return True
+    if tokens > DENSE_TOKENS and len(message) < LEAST_BYTES * tokens:
+        return False
+    return all(isinstance(part, str) for part in find_text(message))
 
 
 def spans_of(data: bytes, tokenizer: ByteTokenizer) -> list[Span]:

@@ -110,6 +110,10 @@ class RayEngine:
                 if connected:
                     ray.shutdown()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Its settings: where it is unpickled, it starts workers of its own."""
+        return RayEngine, (self._count, self._threads, self._device, self._address, self._patience)
+
     def __enter__(self) -> "RayEngine":
         return self
 

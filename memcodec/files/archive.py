@@ -4,8 +4,9 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
+from operator import index
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, overload
 
@@ -14,13 +15,14 @@ import zstandard
 from memcodec import container
 from memcodec.codec import Codec, codec_for
 from memcodec.container import ModelId, Needs, Reader, Settings, pack_column, pack_settings, read_settings, varint
+from memcodec.document.inputs import as_many
 from memcodec.errors import ChecksumError, EncodeError, FormatError, MachineError
 from memcodec.frames import FrameSettings
 from memcodec.models.loaded import LoadOptions
 from memcodec.primer import Primer
 from memcodec.progress import ProgressCallback
 from memcodec.settings import DEFAULT_BATCH, DEFAULT_EFFORT, MAX_CONTEXT, MOST_SHARE, SHARE_STEPS
-from memcodec.storage.write import hold, replace
+from memcodec.storage.write import check_writable, hold, replace
 
 VERSION = "archive 1"  # in place of the format version of a file of one document
 _CHECKSUM_BYTES = 2  # of each document's CRC-32, at the end of its frame
@@ -41,10 +43,11 @@ class ArchiveOptions(TypedDict, total=False):
     progress: ProgressCallback | None
 
 
-class Archive:
+class Archive(Sequence[bytes]):
     """An archive in a file: a sequence of documents, as bytes, with keys or without, each decoded when it is read.
 
-    batch: documents decoded side by side.
+    `in`, `index` and `count` are about documents, and decode only those that have the checksum of the one asked for;
+    `by_key` is the mapping of the keys. batch: documents decoded side by side. Pickles as its path and its codec.
     """
 
     def __init__(self, path: str | os.PathLike[str], codec: Codec | None = None, primer: Primer | None = None) -> None:
@@ -53,7 +56,7 @@ class Archive:
         Raises FormatError, ChecksumError, OSError; ModelMismatchError when documents are decoded.
         """
         self.batch = DEFAULT_BATCH
-        self._path = Path(path)
+        self._path = Path(path).absolute()  # whatever the working directory becomes
         self._codec = codec
         self._read(self._path.read_bytes(), primer)
 
@@ -88,7 +91,7 @@ class Archive:
         cls,
         path: str | os.PathLike[str],
         documents: Iterable[str | bytes],
-        keys: Sequence[str] | None = None,
+        keys: Iterable[str] | None = None,
         *,
         codec: Codec | None = None,
         primer: Primer | None = None,
@@ -101,9 +104,12 @@ class Archive:
         codec: a loaded one (default: the built-in model); primer: instead of the codec's; with_primer: put the primer
         into the file; overwrite: replace a file that exists. settings: memory_share (default 0) and effort, as in
         `Readout`; verify (default true): decode the documents, `batch` side by side, and compare; progress. Raises
-        FileExistsError; EncodeError for keys that are not one for each document, not unique, or contain NUL;
-        MachineError; OSError.
+        FileExistsError; EncodeError for keys that are not one for each document, not unique, or contain NUL; TypeError
+        for keys that are not str, and for one document instead of several; MachineError; OSError.
         """
+        if unknown := settings.keys() - ArchiveOptions.__annotations__.keys():
+            raise TypeError(f"{', '.join(sorted(unknown))}: not a setting of an archive")
+        check_writable(path)
         if not overwrite and Path(path).exists():
             raise FileExistsError(f"{os.fspath(path)} exists: give overwrite=True, or append to it")
         codec = codec or Codec.load()
@@ -115,8 +121,9 @@ class Archive:
         primer_identity = codec.primer.identity if codec.primer else b""
         share = round(options.memory_share * SHARE_STEPS)
         written = Settings("readout", (share,), options.chunk_tokens, MAX_CONTEXT, primer_identity)
-        originals = list(documents)
-        _check_keys(keys or (), len(originals))
+        originals = list(as_many(documents, "documents"))
+        keys = _as_keys(keys)
+        _check_keys(keys, len(originals))
         frames = codec.encode_frames(
             originals, _frame_settings(written, options.effort), progress=settings.get("progress")
         )
@@ -125,13 +132,13 @@ class Archive:
             _verify(codec, originals, frames, _frame_settings(written), batch, settings.get("progress"))
         inside = codec.primer.to_bytes() if codec.primer is not None and with_primer else b""
         model_id = ModelId.of(codec.name, codec.model.identity)
-        replace(Path(path), [_pack(model_id, written, keys or (), frames, inside)])
+        replace(Path(path), [_pack(model_id, written, keys, frames, inside)])
         return cls(path, codec, codec.primer)
 
     def append(
         self,
         documents: Iterable[str | bytes],
-        keys: Sequence[str] | None = None,
+        keys: Iterable[str] | None = None,
         *,
         verify: bool = True,
         progress: ProgressCallback | None = None,
@@ -140,8 +147,8 @@ class Archive:
 
         Raises EncodeError too if the file was changed after it was read.
         """
-        originals = list(documents)
-        new = list(keys or ())
+        originals = list(as_many(documents, "documents"))
+        new = _as_keys(keys)
         if len(self) and originals and bool(self._keys) != bool(new):
             raise EncodeError("keys: give one for each document, or none at all, as the archive has them")
         _check_keys(new, len(originals))
@@ -188,6 +195,11 @@ class Archive:
         """The keys of all documents, in order; empty if they have none."""
         return list(self._keys)
 
+    @property
+    def by_key(self) -> "ByKey":
+        """The documents as a mapping from their keys, which decodes each when it is read."""
+        return ByKey(self)
+
     @overload
     def __getitem__(self, which: int | str) -> bytes: ...
     @overload
@@ -200,16 +212,58 @@ class Archive:
             if which not in self._numbers:
                 raise KeyError(which)
             which = self._numbers[which]
-        if not -len(self) <= which < len(self):
-            raise IndexError(f"document {which}: the archive has {len(self)}")
-        return self._decode([which % len(self)])[0]
+        number = index(which)
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"document {number}: the archive has {len(self)}")
+        return self._decode([number % len(self)])[0]
 
-    def __contains__(self, key: object) -> bool:
-        return key in self._numbers
+    def __contains__(self, document: object) -> bool:
+        """Whether this is one of the documents. Raises TypeError for text: a key is in `by_key`."""
+        return next(self._equal(document), None) is not None
+
+    def index(self, document: object, start: int = 0, stop: int | None = None) -> int:
+        """The number of the first document that is equal, from `start` to `stop`. Raises ValueError."""
+        found = next(self._equal(document, slice(start, stop)), None)
+        if found is None:
+            raise ValueError("the archive has no such document")
+        return found
+
+    def count(self, document: object) -> int:
+        """How many documents are equal."""
+        return sum(1 for _ in self._equal(document))
+
+    def _equal(self, document: object, within: slice = slice(None)) -> Iterator[int]:
+        """The numbers of documents that are equal. Decodes those with the same checksum only."""
+        if isinstance(document, str):
+            raise TypeError("documents are bytes: encode the text, or ask archive.by_key for a key")
+        if not isinstance(document, bytes | bytearray | memoryview):
+            return
+        data = bytes(document)
+        end = zlib.crc32(data).to_bytes(4, "little")[:_CHECKSUM_BYTES]
+        for number in range(len(self))[within]:
+            if self._frame(number)[-_CHECKSUM_BYTES:] == end and self[number] == data:
+                yield number
 
     def __iter__(self) -> Iterator[bytes]:
         """All documents, decoded side by side."""
         return self.read(range(len(self)))
+
+    def __reversed__(self) -> Iterator[bytes]:
+        """All documents from the last to the first, decoded side by side."""
+        return self.read(range(len(self))[::-1])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Its path, codec and primer: `_opened_again` reads the file where it is unpickled."""
+        return _opened_again, (os.fspath(self._path), self._codec, self.primer, self.batch, self._state)
+
+    def __deepcopy__(self, _: object) -> "Archive":
+        """A copy that shares the codec."""
+        return self.__copy__()
+
+    def __copy__(self) -> "Archive":
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
 
     def read(self, numbers: Sequence[int]) -> Iterator[bytes]:
         """Documents by their numbers, decoded side by side."""
@@ -226,6 +280,44 @@ class Archive:
     def _decode(self, numbers: Sequence[int]) -> list[bytes]:
         frames = [self._frame(i) for i in numbers]
         return self.codec.decode_frames(frames, _frame_settings(self.settings), batch=self.batch)
+
+
+class ByKey(Mapping[str, bytes]):
+    """The documents of an archive by their keys, in its order; empty if they have none."""
+
+    def __init__(self, archive: Archive) -> None:
+        """Most callers want `Archive.by_key`."""
+        self._archive = archive
+
+    def __repr__(self) -> str:
+        return f"<the keys of {self._archive!r}>"
+
+    def __getitem__(self, key: str) -> bytes:
+        """The document of a key. Raises KeyError, ChecksumError."""
+        if not isinstance(key, str):
+            raise KeyError(key)
+        return self._archive[key]
+
+    def __contains__(self, key: object) -> bool:
+        """Whether there is such a key; decodes nothing."""
+        return key in self._archive._numbers
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._archive._keys)
+
+    def __len__(self) -> int:
+        return len(self._archive._keys)
+
+
+def _opened_again(
+    path: str, codec: Codec | None, primer: Primer | None, batch: int, state: tuple[int, bytes]
+) -> Archive:
+    """The archive that was pickled. Raises FormatError if its file is another one now; as `Archive`."""
+    archive = Archive(path, codec, primer)
+    if archive._state != state:
+        raise FormatError(f"{path}: changed since the archive was pickled: open it again")
+    archive.batch = batch
+    return archive
 
 
 def _frame_settings(settings: Settings, effort: int = DEFAULT_EFFORT) -> FrameSettings:
@@ -248,6 +340,15 @@ def _verify(
     decoded = codec.decode_frames(frames, settings, batch=batch, progress=progress)
     if decoded != [x.encode() if isinstance(x, str) else bytes(x) for x in documents]:
         raise MachineError("an encoded document decodes to other bytes here: nothing was written")
+
+
+def _as_keys(keys: Iterable[str] | None) -> list[str]:
+    """Keys as a list, empty without any. Raises TypeError for one text, and for keys that are none."""
+    given = list(as_many(() if keys is None else keys, "keys"))
+    for key in given:
+        if not isinstance(key, str):
+            raise TypeError(f"keys: give str, not {type(key).__name__} ({key!r})")
+    return given
 
 
 def _check_keys(keys: Sequence[str], count: int) -> None:

@@ -16,9 +16,9 @@ from memcodec.document.source import Source
 from memcodec.errors import ChecksumError, FormatError
 from memcodec.files.decoded import Decoded
 from memcodec.primer import Primer
-from memcodec.settings import EncodeOptions
+from memcodec.settings import EncodeOptions, EncodeSettings
 from memcodec.storage import remote
-from memcodec.storage.write import replace
+from memcodec.storage.write import check_writable, replace
 
 _SPOOLED = 1 << 22  # written bytes that are kept in memory; more go to disk
 
@@ -55,23 +55,36 @@ def open(
     if settings and kind in ("r", ""):
         raise ValueError(f"{', '.join(settings)}: for writing only")
     binary = MemzFile(file, kind or "r", codec=codec, primer=primer, **settings)
-    return _TextFile(binary, encoding, errors, newline) if "t" in mode else binary
+    if "t" not in mode:
+        return binary
+    try:
+        return _TextFile(binary, mode, encoding, errors, newline)
+    except BaseException:  # an encoding or a newline that does not exist
+        binary.drop()
+        binary.close()
+        raise
 
 
 class _TextFile(io.TextIOWrapper):
     """Text over a `MemzFile`. Nothing is written after an error, or if it is never closed."""
 
-    def __init__(self, file: "MemzFile", encoding: str | None, errors: str | None, newline: str | None) -> None:
+    _memz: "MemzFile | None" = None  # here too for `__del__`, if `__init__` fails
+
+    def __init__(
+        self, file: "MemzFile", mode: str, encoding: str | None, errors: str | None, newline: str | None
+    ) -> None:
         super().__init__(cast(IO[bytes], file), encoding, errors, newline)
+        self.mode = mode  # type: ignore[misc]  # as `io.open` does
         self._memz = file
 
     def __exit__(self, *error: Any) -> None:
-        if error[0] is not None:
+        if error[0] is not None and self._memz is not None:
             self._memz.drop()
         self.close()
 
     def __del__(self) -> None:
-        self._memz.drop()
+        if self._memz is not None:
+            self._memz.drop()
 
 
 class MemzFile(io.BufferedIOBase):
@@ -79,7 +92,8 @@ class MemzFile(io.BufferedIOBase):
 
     Reading decodes the groups that hold the bytes, and more groups at a time as reading goes on. Every chunk is
     checked, and the whole document if it is read from beginning to end. Written bytes are kept, on disk if they are
-    many, and compressed when the file is closed; after an error nothing is written.
+    many, and compressed when the file is closed; after an error nothing is written. mode: "rb", "wb" or "xb"; name: the
+    path or URL, or the name of the file given, if it has one.
     """
 
     _spool: Any = None  # written bytes; here too for `__del__`, if `__init__` fails
@@ -96,7 +110,7 @@ class MemzFile(io.BufferedIOBase):
         if mode not in ("r", "w", "x"):
             raise ValueError(f"mode {mode!r}: give r, w or x")
         self._file = file
-        self._mode = mode
+        self.mode = f"{mode}b"
         self._codec = codec
         self._primer = primer
         self._settings = settings
@@ -109,14 +123,13 @@ class MemzFile(io.BufferedIOBase):
                 blob = _contents(file)
                 self._reader = io.BufferedReader(Decoded(container.unpack_all(blob), self._codec_for))
             return
+        EncodeSettings(**settings)  # raises now for what is out of range, and not when all is written
         if remote.is_url(file):
             self._refuse_existing_url()
         elif isinstance(file, str | os.PathLike):
             if mode == "x" and Path(file).exists():
                 raise FileExistsError(f"{os.fspath(file)} exists")
-            folder = Path(file).resolve().parent
-            if not folder.is_dir() or not os.access(folder, os.W_OK):
-                raise PermissionError(f"{folder}: this folder does not exist or is not writable")
+            check_writable(file)
         self._spool = tempfile.SpooledTemporaryFile(_SPOOLED)  # noqa: SIM115 (closed with this)
 
     # ---- the methods of a binary file
@@ -130,8 +143,8 @@ class MemzFile(io.BufferedIOBase):
         return self._reader is None
 
     def seekable(self) -> bool:
-        """Whether it was opened for reading."""
-        return self.readable()
+        """True: while a file is written, its bytes are kept, so that even they can be changed."""
+        return True
 
     def _reading(self) -> io.BufferedReader:
         if self.closed:
@@ -172,6 +185,9 @@ class MemzFile(io.BufferedIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Move to a position in the decoded bytes. Decodes nothing."""
+        if self._spool is not None:
+            self._spool.seek(offset, whence)
+            return int(self._spool.tell())
         return self._reading().seek(offset, whence)
 
     def tell(self) -> int:
@@ -242,11 +258,11 @@ class MemzFile(io.BufferedIOBase):
         replace(Path(self._file), [blob], before=self._before_naming)
 
     def _refuse_existing_url(self) -> None:
-        if self._mode == "x" and remote.exists(self.name):
+        if self.mode == "xb" and remote.exists(self.name):
             raise FileExistsError(f"{self.name} exists")
 
     def _before_naming(self, _: Path) -> None:
-        if self._mode == "x" and Path(self._file).exists():  # type: ignore[arg-type]
+        if self.mode == "xb" and Path(self._file).exists():  # type: ignore[arg-type]
             raise FileExistsError(f"{self.name} exists")
 
     def __del__(self) -> None:

@@ -182,7 +182,6 @@ def fit(
     is the one that the objective prefers. Raises EncodeError for settings out of range, and for chunks too long for the
     model.
     """
-    settings.check()
     objective.check()
     most = min((n for n in (lm.max_positions, positions) if n is not None), default=None)
     room = math.inf if most is None else most - len(lm.prefix)

@@ -10,6 +10,7 @@ from memcodec.errors import ModelNotFoundError
 from memcodec.models import adapter
 from memcodec.models.adapter import Adapter
 from memcodec.models.gguf import FILE_NAME, GGUFCheckpoint
+from memcodec.models.placeholders import check_content
 
 
 class Checkpoint(Protocol):
@@ -32,6 +33,7 @@ class SafetensorsCheckpoint(Checkpoint):
         if not files:
             raise ModelNotFoundError(f"{folder}: it has no safetensors weights")
         for path in files:
+            check_content(path)
             try:
                 size = path.stat().st_size
                 with path.open("rb") as file:
@@ -88,8 +90,12 @@ class AdaptedCheckpoint(Checkpoint):
 
 def open_checkpoint(folder: Path) -> Checkpoint:
     """The float weights of a model folder, with its adapter if it has one. Raises ModelNotFoundError."""
-    gguf = folder / FILE_NAME
-    checkpoint: Checkpoint = GGUFCheckpoint(gguf) if gguf.is_file() else SafetensorsCheckpoint(folder)
+    checkpoint: Checkpoint
+    if (folder / FILE_NAME).is_file():
+        check_content(folder / FILE_NAME)
+        checkpoint = GGUFCheckpoint(folder / FILE_NAME)
+    else:
+        checkpoint = SafetensorsCheckpoint(folder)
     if (folder / adapter.FILE_NAME).is_file():
         return AdaptedCheckpoint(checkpoint, Adapter(folder / adapter.FILE_NAME))
     return checkpoint

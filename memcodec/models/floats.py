@@ -18,6 +18,7 @@ from memcodec.errors import ModelNotFoundError, first_line, needs_torch
 from memcodec.models import adapter
 from memcodec.models.adapter import Adapter
 from memcodec.models.checkpoint import Checkpoint, open_checkpoint
+from memcodec.models.placeholders import check_content
 
 try:
     import torch
@@ -61,6 +62,8 @@ class FrozenLM:
         Only safetensors and GGUF weights are read, and none that the architecture needs may be missing. Raises
         ModelNotFoundError.
         """
+        for path in [folder / "config.json", *folder.glob("*.safetensors"), *folder.glob("*.gguf")]:
+            check_content(path)
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
         try:

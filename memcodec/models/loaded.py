@@ -1,11 +1,11 @@
 """A loaded model, with which engines, fits of memories, frames and archives work."""
 
-from copy import copy
+from threading import Lock
 from typing import Any, Protocol, TypedDict
 
 import numpy as np
 
-from memcodec.errors import ModelNotFoundError
+from memcodec.errors import ModelMismatchError, ModelNotFoundError
 from memcodec.lm.compiled import are_kept
 from memcodec.lm.model import ExactLM, find_device
 from memcodec.models import registry
@@ -42,6 +42,7 @@ class LoadedModel:
         self._lm_without_primer = lm
         self._lm = lm
         self._refusal = refusal
+        self._options: LoadOptions = {}  # that it was loaded with
         self._floats: Any = None
 
     @classmethod
@@ -58,13 +59,16 @@ class LoadedModel:
         A model whose architecture the exact LM does not support is loaded for `floats` alone. Raises
         ModelNotFoundError, MachineError, EncodeError.
         """
-        device = find_device(device)
+        found = find_device(device)
         if refusal := registry.unsupported(folder):
-            return cls(folder, ByteTokenizer.load(folder.path), None, device, refusal)
-        weights, tokenizer = registry.load_exact(folder, progress)
-        if progress is not None and not are_kept():
-            progress("compiling for this processor (once)", 0, 0)
-        return cls(folder, tokenizer, ExactLM(weights, device, threads, kernels), device)
+            loaded = cls(folder, ByteTokenizer.load(folder.path), None, found, refusal)
+        else:
+            weights, tokenizer = registry.load_exact(folder, progress)
+            if progress is not None and not are_kept():
+                progress("compiling for this processor (once)", 0, 0)
+            loaded = cls(folder, tokenizer, ExactLM(weights, found, threads, kernels), found)
+        loaded._options = {"device": device, "threads": threads, "kernels": kernels}
+        return loaded
 
     @property
     def model(self) -> "LoadedModel":
@@ -112,11 +116,55 @@ class LoadedModel:
         Shares the weights. Raises ModelNotFoundError without an exact LM; EncodeError if the model has too few
         positions.
         """
-        other = copy(self)
+        other = self.__copy__()
         other.primer_tokens, other._floats, other._lm = primer_tokens, None, self._lm_without_primer
         if len(primer_tokens):
             other._lm = other.lm.behind(primer_tokens)
         return other
+
+    # ---- copies, here and in other processes
+
+    def __copy__(self) -> "LoadedModel":
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
+
+    def __deepcopy__(self, _: object) -> "LoadedModel":
+        """The same object: it does not change."""
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What it was loaded from, instead of the weights: `_loaded_again` reads them where it is unpickled."""
+        identity = b"" if self._lm is None else self.identity
+        return _loaded_again, (self.folder.source, self.name, identity, self._options, self.primer_tokens)
+
+
+_kept: dict[tuple[object, ...], LoadedModel] = {}  # the model that was unpickled last
+_keeping = Lock()
+
+
+def _loaded_again(
+    source: str, name: str, identity: bytes, options: LoadOptions, primer_tokens: np.ndarray
+) -> LoadedModel:
+    """The model that was pickled. A process keeps the last one, and does not load it again for the next object.
+
+    identity: of the exact LM, or empty without one. Raises ModelMismatchError if the model here is another one; as
+    `LoadedModel.load`.
+    """
+    key = (source, name, identity, *options.items())
+    with _keeping:
+        if (loaded := _kept.get(key)) is None:
+            folder = registry.resolve(source)
+            loaded = LoadedModel.load(folder, **options)
+            here = b"" if loaded._lm is None else loaded.identity
+            if here != identity:
+                raise ModelMismatchError(
+                    f"{source}: the codec was pickled with the model {identity.hex()[:16] or 'without an exact LM'}; "
+                    f"here it is {here.hex()[:16] or 'one without'}: use the same model on both sides"
+                )
+            _kept.clear()
+            _kept[key] = loaded
+    return loaded.behind(primer_tokens) if len(primer_tokens) else loaded
 
 
 class HasModel(Protocol):

@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 from memcodec.cache import cache_folder
 from memcodec.errors import ModelNotFoundError, first_line
 from memcodec.models.hub import HUB_ID, fetch
+from memcodec.models.placeholders import check_content
 from memcodec.progress import ByteProgress
 from memcodec.settings import DEFAULT_MODEL as DEFAULT_MODEL
 
@@ -80,6 +81,11 @@ class ModelFolder:
         known = BUILT_IN.get(self.id)
         return known if known and self.path == cache_folder() / "models" / self.id else None
 
+    @property
+    def source(self) -> str:
+        """What `resolve` finds the model by, in another process too: its name, or the path of its directory."""
+        return self.id if self.built_in or HUB_ID.fullmatch(self.id) else os.fspath(self.path)
+
 
 def resolve(model: str, progress: ByteProgress | None = None) -> ModelFolder:
     """The folder of a built-in name, a local directory, or a Hugging Face id (or id@revision), downloaded if necessary.
@@ -106,7 +112,8 @@ def _directory(model: str) -> ModelFolder | None:
         return None
     if not (path / "config.json").is_file():
         raise ModelNotFoundError(f"{model}: it has no config.json, so it is not a model directory")
-    return ModelFolder(os.fsencode(path.resolve().name).decode(errors="replace"), path)
+    check_content(path / "config.json")
+    return ModelFolder(os.fsencode(path.resolve().name).decode(errors="replace"), path.absolute())
 
 
 def resolve_named(name: str, allow_download: bool = False, progress: ByteProgress | None = None) -> ModelFolder:

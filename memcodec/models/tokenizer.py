@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from memcodec.errors import MissingDependencyError, ModelNotFoundError
+from memcodec.models.placeholders import check_content
 
+_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "vocab.txt")  # one at least
 PREFIX = "..."  # the text before every chunk, since most chunks begin in the middle of a text
 
 
@@ -59,6 +61,10 @@ class ByteTokenizer:
     @classmethod
     def load(cls, folder: Path) -> "ByteTokenizer":
         """Load the tokenizer of a model folder. Raises ModelNotFoundError."""
+        found = next((folder / name for name in _FILES if (folder / name).is_file()), None)
+        if found is None:
+            raise ModelNotFoundError(f"{folder}: it has no tokenizer: add the tokenizer.json of the model")
+        check_content(found)
         try:
             backend = _fast(folder) if (folder / "tokenizer.json").is_file() else _converted(folder)
         except MissingDependencyError:

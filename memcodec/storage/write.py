@@ -1,5 +1,6 @@
 """Files written completely or not at all: to a temporary file next to the target, which it then replaces."""
 
+import errno
 import os
 import re
 import secrets
@@ -15,6 +16,23 @@ except ImportError:  # Windows, where a file that is open cannot be removed
     fcntl = None  # type: ignore[assignment]
 
 
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raise the OSError of what `replace` cannot write: the folder is not there, or the path is one, or not allowed."""
+    name = os.fspath(path)
+    target = Path(path).resolve()
+    if not name or not target.parent.exists():
+        number = errno.ENOENT
+    elif not target.parent.is_dir():
+        number = errno.ENOTDIR
+    elif target.is_dir():
+        number = errno.EISDIR
+    elif not os.access(target if target.exists() and not target.is_file() else target.parent, os.W_OK):
+        number = errno.EACCES
+    else:
+        return
+    raise OSError(number, os.strerror(number), name)
+
+
 def replace(
     path: Path, pieces: Iterable[bytes], mode: int = 0o666, before: Callable[[Path], object] = lambda _: None
 ) -> int:
@@ -22,6 +40,7 @@ def replace(
 
     mode: permissions, before the umask; before: is called with the finished temporary file before it is renamed.
     """
+    check_writable(path)  # whose errors name the path, not the file beside it
     target = path.resolve()
     old = target.stat() if target.exists() else None
     if old is not None and not stat.S_ISREG(old.st_mode):  # a device or a pipe: a rename would replace it
