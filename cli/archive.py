@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import click
 
 from memcodec.storage.write import replace
-from memcodec_cli.errors import display_name
 from memcodec_cli.library import load_codec, read_primer
+from memcodec_cli.names import display_name
 from memcodec_cli.options import (
     ComputeOptions,
     DecodingModelOptions,

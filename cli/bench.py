@@ -7,8 +7,8 @@ import click
 
 from memcodec.settings import Context
 from memcodec_cli import inputs
-from memcodec_cli.errors import display_name
 from memcodec_cli.library import load_codec
+from memcodec_cli.names import display_name
 from memcodec_cli.options import (
     MEMORY_SHARE,
     ComputeOptions,

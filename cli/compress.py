@@ -12,8 +12,9 @@ from memcodec import MemcodecError, container
 from memcodec.document.source import Source
 from memcodec_cli import inputs, outputs
 from memcodec_cli.encoding import EncodingOptions
-from memcodec_cli.errors import FileErrors, display_name
+from memcodec_cli.errors import FileErrors
 from memcodec_cli.library import EncodingCodec
+from memcodec_cli.names import display_name
 from memcodec_cli.options import (
     EngineOptions,
     OutputOptions,

@@ -11,7 +11,8 @@ import click
 from memcodec import FormatError, container
 from memcodec.document.source import Source
 from memcodec.storage import remote
-from memcodec_cli.errors import STANDARD_STREAM, display_name, with_file_name
+from memcodec_cli.errors import with_file_name
+from memcodec_cli.names import STANDARD_STREAM, display_name
 
 EXTENSION = ".memz"
 

@@ -8,8 +8,9 @@ import click
 
 from memcodec.view.inspection import inspect_all
 from memcodec_cli import inputs, tokenmap
-from memcodec_cli.errors import FileErrors, display_name
+from memcodec_cli.errors import FileErrors
 from memcodec_cli.library import DecodingCodecs
+from memcodec_cli.names import display_name, print_line, result_name
 from memcodec_cli.options import ComputeOptions, DecodingModelOptions, QuietOptions, option, takes_options
 from memcodec_cli.outputs import Output
 from memcodec_cli.progress import ProgressBar
@@ -69,9 +70,9 @@ def inspect(
         named = [{"file": name} | facts for name, facts in files]
         click.echo(json.dumps(files[0][1] if single else named, indent=2))
     else:
-        titles = [[] if single else [display_name(name)] for name, _ in files]
+        titles = [[] if single else [result_name(name)] for name, _ in files]
         tables = ["\n".join(title + _table(facts)) for title, (_, facts) in zip(titles, files, strict=True)]
-        click.echo("\n\n".join(tables))
+        print_line("\n\n".join(tables))
     errors.exit_if_any(len(names))
 
 

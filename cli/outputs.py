@@ -15,8 +15,9 @@ import click
 from memcodec import MemcodecError, container
 from memcodec.storage import remote
 from memcodec.storage.write import replace
-from memcodec_cli.errors import STANDARD_STREAM, display_name, with_file_name
+from memcodec_cli.errors import with_file_name
 from memcodec_cli.inputs import EXTENSION, opened, read_containers
+from memcodec_cli.names import STANDARD_STREAM, display_name
 from memcodec_cli.options import OutputOptions
 
 _SPOOL_BYTES = 1 << 24  # results up to this size wait in memory until they are complete, larger ones on disk

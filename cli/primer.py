@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from memcodec_cli.errors import display_name
 from memcodec_cli.library import load_codec, read_primer
+from memcodec_cli.names import display_name
 from memcodec_cli.options import ComputeOptions, EncodingModelOptions, QuietOptions, option, takes_options
 from memcodec_cli.progress import ProgressBar
 from memcodec_cli.records import RecordOptions, read_records

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from memcodec_cli import inputs
-from memcodec_cli.errors import STANDARD_STREAM, display_name
+from memcodec_cli.names import STANDARD_STREAM, display_name
 from memcodec_cli.options import field_option, option
 
 Record = tuple[str, bytes]  # key ("" if there is none), document

@@ -7,8 +7,9 @@ import click
 
 from memcodec import MemcodecError, container
 from memcodec_cli import inputs
-from memcodec_cli.errors import describe, display_name, print_error
+from memcodec_cli.errors import describe, print_error
 from memcodec_cli.library import DecodingCodecs, decode
+from memcodec_cli.names import display_name, print_line, result_name
 from memcodec_cli.options import (
     DecodingModelOptions,
     EngineOptions,
@@ -59,7 +60,7 @@ def verify(
             print_error(describe(error) if isinstance(error, OSError) else f"{display_name(name)}: {error}")
             damaged = True
         else:
-            click.echo(f"{display_name(name)}: ok{result}")
+            print_line(f"{result_name(name)}: ok{result}")
     if damaged:
         sys.exit(1)
 
