@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import click
 
 from memcodec.storage.write import replace
-from memcodec_cli.library import load_codec, read_primer
+from memcodec_cli.errors import FileErrors
+from memcodec_cli.library import load_codec, open_archive, read_primer
 from memcodec_cli.names import display_name
 from memcodec_cli.options import (
     ComputeOptions,
@@ -132,11 +133,9 @@ def unpack(
       memcodec unpack messages.archive 17 18
       memcodec unpack notes.archive -o notes
     """
-    with ProgressBar(progress.quiet) as bar:
+    with ProgressBar(progress.quiet) as bar, FileErrors(several=False).caught(archive_name):
         bar.activity("loading")
-        from memcodec.files.archive import Archive
-
-        archive = Archive(archive_name, primer=read_primer(model.primer))
+        archive = open_archive(archive_name, read_primer(model.primer))
         archive.load(
             model.model, device=compute.device, threads=compute.threads, allow_download=model.allow_download,
             progress=bar.download,

@@ -16,7 +16,7 @@ from memcodec import MemcodecError, container
 from memcodec.storage import remote
 from memcodec.storage.write import replace
 from memcodec_cli.errors import with_file_name
-from memcodec_cli.inputs import EXTENSION, opened, read_containers
+from memcodec_cli.inputs import EXTENSION, has_own_name, opened, read_containers
 from memcodec_cli.names import STANDARD_STREAM, display_name
 from memcodec_cli.options import OutputOptions
 
@@ -70,6 +70,10 @@ class Output:
             return cls(None, options.force)
         if Path(name).is_dir():
             raise click.ClickException(f"{display_name(name)}: is a directory: use -r for the files in it")
+        if options.output is None and not remote.is_url(name) and not has_own_name(name):
+            raise click.UsageError(
+                f"{display_name(name)} is a pipe or a device: name the output with -o, or use -c for standard output"
+            )
         target = options.output or default
         if not target:
             raise click.UsageError(f"{display_name(name)} does not end in {EXTENSION}: name the output with -o")

@@ -1,0 +1,135 @@
+"""The command line with what is not a regular file: pipes, /dev/stdin, devices, files of the kernel, and tar."""
+
+import os
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+import memcodec
+from memcodec import Archive, Codec
+from memcodec.document.source import Source
+
+from .conftest import TEXT, Run
+from .test_cli import PROGRAM, RESULT, names, refused
+
+ORIGINAL = b"stored " * 400
+
+
+@pytest.fixture
+def fifo(run: Run) -> str:
+    """A named pipe in the folder of `run`."""
+    os.mkfifo("pipe")
+    return "pipe"
+
+
+def feed(name: str, data: bytes) -> None:
+    """Write to a named pipe, once, as soon as it is read."""
+    threading.Thread(target=Path(name).write_bytes, args=[data], daemon=True).start()
+
+
+@pytest.mark.parametrize(
+    ("args", "printed"),
+    [
+        (["decompress", "-c"], ORIGINAL),
+        (["decompress", "-o", "-"], ORIGINAL),
+        (["decompress", "-c", "--range", "7:6"], b"stored"),
+        (["decompress", "--salvage", "-c"], ORIGINAL),
+        (["cat"], ORIGINAL),
+        (["verify"], b"pipe: ok\n"),
+        (["verify", "--decode"], b"pipe: ok, decodes to 2,800 bytes\n"),
+        (["list"], b"2,800"),
+        (["inspect"], b"format version"),
+    ],
+    ids=str,
+)
+def test_every_reading_command_reads_pipes(run: Run, fifo: str, args: list[str], printed: bytes) -> None:
+    feed(fifo, RESULT)
+    done = run(*args, fifo)
+    assert done.exit_code == 0 and printed in done.stdout_bytes, done.stderr
+
+
+def test_archives_and_primers_are_read_from_pipes_and_standard_input(
+    run: Run, fifo: str, tiny: Codec, llama_folder: Path
+) -> None:
+    lines = TEXT.splitlines()
+    blob = Path(Archive.create("a", lines, codec=tiny)._path).read_bytes()
+    model = ("--model", llama_folder)
+    for args, printed in (
+        (["list"], "pipe: 2\n"), (["verify"], "3 documents\n"), (["verify", "--decode", *model], "decoded\n"),
+        (["unpack", "--lines", *model], TEXT),
+    ):  # fmt: skip
+        feed(fifo, blob)
+        assert run(*args, fifo).stdout.endswith(printed)
+    assert run("unpack", "-", "--lines", *model, stdin=blob).stdout == TEXT
+
+
+def test_records_and_primers_are_read_from_pipes(run: Run, fifo: str, llama_folder: Path) -> None:
+    Path("m").write_text("".join(f"user {i} signed in from port {i * 7 % 100}\n" for i in range(40)))
+    model = ("--model", llama_folder)
+    feed(fifo, Path("m").read_bytes())
+    assert run("primer", "train", fifo, "-o", "p", "--tokens", "60", *model).exit_code == 0
+    feed(fifo, Path("p").read_bytes())
+    assert run("primer", "show", fifo).stdout == run("primer", "show", "p").stdout
+    feed(fifo, Path("p").read_bytes())
+    assert run("compress", "m", "--primer", fifo, *model).exit_code == 0
+    feed(fifo, b'{"t": "x"}\n{"t": "y"}\n')
+    assert run("pack", fifo, "-o", "b", *model).exit_code == 0 and len(Archive("b")) == 2
+
+
+def test_the_output_is_not_named_after_a_pipe_or_device(run: Run, fifo: str) -> None:
+    for command in ("compress", "decompress"):
+        for name in (fifo, "/dev/stdin", "/dev/null"):
+            message = refused(run(command, name, stdin=RESULT), 2)
+            assert f"{name} is a pipe or a device: name the output with -o, or use -c" in message
+    feed(fifo, ORIGINAL)
+    blob = run("compress", fifo, "-c").stdout_bytes
+    assert memcodec.decode(blob) == ORIGINAL
+    feed(fifo, ORIGINAL)
+    assert run("compress", fifo, "-o", "b").exit_code == 0 and Path("b").read_bytes() == blob
+    assert names() == ["b", "pipe"]
+
+
+@pytest.mark.parametrize("name", ["<(cat a)", "/dev/stdin", "/dev/stdin < a", "- < a", "/dev/fd/3 3< a"])
+def test_what_the_shell_passes_is_read(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a").write_bytes(RESULT)
+    line = f"cat a | {' '.join(PROGRAM)} decompress -c {name}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, cwd=tmp_path, timeout=60)
+    assert (done.returncode, done.stdout) == (0, ORIGINAL), done.stderr
+
+
+# ---- devices, and files of the kernel
+
+
+@pytest.mark.parametrize("device", ["/dev/zero", "/dev/urandom", "/dev/full"])
+def test_a_device_without_an_end_is_refused(run: Run, device: str) -> None:
+    for args in (["compress", "-o", "x"], ["compress", "-c"], ["pack", "-o", "x"], ["bench"], ["primer", "show"]):
+        assert f"{device}: is a device, which may have no end: pipe as much" in refused(run(*args, device))
+    for command in ("decompress", "verify", "list", "inspect", "cat", "unpack"):
+        args = ["-o", "x"] if command == "decompress" else []
+        assert f"{device}: not a memcodec file" in refused(run(command, device, *args))
+    assert names() == []
+    with Path(device).open("rb") as file, pytest.raises(memcodec.EncodeError, match="may have no end"):
+        Source(file)
+
+
+def test_a_device_as_standard_input_is_refused(tmp_path: Path) -> None:
+    line = f"{' '.join(PROGRAM)} compress -c < /dev/zero"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, cwd=tmp_path, timeout=60)
+    assert done.returncode == 1 and done.stdout == b""
+    assert done.stderr.startswith(b"memcodec: error: standard input: is a device, which may have no end")
+
+
+def test_an_empty_device_is_an_empty_document(run: Run) -> None:
+    assert memcodec.decode(run("compress", "-c", "/dev/null").stdout_bytes) == b""
+
+
+@pytest.mark.parametrize("name", ["/proc/self/status", "/proc/version", "/sys/kernel/mm/transparent_hugepage/enabled"])
+def test_files_of_the_kernel_are_read_to_their_end(run: Run, name: str, llama_folder: Path) -> None:
+    """They tell 0 or 4096 as their size."""
+    if not Path(name).exists():
+        pytest.skip(f"no {name} here")
+    done = run("compress", "-c", name, "--model", llama_folder, "--memory-share", "0")
+    document = memcodec.decode(done.stdout_bytes, model=str(llama_folder))
+    assert document.split()[:1] == Path(name).read_bytes().split()[:1] and document.endswith(b"\n")
