@@ -3,17 +3,17 @@
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from memcodec.storage.write import replace
 from memcodec_cli.errors import FileErrors
 from memcodec_cli.library import load_codec, open_archive, read_primer
-from memcodec_cli.names import display_name
+from memcodec_cli.names import STANDARD_STREAM, display_name
 from memcodec_cli.options import (
     ComputeOptions,
     DecodingModelOptions,
@@ -23,11 +23,9 @@ from memcodec_cli.options import (
     option,
     takes_options,
 )
+from memcodec_cli.outputs import Output, is_special
 from memcodec_cli.progress import ProgressBar
 from memcodec_cli.records import Record, RecordOptions, read_records
-
-if TYPE_CHECKING:
-    from memcodec.files.archive import Archive
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,11 @@ class PackOptions:
     """Options of `pack` alone."""
 
     output: str = option(
-        "-o", "--output", required=True, metavar="ARCHIVE", help="Archive to create, or to extend with -a."
+        "-o",
+        "--output",
+        required=True,
+        metavar="ARCHIVE",
+        help="Archive to create, or to extend with -a; - is standard output.",
     )
     append: bool = option("-a", "--append", is_flag=True, help="Append to an existing archive.")
     force: bool = option("-f", "--force", is_flag=True, help="Overwrite an existing archive.")
@@ -68,20 +70,25 @@ def pack(
     keys = [key for key, _ in documents if key]
     if keys and len(keys) != len(documents):
         raise click.ClickException("some documents have keys and others do not: use --key, or directories only")
-    target = Path(options.output)
-    if target.exists() and not (options.append or options.force):
-        raise click.ClickException(f"{display_name(options.output)} exists: overwrite it with -f, or add to it with -a")
+    target = Output.named(options.output, options.force)
+    if options.append:
+        if target.path is None or is_special(target.path):
+            raise click.UsageError("-a is for an ARCHIVE that is a file")
+    elif target.path is not None and target.path.is_file() and not options.force:
+        raise click.ClickException(f"{target.name} exists: overwrite it with -f, or add to it with -a")
+    else:
+        target.check(binary=True)
     with ProgressBar(progress.quiet) as bar:
-        archive = _write_archive(target, documents, options, model, compute, bar)
+        count, size = _write_archive(target, documents, options, model, compute, bar)
     if not progress.quiet:
-        size = target.stat().st_size
-        click.echo(f"{display_name(options.output)}: {len(archive):,} documents, {size:,} bytes", err=True)
+        click.echo(f"{target.name}: {count:,} documents, {size:,} bytes", err=True)
 
 
 def _write_archive(
-    target: Path, records: list[Record], options: PackOptions, model: PrimedModelOptions, compute: ComputeOptions,
+    target: Output, records: list[Record], options: PackOptions, model: PrimedModelOptions, compute: ComputeOptions,
     bar: ProgressBar,
-) -> "Archive":  # fmt: skip
+) -> tuple[int, int]:  # fmt: skip
+    """Write or extend an archive, and return the number of its documents and bytes."""
     bar.activity("loading")
     from memcodec.files.archive import Archive
 
@@ -90,14 +97,18 @@ def _write_archive(
     documents, keys = [document for _, document in records], [key for key, _ in records if key]
     progress = bar.document(sum(len(document) for document in documents), "fit")
     if options.append:
-        archive = Archive(target, codec, primer)
+        assert target.path is not None
+        archive = Archive(target.path, codec, primer)
         archive.batch = compute.batch
         archive.append(documents, keys, verify=not options.no_verify, progress=progress)
-        return archive
-    return Archive.create(
-        target, documents, keys, codec=codec, primer=primer, with_primer=not options.no_primer_inside,
-        batch=compute.batch, verify=not options.no_verify, overwrite=True, progress=progress,
-    )  # fmt: skip
+        return len(archive), target.path.stat().st_size
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "archive"
+        archive = Archive.create(
+            path, documents, keys, codec=codec, primer=primer, with_primer=not options.no_primer_inside,
+            batch=compute.batch, verify=not options.no_verify, progress=progress,
+        )  # fmt: skip
+        return len(archive), target.write([path.read_bytes()])
 
 
 @dataclass(frozen=True)
@@ -108,7 +119,7 @@ class UnpackOptions:
         "-o",
         "--output",
         metavar="DIR",
-        help="Directory for the documents, one file each.  [default: JSON lines on standard output]",
+        help="Directory for the documents, one file each.  [default: JSON lines on standard output, as with -]",
     )
     lines: bool = option(
         "--lines", is_flag=True, help="Write each document as a line of text, without its key, instead of JSON."
@@ -147,7 +158,7 @@ def unpack(
     names = keys or [f"{number:0{digits}}" for number in range(len(archive))]
     documents: Iterator[bytes] = iter(archive.read(numbers)) if selection else iter(archive)
     for number, document in zip(numbers, documents, strict=True):
-        if options.output is not None:
+        if options.output not in (None, STANDARD_STREAM):
             _write_document(Path(options.output), names[number], document)
         elif options.lines:
             sys.stdout.buffer.write(document + b"\n")

@@ -12,7 +12,7 @@ from memcodec_cli.errors import FileErrors
 from memcodec_cli.library import DecodingCodecs
 from memcodec_cli.names import display_name, print_line, result_name
 from memcodec_cli.options import ComputeOptions, DecodingModelOptions, QuietOptions, option, takes_options
-from memcodec_cli.outputs import Output
+from memcodec_cli.outputs import Output, check_streams
 from memcodec_cli.progress import ProgressBar
 
 
@@ -29,7 +29,8 @@ class InspectOptions:
     html: str | None = option(
         "--html",
         metavar="OUT",
-        help="Decode a single FILE, and write an HTML page that shows its tokens and sizes.  [default: no page]",
+        help="Decode a single FILE, and write an HTML page that shows its tokens and sizes; - is standard "
+        "output.  [default: no page]",
     )
     force: bool = option("-f", "--force", is_flag=True, help="Overwrite an existing page.")
 
@@ -57,6 +58,8 @@ def inspect(
         if options.as_json or (options.html is not None and len(names) > 1):
             raise click.UsageError("--tokens and --html cannot be used with --json; --html is for a single FILE")
         page = Output.named(options.html, options.force) if options.html is not None else None
+        if options.tokens:
+            check_streams(Output(None, force=True), page)
         codecs = DecodingCodecs(model, compute)
         _show_tokens(names, options.tokens, page, codecs, ProgressBar(progress.quiet))
         return

@@ -94,6 +94,11 @@ class Output:
         return cls(None, force, None, name) if remote.is_url(name) else cls(Path(name), force)
 
     @property
+    def name(self) -> str:
+        """The name of the output as messages show it."""
+        return display_name(self.url or str(self.path)) if self.url or self.path is not None else "standard output"
+
+    @property
     def side_file(self) -> Path:
         """The file next to the output in which --resume keeps finished work."""
         assert self.path is not None
@@ -167,8 +172,7 @@ class Output:
         path = self.path
         exists = remote.exists(self.url) if self.url else path is not None and path.exists() and not is_special(path)
         if exists:
-            name = display_name(self.url or str(path))
-            raise click.ClickException(f"{name} exists: overwrite it with -f, or name another output")
+            raise click.ClickException(f"{self.name} exists: overwrite it with -f, or name another output")
 
 
 class DistinctOutputs:
@@ -204,6 +208,12 @@ def remove_input(name: str, output: Output) -> None:
     ):  # fmt: skip
         raise click.ClickException(f"{display_name(name)}: not removed, because it changed while it was read")
     path.unlink()
+
+
+def check_streams(first: Output, second: Output | None) -> None:
+    """Raise UsageError if two outputs of a command are both standard output."""
+    if second is not None and not (first.path or first.url or second.path or second.url):
+        raise click.UsageError("only one output can be standard output: name the other")
 
 
 def is_special(path: Path) -> bool:

@@ -1,5 +1,6 @@
 """The command line with what is not a regular file: pipes, /dev/stdin, devices, files of the kernel, and tar."""
 
+import json
 import os
 import subprocess
 import threading
@@ -133,3 +134,37 @@ def test_files_of_the_kernel_are_read_to_their_end(run: Run, name: str, llama_fo
     done = run("compress", "-c", name, "--model", llama_folder, "--memory-share", "0")
     document = memcodec.decode(done.stdout_bytes, model=str(llama_folder))
     assert document.split()[:1] == Path(name).read_bytes().split()[:1] and document.endswith(b"\n")
+
+
+# ---- outputs that are not files
+
+
+def test_every_output_can_be_standard_output(run: Run, tiny: Codec, llama_folder: Path) -> None:
+    model = ("--model", llama_folder)
+    Path("m").write_text("".join(f"user {i} signed in from port {i * 7 % 100}\n" for i in range(40)))
+    Path("x").write_bytes(RESULT)
+    before = [*names()]
+    done = run("pack", "m", "-o", "-", *model)
+    assert done.stderr.startswith("standard output: 40 documents, ")
+    assert run("unpack", "-", "-o", "-", "--lines", *model, stdin=done.stdout_bytes).stdout == Path("m").read_text()
+    primer = run("primer", "train", "m", "-o", "-", "--tokens", "60", *model)
+    assert primer.stderr.startswith("standard output: ") and primer.stdout_bytes[8:9] == b"{"
+    assert run("inspect", "x", "--html", "-").stdout.lower().startswith("<!doctype html>")
+    assert json.loads(run("decompress", "x", "--salvage", "-o", "y", "--report", "-").stdout)["lost"] == []
+    assert names() == [*before, "y"]
+    for args in (
+        ["decompress", "x", "--salvage", "-c", "--report", "-"], ["compress", "m", "-c", "--report", "-"],
+        ["inspect", "x", "--tokens", "--html", "-"],
+    ):  # fmt: skip
+        assert "only one output can be standard output" in refused(run(*args), 2)
+
+
+def test_devices_stay_devices_and_missing_folders_are_refused_before_the_work(run: Run, llama_folder: Path) -> None:
+    Path("m").write_text("one\ntwo\n")
+    os.mkfifo("pipe")
+    for command in (["pack", "m"], ["primer", "train", "m"]):
+        assert "none: no such file or directory" in refused(run(*command, "-o", "none/x"))
+    assert run("pack", "m", "-o", "/dev/null", "--model", llama_folder).exit_code == 0
+    assert Path("/dev/null").is_char_device()
+    for name in ("-", "/dev/null", "pipe"):
+        assert "-a is for an ARCHIVE that is a file" in refused(run("pack", "m", "-a", "-o", name), 2)
