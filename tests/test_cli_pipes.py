@@ -11,9 +11,12 @@ import pytest
 import memcodec
 from memcodec import Archive, Codec
 from memcodec.document.source import Source
+from memcodec_cli.program import main
 
 from .conftest import TEXT, Run
 from .test_cli import PROGRAM, RESULT, names, refused
+from .test_cli_names import on_a_terminal
+from .test_docs import blocks
 
 ORIGINAL = b"stored " * 400
 
@@ -168,3 +171,75 @@ def test_devices_stay_devices_and_missing_folders_are_refused_before_the_work(ru
     assert Path("/dev/null").is_char_device()
     for name in ("-", "/dev/null", "pipe"):
         assert "-a is for an ARCHIVE that is a file" in refused(run("pack", "m", "-a", "-o", name), 2)
+
+
+# ---- as tar and gzip start it
+
+
+@pytest.fixture
+def path_with_memcodec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llama_folder: Path) -> None:
+    """A program `memcodec` on the path, with a tiny model as its default, in an empty folder."""
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin" / "memcodec"
+    program.write_text(f'#!/bin/sh\nexec {" ".join(PROGRAM)} "$@"\n')
+    program.chmod(0o755)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("MEMCODEC_MODEL", str(llama_folder))
+
+
+@pytest.mark.usefixtures("path_with_memcodec")
+def test_the_recipe_for_tar_runs() -> None:
+    (recipe,) = blocks("docs/cookbook.md", "sh")
+    done = subprocess.run(["bash", "-ec", recipe], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert Path("letters.tar.memz").read_bytes()[8:9] == b"{"
+
+
+@pytest.mark.usefixtures("path_with_memcodec")
+@pytest.mark.parametrize("program", ["-I memcodec", "--use-compress-program=memcodec", "-I 'memcodec -1'"])
+def test_tar_compresses_and_decompresses(program: str) -> None:
+    Path("in").mkdir()
+    Path("in/noise").write_bytes(bytes(range(256)) * 99)
+    line = f"tar {program} -cf a.tar.memz in; tar {program} -xOf a.tar.memz in/noise"
+    done = subprocess.run(["bash", "-ec", line], capture_output=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, Path("in/noise").read_bytes(), b"")
+
+
+@pytest.mark.parametrize("args", [[], ["-c"], ["-k"], ["-1"], ["-9c"], ["--keep"], ["-qc", "-"]])
+def test_without_a_command_compresses_and_d_decompresses(run: Run, args: list[str]) -> None:
+    blob = run(*args, stdin=ORIGINAL).stdout_bytes
+    assert memcodec.decode(blob) == ORIGINAL
+    for args_again in ([*args, "-d"], ["-d", *args], ["-d"]):
+        assert run(*args_again, stdin=blob).stdout_bytes == ORIGINAL
+
+
+@pytest.mark.parametrize(
+    ("args", "command"),
+    [
+        ("-k a", "compress -k a"),
+        ("-o d a", "compress -o d a"),
+        ("-od a", "compress -od a"),
+        ("-T2 -dkc a", "decompress -T2 -k -c a"),
+        ("--memory-share 0 --context=max -9 -d a", "decompress a"),
+        ("--primer p -T 3 -tkv a", "verify --decode --primer p -T 3 a"),
+        ("-lv a", "list a"),
+        ("-c -- -d", "compress -c -- -d"),
+        ("-dt a", "verify --decode a"),
+        ("-t --rm a", "verify --decode --rm a"),
+        ("-x a", "compress -x a"),
+    ],
+)
+def test_options_without_a_command_find_it(args: str, command: str) -> None:
+    assert main.with_command(args.split()) == command.split()
+
+
+def test_without_arguments_at_a_terminal_prints_the_help() -> None:
+    assert "[OPTIONS] COMMAND [ARGS]..." in on_a_terminal()
+
+
+def test_options_of_the_program_itself_still_work(run: Run) -> None:
+    for option in ("--version", "--help", "-h"):
+        assert run(option).exit_code == 0
+    assert "No such option" in refused(run("--nonsense"), 2)
