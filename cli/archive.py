@@ -59,7 +59,7 @@ def pack(
     """Compress many short documents into one ARCHIVE, from which each can be read alone.
 
     FILE is a directory (each file is a document, its path the key), JSON lines (.jsonl), CSV (.csv), or text (each
-    line is a document).
+    line is a document; with --field or --key, each line is JSON).
 
     \b
     Examples:
@@ -67,9 +67,7 @@ def pack(
       memcodec pack messages.jsonl --field text --key id -o messages.archive
     """
     documents = [record for name in names for record in read_records(name, records.field, records.key)]
-    keys = [key for key, _ in documents if key]
-    if keys and len(keys) != len(documents):
-        raise click.ClickException("some documents have keys and others do not: use --key, or directories only")
+    _check_records(documents)
     target = Output.named(options.output, options.force)
     if options.append:
         if target.path is None or is_special(target.path):
@@ -84,6 +82,31 @@ def pack(
         click.echo(f"{target.name}: {count:,} documents, {size:,} bytes", err=True)
 
 
+def _check_records(records: list[Record]) -> None:
+    """Raise ClickException, with the place of the record, for documents and keys that an archive cannot have."""
+    from memcodec.files.archive import MAX_DOCUMENT_BYTES
+
+    seen: dict[str, str] = {}
+    with_key = next((record for record in records if record.key), None)
+    for record in records:
+        if with_key is not None and not record.key:
+            raise click.ClickException(
+                f"{record.where}: it has no key, but {with_key.where} has one: use --key, or directories only"
+            )
+        if record.key in seen and record.key:
+            raise click.ClickException(
+                f"{record.where}: its key {record.key!r} is also that of {seen[record.key]}: give each its own"
+            )
+        if "\0" in record.key:
+            raise click.ClickException(f"{record.where}: its key {record.key!r} contains NUL")
+        if len(record.document) > MAX_DOCUMENT_BYTES:
+            raise click.ClickException(
+                f"{record.where}: it has {len(record.document):,} bytes, and documents of an archive at most "
+                f"{MAX_DOCUMENT_BYTES:,}: compress it alone"
+            )
+        seen[record.key] = record.where
+
+
 def _write_archive(
     target: Output, records: list[Record], options: PackOptions, model: PrimedModelOptions, compute: ComputeOptions,
     bar: ProgressBar,
@@ -94,7 +117,7 @@ def _write_archive(
 
     codec = load_codec(model.model, compute, bar)
     primer = read_primer(model.primer)
-    documents, keys = [document for _, document in records], [key for key, _ in records if key]
+    documents, keys = [record.document for record in records], [record.key for record in records if record.key]
     progress = bar.document(sum(len(document) for document in documents), "fit")
     if options.append:
         assert target.path is not None

@@ -80,7 +80,7 @@ def field_option() -> Any:
         "--field",
         metavar="NAME",
         help="Field of a JSON line, or column of a CSV file, that holds the document.  [default: the whole JSON line; "
-        "required for CSV]",
+        "the only column of a CSV file besides the key]",
     )
 
 

@@ -47,15 +47,20 @@ def train(
 ) -> None:  # fmt: skip
     """Choose, from the messages in each FILE, those that help most as context for similar messages.
 
-    FILE is JSON lines (.jsonl), CSV (.csv), a directory, or text (each line is a message). Up to a quarter of the
-    messages, 50 at most, are not used for training; the average size in bytes of these, without the primer and with
-    it, is printed.
+    FILE is JSON lines (.jsonl), CSV (.csv), a directory, or text (each line is a message; with --field, each
+    line is JSON). Up to a quarter of the messages, 50 at most, are not used for training; the average size in bytes
+    of these, without the primer and with it, is printed.
 
     \b
     Example:
       memcodec primer train messages.jsonl --field text -o messages.primer
     """
-    messages = [data for name in names for _, data in read_records(name, records.field, records.key) if data]
+    messages = [
+        record.document
+        for name in names
+        for record in read_records(name, records.field, records.key)
+        if record.document
+    ]
     target = Output.named(options.output, options.force)
     target.check(binary=True)
     random.Random(1).shuffle(messages)
