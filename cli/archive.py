@@ -27,6 +27,9 @@ from memcodec_cli.outputs import Output, is_special
 from memcodec_cli.progress import ProgressBar
 from memcodec_cli.records import Record, RecordOptions, read_records
 
+_MAX_NAME_BYTES = 255  # of a file, in every usual file system
+_READ_WITHOUT_O = "nothing was written; read it without -o"
+
 
 @dataclass(frozen=True)
 class PackOptions:
@@ -179,10 +182,14 @@ def unpack(
         numbers = [_number(archive_name, key, keys, len(archive)) for key in selection] or list(range(len(archive)))
     digits = len(str(len(archive)))
     names = keys or [f"{number:0{digits}}" for number in range(len(archive))]
+    targets: list[Path] = []
+    if options.output is not None and options.output != STANDARD_STREAM:
+        targets = _find_targets(Path(options.output), [names[number] for number in numbers])
     documents: Iterator[bytes] = iter(archive.read(numbers)) if selection else iter(archive)
-    for number, document in zip(numbers, documents, strict=True):
-        if options.output not in (None, STANDARD_STREAM):
-            _write_document(Path(options.output), names[number], document)
+    for place, (number, document) in enumerate(zip(numbers, documents, strict=True)):
+        if targets:
+            targets[place].parent.mkdir(parents=True, exist_ok=True)
+            replace(targets[place], [document])
         elif options.lines:
             sys.stdout.buffer.write(document + b"\n")
         else:
@@ -203,19 +210,45 @@ def _to_json(key: str | None, document: bytes) -> str:
     return json.dumps(text if key is None else {"key": key, "text": text})
 
 
-def _write_document(directory: Path, key: str, document: bytes) -> None:
-    """Write a document under its key. Raises ClickException if the key leads out of the directory."""
+def _find_targets(directory: Path, keys: list[str]) -> list[Path]:
+    """The files of the documents with these keys. Raises ClickException for those that could not all be written."""
+    targets: dict[Path, str] = {}  # with their keys
+    for key in keys:
+        target = _target(directory, key)
+        if target in targets:
+            raise click.ClickException(
+                f"the keys {targets[target]!r} and {key!r} name the same file: {_READ_WITHOUT_O}"
+            )
+        if any(len(os.fsencode(part)) > _MAX_NAME_BYTES for part in target.parts):
+            raise click.ClickException(f"the key {key!r} is too long for the name of a file: {_READ_WITHOUT_O}")
+        if target.exists():
+            raise click.ClickException(f"{display_name(str(directory / key))} exists: unpack into another directory")
+        targets[target] = key
+    for target, key in targets.items():
+        for folder in target.parents:
+            if folder in targets:
+                raise click.ClickException(
+                    f"the key {key!r} needs a folder where the key {targets[folder]!r} is a file: {_READ_WITHOUT_O}"
+                )
+            if folder.exists():
+                if not folder.is_dir():
+                    raise click.ClickException(
+                        f"{display_name(str(folder))} is not a folder: unpack into another directory"
+                    )
+                break
+    return list(targets)
+
+
+def _target(directory: Path, key: str) -> Path:
+    """The file of a document. Raises ClickException if its key leads out of the directory."""
+    inside = directory.resolve()
     try:
         os.fsencode(key)
-        is_inside = "\0" not in key and (directory / key).resolve().is_relative_to(directory.resolve())
+        target = None if "\0" in key else (inside / key).resolve()
     except (ValueError, OSError, RuntimeError):
-        is_inside = False
-    if not is_inside or key in ("", "."):
+        target = None
+    if target is None or inside not in target.parents:
         raise click.ClickException(
-            f"{key!r}: not written, because this key leads out of {display_name(str(directory))}: read it without -o"
+            f"{key!r}: not written, because this key leads out of {display_name(str(directory))}: {_READ_WITHOUT_O}"
         )
-    target = directory / key
-    if target.exists():
-        raise click.ClickException(f"{display_name(str(target))} exists: unpack into another directory")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    replace(target, [document])
+    return target

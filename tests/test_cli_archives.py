@@ -184,3 +184,25 @@ def test_a_key_that_the_archive_has_already_is_named(run: Run, tiny_name: str, t
     Path("m.jsonl").write_text('{"id": "l"}\n')
     message = refused(run("pack", "m.jsonl", "-a", "-o", "a", "--key", "id", "--model", tiny_name))
     assert "documents 1 and 2 have the same key 'l': give each its own" in message
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["d", "d/e"], "the key 'd/e' needs a folder where the key 'd' is a file"),
+        (["d/e/f", "d"], "the key 'd/e/f' needs a folder where the key 'd' is a file"),
+        (["a", "./a"], "the keys 'a' and './a' name the same file"),
+        (["a", "b/../a"], "the keys 'a' and 'b/../a' name the same file"),
+        (["a", "../a"], "'../a': not written, because this key leads out of out"),
+        (["a", "x" * 256], "is too long for the name of a file"),
+        (["a", "there"], "out/there exists: unpack into another directory"),
+        (["a", "there/b"], "out/there is not a folder: unpack into another directory"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_unpack_writes_all_or_nothing(run: Run, tiny_name: str, tiny: Codec, keys: list[str], message: str) -> None:
+    Path("out").mkdir()
+    Path("out/there").write_text("before")
+    Archive.create("x", [b"x", b"y"], keys, codec=tiny)
+    assert message in refused(run("unpack", "x", "-o", "out", "--model", tiny_name))
+    assert [path.name for path in Path("out").rglob("*")] == ["there"]
