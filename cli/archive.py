@@ -124,9 +124,10 @@ def _write_archive(
     progress = bar.document(sum(len(document) for document in documents), "fit")
     if options.append:
         assert target.path is not None
-        archive = Archive(target.path, codec, primer)
-        archive.batch = compute.batch
-        archive.append(documents, keys, verify=not options.no_verify, progress=progress)
+        with FileErrors(several=False).caught(options.output):
+            archive = Archive(target.path, codec, primer)
+            archive.batch = compute.batch
+            archive.append(documents, keys, verify=not options.no_verify, progress=progress)
         return len(archive), target.path.stat().st_size
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "archive"

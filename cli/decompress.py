@@ -191,6 +191,11 @@ def _salvage(
     if page is not None:
         outputs.check_streams(target, page)
         page.check(binary=False)
+    with FileErrors(several=False).caught(name):
+        _write_undamaged(name, target, page, codecs, bar)
+
+
+def _write_undamaged(name: str, target: Output, page: Output | None, codecs: DecodingCodecs, bar: ProgressBar) -> None:
     blob = inputs.read_compressed(name)
     parsed = container.unpack(blob, damaged=True)
     lost: list[dict[str, Any]] = []

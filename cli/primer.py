@@ -89,6 +89,7 @@ def train(
 
 @primer.command()
 @click.argument("name", metavar="P")
+@takes_options
 def show(name: str) -> None:
     """Print the text of the primer file P."""
     shown = read_primer(name)

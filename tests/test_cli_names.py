@@ -83,3 +83,43 @@ def test_folders_are_named_in_one_line_and_without_escape_sequences(run: Run, ar
     Path(HOSTILE).mkdir()
     message = refused(run(*args, HOSTILE, stdin=b"x"))
     assert QUOTED in message and message[:-1].isprintable()
+
+
+@pytest.mark.parametrize(
+    ("args", "shown"),
+    [
+        ([*args, name], shown)
+        for name in [""]
+        for args, shown in (
+            (["compress"], "FILE"), (["compress", "a"], "FILE"), (["decompress"], "FILE"), (["cat"], "FILE"),
+            (["verify"], "FILE"), (["list"], "FILE"), (["inspect"], "FILE"), (["bench"], "PATH"),
+            (["unpack"], "ARCHIVE"), (["primer", "show"], "P"), (["compress", "a", "-o"], "--output"),
+            (["compress", "a", "--output-dir"], "--output-dir"), (["compress", "a", "--primer"], "--primer"),
+            (["compress", "a", "--report"], "--report"), (["inspect", "a", "--html"], "--html"),
+            (["pack", "-o", "b"], "FILE"), (["pack", "a", "-o"], "--output"), (["primer", "train", "a", "-o"], "--output"),
+            (["unpack", "a", "-o"], "--output"), (["bench", "--messages"], "--messages"),
+            (["compress", "a", "--model"], "--model"),
+        )
+    ],
+)  # fmt: skip
+def test_an_empty_name_is_wrong_usage(run: Run, args: list[str], shown: str) -> None:
+    """As from a variable of the shell that is not set: it was taken for the current folder, or for no option at all."""
+    Path("a").write_bytes(RESULT)
+    assert refused(run(*args), 2).startswith(f"memcodec: error: {shown}: the name is empty (see memcodec ")
+
+
+def test_damaged_files_are_named_by_every_command(run: Run, llama_folder: Path, tiny: Codec) -> None:
+    Path("bad").write_bytes(RESULT[:100])
+    Archive.create("b", [b"x"], codec=tiny)
+    Path("archive").write_bytes(Path("b").read_bytes()[:-3])
+    Path("m").write_text("x\n")
+    model = ("--model", llama_folder)
+    for args in (
+        ["decompress", "--salvage", "bad", "-c"], ["decompress", "bad", "-c"], ["cat", "bad"], ["verify", "bad"],
+        ["list", "bad"], ["inspect", "bad"], ["inspect", "--tokens", "bad"], ["unpack", "bad"], ["unpack", "archive"],
+        ["verify", "archive"], ["list", "archive"], ["pack", "m", "-a", "-o", "archive", *model], ["primer", "show", "bad"],
+        ["compress", "m", "-c", "--primer", "bad"], ["pack", "m", "-a", "-o", "none", *model],
+    ):  # fmt: skip
+        name = next(name for name in ("bad", "archive", "none") if name in args)
+        done = run(*args)
+        assert done.exit_code == 1 and done.stderr.startswith(f"memcodec: error: {name}: "), (args, done.stderr)

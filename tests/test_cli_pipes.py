@@ -58,7 +58,8 @@ def test_archives_and_primers_are_read_from_pipes_and_standard_input(
     run: Run, fifo: str, tiny: Codec, llama_folder: Path
 ) -> None:
     lines = TEXT.splitlines()
-    blob = Path(Archive.create("a", lines, codec=tiny)._path).read_bytes()
+    Archive.create("a", lines, codec=tiny)
+    blob = Path("a").read_bytes()
     model = ("--model", llama_folder)
     for args, printed in (
         (["list"], "pipe: 2\n"), (["verify"], "3 documents\n"), (["verify", "--decode", *model], "decoded\n"),
