@@ -96,8 +96,8 @@ def test_folders_are_named_in_one_line_and_without_escape_sequences(run: Run, ar
             (["unpack"], "ARCHIVE"), (["primer", "show"], "P"), (["compress", "a", "-o"], "--output"),
             (["compress", "a", "--output-dir"], "--output-dir"), (["compress", "a", "--primer"], "--primer"),
             (["compress", "a", "--report"], "--report"), (["inspect", "a", "--html"], "--html"),
-            (["pack", "-o", "b"], "FILE"), (["pack", "a", "-o"], "--output"), (["primer", "train", "a", "-o"], "--output"),
-            (["unpack", "a", "-o"], "--output"), (["bench", "--messages"], "--messages"),
+            (["pack", "-o", "b"], "FILE"), (["pack", "a", "-o"], "--output"), (["unpack", "a", "-o"], "--output"),
+            (["primer", "train", "a", "-o"], "--output"), (["bench", "--messages"], "--messages"),
             (["compress", "a", "--model"], "--model"),
         )
     ],
@@ -117,7 +117,8 @@ def test_damaged_files_are_named_by_every_command(run: Run, llama_folder: Path, 
     for args in (
         ["decompress", "--salvage", "bad", "-c"], ["decompress", "bad", "-c"], ["cat", "bad"], ["verify", "bad"],
         ["list", "bad"], ["inspect", "bad"], ["inspect", "--tokens", "bad"], ["unpack", "bad"], ["unpack", "archive"],
-        ["verify", "archive"], ["list", "archive"], ["pack", "m", "-a", "-o", "archive", *model], ["primer", "show", "bad"],
+        ["verify", "archive"], ["list", "archive"], ["pack", "m", "-a", "-o", "archive", *model],
+        ["primer", "show", "bad"],
         ["compress", "m", "-c", "--primer", "bad"], ["pack", "m", "-a", "-o", "none", *model],
     ):  # fmt: skip
         name = next(name for name in ("bad", "archive", "none") if name in args)
