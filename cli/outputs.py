@@ -108,6 +108,8 @@ class Output:
         """Whether the output exists already and is the file `name`, compressed. Raises OSError."""
         if self.path is None or not self.path.is_file():
             return False
+        if not remote.is_url(name) and not Path(name).is_file():  # standard input or a pipe: it can be read only once
+            return False
         try:
             (parsed,) = read_containers(str(self.path))
         except (MemcodecError, ValueError):

@@ -47,7 +47,11 @@ class Program(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Accept arguments as gzip and tar give them: options without a command, or nothing at all."""
-        if not args and not any(stream is None or stream.isatty() for stream in (sys.stdin, sys.stdout)):
+        if (
+            not args
+            and not ctx.resilient_parsing
+            and not any(stream is None or stream.isatty() for stream in (sys.stdin, sys.stdout))
+        ):
             args = ["compress"]
         elif args and args[0].startswith("-") and args[0] not in (*ctx.help_option_names, "--version"):
             args = self.with_command(args)

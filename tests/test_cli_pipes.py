@@ -19,6 +19,7 @@ from .test_cli_names import on_a_terminal
 from .test_docs import blocks
 
 ORIGINAL = b"stored " * 400
+NOISE = bytes(range(256)) * 3
 
 
 @pytest.fixture
@@ -94,6 +95,26 @@ def test_the_output_is_not_named_after_a_pipe_or_device(run: Run, fifo: str) -> 
     feed(fifo, ORIGINAL)
     assert run("compress", fifo, "-o", "b").exit_code == 0 and Path("b").read_bytes() == blob
     assert names() == ["b", "pipe"]
+
+
+@pytest.mark.parametrize("name", ["-", "pipe"])
+def test_resume_does_not_read_a_pipe_twice(run: Run, fifo: str, name: str) -> None:
+    """It was read to compare it with the output, and then it was empty."""
+    Path("x").write_bytes(RESULT)
+    feed(fifo, NOISE)
+    assert run("compress", "--resume", "-f", name, "-o", "x", stdin=NOISE).exit_code == 0
+    assert memcodec.decode(Path("x").read_bytes()) == NOISE
+    if name == "-":
+        Path(fifo).read_bytes()  # lets the thread end
+
+
+def test_archives_are_read_from_urls(run: Run, llama_folder: Path) -> None:
+    Path("m").write_text("one\ntwo\n")
+    model = ("--model", llama_folder)
+    assert run("pack", "m", "-o", "memory://pipes/a", *model).stderr.startswith("memory://pipes/a: 2 documents, ")
+    assert run("unpack", "memory://pipes/a", "--lines", *model).stdout == "one\ntwo\n"
+    assert run("verify", "memory://pipes/a").stdout == "memory://pipes/a: ok, an archive of 2 documents\n"
+    assert run("list", "memory://pipes/a").stdout.count("memory://pipes/a: ") == 2
 
 
 @pytest.mark.parametrize("name", ["<(cat a)", "/dev/stdin", "/dev/stdin < a", "- < a", "/dev/fd/3 3< a"])
