@@ -3,16 +3,17 @@
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from memcodec.storage.write import replace
-from memcodec_cli.errors import display_name
-from memcodec_cli.library import load_codec, read_primer
+from memcodec_cli.errors import FileErrors
+from memcodec_cli.library import load_codec, open_archive, read_primer
+from memcodec_cli.names import STANDARD_STREAM, display_name
 from memcodec_cli.options import (
     ComputeOptions,
     DecodingModelOptions,
@@ -22,11 +23,12 @@ from memcodec_cli.options import (
     option,
     takes_options,
 )
+from memcodec_cli.outputs import Output, is_special
 from memcodec_cli.progress import ProgressBar
 from memcodec_cli.records import Record, RecordOptions, read_records
 
-if TYPE_CHECKING:
-    from memcodec.files.archive import Archive
+_MAX_NAME_BYTES = 255  # of a file, in every usual file system
+_READ_WITHOUT_O = "nothing was written; read it without -o"
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,11 @@ class PackOptions:
     """Options of `pack` alone."""
 
     output: str = option(
-        "-o", "--output", required=True, metavar="ARCHIVE", help="Archive to create, or to extend with -a."
+        "-o",
+        "--output",
+        required=True,
+        metavar="ARCHIVE",
+        help="Archive to create, or to extend with -a; - is standard output.",
     )
     append: bool = option("-a", "--append", is_flag=True, help="Append to an existing archive.")
     force: bool = option("-f", "--force", is_flag=True, help="Overwrite an existing archive.")
@@ -56,7 +62,7 @@ def pack(
     """Compress many short documents into one ARCHIVE, from which each can be read alone.
 
     FILE is a directory (each file is a document, its path the key), JSON lines (.jsonl), CSV (.csv), or text (each
-    line is a document).
+    line is a document; with --field or --key, each line is JSON).
 
     \b
     Examples:
@@ -64,39 +70,72 @@ def pack(
       memcodec pack messages.jsonl --field text --key id -o messages.archive
     """
     documents = [record for name in names for record in read_records(name, records.field, records.key)]
-    keys = [key for key, _ in documents if key]
-    if keys and len(keys) != len(documents):
-        raise click.ClickException("some documents have keys and others do not: use --key, or directories only")
-    target = Path(options.output)
-    if target.exists() and not (options.append or options.force):
-        raise click.ClickException(f"{display_name(options.output)} exists: overwrite it with -f, or add to it with -a")
+    _check_records(documents)
+    target = Output.named(options.output, options.force)
+    if options.append:
+        if target.path is None or is_special(target.path):
+            raise click.UsageError("-a is for an ARCHIVE that is a file")
+    elif target.path is not None and target.path.is_file() and not options.force:
+        raise click.ClickException(f"{target.name} exists: overwrite it with -f, or add to it with -a")
+    else:
+        target.check(binary=True)
     with ProgressBar(progress.quiet) as bar:
-        archive = _write_archive(target, documents, options, model, compute, bar)
+        count, size = _write_archive(target, documents, options, model, compute, bar)
     if not progress.quiet:
-        size = target.stat().st_size
-        click.echo(f"{display_name(options.output)}: {len(archive):,} documents, {size:,} bytes", err=True)
+        click.echo(f"{target.name}: {count:,} documents, {size:,} bytes", err=True)
+
+
+def _check_records(records: list[Record]) -> None:
+    """Raise ClickException, with the place of the record, for documents and keys that an archive cannot have."""
+    from memcodec.files.archive import MAX_DOCUMENT_BYTES
+
+    seen: dict[str, str] = {}
+    with_key = next((record for record in records if record.key), None)
+    for record in records:
+        if with_key is not None and not record.key:
+            raise click.ClickException(
+                f"{record.where}: it has no key, but {with_key.where} has one: use --key, or directories only"
+            )
+        if record.key in seen and record.key:
+            raise click.ClickException(
+                f"{record.where}: its key {record.key!r} is also that of {seen[record.key]}: give each its own"
+            )
+        if "\0" in record.key:
+            raise click.ClickException(f"{record.where}: its key {record.key!r} contains NUL")
+        if len(record.document) > MAX_DOCUMENT_BYTES:
+            raise click.ClickException(
+                f"{record.where}: it has {len(record.document):,} bytes, and documents of an archive at most "
+                f"{MAX_DOCUMENT_BYTES:,}: compress it alone"
+            )
+        seen[record.key] = record.where
 
 
 def _write_archive(
-    target: Path, records: list[Record], options: PackOptions, model: PrimedModelOptions, compute: ComputeOptions,
+    target: Output, records: list[Record], options: PackOptions, model: PrimedModelOptions, compute: ComputeOptions,
     bar: ProgressBar,
-) -> "Archive":  # fmt: skip
+) -> tuple[int, int]:  # fmt: skip
+    """Write or extend an archive, and return the number of its documents and bytes."""
     bar.activity("loading")
     from memcodec.files.archive import Archive
 
     codec = load_codec(model.model, compute, bar)
     primer = read_primer(model.primer)
-    documents, keys = [document for _, document in records], [key for key, _ in records if key]
+    documents, keys = [record.document for record in records], [record.key for record in records if record.key]
     progress = bar.document(sum(len(document) for document in documents), "fit")
     if options.append:
-        archive = Archive(target, codec, primer)
-        archive.batch = compute.batch
-        archive.append(documents, keys, verify=not options.no_verify, progress=progress)
-        return archive
-    return Archive.create(
-        target, documents, keys, codec=codec, primer=primer, with_primer=not options.no_primer_inside,
-        batch=compute.batch, verify=not options.no_verify, overwrite=True, progress=progress,
-    )  # fmt: skip
+        assert target.path is not None
+        with FileErrors(several=False).caught(options.output):
+            archive = Archive(target.path, codec, primer)
+            archive.batch = compute.batch
+            archive.append(documents, keys, verify=not options.no_verify, progress=progress)
+        return len(archive), target.path.stat().st_size
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "archive"
+        archive = Archive.create(
+            path, documents, keys, codec=codec, primer=primer, with_primer=not options.no_primer_inside,
+            batch=compute.batch, verify=not options.no_verify, progress=progress,
+        )  # fmt: skip
+        return len(archive), target.write([path.read_bytes()])
 
 
 @dataclass(frozen=True)
@@ -107,7 +146,7 @@ class UnpackOptions:
         "-o",
         "--output",
         metavar="DIR",
-        help="Directory for the documents, one file each.  [default: JSON lines on standard output]",
+        help="Directory for the documents, one file each.  [default: JSON lines on standard output, as with -]",
     )
     lines: bool = option(
         "--lines", is_flag=True, help="Write each document as a line of text, without its key, instead of JSON."
@@ -132,11 +171,9 @@ def unpack(
       memcodec unpack messages.archive 17 18
       memcodec unpack notes.archive -o notes
     """
-    with ProgressBar(progress.quiet) as bar:
+    with ProgressBar(progress.quiet) as bar, FileErrors(several=False).caught(archive_name):
         bar.activity("loading")
-        from memcodec.files.archive import Archive
-
-        archive = Archive(archive_name, primer=read_primer(model.primer))
+        archive = open_archive(archive_name, read_primer(model.primer))
         archive.load(
             model.model, device=compute.device, threads=compute.threads, allow_download=model.allow_download,
             progress=bar.download,
@@ -146,10 +183,14 @@ def unpack(
         numbers = [_number(archive_name, key, keys, len(archive)) for key in selection] or list(range(len(archive)))
     digits = len(str(len(archive)))
     names = keys or [f"{number:0{digits}}" for number in range(len(archive))]
+    targets: list[Path] = []
+    if options.output is not None and options.output != STANDARD_STREAM:
+        targets = _find_targets(Path(options.output), [names[number] for number in numbers])
     documents: Iterator[bytes] = iter(archive.read(numbers)) if selection else iter(archive)
-    for number, document in zip(numbers, documents, strict=True):
-        if options.output is not None:
-            _write_document(Path(options.output), names[number], document)
+    for place, (number, document) in enumerate(zip(numbers, documents, strict=True)):
+        if targets:
+            targets[place].parent.mkdir(parents=True, exist_ok=True)
+            replace(targets[place], [document])
         elif options.lines:
             sys.stdout.buffer.write(document + b"\n")
         else:
@@ -170,19 +211,45 @@ def _to_json(key: str | None, document: bytes) -> str:
     return json.dumps(text if key is None else {"key": key, "text": text})
 
 
-def _write_document(directory: Path, key: str, document: bytes) -> None:
-    """Write a document under its key. Raises ClickException if the key leads out of the directory."""
+def _find_targets(directory: Path, keys: list[str]) -> list[Path]:
+    """The files of the documents with these keys. Raises ClickException for those that could not all be written."""
+    targets: dict[Path, str] = {}  # with their keys
+    for key in keys:
+        target = _target(directory, key)
+        if target in targets:
+            raise click.ClickException(
+                f"the keys {targets[target]!r} and {key!r} name the same file: {_READ_WITHOUT_O}"
+            )
+        if any(len(os.fsencode(part)) > _MAX_NAME_BYTES for part in target.parts):
+            raise click.ClickException(f"the key {key!r} is too long for the name of a file: {_READ_WITHOUT_O}")
+        if target.exists():
+            raise click.ClickException(f"{display_name(str(directory / key))} exists: unpack into another directory")
+        targets[target] = key
+    for target, key in targets.items():
+        for folder in target.parents:
+            if folder in targets:
+                raise click.ClickException(
+                    f"the key {key!r} needs a folder where the key {targets[folder]!r} is a file: {_READ_WITHOUT_O}"
+                )
+            if folder.exists():
+                if not folder.is_dir():
+                    raise click.ClickException(
+                        f"{display_name(str(folder))} is not a folder: unpack into another directory"
+                    )
+                break
+    return list(targets)
+
+
+def _target(directory: Path, key: str) -> Path:
+    """The file of a document. Raises ClickException if its key leads out of the directory."""
+    inside = directory.resolve()
     try:
         os.fsencode(key)
-        is_inside = "\0" not in key and (directory / key).resolve().is_relative_to(directory.resolve())
+        target = None if "\0" in key else (inside / key).resolve()
     except (ValueError, OSError, RuntimeError):
-        is_inside = False
-    if not is_inside or key in ("", "."):
+        target = None
+    if target is None or inside not in target.parents:
         raise click.ClickException(
-            f"{key!r}: not written, because this key leads out of {display_name(str(directory))}: read it without -o"
+            f"{key!r}: not written, because this key leads out of {display_name(str(directory))}: {_READ_WITHOUT_O}"
         )
-    target = directory / key
-    if target.exists():
-        raise click.ClickException(f"{display_name(str(target))} exists: unpack into another directory")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    replace(target, [document])
+    return target

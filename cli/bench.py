@@ -7,8 +7,8 @@ import click
 
 from memcodec.settings import Context
 from memcodec_cli import inputs
-from memcodec_cli.errors import display_name
 from memcodec_cli.library import load_codec
+from memcodec_cli.names import display_name
 from memcodec_cli.options import (
     MEMORY_SHARE,
     ComputeOptions,
@@ -56,8 +56,8 @@ class BenchOptions:
     messages: str | None = option(
         "--messages",
         metavar="FILE",
-        help="Measure short messages instead of files: JSON lines (.jsonl), or text (each line is a message).  "
-        "[default: measure files]",
+        help="Measure short messages instead of files: JSON lines (.jsonl), CSV (.csv), or text (each line is a "
+        "message).  [default: measure files]",
     )
     field: str | None = field_option()
     fresh: bool = option("--fresh", is_flag=True, help="Measure everything again.  [default: reuse earlier results]")
@@ -147,7 +147,7 @@ def _profile(
 def _measure_messages(
     name: str, options: BenchOptions, model: EncodingModelOptions, compute: ComputeOptions, bar: ProgressBar
 ) -> str:
-    contents = [data for _, data in read_records(name, options.field, None) if data]
+    contents = [record.document for record in read_records(name, options.field, None) if record.document]
     from memcodec.bench import messages
     from memcodec.bench.results import machine
 

@@ -12,8 +12,9 @@ from memcodec import MemcodecError, container
 from memcodec.document.source import Source
 from memcodec_cli import inputs, outputs
 from memcodec_cli.encoding import EncodingOptions
-from memcodec_cli.errors import FileErrors, display_name
+from memcodec_cli.errors import FileErrors
 from memcodec_cli.library import EncodingCodec
+from memcodec_cli.names import display_name
 from memcodec_cli.options import (
     EngineOptions,
     OutputOptions,
@@ -53,7 +54,8 @@ class CompressOptions:
     report: str | None = option(
         "--report",
         metavar="OUT",
-        help="Also write an HTML page about a single FILE, like inspect --html.  [default: no page]",
+        help="Also write an HTML page about a single FILE, like inspect --html; - is standard output.  "
+        "[default: no page]",
     )
     no_verify: bool = no_verify_option()
 
@@ -80,8 +82,8 @@ def compress(
     files = inputs.find_inputs(names, options.recursive, compressed=False)
     outputs.check_output_options(files, output)
     errors = FileErrors(len(files) > 1)
-    targets = _find_targets(files, output, options.resume, errors)
     page = _open_page(options.report, len(files))
+    targets = _find_targets(files, output, options.resume, page, errors)
     settings = {
         "site": site, "chunk_tokens": encoding.chunk_tokens, "context": encoding.context, "batch": compute.batch,
         "verify": not options.no_verify,
@@ -98,7 +100,7 @@ def compress(
 
 
 def _find_targets(
-    files: list[tuple[str, str]], options: OutputOptions, resume: bool, errors: FileErrors
+    files: list[tuple[str, str]], options: OutputOptions, resume: bool, page: Output | None, errors: FileErrors
 ) -> list[tuple[str, Output]]:
     """The inputs that are to be compressed, with their outputs, which are checked before the work."""
     targets: list[tuple[str, Output]] = []
@@ -115,6 +117,7 @@ def _find_targets(
                     outputs.remove_input(name, target)
                 continue
             target.check(binary=True)
+            outputs.check_streams(target, page)
             targets.append((name, target))
     return targets
 

@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import click
@@ -72,7 +71,8 @@ class DecompressOptions:
     report: str | None = option(
         "--report",
         metavar="FILE",
-        help="With --salvage: write a JSON file that lists what is lost.  [default: standard error only]",
+        help="With --salvage: write a JSON file that lists what is lost; - is standard output.  "
+        "[default: standard error only]",
     )
 
 
@@ -187,6 +187,15 @@ def _salvage(
     stem = name.removesuffix(inputs.EXTENSION)
     target = Output.of_input(name, options, stem if stem != name else "")
     target.check(binary=False)
+    page = None if report is None else Output.named(report, force=True)
+    if page is not None:
+        outputs.check_streams(target, page)
+        page.check(binary=False)
+    with FileErrors(several=False).caught(name):
+        _write_undamaged(name, target, page, codecs, bar)
+
+
+def _write_undamaged(name: str, target: Output, page: Output | None, codecs: DecodingCodecs, bar: ProgressBar) -> None:
     blob = inputs.read_compressed(name)
     parsed = container.unpack(blob, damaged=True)
     lost: list[dict[str, Any]] = []
@@ -200,9 +209,9 @@ def _salvage(
 
     with bar:
         size = target.write(pieces())
-    if report is not None:
+    if page is not None:
         facts = {"file": name, "original_bytes": parsed.size, "written_bytes": size, "lost": lost}
-        Path(report).write_text(json.dumps(facts, indent=1) + "\n")
+        page.write([json.dumps(facts, indent=1).encode() + b"\n"])
     for gap in lost:
         click.echo(f"memcodec: lost: {gap['end'] - gap['start']:,} bytes, starting at byte {gap['start']:,}", err=True)
     if lost:

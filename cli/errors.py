@@ -1,5 +1,7 @@
 """Error messages about files: how a file is named in them, and how the errors of several files are collected."""
 
+import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,19 +9,13 @@ from contextlib import contextmanager
 import click
 
 from memcodec import ChecksumError, MemcodecError
-
-STANDARD_STREAM = "-"  # as a file name: standard input or standard output
-
-
-def display_name(name: str) -> str:
-    """The name of a file as messages show it."""
-    return "standard input" if name == STANDARD_STREAM else click.format_filename(name)
+from memcodec_cli.names import display_name, escaped
 
 
 def describe(error: OSError) -> str:
     """The message of the operating system, preceded by the name of the file if it is known."""
     reason = (error.strerror or str(error)).lower()
-    return f"{click.format_filename(error.filename)}: {reason}" if error.filename else reason
+    return f"{display_name(os.fsdecode(error.filename))}: {reason}" if error.filename else reason
 
 
 def with_file_name(error: OSError, name: str) -> OSError:
@@ -28,8 +24,9 @@ def with_file_name(error: OSError, name: str) -> OSError:
 
 
 def print_error(message: str) -> None:
-    """Print an error as one line on standard error."""
-    click.echo(f"memcodec: error: {' '.join(message.split())}", err=True)
+    """Print an error as one line on standard error, without characters that could control the terminal."""
+    line = re.sub(r"\s*\n\s*", " ", message.strip())
+    click.echo(f"memcodec: error: {escaped(line)}", err=True)
 
 
 class FileErrors:

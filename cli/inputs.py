@@ -1,6 +1,7 @@
 """Input files: which files a command reads, and reading them from disk, standard input or a URL."""
 
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,8 @@ import click
 from memcodec import FormatError, container
 from memcodec.document.source import Source
 from memcodec.storage import remote
-from memcodec_cli.errors import STANDARD_STREAM, display_name, with_file_name
+from memcodec_cli.errors import with_file_name
+from memcodec_cli.names import STANDARD_STREAM, display_name
 
 EXTENSION = ".memz"
 
@@ -38,30 +40,20 @@ def find_inputs(names: tuple[str, ...], recursive: bool, compressed: bool) -> li
 
 
 def read(name: str) -> bytes:
-    """The bytes of a file, or of standard input for "-". Raises OSError with the name of the file."""
+    """The bytes of a file, or of standard input for "-". Raises EncodeError, and OSError with the name of the file."""
     with opened(name) as source:
         return source.read(0, source.size)
 
 
 @contextmanager
 def opened(name: str) -> Iterator[Source]:
-    """Open a file, or standard input for "-", to be read in pieces. Raises OSError with the name of the file."""
-    if name == STANDARD_STREAM:
-        yield Source(_standard_input(), display_name(name))
-        return
-    if remote.is_url(name):
-        with remote.opened(name) as remote_file:
-            yield Source(remote_file, display_name(name))
-        return
-    try:
-        file = Path(name).open("rb")  # noqa: SIM115 (errors inside the `with` block are not about opening)
-    except OSError as error:
-        raise with_file_name(error, name) from error
-    with file:
-        try:
+    """Open a file, or standard input for "-", to be read in pieces. What cannot seek is copied to a temporary file.
+
+    Raises EncodeError for a device without an end, and OSError with the name of the file.
+    """
+    with _stream(name) as file:
+        with _errors_named(name):
             source = Source(file, display_name(name))
-        except OSError as error:
-            raise with_file_name(error, name) from error
         yield source
 
 
@@ -70,23 +62,10 @@ def read_compressed(name: str) -> bytes:
 
     Raises FormatError, and OSError with the name of the file.
     """
-    if name == STANDARD_STREAM:
-        stream = _standard_input()
-        start: bytes = stream.read(container.START)
+    with _stream(name) as file, _errors_named(name):
+        start = file.read(container.START)
         container.check_start(start)
-        return start + stream.read()
-    if remote.is_url(name):
-        with remote.opened(name) as remote_file:
-            start = remote_file.read(container.START)
-            container.check_start(start)
-            return start + remote_file.read()
-    try:
-        with Path(name).open("rb") as file:
-            container.check_start(file.read(container.START))
-            file.seek(0)
-            return file.read()
-    except OSError as error:
-        raise with_file_name(error, name) from error
+        return start + file.read()
 
 
 def read_containers(name: str) -> list[container.Container]:
@@ -104,6 +83,53 @@ def is_compressed(source: Source) -> bool:
     except FormatError:
         return False
     return True
+
+
+@contextmanager
+def local_path(name: str, data: bytes | None = None) -> Iterator[Path]:
+    """The path of a file that can be read more than once: of a temporary copy for standard input, pipes and URLs.
+
+    data: the bytes of the file, if they have been read. Raises FormatError, and OSError with the name of the file.
+    """
+    if name != STANDARD_STREAM and not remote.is_url(name) and Path(name).is_file():
+        yield Path(name)
+        return
+    data = read_compressed(name) if data is None else data
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "copy"
+        copy.write_bytes(data)
+        yield copy
+
+
+def has_own_name(name: str) -> bool:
+    """Whether an output can be named after this input: not after a pipe or a device."""
+    path = Path(name)
+    return not (path.exists() and not path.is_file()) and not str(path.absolute()).startswith(("/dev/", "/proc/"))
+
+
+@contextmanager
+def _stream(name: str) -> Iterator[BinaryIO]:
+    """A file, open for reading from its start. Some cannot seek. Raises OSError with the name of the file."""
+    if name == STANDARD_STREAM:
+        yield _standard_input()
+        return
+    if remote.is_url(name):
+        with remote.opened(name) as remote_file:
+            yield remote_file
+        return
+    with _errors_named(name):
+        file = Path(name).open("rb")  # noqa: SIM115 (errors inside the `with` block are not about opening)
+    with file:
+        yield file
+
+
+@contextmanager
+def _errors_named(name: str) -> Iterator[None]:
+    """Errors of the system in this context get the name of the file. Raises OSError."""
+    try:
+        yield
+    except OSError as error:
+        raise with_file_name(error, display_name(name) if name == STANDARD_STREAM else name) from error
 
 
 def _standard_input() -> BinaryIO:

@@ -1,18 +1,24 @@
 """`memcodec inspect`: prints the header of a file, its sizes and its groups, or its token map."""
 
 import json
+import shutil
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from memcodec import container
 from memcodec.view.inspection import inspect_all
 from memcodec_cli import inputs, tokenmap
-from memcodec_cli.errors import FileErrors, display_name
+from memcodec_cli.errors import FileErrors
 from memcodec_cli.library import DecodingCodecs
+from memcodec_cli.names import display_name, print_line, result_name
 from memcodec_cli.options import ComputeOptions, DecodingModelOptions, QuietOptions, option, takes_options
-from memcodec_cli.outputs import Output
+from memcodec_cli.outputs import Output, check_streams
 from memcodec_cli.progress import ProgressBar
+
+if TYPE_CHECKING:
+    from memcodec.view.tokenmap import TokenInfo
 
 
 @dataclass(frozen=True)
@@ -25,10 +31,19 @@ class InspectOptions:
     tokens: bool = option(
         "--tokens", is_flag=True, help="Decode the file, and print its text coloured by the bits that each token costs."
     )
+    colour: str = option(
+        "--color",
+        type=click.Choice(["always", "auto", "never"]),
+        default="auto",
+        show_default=True,
+        help="Colours of --tokens; without them, characters below the text show the same. auto uses colours on a "
+        "terminal, and obeys NO_COLOR, FORCE_COLOR and TERM=dumb.",
+    )
     html: str | None = option(
         "--html",
         metavar="OUT",
-        help="Decode a single FILE, and write an HTML page that shows its tokens and sizes.  [default: no page]",
+        help="Decode a single FILE, and write an HTML page that shows its tokens and sizes; - is standard "
+        "output.  [default: no page]",
     )
     force: bool = option("-f", "--force", is_flag=True, help="Overwrite an existing page.")
 
@@ -56,8 +71,10 @@ def inspect(
         if options.as_json or (options.html is not None and len(names) > 1):
             raise click.UsageError("--tokens and --html cannot be used with --json; --html is for a single FILE")
         page = Output.named(options.html, options.force) if options.html is not None else None
+        if options.tokens:
+            check_streams(Output(None, force=True), page)
         codecs = DecodingCodecs(model, compute)
-        _show_tokens(names, options.tokens, page, codecs, ProgressBar(progress.quiet))
+        _show_tokens(names, options, page, codecs, ProgressBar(progress.quiet))
         return
     errors = FileErrors(len(names) > 1)
     files: list[tuple[str, dict[str, Any]]] = []  # the name and the facts of each container
@@ -69,9 +86,9 @@ def inspect(
         named = [{"file": name} | facts for name, facts in files]
         click.echo(json.dumps(files[0][1] if single else named, indent=2))
     else:
-        titles = [[] if single else [display_name(name)] for name, _ in files]
+        titles = [[] if single else [result_name(name)] for name, _ in files]
         tables = ["\n".join(title + _table(facts)) for title, (_, facts) in zip(titles, files, strict=True)]
-        click.echo("\n\n".join(tables))
+        print_line("\n\n".join(tables))
     errors.exit_if_any(len(names))
 
 
@@ -110,8 +127,21 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
+def _print_tokens(name: str, maps: "list[list[TokenInfo | container.StoredSpan]]", has_colours: bool) -> None:
+    """Print the token map of each container of a file."""
+    if has_colours:
+        click.echo(tokenmap.heading(display_name(name)), color=True)
+    else:
+        print_line(tokenmap.plain_heading(result_name(name)))
+    for items in maps:
+        if has_colours:
+            click.echo(tokenmap.coloured(items), color=True)
+        else:
+            print_line(tokenmap.marked(items, shutil.get_terminal_size().columns))
+
+
 def _show_tokens(
-    names: tuple[str, ...], on_terminal: bool, page: Output | None, codecs: DecodingCodecs, bar: ProgressBar
+    names: tuple[str, ...], options: InspectOptions, page: Output | None, codecs: DecodingCodecs, bar: ProgressBar
 ) -> None:
     """Print the token map of each file, write a page about it, or both."""
     if page is not None:
@@ -126,10 +156,8 @@ def _show_tokens(
                     codec = None if parsed.model is None else codecs.codec_for(parsed, bar)
                     maps.append(tokenmap.items(parsed, codec, codecs.batch, bar))
                 bar.close()
-                if on_terminal:
-                    click.echo(tokenmap.heading(display_name(name)))
-                    for items in maps:
-                        click.echo(tokenmap.coloured(items))
+                if options.tokens:
+                    _print_tokens(name, maps, tokenmap.wants_colour(options.colour))
                 if page is not None:
                     if len(containers) > 1:
                         raise click.ClickException(

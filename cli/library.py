@@ -12,6 +12,8 @@ from click.core import ParameterSource
 
 from memcodec import MemcodecError
 from memcodec.container import Container
+from memcodec_cli import inputs
+from memcodec_cli.names import display_name
 from memcodec_cli.options import ComputeOptions, DecodingModelOptions, EngineOptions, PrimedModelOptions
 from memcodec_cli.progress import ProgressBar
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from memcodec.codec import Codec
     from memcodec.container.assembly import Lost
     from memcodec.engines.engine import Engine
+    from memcodec.files.archive import Archive
     from memcodec.primer import Primer
 
 _SMALL_BYTES = 1 << 17  # documents below this size are decoded in a common batch and kept in memory
@@ -32,15 +35,23 @@ def load_codec(model: str, compute: ComputeOptions, bar: ProgressBar) -> "Codec"
 
 
 def read_primer(name: str | None) -> "Primer | None":
-    """The primer in a file, None without a name. Raises FormatError, OSError with the name of the file."""
+    """The primer in a file, None without a name. Raises MemcodecError, and OSError with the name of the file."""
     if name is None:
         return None
     from memcodec.primer import Primer
 
-    try:
-        return Primer.load(name)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, name) from error
+    return Primer.from_bytes(inputs.read(name), display_name(name))
+
+
+def open_archive(name: str, primer: "Primer | None" = None, data: bytes | None = None) -> "Archive":
+    """An archive in a file, to be read. data: the bytes of the file, if they have been read.
+
+    Raises FormatError, ChecksumError, and OSError with the name of the file.
+    """
+    from memcodec.files.archive import Archive
+
+    with inputs.local_path(name, data) as path:
+        return Archive(path, primer=primer)
 
 
 class EncodingCodec:

@@ -6,8 +6,9 @@ import click
 
 from memcodec import container
 from memcodec_cli import inputs
-from memcodec_cli.errors import FileErrors, display_name
-from memcodec_cli.inspect import printable
+from memcodec_cli.errors import FileErrors
+from memcodec_cli.library import open_archive
+from memcodec_cli.names import print_line, result_name
 from memcodec_cli.options import recursive_option, takes_options
 
 
@@ -40,19 +41,16 @@ def list_files(names: tuple[str, ...], options: ListOptions) -> None:
                 click.echo(title)
                 title = ""
             if container.is_archive(blob):
-                _list_archive(name)
+                _list_archive(name, blob)
                 continue
             original = sum(parsed.size for parsed in container.unpack_all(blob))
-            shown = printable(display_name(name))
-            click.echo(f"{len(blob):12,}{original:14,}{original / len(blob):8.2f}  {shown}")
+            print_line(f"{len(blob):12,}{original:14,}{original / len(blob):8.2f}  {result_name(name)}")
     errors.exit_if_any(len(files))
 
 
-def _list_archive(name: str) -> None:
-    from memcodec.files.archive import Archive
-
-    archive = Archive(name)
+def _list_archive(name: str, data: bytes) -> None:
+    archive = open_archive(name, data=data)
     keys = archive.keys() or [str(number) for number in range(len(archive))]
     for number, key in enumerate(keys):
-        shown = f"{printable(display_name(name))}: {printable(key)}"
-        click.echo(f"{archive.frame_size(number):12,}{'':14}{'':8}  {shown}")
+        shown = f"{result_name(name)}: {result_name(key)}"
+        print_line(f"{archive.frame_size(number):12,}{'':14}{'':8}  {shown}")

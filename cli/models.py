@@ -5,6 +5,7 @@ import shutil
 import click
 
 from memcodec.models import registry
+from memcodec_cli.names import print_line, result_name
 from memcodec_cli.options import QuietOptions, takes_options
 from memcodec_cli.progress import ProgressBar
 
@@ -58,4 +59,4 @@ def path(name: str) -> None:
     folder = registry.cached(name)
     if folder is None:
         raise click.ClickException(f"{name} is not in the cache: download it with memcodec models pull {name}")
-    click.echo(click.format_filename(folder))
+    print_line(result_name(str(folder)))

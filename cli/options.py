@@ -23,6 +23,21 @@ import click
 from memcodec.models.registry import BUILT_IN, DEFAULT_MODEL
 from memcodec.settings import DEFAULT_BATCH, MAX_CONTEXT, MOST_SHARE, SHARE_STEPS, Context
 
+_FILE_NAMES = {
+    *(
+        "names",
+        "paths",
+        "name",
+        "archive_name",
+        "output",
+        "output_dir",
+        "report",
+        "html",
+        "messages",
+        "model",
+        "primer",
+    ),
+}  # parameters that name files or folders
 MEMORY_SHARE = click.FloatRange(0, MOST_SHARE / SHARE_STEPS)
 
 
@@ -37,6 +52,7 @@ def takes_options(function: Callable[..., object]) -> Callable[..., None]:
 
     @wraps(function)
     def command(**values: Any) -> None:
+        _refuse_empty_names(values)
         for name, group in groups.items():
             values[name] = group(**{member.name: values.pop(member.name) for member in fields(group)})
         function(**values)
@@ -46,6 +62,16 @@ def takes_options(function: Callable[..., object]) -> Callable[..., None]:
             metadata = member.metadata
             click.option(*metadata["flags"], member.name, **metadata["attributes"])(command)
     return command
+
+
+def _refuse_empty_names(values: dict[str, Any]) -> None:
+    """Raise UsageError for a file that is named by an empty string, as by an unset variable of the shell."""
+    for parameter in click.get_current_context().command.params:
+        value = values.get(parameter.name or "")
+        if parameter.name in _FILE_NAMES and (value == "" or (isinstance(value, tuple) and "" in value)):
+            is_option = isinstance(parameter, click.Option)
+            shown = max(parameter.opts, key=len) if is_option else (parameter.metavar or "").strip("[].")
+            raise click.UsageError(f"{shown}: the name is empty")
 
 
 def _parse_context(ctx: click.Context, parameter: click.Parameter, value: str) -> Context:
@@ -80,7 +106,7 @@ def field_option() -> Any:
         "--field",
         metavar="NAME",
         help="Field of a JSON line, or column of a CSV file, that holds the document.  [default: the whole JSON line; "
-        "required for CSV]",
+        "the only column of a CSV file besides the key]",
     )
 
 

@@ -15,8 +15,9 @@ import click
 from memcodec import MemcodecError, container
 from memcodec.storage import remote
 from memcodec.storage.write import replace
-from memcodec_cli.errors import STANDARD_STREAM, display_name, with_file_name
-from memcodec_cli.inputs import EXTENSION, opened, read_containers
+from memcodec_cli.errors import with_file_name
+from memcodec_cli.inputs import EXTENSION, has_own_name, opened, read_containers
+from memcodec_cli.names import STANDARD_STREAM, display_name
 from memcodec_cli.options import OutputOptions
 
 _SPOOL_BYTES = 1 << 24  # results up to this size wait in memory until they are complete, larger ones on disk
@@ -69,6 +70,10 @@ class Output:
             return cls(None, options.force)
         if Path(name).is_dir():
             raise click.ClickException(f"{display_name(name)}: is a directory: use -r for the files in it")
+        if options.output is None and not remote.is_url(name) and not has_own_name(name):
+            raise click.UsageError(
+                f"{display_name(name)} is a pipe or a device: name the output with -o, or use -c for standard output"
+            )
         target = options.output or default
         if not target:
             raise click.UsageError(f"{display_name(name)} does not end in {EXTENSION}: name the output with -o")
@@ -89,6 +94,11 @@ class Output:
         return cls(None, force, None, name) if remote.is_url(name) else cls(Path(name), force)
 
     @property
+    def name(self) -> str:
+        """The name of the output as messages show it."""
+        return display_name(self.url or str(self.path)) if self.url or self.path is not None else "standard output"
+
+    @property
     def side_file(self) -> Path:
         """The file next to the output in which --resume keeps finished work."""
         assert self.path is not None
@@ -97,6 +107,8 @@ class Output:
     def is_complete(self, name: str) -> bool:
         """Whether the output exists already and is the file `name`, compressed. Raises OSError."""
         if self.path is None or not self.path.is_file():
+            return False
+        if not remote.is_url(name) and not Path(name).is_file():  # standard input or a pipe: it can be read only once
             return False
         try:
             (parsed,) = read_containers(str(self.path))
@@ -162,8 +174,7 @@ class Output:
         path = self.path
         exists = remote.exists(self.url) if self.url else path is not None and path.exists() and not is_special(path)
         if exists:
-            name = display_name(self.url or str(path))
-            raise click.ClickException(f"{name} exists: overwrite it with -f, or name another output")
+            raise click.ClickException(f"{self.name} exists: overwrite it with -f, or name another output")
 
 
 class DistinctOutputs:
@@ -199,6 +210,12 @@ def remove_input(name: str, output: Output) -> None:
     ):  # fmt: skip
         raise click.ClickException(f"{display_name(name)}: not removed, because it changed while it was read")
     path.unlink()
+
+
+def check_streams(first: Output, second: Output | None) -> None:
+    """Raise UsageError if two outputs of a command are both standard output."""
+    if second is not None and not (first.path or first.url or second.path or second.url):
+        raise click.UsageError("only one output can be standard output: name the other")
 
 
 def is_special(path: Path) -> bool:

@@ -2,13 +2,12 @@
 
 import random
 from dataclasses import dataclass
-from pathlib import Path
 
 import click
 
-from memcodec_cli.errors import display_name
 from memcodec_cli.library import load_codec, read_primer
 from memcodec_cli.options import ComputeOptions, EncodingModelOptions, QuietOptions, option, takes_options
+from memcodec_cli.outputs import Output
 from memcodec_cli.progress import ProgressBar
 from memcodec_cli.records import RecordOptions, read_records
 
@@ -24,7 +23,9 @@ def primer() -> None:
 class TrainOptions:
     """Options of this command alone."""
 
-    output: str = option("-o", "--output", required=True, metavar="P", help="Primer file to write.")
+    output: str = option(
+        "-o", "--output", required=True, metavar="P", help="Primer file to write; - is standard output."
+    )
     force: bool = option("-f", "--force", is_flag=True, help="Overwrite an existing primer file.")
     tokens: int = option(
         "--tokens",
@@ -46,17 +47,22 @@ def train(
 ) -> None:  # fmt: skip
     """Choose, from the messages in each FILE, those that help most as context for similar messages.
 
-    FILE is JSON lines (.jsonl), CSV (.csv), a directory, or text (each line is a message). Up to a quarter of the
-    messages, 50 at most, are not used for training; the average size in bytes of these, without the primer and with
-    it, is printed.
+    FILE is JSON lines (.jsonl), CSV (.csv), a directory, or text (each line is a message; with --field, each
+    line is JSON). Up to a quarter of the messages, 50 at most, are not used for training; the average size in bytes
+    of these, without the primer and with it, is printed.
 
     \b
     Example:
       memcodec primer train messages.jsonl --field text -o messages.primer
     """
-    messages = [data for name in names for _, data in read_records(name, records.field, records.key) if data]
-    if Path(options.output).exists() and not options.force:
-        raise click.ClickException(f"{display_name(options.output)} exists: overwrite it with -f")
+    messages = [
+        record.document
+        for name in names
+        for record in read_records(name, records.field, records.key)
+        if record.document
+    ]
+    target = Output.named(options.output, options.force)
+    target.check(binary=True)
     random.Random(1).shuffle(messages)
     test = messages[: min(TEST_MESSAGES, len(messages) // 4)]
     with ProgressBar(progress.quiet) as bar:
@@ -70,11 +76,11 @@ def train(
         )  # fmt: skip
         bar.activity("measuring")
         before, after = bits(codec, test), bits(codec.with_primer(trained), test)
-    trained.save(options.output)
+    target.write([trained.to_bytes()])
     if not progress.quiet:
         bits_of_all = 8 * max(len(test), 1)
         click.echo(
-            f"{display_name(options.output)}: {len(trained.tokens)} tokens; the average message needs "
+            f"{target.name}: {len(trained.tokens)} tokens; the average message needs "
             f"{before / bits_of_all:.1f} bytes without the primer, {after / bits_of_all:.1f} with it (measured on "
             f"{len(test)} other messages)",
             err=True,
@@ -83,6 +89,7 @@ def train(
 
 @primer.command()
 @click.argument("name", metavar="P")
+@takes_options
 def show(name: str) -> None:
     """Print the text of the primer file P."""
     shown = read_primer(name)

@@ -2,7 +2,6 @@
 
 import io
 import os
-import re
 import signal
 import sys
 import threading
@@ -29,16 +28,65 @@ from memcodec_cli.verify import verify
 
 _SHORT_COMMANDS = {"z": ["compress"], "d": ["decompress"], "t": ["verify", "--decode"], "l": ["list"]}
 
+_WITHOUT_EFFECT = {
+    *("-c", "--stdout", "-f", "--force", "-k", "--keep", "-v", "--verbose", "--no-progress", "--no-verify"),
+    *("--chunk-tokens", "--context", "--site", "--vectors", "--bits", "--steps", "--seed", "--pure"),
+    *("--memory-share", "--effort", "--engine", "--workers", "-q", "--quiet", "--device", "--batch", "-T", "--threads"),
+    *("--model", "--primer"),
+}  # options of compress that may stand beside -d, -t and -l even if these have no use for them, as in gzip and xz
+
+
+def _options_of(command: click.Command) -> dict[str, bool]:
+    """The options of a command; whether each is a flag, without a value."""
+    options = (parameter for parameter in command.params if isinstance(parameter, click.Option))
+    return {name: option.is_flag for option in options for name in option.opts}
+
 
 class Program(click.Group):
     """A group of commands that reports every error as one line on standard error."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Replace a first option -z, -d, -t or -l, alone or combined as in -dc, by its command."""
-        if args and (match := re.fullmatch(r"-([a-zA-Z]*)([zdtl])([a-zA-Z]*)", args[0])):
-            other_options = match[1] + match[3]
-            args = [*_SHORT_COMMANDS[match[2]], *([f"-{other_options}"] if other_options else []), *args[1:]]
+        """Accept arguments as gzip and tar give them: options without a command, or nothing at all."""
+        if (
+            not args
+            and not ctx.resilient_parsing
+            and not any(stream is None or stream.isatty() for stream in (sys.stdin, sys.stdout))
+        ):
+            args = ["compress"]
+        elif args and args[0].startswith("-") and args[0] not in (*ctx.help_option_names, "--version"):
+            args = self.with_command(args)
         return super().parse_args(ctx, args)
+
+    def with_command(self, args: list[str]) -> list[str]:
+        """Put the command before arguments that begin with an option: that of -z, -d, -t or -l, by default compress.
+
+        Options of compress that have no effect on the other commands are left out, and so are -1 to -9.
+        """
+        flags = _options_of(self.commands["compress"]) | _options_of(self.commands["decompress"])
+        command, words = _SHORT_COMMANDS["z"], list[tuple[str, list[str]]]()  # an option (or ""), and its words
+        rest = list(args)
+        while rest:
+            word = rest.pop(0)
+            name = word.partition("=")[0] if word.startswith("--") else word[:2]
+            if word == "--":
+                words.append(("", [word, *rest]))
+                break
+            if not word.startswith("-") or word == "-":
+                words.append(("", [word]))
+            elif not flags.get(name, True):  # with a value: attached, or the next word
+                words.append((name, [word] if word != name else [word, *rest[:1]]))
+                rest = rest[1:] if word == name else rest
+            elif word.startswith("--"):
+                words.append((name, [word]))
+            else:  # the first letter of several
+                if word != name:
+                    rest.insert(0, f"-{word[2:]}")
+                if name[1] in _SHORT_COMMANDS:
+                    command = _SHORT_COMMANDS[name[1]]
+                elif name[1] not in "123456789":
+                    words.append((name, [name]))
+        ignored = set() if command == ["compress"] else _WITHOUT_EFFECT - _options_of(self.commands[command[0]]).keys()
+        return [*command, *(word for name, group in words if name not in ignored for word in group)]
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command, and flush standard output."""
@@ -131,8 +179,10 @@ def main() -> None:
       memcodec decompress notes.txt.memz     writes notes.txt
       memcodec inspect notes.txt.memz        prints what the file contains
 
-    As with gzip, a first option can replace the command, alone or combined with others as in -dc: -z is compress, -d
-    is decompress, -t is verify --decode, and -l is list.
+    As with gzip, options can come instead of the command, alone or combined as in -dc: -d is decompress, -t is verify
+    --decode, -l is list, and -z or none of these is compress. -1 to -9 are accepted and have no effect. Without any
+    argument, memcodec compresses standard input, unless that or standard output is a terminal. So tar can use it: tar
+    -I memcodec -cf notes.tar.memz notes, and the same with -xf.
 
     Exit status: 0, success; 1, an error, possibly in only some of several files; 2, wrong usage; 3, --salvage lost
     part of the document; 130, interrupted by Ctrl-C; 143, terminated.

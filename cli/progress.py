@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from memcodec.document.source import Source
 from memcodec.progress import ByteProgress, Progress, ProgressCallback
-from memcodec_cli.errors import display_name
+from memcodec_cli.names import display_name
 from memcodec_cli.options import ProgressOptions
 
 _STAGE_NAMES = {"fit": "fitting", "verify": "verifying", "decode": "decoding"}

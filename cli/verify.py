@@ -7,8 +7,9 @@ import click
 
 from memcodec import MemcodecError, container
 from memcodec_cli import inputs
-from memcodec_cli.errors import describe, display_name, print_error
-from memcodec_cli.library import DecodingCodecs, decode
+from memcodec_cli.errors import describe, print_error
+from memcodec_cli.library import DecodingCodecs, decode, open_archive
+from memcodec_cli.names import display_name, print_line, result_name
 from memcodec_cli.options import (
     DecodingModelOptions,
     EngineOptions,
@@ -59,7 +60,7 @@ def verify(
             print_error(describe(error) if isinstance(error, OSError) else f"{display_name(name)}: {error}")
             damaged = True
         else:
-            click.echo(f"{display_name(name)}: ok{result}")
+            print_line(f"{result_name(name)}: ok{result}")
     if damaged:
         sys.exit(1)
 
@@ -68,7 +69,7 @@ def _check(name: str, decodes: bool, codecs: DecodingCodecs, bar: ProgressBar) -
     """Check a file or an archive, and return what to add to "ok". Raises MemcodecError, OSError."""
     blob = inputs.read_compressed(name)
     if container.is_archive(blob):
-        return _check_archive(name, decodes, codecs)
+        return _check_archive(name, blob, decodes, codecs)
     containers = container.unpack_all(blob)
     if not decodes:
         for span in (part for parsed in containers for part in parsed.parts):
@@ -82,10 +83,8 @@ def _check(name: str, decodes: bool, codecs: DecodingCodecs, bar: ProgressBar) -
     return f", decodes to {sum(parsed.size for parsed in containers):,} bytes"
 
 
-def _check_archive(name: str, decodes: bool, codecs: DecodingCodecs) -> str:
-    from memcodec.files.archive import Archive
-
-    archive = Archive(name, primer=codecs.primer)
+def _check_archive(name: str, data: bytes, decodes: bool, codecs: DecodingCodecs) -> str:
+    archive = open_archive(name, codecs.primer, data)
     if decodes:
         archive.load(codecs.model, **codecs.load_settings)
         archive.batch = codecs.batch

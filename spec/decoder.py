@@ -303,9 +303,9 @@ class Weights:
 
     def __init__(self, folder: Path) -> None:
         gguf = folder / "model.gguf"
-        source: Safetensors | GGUF | Adapted = GGUF(gguf) if gguf.is_file() else Safetensors(folder)
-        if (folder / "adapter.safetensors").is_file():
-            source = Adapted(source, folder / "adapter.safetensors")
+        plain = GGUF(gguf) if gguf.is_file() else Safetensors(folder)
+        adapter = folder / "adapter.safetensors"
+        source = Adapted(plain, adapter) if adapter.is_file() else plain
         tokenizer = json.loads((folder / "tokenizer.json").read_text())
         self.bytes_of = bytes_of_ids(tokenizer)
         self.prefix = prefix_of(tokenizer)

@@ -41,7 +41,9 @@ def test_pack_list_and_unpack_restore_every_document(run: Run, tiny_name: str) -
     assert run("pack", *args, "-o", "c", "-a").exit_code == 0
     assert len(Archive("c")) == 4
     assert "name the column" in refused(run("pack", "m.csv", "-o", "d", "--model", tiny_name))
-    assert "has no field 'nothing'" in refused(run("pack", "m.csv", "-o", "d", "--field", "nothing"))
+    assert "it has no column 'nothing': it has 'id', 'text'" in refused(
+        run("pack", "m.csv", "-o", "d", "--field", "nothing")
+    )
     Path("odd.csv").write_text('text,id\n"one\u2028line",1\n"two\nlines",2\n')
     assert run("pack", "odd.csv", "--field", "text", "-o", "odd", "--model", tiny_name, "-q").exit_code == 0
     assert list(Archive("odd", Codec.load(tiny_name))) == ["one\u2028line".encode(), b"two\nlines"]
@@ -111,3 +113,96 @@ def test_what_a_primer_made_needs_the_same_primer(run: Run, tiny_name: str) -> N
     assert "needs the primer" in refused(run("unpack", "y", "--model", tiny_name))
     args = ("unpack", "y", "--lines", "--model", tiny_name, "--primer", "p")
     assert run(*args).stdout == Path("m").read_text()
+
+
+def test_csv_as_spreadsheets_write_it(run: Run, tiny_name: str, tiny: Codec) -> None:
+    """With a byte-order mark; the only column besides the key is the document."""
+    Path("m.CSV").write_bytes("\ufeffid,text\r\na,one\r\nb,two\r\n".encode())
+    model = ("--model", tiny_name, "-q")
+    for number, args in enumerate((["--key", "id"], ["--key", "id", "--field", "text"], ["--field", "id"])):
+        assert run("pack", "m.CSV", "-o", str(number), *args, *model).exit_code == 0
+    assert Archive("0").keys() == Archive("1").keys() == ["a", "b"]
+    assert list(Archive("0", tiny)) == [b"one", b"two"] and list(Archive("2", tiny)) == [b"a", b"b"]
+    Path("one.csv").write_text("text\none\n")
+    assert run("pack", "one.csv", "-o", "one", *model).exit_code == 0 and list(Archive("one", tiny)) == [b"one"]
+    message = refused(run("pack", "m.CSV", "-o", "x", *model))
+    assert "m.CSV: name the column of the documents with --field: it has 'id', 'text'" in message
+    for text, args, message in (
+        ("id;text\n", ["--field", "text"], "it has no column 'text': it has 'id;text'"),
+        ("a,a\n1,2\n", ["--field", "a"], "it has several columns 'a': it has 'a', 'a'"),
+        ("", ["--field", "a"], "it has no column 'a': it has none"),
+        ("a,b\n1,2\n3\n", ["--field", "b"], "bad.csv, row 2: it has fewer cells than the first row"),
+    ):
+        Path("bad.csv").write_text(text)
+        assert message in refused(run("pack", "bad.csv", "-o", "x", *args, *model))
+
+
+def test_json_null_is_not_a_missing_field(run: Run, tiny_name: str, tiny: Codec) -> None:
+    Path("m.jsonl").write_bytes(b'\xef\xbb\xbf{"id": 1, "text": "a"}\n{"id": null, "text": null}\n[1]\n')
+    for args, message in (
+        (["--field", "text"], "m.jsonl, line 2: its field 'text' is null: give it a text, or remove the line"),
+        (["--key", "id"], "m.jsonl, line 2: its field 'id' is null"),
+        (["--field", "x"], "m.jsonl, line 1: it has no field 'x': it has 'id', 'text'"),
+    ):
+        assert message in refused(run("pack", "m.jsonl", "-o", "x", *args))
+    Path("m.jsonl").write_text("[1]\n")
+    assert "m.jsonl, line 1: it is not an object" in refused(run("pack", "m.jsonl", "-o", "x", "--field", "text"))
+    Path("m.jsonl").write_bytes('\ufeff"a"\n{"x": "é"}\n'.encode())
+    assert run("pack", "m.jsonl", "-o", "a", "--model", tiny_name, "-q").exit_code == 0
+    assert list(Archive("a", tiny)) == [b"a", '{"x": "é"}'.encode()]
+
+
+def test_with_a_field_lines_are_json_whatever_the_file_is_called(run: Run, tiny_name: str, tiny: Codec) -> None:
+    """The fields of standard input and of pipes were ignored, and the lines packed as they are."""
+    lines = b'{"id": "a", "text": "one"}\n{"id": "b", "text": "two"}\n'
+    args = ("pack", "-", "--field", "text", "--key", "id", "-o", "x", "--model", tiny_name, "-q")
+    assert run(*args, stdin=lines).exit_code == 0
+    assert Archive("x", tiny)["b"] == b"two"
+
+
+def test_records_that_an_archive_cannot_have_are_named(run: Run) -> None:
+    for lines, message in (
+        (["a", "b", "a"], "m.jsonl, line 3: its key 'a' is also that of m.jsonl, line 1: give each its own"),
+        (["a", ""], "m.jsonl, line 2: it has no key, but m.jsonl, line 1 has one"),
+        (["a", "b\0"], "m.jsonl, line 2: its key 'b\\x00' contains NUL"),
+    ):
+        Path("m.jsonl").write_text("".join(json.dumps({"id": key}) + "\n" for key in lines))
+        assert message in refused(run("pack", "m.jsonl", "-o", "x", "--key", "id"))
+    for folder in ("in", "other"):
+        Path(folder).mkdir()
+        Path(folder, "x").write_bytes(b"x")
+    assert "other/x: its key 'x' is also that of in/x" in refused(run("pack", "in", "other", "-o", "x"))
+    Path("other/x").rename("other/bad\udcff")
+    message = refused(run("pack", "in", "other", "-o", "x"))
+    assert r"$'other/bad\377': its name is not UTF-8, as a key must be: rename it" in message
+    Path("in/x").write_bytes(bytes((1 << 20) + 1))
+    assert "in/x: it has 1,048,577 bytes" in refused(run("pack", "in", "-o", "x"))
+
+
+def test_a_key_that_the_archive_has_already_is_named(run: Run, tiny_name: str, tiny: Codec) -> None:
+    Archive.create("a", [b"x", b"y"], ["k", "l"], codec=tiny)
+    Path("m.jsonl").write_text('{"id": "l"}\n')
+    message = refused(run("pack", "m.jsonl", "-a", "-o", "a", "--key", "id", "--model", tiny_name))
+    assert "documents 1 and 2 have the same key 'l': give each its own" in message
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["d", "d/e"], "the key 'd/e' needs a folder where the key 'd' is a file"),
+        (["d/e/f", "d"], "the key 'd/e/f' needs a folder where the key 'd' is a file"),
+        (["a", "./a"], "the keys 'a' and './a' name the same file"),
+        (["a", "b/../a"], "the keys 'a' and 'b/../a' name the same file"),
+        (["a", "../a"], "'../a': not written, because this key leads out of out"),
+        (["a", "x" * 256], "is too long for the name of a file"),
+        (["a", "there"], "out/there exists: unpack into another directory"),
+        (["a", "there/b"], "out/there is not a folder: unpack into another directory"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_unpack_writes_all_or_nothing(run: Run, tiny_name: str, tiny: Codec, keys: list[str], message: str) -> None:
+    Path("out").mkdir()
+    Path("out/there").write_text("before")
+    Archive.create("x", [b"x", b"y"], keys, codec=tiny)
+    assert message in refused(run("unpack", "x", "-o", "out", "--model", tiny_name))
+    assert [path.name for path in Path("out").rglob("*")] == ["there"]

@@ -233,6 +233,15 @@ def test_completion_scripts_complete(run: Run, shell: str) -> None:
     assert done.returncode == 0
 
 
+def test_commands_are_completed_where_nothing_is_a_terminal() -> None:
+    """No arguments, as tar starts the program, do not make it complete the options of compress."""
+    words = {"_MEMCODEC_COMPLETE": "bash_complete", "COMP_WORDS": "memcodec ", "COMP_CWORD": "1"}
+    done = subprocess.run(
+        PROGRAM, env={**os.environ, **words}, stdin=subprocess.DEVNULL, capture_output=True, timeout=60
+    )
+    assert b"plain,decompress\n" in done.stdout
+
+
 def test_python_m_memcodec_runs_the_program(tmp_path: Path) -> None:
     done = subprocess.run([PROGRAM[0], "-m", "memcodec", "--version"], capture_output=True, timeout=60)
     assert done.stdout.decode() == f"memcodec {memcodec.__version__}\n"

@@ -118,11 +118,32 @@ def test_links_lead_somewhere(path: Path) -> None:
         assert target.startswith("https://") or (path.parent / target).exists(), target
 
 
+def test_no_two_recipes_write_the_same_file() -> None:
+    """A reader runs them in one folder, where the second would be refused."""
+    written: dict[str, str] = {}
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        text = path.read_text()
+        names = re.findall(r"Archive\.create\(\s*\"([^\"]+)\"", text)
+        commands = [line.split("#")[0].split()[1:] for line in text.splitlines() if line.startswith("    memcodec ")]
+        for command, *args in commands:
+            if {"-f", "-c", "-a", "-r"} & set(args):
+                continue
+            if "-o" in args:
+                names.append(args[args.index("-o") + 1])
+            elif command == "compress":
+                names += [f"{name}.memz" for name in args if re.fullmatch(r"[\w.]+\.\w+", name)]
+            names += [args[args.index(option) + 1] for option in ("--html", "--report") if option in args]
+        for name in names:
+            assert name not in written, f"{path.name} and {written[name]} write {name}"
+            written[name] = path.name
+    assert {"customers.archive", "notes.archive", "lines.archive", "notes.html", "a.txt.memz"} <= written.keys()
+
+
 def test_options_that_are_named_exist() -> None:
     every = [*main.commands.values()]
     every += [command for group in every if isinstance(group, click.Group) for command in group.commands.values()]
     known = {option for command in every for p in command.params for option in p.opts}
-    known |= {"--help", "--version"}
+    known |= {"--help", "--version", "--use-compress-program"}  # the last is an option of tar
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         prose = re.sub(r"`python benchmarks/[^`]*`|^    (ray|pip) .*", "", path.read_text(), flags=re.MULTILINE)
         for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", prose):

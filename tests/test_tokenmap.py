@@ -73,11 +73,16 @@ def test_a_memory_that_is_steered_by_writes_more(tiny: Codec) -> None:
 
 def test_inspect_tokens(run: Run, llama_folder: Path, tiny: Codec) -> None:
     Path("a.memz").write_bytes(container.pack(made(tiny, SETTINGS[0])))
-    done = run("inspect", "--tokens", "a.memz", "--model", llama_folder, "--device", "cpu")
+    done = run("inspect", "--tokens", "a.memz", "--model", llama_folder, "--device", "cpu", "--color", "always")
     assert done.exit_code == 0
-    assert done.stdout.startswith("a.memz: bits per token  0 to 1 ")
-    assert "\x1b" not in done.stdout  # no terminal here, and what the text has is shown as ?
-    assert "?[2J[32 bytes stored]" in done.stdout and "<script>" in done.stdout
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)
+    assert shown.startswith("a.memz: bits per token  0 to 1 ")
+    assert "\x1b" not in shown and "\x1b[48;5;202m" in done.stdout  # what the text has is shown as ?
+    assert "?[2J[32 bytes stored]" in shown and "<script>" in shown
+    plain = run("inspect", "--tokens", "a.memz", "--model", llama_folder, "--device", "cpu").stdout
+    assert "\x1b" not in plain
+    text = "".join(line.removeprefix("text").removeprefix("  ") for line in plain.splitlines() if line[:4] == "text")
+    assert "?[2J[32 bytes stored]" in text and "<script>" in text
     assert "cannot be used with --json" in refused(run("inspect", "--tokens", "--json", "a.memz"), 2)
 
 
@@ -90,6 +95,48 @@ def test_colours(tiny: Codec) -> None:
     assert re.sub(r"\x1b\[[0-9;]*m", "", shown) == "plain two\nlinesé[1,234 bytes stored]"
     assert "\x1b[38;5;16m\x1b[48;5;209m\x1b[22m\x1b[4m two\x1b[0m\n" in shown
     assert "\x1b[48;5;202m\x1b[1m\x1b[24mé" in shown
+
+
+def test_marks_below_the_text_tell_what_colours_do() -> None:
+    tokens = [
+        TokenInfo(b"plain", 0.5, LM, (), 0), TokenInfo(b" two\n\nlines\t", 9.0, MEMORY, (), 0),
+        TokenInfo("春e\u0301".encode(), 20.0, CORRECTION, (), 0), TokenInfo(b"x" * 30, 3.0, LM, (), 0),
+    ]  # fmt: skip
+    assert tokenmap.marked([*tokens, StoredSpan(7, 0, b"", 0)], 36).splitlines() == [
+        "text  plain two",
+        "bits  000004444",
+        "by    .....mmmm",
+        "text",
+        "text  lines   春e\u0301" + 19 * "x",
+        "bits  44444444555" + 19 * "2",
+        "by    mmmmmmmmccc" + 19 * ".",
+        "text  " + 11 * "x" + "[7 bytes stored]",
+        "bits  " + 11 * "2" + 16 * "-",
+        "by    " + 11 * "." + 16 * "-",
+    ]
+    heading = tokenmap.plain_heading("a")
+    assert "0 0 to 1, 1 1 to 2" in heading and "5 12 or more" in heading and "m the memory" in heading
+
+
+@pytest.mark.parametrize(
+    ("choice", "environment", "on_terminal", "expected"),
+    [
+        ("auto", {}, True, True), ("auto", {}, False, False), ("auto", {"TERM": "dumb"}, True, False),
+        ("auto", {"NO_COLOR": "1"}, True, False), ("auto", {"NO_COLOR": ""}, True, True),
+        ("auto", {"FORCE_COLOR": "1"}, False, True), ("auto", {"FORCE_COLOR": "0"}, False, False),
+        ("auto", {"FORCE_COLOR": "1", "NO_COLOR": "1"}, True, False), ("never", {"FORCE_COLOR": "1"}, True, False),
+        ("always", {"NO_COLOR": "1", "TERM": "dumb"}, False, True),
+    ],
+)  # fmt: skip
+def test_who_decides_about_colours(
+    monkeypatch: pytest.MonkeyPatch, choice: str, environment: dict[str, str], on_terminal: bool, expected: bool
+) -> None:
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in ({"TERM": "xterm"} | environment).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: on_terminal)
+    assert tokenmap.wants_colour(choice) is expected
 
 
 # ---- pages

@@ -4,8 +4,10 @@ import hashlib
 import io
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from memcodec.errors import EncodeError
@@ -20,10 +22,12 @@ class Source:
     def __init__(self, file: BinaryIO, name: str = "") -> None:
         """file: read from its current position; if it cannot seek, it is copied into a temporary file.
 
-        name: for error messages.
+        name: for error messages. Raises EncodeError for a device that has no end.
         """
         self._name = name or getattr(file, "name", "the input")
         try:
+            if not _has_size(file, self._name):
+                raise io.UnsupportedOperation
             self._first = file.tell()
             self.size = file.seek(0, os.SEEK_END) - self._first
         except (OSError, ValueError):  # a pipe
@@ -77,3 +81,25 @@ class Source:
         except (OSError, ValueError):  # not a file on disk
             return None
         return status.st_size, status.st_mtime_ns
+
+
+def _has_size(file: BinaryIO, name: str) -> bool:
+    """Whether seeking to the end of a file finds its size: not in a device, nor in the files of /proc and /sys.
+
+    Raises EncodeError for a device that is neither a terminal nor empty: it may have no end.
+    """
+    try:
+        found = os.fstat(file.fileno())
+    except (OSError, ValueError, AttributeError):  # not a file on disk
+        return True
+    if stat.S_ISCHR(found.st_mode):
+        if not os.isatty(file.fileno()) and found.st_rdev != Path(os.devnull).stat().st_rdev:
+            raise EncodeError(
+                f"{name}: is a device, which may have no end: pipe as much of it as you want, as with head -c 10000"
+            )
+        return False
+    has_blocks = getattr(found, "st_blocks", 1) > 0  # files of the kernel have none, and report a size of 0 or 4096
+    return not stat.S_ISREG(found.st_mode) or has_blocks or found.st_size > _MADE_WHEN_READ
+
+
+_MADE_WHEN_READ = 1 << 16  # size up to which a file without blocks is read like a pipe

@@ -29,7 +29,7 @@ _CHECKSUM_BYTES = 2  # of each document's CRC-32, at the end of its frame
 _MAX_DOCUMENTS = 1 << 30
 _MAX_KEY_BYTES = 1 << 12  # of one key
 _MAX_KEYS_BYTES = 1 << 26  # of all keys
-_MAX_DOCUMENT_BYTES = 1 << 20
+MAX_DOCUMENT_BYTES = 1 << 20
 _READ_TOGETHER = 256  # documents that are decoded at one time while many are read
 
 
@@ -325,7 +325,7 @@ def _frame_settings(settings: Settings, effort: int = DEFAULT_EFFORT) -> FrameSe
     if settings.site != "readout" or len(settings.fields) != 1 or settings.fields[0] > MOST_SHARE:
         raise FormatError("damaged archive: its documents have an unknown site")
     share = settings.fields[0] / SHARE_STEPS
-    return FrameSettings(_CHECKSUM_BYTES, b"", share, effort, settings.chunk_tokens, _MAX_DOCUMENT_BYTES)
+    return FrameSettings(_CHECKSUM_BYTES, b"", share, effort, settings.chunk_tokens, MAX_DOCUMENT_BYTES)
 
 
 def _verify(
@@ -352,9 +352,12 @@ def _as_keys(keys: Iterable[str] | None) -> list[str]:
 
 
 def _check_keys(keys: Sequence[str], count: int) -> None:
-    if keys and (len(keys) != count or len(set(keys)) != len(keys)):
-        raise EncodeError(f"{len(keys)} keys, {len(set(keys))} different, for {count} documents: give each its own")
-    for key in keys:
+    if keys and len(keys) != count:
+        raise EncodeError(f"{len(keys)} keys for {count} documents: give each its own")
+    first: dict[str, int] = {}
+    for number, key in enumerate(keys):
+        if first.setdefault(key, number) != number:
+            raise EncodeError(f"documents {first[key]} and {number} have the same key {key!r}: give each its own")
         try:
             if b"\0" in key.encode():
                 raise EncodeError(f"the key {key!r} contains NUL")
