@@ -1,7 +1,7 @@
-"""What Ray costs and brings: python benchmarks/cluster.py [--bytes N] [--workers 1,2] [--out FOLDER]
+"""The speed of Ray workers: python benchmarks/cluster.py [--bytes N] [--workers 1,2] [--out FOLDER]
 
 The beginning of alice29, encoded (without verification) and decoded in this process, by as many threads as there are
-workers, and by Ray workers of 1 thread each; and once more while one of them is killed. All files must be the same.
+workers, and by Ray workers with 1 thread each; then again while one of them is killed. All files must be the same.
 Writes cluster.json and cluster.md to --out.
 """
 
@@ -24,7 +24,7 @@ from memcodec.engines.ray import RayEngine
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bytes", type=int, default=65536)
     parser.add_argument("--workers", default="1,2")
@@ -58,12 +58,14 @@ def main() -> None:
     for workers in counts:
         with RayEngine(workers=workers) as engine:
             start = time.perf_counter()
-            far = here.with_engine(engine)
-            far.decode(far.encode("The first text starts the workers, and makes them load what they need.", context=0))
-            add(f"Ray, workers: {workers}", far, time.perf_counter() - start)
+            on_ray = here.with_engine(engine)
+            on_ray.decode(
+                on_ray.encode("The first text starts the workers, and makes them load what they need.", context=0)
+            )
+            add(f"Ray, workers: {workers}", on_ray, time.perf_counter() - start)
             if workers > 1:
                 pid = ray.get(engine.workers()[0].__ray_call__.remote(lambda _: os.getpid()))
-                add(f"Ray, workers: {workers}, one killed at the start", far, 0.0, _killer(pid))
+                add(f"Ray, workers: {workers}, one killed at the start", on_ray, 0.0, _killer(pid))
     ray.shutdown()
 
 

@@ -1,7 +1,7 @@
-"""Several threads and processes at once: python benchmarks/concurrency.py [--rounds N] [--out FOLDER]
+"""Several threads and processes at the same time: python benchmarks/concurrency.py [--rounds N] [--out FOLDER]
 
 Threads that share one codec encode and decode different texts. Processes that start at the same moment, with nothing in
-the cache, compile the same kernels and make the same model's integers; all must write the same file. Of the tiny model
+the cache, compile the same kernels and convert the same model; all must write the same file. The model is the tiny one
 in spec/vectors. Writes concurrency.json.
 """
 
@@ -25,9 +25,9 @@ THREADS, PROCESSES = 4, 3
 
 
 def main() -> None:
-    """Do all and write."""
+    """Run all cases and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=50, help="of each thread")
+    parser.add_argument("--rounds", type=int, default=50, help="rounds of each thread")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def threads(codec: Codec, rounds: int) -> dict[str, Any]:
-    """Threads that share a codec: each has texts of its own, whose files are known."""
+    """Threads that share a codec encode and decode texts whose files are known."""
     wrong: list[str] = []
 
     def work(number: int) -> None:
@@ -79,7 +79,7 @@ print(hashlib.sha256(blob).hexdigest())
 
 
 def processes() -> dict[str, Any]:
-    """Processes that start together with an empty cache, and one more that finds it full."""
+    """Processes that start together with an empty cache, and one more that uses the filled cache."""
     wrong = []
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "text").write_bytes(words(2000))

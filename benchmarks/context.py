@@ -1,4 +1,4 @@
-"""What context brings and costs: bytes, seconds, and what must be decoded to reach a place in the middle.
+"""The effect of context: bytes, seconds, and the bytes that must be decoded to reach a place in the middle.
 
     python benchmarks/context.py [FILE...] [--contexts 0,auto,1000,max] [--share S] [--bytes N] [--out FOLDER]
 
@@ -22,7 +22,7 @@ from memcodec.settings import Context, Readout
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="*")
     parser.add_argument("--contexts", default="0,200,1000,auto,max")
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def measure(codec: Codec, data: bytes, context: Context, share: float) -> dict[str, Any]:
-    """One context."""
+    """Measure one context."""
     start = time.perf_counter()
     blob = codec.encode(data, site=Readout(share), context=context, verify=False)
     encoded = time.perf_counter()
@@ -68,7 +68,7 @@ def measure(codec: Codec, data: bytes, context: Context, share: float) -> dict[s
 
 
 def render(rows: list[dict[str, Any]]) -> str:
-    """As Markdown."""
+    """The results in Markdown."""
     head = ("text", "share", "context", "groups", "file", "bits per byte", "corrections", "memories", "the rest")
     lines = ["| " + " | ".join([*head, "encode, s", "decode, s", "decoded to reach a place"]) + " |"]
     lines.append("| --- |" + " ---: |" * 11)

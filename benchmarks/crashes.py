@@ -1,10 +1,11 @@
-"""Kill memcodec at random moments, and look at what is there afterwards.
+"""Kill memcodec at random moments, and check which files remain.
 
     python benchmarks/crashes.py [--kills N] [--model M] [--out FOLDER]
 
-`kill -9` of compress, compress --resume and decompress: half at any moment, half just when a temporary file is there.
-After each the input must be untouched and the output absent or complete, byte for byte what an unbroken run writes;
-after the next whole run nothing else may be in the folder. Then Ctrl-C: how long it takes to end. Writes crashes.json.
+`kill -9` of compress, compress --resume and decompress: half of the kills at any moment, half just after a temporary
+file appears. After each kill, the input must be unchanged, and the output absent or identical to that of an
+uninterrupted run; after the next complete run, nothing else may be in the folder. Then Ctrl-C: how long the command
+takes to end. Writes crashes.json.
 """
 
 import argparse
@@ -25,15 +26,15 @@ from memcodec.codec import Codec
 
 TINY = Path(__file__).parent.parent / "spec" / "vectors" / "tiny" / "model"
 WAYS = ("compress", "resume", "decompress")
-EVERY = 10  # kills, then a whole run
+EVERY = 10  # kills before each complete run
 BYTES = 40_000
-_AFTER = {"compress": 0.004, "decompress": 0.02}  # seconds from when a temporary file is there, at most
+_AFTER = {"compress": 0.004, "decompress": 0.02}  # the most seconds between the temporary file and the kill
 
 
 def main() -> None:
-    """Kill, interrupt and write."""
+    """Kill and interrupt commands, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=100, help="of each way")
+    parser.add_argument("--kills", type=int, default=100, help="kills of each command")
     parser.add_argument("--model", default=str(TINY))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
@@ -58,13 +59,13 @@ def words(size: int, seed: int = 0) -> bytes:
 
 
 def packed(data: bytes, model: str) -> bytes:
-    """A file whose text is carried by the LM, though zstd would make it smaller."""
+    """A file whose text is encoded with the LM, even if zstd would make it smaller."""
     with store_nothing():
         return Codec.load(model, device="cpu").encode(data, context=0, chunk_tokens=60)
 
 
 def kill(way: str, count: int, model: str, folder: Path, seed: int = 0) -> dict[str, Any]:
-    """Kill one command so many times."""
+    """Kill one command `count` times."""
     folder.mkdir(exist_ok=True)
     text = words(BYTES)
     given, made = ("text.memz", "text") if way == "decompress" else ("text", "text.memz")
@@ -78,7 +79,7 @@ def kill(way: str, count: int, model: str, folder: Path, seed: int = 0) -> dict[
     lasts = time.monotonic() - start
     expected = (folder / made).read_bytes()
     (folder / made).unlink()
-    print(f"kill -9 of {way}, {count} times; a whole run lasts {lasts:.1f} s", flush=True)
+    print(f"kill -9 of {way}, {count} times; a complete run takes {lasts:.1f} s", flush=True)
     rng, wrong, complete, with_temporary = random.Random(seed), [], 0, 0
     for number in range(count):
         process = subprocess.Popen([*command, *(["--resume"] if way == "resume" else [])], cwd=folder)
@@ -93,7 +94,7 @@ def kill(way: str, count: int, model: str, folder: Path, seed: int = 0) -> dict[
         process.wait()
         with_temporary += names(folder) - {given, made} != set()
         if (folder / given).read_bytes() != data:
-            wrong.append(f"kill {number}: the input is not what it was")
+            wrong.append(f"kill {number}: the input has changed")
         if (folder / made).exists():
             complete += 1
             if (folder / made).read_bytes() != expected:
@@ -102,7 +103,7 @@ def kill(way: str, count: int, model: str, folder: Path, seed: int = 0) -> dict[
         if number % EVERY == EVERY - 1 or number == count - 1:
             done = subprocess.run([*command, *(["--resume"] if way == "resume" else [])], cwd=folder)
             if done.returncode or (folder / made).read_bytes() != expected:
-                wrong.append(f"kill {number}: the next run does not write what an unbroken one does")
+                wrong.append(f"kill {number}: the next run does not write the same as an uninterrupted one")
             if names(folder) != {given, made}:
                 wrong.append(f"kill {number}: after the next run there is {sorted(names(folder) - {given, made})}")
             (folder / made).unlink(missing_ok=True)
@@ -111,7 +112,7 @@ def kill(way: str, count: int, model: str, folder: Path, seed: int = 0) -> dict[
 
 
 def interrupt(way: str, count: int, folder: Path) -> dict[str, Any]:
-    """Ctrl-C in the middle of work with the default model: seconds until the command has ended."""
+    """Press Ctrl-C during the work with the default model, and measure the seconds until the command has ended."""
     print(f"Ctrl-C of {way}, {count} times", flush=True)
     folder.mkdir(exist_ok=True)
     text = words(20_000)
@@ -121,9 +122,9 @@ def interrupt(way: str, count: int, folder: Path) -> dict[str, Any]:
     rng, wrong, waits = random.Random(0), [], []
     for number in range(count):
         process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, preexec_fn=_listen)
-        time.sleep(2.5 + 3 * rng.random())  # loaded, and at work
+        time.sleep(2.5 + 3 * rng.random())  # the model is loaded, and the work has begun
         if process.poll() is not None:
-            wrong.append(f"{number}: ended by itself")
+            wrong.append(f"{number}: ended before Ctrl-C")
             continue
         start = time.monotonic()
         process.send_signal(signal.SIGINT)
@@ -136,12 +137,12 @@ def interrupt(way: str, count: int, folder: Path) -> dict[str, Any]:
 
 
 def _listen() -> None:
-    """A shell's job in the background ignores Ctrl-C, and so would what it starts."""
+    """Enable Ctrl-C in a process, which it would ignore if its parent were a background job of a shell."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def names(folder: Path) -> set[str]:
-    """What is in a folder."""
+    """The names of the files in a folder."""
     return {path.name for path in folder.iterdir()}
 
 

@@ -1,6 +1,6 @@
-"""`make demo`: compress, inspect and decompress a real text, and show its size beside gzip and zstd.
+"""`make demo`: compress, inspect and decompress a real text, and compare its size with gzip and zstd.
 
-The text is a part of lcet10 (Canterbury corpus), fetched with pip as the benchmarks do; or give one: demo.py FILE
+The text is a part of lcet10 (Canterbury corpus), downloaded with pip as in the benchmarks, or a FILE: demo.py FILE
 """
 
 import gzip
@@ -17,13 +17,13 @@ BYTES = 8192
 
 
 def run(*words: str) -> None:
-    """Show a command, and run it."""
+    """Print a command, and run it."""
     print("\n$", *words, flush=True)
     subprocess.run(words, check=True)
 
 
 def main() -> None:
-    """Do what a new user would."""
+    """Run the commands that a new user would run."""
     with tempfile.TemporaryDirectory() as folder:
         text, packed, back = (Path(folder) / name for name in ("lcet10.txt", "lcet10.txt.memz", "back.txt"))
         if len(sys.argv) > 1:

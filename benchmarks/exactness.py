@@ -1,11 +1,11 @@
-"""The exact LM under every environment that this machine can be made to look like, and against float32.
+"""The exact LM in every environment that this machine can imitate, and compared with float32.
 
     python benchmarks/exactness.py [--out FOLDER] [--quick]
 
-A process of its own for each environment (instruction sets of numba, oneDNN and ATen, threads, kernels) hashes the
-logits of the default model and of a tiny one of every architecture: full and cached passes, batches 1, 3 and 64. All
-hashes of a model must be equal. Then bits per token on the benchmark's texts, exact and in float32. Writes
-exactness.json and exactness.md to --out.
+For each environment (instruction sets of numba, oneDNN and ATen, threads, kernels), a separate process hashes the
+logits of the default model and of a tiny model of every architecture: full and cached passes, batches 1, 3 and 64. All
+hashes of a model must be equal. Then the bits per token of the benchmark's texts are measured, with the exact LM and in
+float32. Writes exactness.json and exactness.md to --out.
 """
 
 import argparse
@@ -38,15 +38,15 @@ _NUMBA = tuple(
 
 
 def environments() -> list[dict[str, str]]:
-    """What is set in each process; the first is the machine as it is."""
+    """The variables that are set in each process; none in the first."""
     return [*_ATEN, *_ONEDNN, *_NUMBA]
 
 
 def main() -> None:
-    """Hash in every environment, then measure bits."""
+    """Compute the hashes in every environment, then measure bits."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--quick", action="store_true", help="tiny models and 2 KB of each text alone")
+    parser.add_argument("--quick", action="store_true", help="only tiny models, and 2 KB of each text")
     parser.add_argument("--hash", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.hash:
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def run(changes: dict[str, str], names: dict[str, str]) -> dict[str, Any]:
-    """Hashes in a process with some variables set."""
+    """The hashes from a process with some variables set."""
     start = time.monotonic()
     command = [sys.executable, __file__, "--hash", json.dumps(names)]
     done = subprocess.run(command, env=os.environ | changes, capture_output=True, text=True)
@@ -85,7 +85,7 @@ def run(changes: dict[str, str], names: dict[str, str]) -> dict[str, Any]:
 
 
 def hashes(names: dict[str, str]) -> dict[str, Any]:
-    """By model: a hash for each way to compute the same logits; and which product torch was found to need."""
+    """By model: a hash for each way to compute the same logits, and the products that torch needs here."""
     from memcodec.lm import model
     from memcodec.lm.device import needs_fallback
     from memcodec.models.registry import load_exact, resolve
@@ -112,12 +112,12 @@ def hashes(names: dict[str, str]) -> dict[str, Any]:
 
 
 def digest(logits: np.ndarray) -> str:
-    """SHA-256 of logits, in short."""
+    """The beginning of the SHA-256 of logits."""
     return hashlib.sha256(np.ascontiguousarray(logits, dtype="<i4").tobytes()).hexdigest()[:16]
 
 
 def make_tiny(family: str, folder: Path) -> str:
-    """A random model of a family, and a tokenizer of single bytes."""
+    """Make a random model of a family, with a tokenizer of single bytes."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast

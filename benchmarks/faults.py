@@ -1,11 +1,11 @@
-"""Damage files in many ways and decode them: none may give wrong bytes, raise what is no MemcodecError, or hang.
+"""Damage files in many ways and decode them. Wrong bytes, errors other than MemcodecError, and hangs are failures.
 
     python benchmarks/faults.py [--flips N] [--corruptions N] [--out FOLDER]
 
-Every single bit of a small file, an archive and a primer is flipped, then a larger file is corrupted at random: bits,
-bytes, cuts, insertions, removed and doubled ranges, chunks and corrections that change places, edits of the header with
-lengths that fit; half of it with the file's checksum mended, so that the damage reaches what is behind it. The files
-are of the tiny model in spec/vectors. Writes faults.json.
+Every single bit of a small file, an archive and a primer is flipped. Then a larger file is corrupted at random: changed
+bits and bytes, cuts, insertions, removed and doubled ranges, swapped chunks and corrections, and edits of the header
+with consistent lengths. In half of these cases the checksum of the file is corrected, so that the damage reaches the
+code behind the check. The files are made with the tiny model in spec/vectors. Writes faults.json.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from memcodec.container import Container, Segment
 
 TINY = Path(__file__).parent.parent / "spec" / "vectors" / "tiny" / "model"
 TEXT = "Every bit of this is flipped once. Jedes Bit wird einmal gekippt. Каждый бит. 每一位。\n"
-MEMORY = 64 << 20  # bytes by which the peak of memory may grow, over that of decoding the whole file
+MEMORY = 64 << 20  # bytes by which the peak of memory may exceed that of decoding the intact file
 
 RIGHT = ("refused", "the same", "all that is there")
 
@@ -41,9 +41,9 @@ Case = tuple[str, Callable[[], str]]
 
 
 def main() -> None:
-    """Damage, decode and write."""
+    """Damage and decode the files, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--flips", type=int, default=1 << 30, help="of single bits, of each file, at most")
+    parser.add_argument("--flips", type=int, default=1 << 30, help="the most single bits to flip in each file")
     parser.add_argument("--corruptions", type=int, default=10_000)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def judge(what: str, make: Callable[..., Iterator[Case]], *given: object) -> dict[str, Any]:
-    """Do the cases: how many, what became of them, and which are wrong."""
+    """Run the cases. Returns their number, their outcomes, and those that are wrong."""
     outcomes: Counter[str] = Counter()
     wrong, longest, memory = [], 0.0, 0
     for outcome in isolated.run(make, *given):
@@ -75,12 +75,12 @@ def judge(what: str, make: Callable[..., Iterator[Case]], *given: object) -> dic
 
 
 def is_wrong(outcome: Outcome) -> bool:
-    """Whether it is anything but refused, or the same bytes, within the bound on memory."""
+    """Whether a case was neither refused nor decoded to the same bytes, or exceeded the bound on memory."""
     return outcome.word not in RIGHT or outcome.memory > MEMORY
 
 
 def checked(read: Callable[[], object], expected: object) -> Callable[[], str]:
-    """A case: what reading gives."""
+    """A case, which returns the outcome of a read as a word."""
 
     def case() -> str:
         try:
@@ -98,7 +98,7 @@ def checked(read: Callable[[], object], expected: object) -> Callable[[], str]:
 
 
 def flips(kind: str, most: int) -> Iterator[Case]:
-    """One bit after the other; where there are more than `most`, so many of them."""
+    """Every bit, or a random sample of `most` of them."""
     blob, read = KINDS[kind](Codec.load(str(TINY), device="cpu", threads=1))
     expected = read(blob)
     places = range(8 * len(blob))
@@ -112,19 +112,19 @@ Reader = tuple[bytes, Callable[[bytes], object]]
 
 
 def small_file(codec: Codec) -> Reader:
-    """With memories, corrections and a stored span."""
+    """A file with memories, corrections and a stored span."""
     with store_nothing():
         blob = codec.encode((TEXT * 4).encode() + bytes(range(128, 176)) + (TEXT * 4).encode(), chunk_tokens=40)
     return blob, codec.decode
 
 
 def stored_file(codec: Codec) -> Reader:
-    """Of what is no text."""
+    """A file of bytes that are not text."""
     return codec.encode(bytes(range(256)) * 2), codec.decode
 
 
 def archive(codec: Codec) -> Reader:
-    """Of three documents with keys, and a primer inside."""
+    """An archive of three documents with keys, and a primer inside."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a"
         documents = [TEXT.encode(), b"short", bytes(range(200, 256))]
@@ -140,7 +140,7 @@ def archive(codec: Codec) -> Reader:
 
 
 def primer(codec: Codec) -> Reader:
-    """Of a few tokens."""
+    """A primer of a few tokens."""
 
     def read(given: bytes) -> object:
         found = Primer.from_bytes(given, "it")
@@ -156,7 +156,7 @@ KINDS = {"file": small_file, "stored file": stored_file, "archive": archive, "pr
 
 
 def corruptions(count: int, seed: int = 0) -> Iterator[Case]:
-    """Of a file of some dozens of groups, each of another kind; of every second one the checksum is mended."""
+    """Corruptions, of each kind in turn, of a file with dozens of groups. In half of them the checksum is corrected."""
     codec = Codec.load(str(TINY), device="cpu", threads=1)
     text = "".join(f"{i} {TEXT}" for i in range(24)).encode()
     data = text[: len(text) // 2] + bytes(range(128, 256)) + text[len(text) // 2 :]
@@ -174,7 +174,7 @@ def corruptions(count: int, seed: int = 0) -> Iterator[Case]:
 
 
 def cuts(count: int, seed: int = 0) -> Iterator[Case]:
-    """A file without context, cut behind its index: every chunk whose bytes are all there must come back."""
+    """A file without context, cut after its index: every chunk whose bytes are complete must be restored."""
     codec = Codec.load(str(TINY), device="cpu", threads=1)
     data = "".join(f"{i} {TEXT}" for i in range(24)).encode()
     with store_nothing():
@@ -210,7 +210,7 @@ def cuts(count: int, seed: int = 0) -> Iterator[Case]:
 
 
 def sealed(blob: bytes) -> bytes:
-    """With the checksum of what is there."""
+    """The same bytes with a correct checksum."""
     return blob[:-4] + struct.pack("<I", zlib.crc32(blob[:-4]))
 
 
@@ -249,7 +249,7 @@ def _double(blob: bytes, rng: random.Random) -> bytes:
 
 
 def _index(blob: bytes, rng: random.Random) -> bytes:
-    """Bytes of the index, which begins with the hash and the numbers."""
+    """Change bytes of the index, which begins with the hash and the numbers."""
     parsed = container.unpack(blob)
     memories = 0 if b'"memories"' not in blob[:200] else parsed.sizes["memories"]
     start = parsed.sizes["header"] + memories
@@ -262,7 +262,7 @@ def _index(blob: bytes, rng: random.Random) -> bytes:
 
 
 def _header(blob: bytes, rng: random.Random) -> bytes:
-    """A number or a text in the JSON, with the length of the header that fits."""
+    """Change a number or a text in the JSON, and correct the length of the header."""
     (length,) = struct.unpack("<Q", blob[:8])
     header = json.loads(blob[8 : 8 + length])
     entry = rng.choice(list(header))
@@ -279,7 +279,7 @@ def _header(blob: bytes, rng: random.Random) -> bytes:
 
 
 def _swap(blob: bytes, rng: random.Random) -> bytes:
-    """Two segments, memories, corrections or checksums change places; every length fits."""
+    """Swap two segments, memories, corrections or checksums; every length stays consistent."""
     parsed = container.unpack(blob)
     places = [i for i, part in enumerate(parsed.parts) if isinstance(part, Segment)]
     one, other = rng.sample(places, 2)

@@ -1,10 +1,10 @@
 """Coverage-guided fuzzing of everything that reads bytes: python benchmarks/fuzz.py [--minutes N] [--out FOLDER]
 
-Needs atheris (pip install atheris). Inputs begin with a byte that says what reads them: a whole file, its document
-tensor (the header, lengths and checksum are made to fit), a damaged file that is salvaged, an archive's index, a
-primer, a frame. What is raised must be a MemcodecError. Seeds are the vectors in spec/ and what earlier runs kept in
---out; finds are crash-* there, and belong into tests/finds. The tiny model in spec/vectors decodes what reads, up to
-300 tokens.
+Needs atheris (pip install atheris). The first byte of an input selects its reader: a whole file, its document tensor
+(with a header, lengths and a checksum that match), a damaged file that is salvaged, the index of an archive, a primer,
+or a frame. Any error must be a MemcodecError. The seeds are the vectors in spec/ and the inputs that earlier runs kept
+in --out. Failing inputs are files crash-* there; copy them to tests/finds. Inputs that can be read are decoded with the
+tiny model in spec/vectors, up to 300 tokens.
 """
 
 import argparse
@@ -22,11 +22,11 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "spec" / "vectors" / "tiny"
 INSTRUMENTED = ("container", "archive", "assembly", "frames", "primer", "tokens")  # numba compiles the rest
-TOKENS = 300  # that are decoded for one input
+TOKENS = 300  # the most that are decoded for one input
 
 
 def main() -> None:
-    """Make seeds, and fuzz in a process of its own, which libFuzzer ends."""
+    """Make seeds, and fuzz in a separate process, which libFuzzer ends."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "fuzz")
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def seeds() -> list[bytes]:
-    """Inputs that are right."""
+    """Valid inputs."""
     found = []
     for path in sorted(TINY.glob("*.memz")):
         blob = path.read_bytes()
@@ -77,7 +77,7 @@ def seeds() -> list[bytes]:
 
 
 def read(data: bytes, codec: object) -> None:
-    """Do with an input what its first byte says."""
+    """Read an input with the reader that its first byte selects."""
     from memcodec import Archive, FrameSettings, MemcodecError, Primer, container
     from memcodec.codec import Codec
 
@@ -125,12 +125,12 @@ def _decode(codec: object, *blobs: bytes) -> None:
 
 
 def sealed(blob: bytes) -> bytes:
-    """With the checksum that fits."""
+    """The same bytes with a correct checksum."""
     return blob[:-4] + struct.pack("<I", zlib.crc32(blob[:-4]))
 
 
 def with_header(data: bytes) -> bytes:
-    """A file whose tensors are these bytes, the first of them of the memories."""
+    """A file whose tensors are these bytes, of which the first belong to the memories."""
     (memories,), body = struct.unpack("<H", data[:2]), data[2:] + bytes(4)
     memories = min(memories, len(body) - 4)
     header: dict[str, object] = {"__metadata__": {"memcodec": "2", "model": "tiny"}}
@@ -150,7 +150,7 @@ def archive(index: bytes) -> bytes:
 
 
 def fuzz(arguments: list[str]) -> None:
-    """In the process."""
+    """Fuzz, in the separate process."""
     import atheris
 
     os.environ["MEMCODEC_THREADS"] = "1"

@@ -1,10 +1,10 @@
-"""Files made to do harm, and what became of it: memory, time, and what the process touched.
+"""Files that are made to do harm: the result of reading each, the memory, the time, and what the process accesses.
 
     python benchmarks/hostile.py [--out FOLDER]
 
-Each is read in a process that notes every file that is opened, every connection, every program that is started and all
-that is unpickled: besides Python's own files and those given, there must be nothing. The tiny model in spec/vectors
-reads what needs one. Writes hostile.json and hostile.md.
+Each is read in a process that records every opened file, connection, started program and unpickled object. It may
+access only Python's own files and those that it was given. Files that need a model are read with the tiny one in
+spec/vectors. Writes hostile.json and hostile.md.
 """
 
 import argparse
@@ -41,7 +41,7 @@ HARMLESS = "refused"
 
 @dataclass(frozen=True)
 class Hostile:
-    """A case: what it is, what is read, by which of READERS, and the most by which memory may grow."""
+    """A case: its description, the bytes, the name in READERS, and the most bytes by which memory may grow."""
 
     what: str
     blob: bytes
@@ -50,7 +50,7 @@ class Hostile:
 
 
 def main() -> None:
-    """Read all and write."""
+    """Read all files and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def render(rows: list[dict[str, Any]]) -> str:
-    """As Markdown."""
+    """The results in Markdown."""
     lines = ["| file | result | s | memory, MB | bound, MB |", "| --- | --- | ---: | ---: | ---: |"]
     for row in rows:
         what = row["what"].replace("|", "\\|")
@@ -74,9 +74,9 @@ def render(rows: list[dict[str, Any]]) -> str:
 
 
 def judge(large: bool = True) -> list[dict[str, Any]]:
-    """Make all in one process, so that its memory is not counted, and read all in another.
+    """Make all files in one process, whose memory is not counted, and read them in another.
 
-    large: also what takes long to make.
+    large: include files that take long to make.
     """
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -102,9 +102,9 @@ def make(folder: str, large: bool) -> None:
 
 
 def cases(folder: str) -> Iterator[tuple[str, Callable[[], str]]]:
-    """For `isolated.run`."""
+    """The cases in a folder, for `isolated.run`."""
     codec = Codec.load(str(TINY), device="cpu", threads=1)
-    with store_nothing():  # kernels are read from the cache, and unpickled, on first use: now
+    with store_nothing():  # load the kernels now: on first use they are read from the cache and unpickled
         good = [codec.encode(TEXT * 6, chunk_tokens=40, site=site) for site in (Readout(0.1), Prompt(steps=2))]
         primed = codec.with_primer(Primer.from_texts([TEXT], 20, codec))
         good.append(primed.encode(TEXT * 9, chunk_tokens=40, context=50))
@@ -115,7 +115,7 @@ def cases(folder: str) -> Iterator[tuple[str, Callable[[], str]]]:
 
 
 class Watch:
-    """Notes what the process touches while a case is done."""
+    """Records what the process accesses while a case runs."""
 
     def __init__(self, folder: Path) -> None:
         self._on = False
@@ -136,7 +136,7 @@ class Watch:
             self._seen.append(event)
 
     def around(self, read: Callable[[], object]) -> Callable[[], str]:
-        """A case whose word is "refused", or what is wrong."""
+        """A case that returns "refused", or else a description of what is wrong."""
 
         def run() -> str:
             self._seen, self._on = [], True
@@ -154,7 +154,7 @@ class Watch:
         return run
 
 
-# ---- how they are read
+# ---- the readers
 
 
 def _file(codec: Codec, path: Path) -> None:
@@ -193,7 +193,7 @@ def _frames(codec: Codec, path: Path) -> None:
 
 
 def _model(codec: Codec, path: Path) -> None:
-    """Load a model folder; raises what that raises, or AssertionError where its code ran."""
+    """Load a model folder. Raises the errors of loading, and AssertionError if code of the folder ran."""
     folder = Path(os.fsdecode(path.read_bytes()))
     try:
         Codec.load(str(folder), device="cpu").encode(TEXT)
@@ -211,7 +211,7 @@ READERS: dict[str, Callable[[Codec, Path], None]] = {
 
 
 def hostile(folder: Path, large: bool) -> Iterator[Hostile]:
-    """All of them."""
+    """All hostile files."""
     codec = Codec.load(str(TINY), device="cpu", threads=1)
     with store_nothing():
         good = codec.encode((TEXT * 6).encode(), chunk_tokens=40)
@@ -223,7 +223,7 @@ def hostile(folder: Path, large: bool) -> Iterator[Hostile]:
 
 
 def headers(good: bytes) -> Iterator[Hostile]:
-    """What the JSON and its length may claim."""
+    """Files with a wrong JSON header, or a wrong length of it."""
     (length,) = struct.unpack("<Q", good[:8])
     yield Hostile("header of 2^63 bytes", struct.pack("<Q", 1 << 63) + good[8:])
     yield Hostile("header of 64 KB + 1, complete", struct.pack("<Q", (1 << 16) + 1) + b"{" + b" " * (1 << 16) + good)
@@ -249,7 +249,7 @@ def headers(good: bytes) -> Iterator[Hostile]:
 
 
 def indexes(good: bytes, large: bool) -> Iterator[Hostile]:
-    """What numbers of the index may claim; the file's checksum is right."""
+    """Files with wrong numbers in the index and a correct checksum."""
     parsed = container.unpack(good)
     assert parsed.model is not None and parsed.settings is not None
     start = good.index(parsed.sha256)
@@ -289,7 +289,7 @@ def indexes(good: bytes, large: bool) -> Iterator[Hostile]:
 
 
 def resized(blob: bytes, start: int, end: int, new: bytes) -> bytes:
-    """Other bytes in the document's tensor, with the length in the header that fits, and the checksum."""
+    """Replace bytes of the document tensor, and correct the length in the header and the checksum."""
     (length,) = struct.unpack("<Q", blob[:8])
     header = json.loads(blob[8 : 8 + length])
     entry = header["document"]
@@ -300,7 +300,7 @@ def resized(blob: bytes, start: int, end: int, new: bytes) -> bytes:
 
 
 def payloads(codec: Codec) -> Iterator[Hostile]:
-    """What stored spans, memories and corrections may be; lengths and the file's checksum are right."""
+    """Files with hostile stored spans, memories and corrections; lengths and checksum are correct."""
 
     def stored(size: int, frame: bytes) -> bytes:
         return pack(Container(size, bytes(16), [StoredSpan(size, 1, frame, 0)]))
@@ -344,7 +344,7 @@ def payloads(codec: Codec) -> Iterator[Hostile]:
 
 
 def names(folder: Path, codec: Codec) -> Iterator[Hostile]:
-    """Model names: a file may name what is pinned, or what the user has; nothing is fetched or read for it."""
+    """Files with hostile names of models, for which nothing may be downloaded or read; and hostile model folders."""
     (folder / "victim").mkdir()
     for name in ("../victim", str(folder / "victim"), "/etc", "~root", "~", "C:\\Windows", "file:///etc/passwd",
                  "http://localhost/model", "org/model", "org/model@../../victim", "..", "", "a\nb", "\x1b[2J",
@@ -378,7 +378,7 @@ def names(folder: Path, codec: Codec) -> Iterator[Hostile]:
 
 
 def others(codec: Codec) -> Iterator[Hostile]:
-    """Archives, primers and frames."""
+    """Hostile archives, primers and frames."""
 
     def archive(what: str, index: bytes) -> Hostile:
         body = (

@@ -1,4 +1,4 @@
-"""Cases done in a process of its own, so that one that hangs, ends it, or takes too much memory is seen and named."""
+"""Runs cases in a separate process, to find those that hang, end the process, or use too much memory."""
 
 import multiprocessing
 import time
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-PATIENCE = 120.0  # seconds that one case may take before it counts as one that hangs
+PATIENCE = 120.0  # seconds after which a case counts as hanging
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a case. word: what its check said, "hangs" or "ends the process"; memory: bytes by which the
-    peak of the process grew."""
+    """The outcome of a case. word: the result of the case, "hangs" or "ends the process"; memory: the bytes by which
+    the peak of the process grew."""
 
     name: str
     word: str
@@ -22,10 +22,10 @@ class Outcome:
 
 
 def run(make: Callable[..., Iterator[tuple[str, Callable[[], str]]]], *given: object) -> Iterator[Outcome]:
-    """Outcomes of the cases that `make(*given)` names and gives, in a process of its own, in order.
+    """The outcomes of the cases that `make(*given)` yields with their names, run in order in a separate process.
 
-    make: what it does before its first case is not measured; after a case that hangs or ends the process, another
-    process goes on with the next.
+    make: its work before the first case is not measured. After a case that hangs or ends the process, another process
+    continues with the next case.
     """
     context, first = multiprocessing.get_context("spawn"), 0
     while True:
@@ -71,7 +71,7 @@ def _work(
 
 
 def _reset_peak() -> int:
-    """Resident bytes, from which on the highest is counted anew."""
+    """Reset the peak, and return the resident bytes."""
     Path("/proc/self/clear_refs").write_text("5")
     return _memory("VmRSS")
 

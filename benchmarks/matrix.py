@@ -1,11 +1,11 @@
-"""Encode under every environment, decode under every other: the same files, and the same texts.
+"""Encode in every environment, and decode in all others: files and texts must be the same.
 
     python benchmarks/matrix.py [--bytes N] [--numba VERSION]... [--torch VERSION]... [--out FOLDER]
 
-An environment is a process with its threads, batch, kernels and instruction sets (by variables). --numba, --torch: also
-with these versions, which pip fetches, without what they need, into a folder of their own. Texts in five languages, in
-chunks of 16 tokens that see 40 before them (torch on a CPU is slow). Every file that any environment writes is decoded
-under all. Writes matrix.json and matrix.md.
+An environment is a process with a number of threads, a batch size, kernels, and instruction sets (set by variables).
+--numba and --torch add environments with these versions, which pip downloads into separate folders. The texts are in
+five languages, in chunks of 16 tokens that see 40 tokens before each (torch on a CPU is slow). Every file that any
+environment writes is decoded in all environments. Writes matrix.json and matrix.md.
 """
 
 import argparse
@@ -38,7 +38,7 @@ SETTINGS: dict[str, Any] = {"chunk_tokens": 16, "context": 40, "verify": False}
 
 @dataclass(frozen=True)
 class Environment:
-    """What a process is given. extra: a folder whose packages come first."""
+    """The settings of a process. extra: a folder whose packages take precedence."""
 
     name: str
     threads: int = 2
@@ -63,9 +63,9 @@ ENVIRONMENTS = (
 
 
 def main() -> None:
-    """Encode, decode and write."""
+    """Encode and decode, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bytes", type=int, default=2560, help="of each text")
+    parser.add_argument("--bytes", type=int, default=2560, help="bytes of each text")
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--numba", action="append", default=[])
     parser.add_argument("--torch", action="append", default=[])
@@ -93,18 +93,18 @@ def main() -> None:
 
 
 def texts(size: int) -> dict[str, bytes]:
-    """By language, so many bytes of each at most, whole characters."""
+    """The texts by language, at most `size` bytes of each, cut between characters."""
     found = {language: corpora.contents(corpus)[:size] for language, corpus in TEXTS.items()}
     return {language: text.decode("utf-8", "ignore").encode() for language, text in found.items()}
 
 
 def with_package(package: str, version: str, folder: Path) -> Environment:
-    """Another version of a package, in a folder of its own; of numba, with its llvmlite."""
+    """Install another version of a package into a separate folder; numba with its llvmlite."""
     place = folder / f"{package}-{version}"
     needs = [] if package == "numba" else ["--no-deps"]
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--only-binary", ":all:", "--target", str(place)]
     subprocess.run([*command, *needs, f"{package}=={version}"], check=True)
-    if package == "numba":  # it brings numpy, of which the usual one is meant
+    if package == "numba":  # pip also installed numpy: use the usual one
         for path in place.glob("numpy*"):
             subprocess.run(["rm", "-r", str(path)], check=True)
     kernels = "numba" if package == "numba" else "torch"
@@ -112,11 +112,11 @@ def with_package(package: str, version: str, folder: Path) -> Environment:
 
 
 def judge(environments: list[Environment], given: dict[str, bytes], model: str, folder: Path) -> dict[str, Any]:
-    """Encode under all, then decode every file that there is under all."""
+    """Encode in all environments, then decode every file in all of them."""
     for language, data in given.items():
         (folder / language).write_bytes(data)
     rows = []
-    files: dict[str, str] = {}  # by their hash, one of its places
+    files: dict[str, str] = {}  # a path of each, by hash
     chunks = 0
     for number, environment in enumerate(environments):
         made = child(environment, model, {language: str(folder / language) for language in given}, "encode", folder)
@@ -137,7 +137,7 @@ def judge(environments: list[Environment], given: dict[str, bytes], model: str, 
 
 
 def child(environment: Environment, model: str, names: dict[str, str], way: str, folder: Path) -> dict[str, str]:
-    """Do it in a process of the environment; gives where the results are."""
+    """Encode or decode in a process of the environment. Returns the paths of the results."""
     start = time.monotonic()
     given = {"environment": asdict(environment), "model": model, "names": names, "way": way,
              "folder": tempfile.mkdtemp(dir=folder)}  # fmt: skip
@@ -154,7 +154,7 @@ def child(environment: Environment, model: str, names: dict[str, str], way: str,
 
 
 def work(given: dict[str, Any]) -> None:
-    """In the process."""
+    """Encode or decode, in the process."""
     environment = given["environment"]
     codec = Codec.load(given["model"], device="cpu", threads=environment["threads"], kernels=environment["kernels"])
     results = {}
@@ -175,7 +175,7 @@ def _decoded(codec: Codec, blob: bytes, environment: dict[str, Any]) -> bytes:
 
 
 def render(found: dict[str, Any]) -> str:
-    """As Markdown."""
+    """The results in Markdown."""
     lines = [f"{found['chunks']} chunks in {len(found['languages'])} languages ({', '.join(found['languages'])}).", ""]
     lines += [
         "| environment | files equal to those of the first | files decoded | failed |",

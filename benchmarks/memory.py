@@ -1,10 +1,10 @@
-"""Memory over time of long jobs: a curve that does not rise with what is done.
+"""Memory over time of long jobs, which should not rise with the amount of work done.
 
     python benchmarks/memory.py [--bytes N] [--model M] [--no-verify] [--carried] [--out FOLDER]
 
-Compresses (with verification, but for --no-verify) and decompresses the first N bytes of the benchmark's texts, one
-after the other, then translations into other languages and sources, as commands of their own, and looks at their
-resident memory twice a second. Writes memory.json and memory.md to --out.
+Runs commands that compress (with verification, unless --no-verify is set) and decompress N bytes, and records their
+resident memory twice a second. The text consists of the benchmark's texts, then translations into other languages, then
+sources. Writes memory.json and memory.md to --out.
 """
 
 import argparse
@@ -24,22 +24,22 @@ from memcodec.bench.results import machine, today
 from memcodec.models.registry import DEFAULT_MODEL
 
 INTERVAL = 0.5  # seconds
-# Not a text over again, which zstd would make smaller.
+# The text must not repeat itself, because zstd would then make it smaller.
 LANGUAGES = (
     *("de", "fr", "it", "pt", "nl", "pl", "cs", "sv", "da", "fi", "hu", "ro", "el", "uk", "bg", "sr", "tr", "ar"),
     *("he", "fa", "hi", "th", "ko", "ja", "zh_Hans", "zh_Hant", "vi", "id", "ca", "eu"),
 )
-PARTS = 8  # of the time, whose highest memory is shown
+PARTS = 8  # parts of the time, for each of which the highest memory is shown
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bytes", type=int, default=1 << 20)
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--no-verify", action="store_true")
-    parser.add_argument("--carried", action="store_true", help="by the LM, though zstd were smaller: for tiny models")
+    parser.add_argument("--carried", action="store_true", help="use the LM even if zstd is smaller: for tiny models")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def text(size: int) -> bytes:
-    """So many bytes."""
+    """A text of `size` bytes."""
     with zipfile.ZipFile(corpora.fetch(corpora.DJANGO)) as wheel:
         members = tuple(name for name in sorted(wheel.namelist()) if name.endswith(".py"))
     sources = corpora.Corpus("django", "a framework's sources", corpora.DJANGO, members)
@@ -84,7 +84,7 @@ with store_nothing():
 
 
 def watch(command: list[str], folder: Path, carried: bool = False) -> list[int]:
-    """Resident bytes of a command, over time."""
+    """The resident bytes of a command over time."""
     program = ["-c", _CARRIED] if carried else ["-m", "memcodec_cli"]
     process = subprocess.Popen([sys.executable, *program, *command], cwd=folder)
     found = []
@@ -99,7 +99,7 @@ def watch(command: list[str], folder: Path, carried: bool = False) -> list[int]:
 
 
 def render(found: dict[str, Any]) -> str:
-    """As Markdown."""
+    """The results in Markdown."""
     about = found["machine"]
     lines = [
         f"{found['date']}, {about['processor']}, {found['bytes']:,} bytes, {found['file_bytes']:,} compressed.",

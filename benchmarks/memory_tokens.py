@@ -1,17 +1,17 @@
-"""The experiment of the memory token paper (arXiv 2506.15001) for any model: one memory a text, decoded greedily.
+"""The experiment of the memory token paper (arXiv 2506.15001) for any model: one memory per text, decoded greedily.
 
     python benchmarks/memory_tokens.py
     python benchmarks/memory_tokens.py en:alice.txt es:quijote.txt --lengths 30,60,120,240 --model FOLDER
     python benchmarks/memory_tokens.py --compare
 
-Pieces of the given lengths in tokens are cut from random places of the files, which mostly is the middle of a
-sentence; a language before the colon groups the results. Without files: four English books and a Spanish program's
-messages, from the package index (corpora.py). All pieces of one length are fitted side by side, then decoded by the
+Pieces of the given lengths in tokens are cut from random places of the files, mostly in the middle of a sentence. The
+language before the colon groups the results. Without files, the texts are four English books and the Spanish messages
+of a program, from the package index (corpora.py). All pieces of one length are fitted side by side, then decoded by the
 cached greedy loop from the stored (quantized) memory alone. Writes results.json, table.md and, with matplotlib,
-accuracy.png to --out, where the results of other lengths and widths with the same settings are kept. Runs on a GPU
-where there is one. The defaults are the small setting for two CPU cores.
+accuracy.png to --out. Results of other lengths and widths that are there, with the same settings, are kept. Runs on a
+GPU if there is one. The defaults are a small experiment for two CPU cores.
 
-`--compare` fits the texts of the first length once for each of a few settings (COMPARED) and writes comparison.json and
+`--compare` fits the texts of the first length with each of several settings (COMPARED), and writes comparison.json and
 comparison.md instead.
 """
 
@@ -43,13 +43,13 @@ _COLUMNS = {
     "memory_bytes": "memory, bytes",
     "lm_bits": "bound, bytes",
     "steps": "steps",
-    "seconds": "s a text",
+    "seconds": "s per text",
 }
 
-# The margin, in logits, at which a token counts as written: small, since the LM in floating point decodes here.
+# The margin, in logits, at which a token counts as written: small, since here the LM in floating point decodes.
 OBJECTIVE = fits.Objective(sure=2e-3)
 
-# Each changes one thing: a setting of Prompt, or the objective.
+# Each changes one setting of Prompt or of the objective.
 COMPARED: dict[str, dict[str, Any]] = {
     "defaults": {},
     "learning rate 1": {"learning_rate": 1.0},
@@ -65,13 +65,13 @@ COMPARED: dict[str, dict[str, Any]] = {
 def main() -> None:
     """Run the experiment, or the comparison of settings."""
     parser = arguments(__doc__ or "")
-    parser.add_argument("--lengths", default="16,32", help="tokens, by commas")
+    parser.add_argument("--lengths", default="16,32", help="numbers of tokens, separated by commas")
     parser.add_argument("--texts", type=int, default=10, help="texts of each length and language")
     parser.add_argument("--vectors", default="1", help="1 to 64, or auto")
-    parser.add_argument("--bits", default="16", help="bits per dimension, by commas: of 1, 2, 3, 4, 8, 16")
-    parser.add_argument("--seed", type=int, default=0, help="of the places and of the fits")
+    parser.add_argument("--bits", default="16", help="bits per dimension, separated by commas: 1, 2, 3, 4, 8, 16")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the places and of the fits")
     parser.add_argument("--compare", action="store_true")
-    parser.add_argument("--steps", type=int, default=Prompt.steps, help="the most for a text")
+    parser.add_argument("--steps", type=int, default=Prompt.steps, help="the most steps per text")
     parser.add_argument("--patience", type=int, default=Prompt.patience, help="see Prompt")
     parser.add_argument("--learning-rate", type=float, default=Prompt.learning_rate, help="see Prompt")
     parser.add_argument("--ahead", type=int, default=OBJECTIVE.ahead, help="see Objective; 0: all tokens at once")
@@ -108,7 +108,7 @@ def main() -> None:
 
 
 def arguments(about: str) -> argparse.ArgumentParser:
-    """The options that both scripts about the prompt site have."""
+    """A parser with the options that both scripts about the prompt site have."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", metavar="[LANGUAGE:]FILE")
     parser.add_argument("--model", default=DEFAULT_MODEL)
@@ -135,34 +135,34 @@ def compare(
 
 
 def save(path: Path, told: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Write what was measured, with what."""
+    """Write the results, with the settings and the versions."""
     path.write_text(json.dumps(told | {"texts": rows}, indent=1, ensure_ascii=False) + "\n")
 
 
 def about(codec: Codec, base: Prompt, objective: fits.Objective) -> dict[str, Any]:
-    """What must agree for results to stand side by side."""
+    """The settings that must agree for results to be comparable."""
     fitting = asdict(replace(base, bits=16)) | asdict(objective)
     return {"model": codec.name, "device": device_name(codec), "fitting": fitting}
 
 
 def earlier(path: Path, told: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of an earlier run with the same settings, for one table of lengths that were measured in turn."""
+    """The rows of an earlier run with the same settings, so that one table can show lengths of several runs."""
     if not path.exists():
         return []
     found = json.loads(path.read_text())
     rows: list[dict[str, Any]] = found.pop("texts")
     if found != told:
-        raise SystemExit(f"{path} has results of other settings: give another --out")
+        raise SystemExit(f"{path} has results with other settings: give another --out")
     return rows
 
 
 def device_name(codec: Codec) -> str:
-    """What the LM runs on."""
+    """The name of the device on which the LM runs."""
     return torch.cuda.get_device_name() if codec.floats.device.type == "cuda" else str(codec.floats.device)
 
 
 def read(codec: Codec, files: list[str]) -> dict[str, list[np.ndarray]]:
-    """The token ids of the files, int64 [tokens] each, by language; of the built-in texts where there are none."""
+    """The token ids of the files, int64 [tokens] each, by language; without files, those of the built-in texts."""
     documents: dict[str, list[np.ndarray]] = {}
     for name in files:
         language, colon, path = name.rpartition(":")
@@ -177,7 +177,7 @@ def read(codec: Codec, files: list[str]) -> dict[str, list[np.ndarray]]:
 
 
 def cut(documents: dict[str, list[np.ndarray]], length: int, count: int, seed: int) -> list[tuple[str, np.ndarray]]:
-    """`count` pieces of `length` tokens a language, from random places of its files in turn: (language, ids)."""
+    """`count` pieces of `length` tokens per language, from random places of its files in turn: (language, ids)."""
     generator = np.random.default_rng(seed)
     pieces = []
     for language, files in documents.items():
@@ -193,7 +193,7 @@ def cut(documents: dict[str, list[np.ndarray]], length: int, count: int, seed: i
 def fit_texts(
     codec: Codec, texts: list[tuple[str, np.ndarray]], fitting: Prompt, objective: fits.Objective
 ) -> list[dict[str, Any]]:
-    """Fit and decode texts of one length; one row of results a text."""
+    """Fit and decode texts of one length. Returns a row of results for each text."""
 
     def report(step: fits.FitStep) -> None:
         if step.step % 50 == 0:
@@ -236,7 +236,7 @@ def fit_texts(
 
 
 def table(rows: list[dict[str, Any]], by: tuple[str, ...]) -> str:
-    """Means of the rows that agree in the columns `by`, as Markdown."""
+    """A Markdown table of the means of rows that agree in the columns `by`."""
     columns = {name: name for name in by} | {name: title for name, title in _COLUMNS.items() if name not in by}
     lines = ["| " + " | ".join(columns.values()) + " |", "| " + " | ".join("---" for _ in columns) + " |"]
     for key in dict.fromkeys(tuple(row[name] for name in by) for row in rows):
@@ -251,7 +251,7 @@ def table(rows: list[dict[str, Any]], by: tuple[str, ...]) -> str:
 
 
 def plot(rows: list[dict[str, Any]], model: str, path: Path) -> None:
-    """Accuracy and steps against length, a line a language and width; without matplotlib, nothing."""
+    """Plot accuracy and steps by length, with a line for each language and width. Does nothing without matplotlib."""
     try:
         import matplotlib
 
@@ -272,13 +272,13 @@ def plot(rows: list[dict[str, Any]], model: str, path: Path) -> None:
         right.plot(lengths, means("greedy"), "-", **style)
         right.plot(lengths, means("teacher_forced"), ":", color=f"C{number}")
         long.plot(lengths, means("steps"), "-", **style)
-    right.set(ylabel="share of tokens right (dotted: teacher-forced)", ylim=(0, 1.04))
+    right.set(ylabel="share of correct tokens (dotted: teacher-forced)", ylim=(0, 1.04))
     long.set(ylabel="steps", ylim=(0, None))
     for axes in (right, long):
         axes.set_xlabel("tokens of the text")
         axes.spines[["top", "right"]].set_visible(False)
     long.legend(frameon=False, fontsize=8)
-    figure.suptitle(f"One memory a text: {model}")
+    figure.suptitle(f"One memory per text: {model}")
     figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)
 

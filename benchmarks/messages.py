@@ -1,13 +1,13 @@
-"""Short messages of several kinds: frames, with and without a primer, and archives beside zstd and brotli.
+"""Short messages of several kinds: frames, with and without a primer, and archives, compared with zstd and brotli.
 
     python benchmarks/messages.py [--out FOLDER] [--only KIND,KIND]
 
---only measures some kinds again, or "-" for none but the primer's length and the LM alone; the others stay as they
-stand in --out.
+--only measures some kinds again and keeps the other results in --out. With --only -, only the lengths of primers and
+the LM alone are measured.
 
-200 messages of each kind, which neither the primer nor zstd's dictionary has seen; both are trained on 200 others.
-Writes messages.json, messages.md and messages.png to --out. The messages are made by a seeded generator, or taken from
-pinned packages (corpora.py).
+There are 200 messages of each kind that neither the primer nor zstd's dictionary has seen; both are trained on 200
+others. Writes messages.json, messages.md and messages.png to --out. The messages are made by a seeded generator, or
+taken from pinned packages (corpora.py).
 """
 
 import argparse
@@ -39,12 +39,12 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 COUNT = 2 * messages.MOST
-BESIDE = 1000  # messages encoded and decoded beside the LM alone
-ARCHIVED = "log lines"  # the kind of which an archive is made too
+COMPARED = 1000  # messages for the comparison with the LM alone
+ARCHIVED = "log lines"  # the kind for which an archive is measured too
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--only", default=",".join(KINDS))
@@ -68,14 +68,14 @@ def main() -> None:
 
 
 def write(found: dict[str, Any], folder: Path) -> None:
-    """Kinds in the order of KINDS, as JSON and Markdown."""
+    """Write the kinds, in the order of KINDS, as JSON and Markdown."""
     found["kinds"] = {kind: found["kinds"][kind] for kind in KINDS if kind in found["kinds"]}
     (folder / "messages.json").write_text(json.dumps(found, indent=1) + "\n")
     (folder / "messages.md").write_text(render(found))
 
 
 def by_length(codec: Codec) -> list[dict[str, float]]:
-    """What a primer of so many tokens brings and costs, on log lines; the first ones, untrained."""
+    """Sizes and speed of log lines by the length of the primer, which consists of the first lines, without training."""
     train, test = messages.split(log_lines())
     rows = []
     for tokens in (0, 100, 400, 1600):
@@ -95,16 +95,16 @@ def by_length(codec: Codec) -> list[dict[str, float]]:
 
 
 def beside_the_lm(codec: Codec) -> list[dict[str, float]]:
-    """1,000 log lines as frames, in seconds, beside the LM alone on the same tokens in the same batches."""
-    lines = log_lines(BESIDE + 160)
+    """Seconds for 1,000 log lines as frames, and for the LM alone on the same tokens in the same batches."""
+    lines = log_lines(COMPARED + 160)
     rows = []
     for tokens in (0, 400):
-        primed = codec.with_primer(Primer.from_texts(lines[BESIDE:], tokens, codec) if tokens else None)
+        primed = codec.with_primer(Primer.from_texts(lines[COMPARED:], tokens, codec) if tokens else None)
         primed.encode_frames(lines[:2])
-        ids = [primed.tokenizer.encode(line.decode()) for line in lines[:BESIDE]]
+        ids = [primed.tokenizer.encode(line.decode()) for line in lines[:COMPARED]]
         works = (
-            partial(lm_passes, primed, ids), partial(primed.encode_frames, lines[:BESIDE]),
-            partial(lm_steps, primed, ids), partial(primed.decode_frames, primed.encode_frames(lines[:BESIDE])),
+            partial(lm_passes, primed, ids), partial(primed.encode_frames, lines[:COMPARED]),
+            partial(lm_steps, primed, ids), partial(primed.decode_frames, primed.encode_frames(lines[:COMPARED])),
         )  # fmt: skip
         seconds = []
         for work in works:
@@ -133,7 +133,7 @@ def lm_passes(codec: Codec, ids: list[np.ndarray]) -> None:
 
 
 def lm_steps(codec: Codec, ids: list[np.ndarray], batch: int = 64) -> None:
-    """Cached steps over messages, the long ones first, so many at a time."""
+    """Cached steps over messages, `batch` at a time, the long ones first."""
     lengths = sorted(map(len, ids), reverse=True)
     lm = codec.lm
     for part in np.array_split(np.array(lengths), -(-len(lengths) // batch)):
@@ -185,7 +185,7 @@ def records() -> list[bytes]:
 
 
 def chat() -> list[bytes]:
-    """What characters of a novel and of a poem say, in quotation marks: short sentences, as in a chat."""
+    """Direct speech of a novel and a poem: short sentences, as in a chat."""
     texts = (_canterbury("alice29"), _canterbury("lcet10"))
     found = [" ".join(quote.split()) for text in texts for quote in re.findall(r"`([^`']{20,160}[.!?,])'", text)]
     return [quote.encode() for quote in found[:COUNT]]
@@ -220,7 +220,7 @@ def urls() -> list[bytes]:
 
 
 def gettext(language: str) -> list[bytes]:
-    """Entries of translations, with the English text, as they stand in a .po file."""
+    """Entries of a .po file: translations with the English text."""
     found: dict[str, None] = {}
     with zipfile.ZipFile(corpora.fetch(corpora.DJANGO)) as wheel:
         for name in sorted(wheel.namelist()):
@@ -259,13 +259,13 @@ KINDS: dict[str, Callable[[], list[bytes]]] = {
 }
 
 
-# ---- what is written
+# ---- the results
 
 
 def render(found: dict[str, Any]) -> str:
-    """As Markdown: bytes a message by way, and what a primer is worth."""
+    """The results in Markdown: bytes per message by method, and the effect of a primer."""
     about = found["machine"]
-    lines = [f"{found['date']}, {about['processor']}. Bytes a message, checksums included.", ""]
+    lines = [f"{found['date']}, {about['processor']}. Bytes per message, including checksums.", ""]
     ways = list(dict.fromkeys(line["way"] for kind in found["kinds"].values() for line in kind["lines"]))
     short = [way.removeprefix("memcodec ") for way in ways]
     lines.append("| | messages | " + " | ".join(short) + " | frames with primer / zstd with dictionary |")
@@ -294,7 +294,7 @@ def render(found: dict[str, Any]) -> str:
             inside = f"{over / count:.1f}"
         lines.append(f"| {name} | {kind['primer_tokens']} | " + " | ".join(speeds) + f" | {inside} |")
     if "lengths" in found:
-        lines += ["", "| primer, tokens | bytes a message | encode, messages/s | decode, messages/s |"]
+        lines += ["", "| primer, tokens | bytes per message | encode, messages/s | decode, messages/s |"]
         lines.append("| ---: | ---: | ---: | ---: |")
         for row in found["lengths"]:
             lines.append(f"| {row['tokens']} | {row['bytes']:.1f} | {row['encode']:.1f} | {row['decode']:.1f} |")
@@ -307,7 +307,7 @@ def render(found: dict[str, Any]) -> str:
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
-    """Bytes a message by kind, as bars."""
+    """Draw the bytes per message by kind, as bars."""
     ways = ("zstd -19", "zstd -19, dictionary", "memcodec frames", "memcodec frames, primer")
     colors = ("#d9dee3", "#9aa3ad", "#7fa8d6", "#1f5fa8")
     figure, axes = plt.subplots(figsize=(7.5, 4), layout="constrained")
@@ -319,7 +319,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
             sizes.append(total.get(way, 0) / kind["messages"])
         axes.bar([x + 0.2 * i - 0.3 for x in range(len(sizes))], sizes, 0.19, label=way, color=color)
     axes.set_xticks(range(len(found["kinds"])), list(found["kinds"]), rotation=20, ha="right")
-    axes.set_ylabel("bytes a message")
+    axes.set_ylabel("bytes per message")
     axes.legend(frameon=False)
     figure.savefig(path, dpi=110, metadata={"Software": None})
 

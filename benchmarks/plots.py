@@ -1,4 +1,4 @@
-"""The report's plots."""
+"""The plots of the report."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -71,7 +71,7 @@ def _positions(axes: Any, found: dict[str, Any]) -> None:
 
 
 def position_bits(found: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Sums of bits and numbers of tokens by position of a chunk, over all texts."""
+    """The sum of bits and the number of tokens at each position of a chunk, over all texts."""
     bounds = [row.result for row in found["rows"] if row.codec == BOUND]
     bits = np.array([result["position_bits"] for result in bounds]).sum(axis=0)
     return bits, np.array([result["position_count"] for result in bounds]).sum(axis=0)

@@ -1,7 +1,7 @@
 """All figures of docs/reliability.md: python benchmarks/reliability.py [--quick] [--only PART,PART] [--out FOLDER]
 
-Runs faults.py, hostile.py, crashes.py, matrix.py and concurrency.py, a process each, and writes one table,
-reliability.md, and how long each took. --quick: a tenth of the cases, and texts of 1 KB. Fuzzing is apart: fuzz.py.
+Runs faults.py, hostile.py, crashes.py, matrix.py and concurrency.py, each in a process, and writes a table of the
+results and times, reliability.md. --quick: a tenth of the cases, and texts of 1 KB. Fuzzing is not included: fuzz.py.
 """
 
 import argparse
@@ -31,10 +31,10 @@ QUICK: dict[str, list[str]] = {
 
 
 def main() -> None:
-    """Run the parts, then gather what they wrote."""
+    """Run the parts, then combine their results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--only", default=",".join(FULL), help="parts to run; of the others, what --out has")
+    parser.add_argument("--only", default=",".join(FULL), help="parts to run; others are taken from --out")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "reliability")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -57,9 +57,9 @@ def main() -> None:
 
 
 def render(folder: Path, took: dict[str, float]) -> str:
-    """The table, of what is there."""
+    """The table of all results in the folder."""
     lines = [f"{today()}, {machine()['processor']}, {machine()['cores']} cores.", ""]
-    lines += ["| what | cases | failed | promised | more | command | s |"]
+    lines += ["| test | cases | failed | promised | details | command | s |"]
     lines += ["| --- | ---: | ---: | --- | --- | --- | ---: |"]
     for part in FULL:
         path = folder / f"{part}.json"
@@ -72,7 +72,7 @@ def render(folder: Path, took: dict[str, float]) -> str:
     return "\n".join(lines) + "\n"
 
 
-PROMISED = {  # by words of a row
+PROMISED = {  # by the beginning of the description
     "each bit": "the same bytes, or an error of one line",
     "corruptions": "the same bytes, or an error of one line",
     "files cut": "every chunk that is still there",
@@ -81,7 +81,7 @@ PROMISED = {  # by words of a row
     "kill -9": "an absent or complete output, an unchanged input",
     "Ctrl-C": "ends within a batch, no file remains",
     "environments": "the same files, each decodes everywhere",
-    "4 threads": "right results",
+    "4 threads": "correct results",
     "3 processes": "one cache",
 }
 Rows = list[tuple[str, str, str, str]]

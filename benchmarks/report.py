@@ -1,4 +1,4 @@
-"""The report in Markdown, from the results of run.py. Every figure in it comes from there."""
+"""The report in Markdown. All figures come from the results of run.py."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -30,7 +30,7 @@ difference is the cost of independent chunks."""
 _OTHERS = (
     "Frames, primers and archives compared with zstd with a dictionary, on eight kinds of messages: "
     "[docs/messages.md](../docs/messages.md), measured by `benchmarks/messages.py`.\n\n"
-    "![Bytes a message, by kind](../docs/messages/messages.png)\n\n"
+    "![Bytes per message, by kind](../docs/messages/messages.png)\n\n"
     "Throughput by batch and threads, the exact LM compared with transformers, and memory over time for 1 MiB: "
     "[docs/speed.md](../docs/speed.md), measured by `benchmarks/speed.py` and `benchmarks/memory.py`. Contexts on "
     "whole texts: [docs/context.md](../docs/context.md), measured by `benchmarks/context.py`."

@@ -1,8 +1,8 @@
-"""The full benchmark: measures what is missing, then writes report.md, its plots and results/report.json.
+"""The full benchmark: measures missing results, then writes report.md, its plots and results/report.json.
 
     python benchmarks/run.py [--bytes N | --full] [--out FOLDER]
 
-Results are kept in the cache, so an interrupted run goes on where it stopped, and a second one only writes the report.
+Results are kept in the cache, so an interrupted run continues where it stopped, and a second only writes the report.
 """
 
 import argparse
@@ -33,8 +33,8 @@ SIZE_NAMES = tuple(name for name, rival in rivals.RIVALS.items() if not rival.di
 
 def main() -> None:
     """Measure and write the report."""
-    parser = argparse.ArgumentParser(description="Measure memcodec against the classic compressors, with its limits.")
-    parser.add_argument("--bytes", type=int, default=DEFAULT_BYTES, help=f"of each text ({DEFAULT_BYTES})")
+    parser = argparse.ArgumentParser(description="Compare memcodec with other compressors and with its limits.")
+    parser.add_argument("--bytes", type=int, default=DEFAULT_BYTES, help=f"bytes of each text ({DEFAULT_BYTES})")
     parser.add_argument("--full", action="store_true", help="whole texts: many hours on a CPU")
     parser.add_argument(
         "--sizes", default=",".join(map(str, SIZES)), help="sizes of one text, in bytes; the largest takes 20 minutes"
@@ -55,7 +55,7 @@ def main() -> None:
     except MemcodecError as error:
         sys.exit(f"bench: error: {error}")
     except KeyboardInterrupt:
-        sys.exit("bench: interrupted; what was measured is kept")
+        sys.exit("bench: interrupted; the results so far are kept")
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "results").mkdir(exist_ok=True)  # not tracked
     (options.out / "results" / "report.json").write_text(to_json(found))
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def to_json(found: dict[str, Any]) -> str:
-    """JSON with a line for each entry of a list: small, and readable in a diff."""
+    """JSON with one line for each entry of a list: short, and readable in a diff."""
     parts = []
     for name, value in found.items():
         if isinstance(value, list):
@@ -78,12 +78,12 @@ def to_json(found: dict[str, Any]) -> str:
 
 
 def measure(bench: Bench, texts: list[Text], sizes: list[int]) -> dict[str, Any]:
-    """Everything that the report shows. The cheap first, so that an interrupted run has most rows."""
+    """Everything that the report shows. Fast measurements come first, so that an interrupted run has most rows."""
     rows = list(bench.compare(texts))
     rows += [bench.memcodec(text, Readout(0), NO_CONTEXT, context=0) for text in texts]
     rows += [bench.memcodec(text, Readout(0), MAX_CONTEXT, context="max") for text in texts]
     sample = texts[0]
-    books = b"".join(text.whole for text in texts if text.name in ENGLISH)  # the first is the sample's whole text
+    books = b"".join(text.whole for text in texts if text.name in ENGLISH)  # the first is the whole text of the sample
     by_size = [Text.cut(sample.name, books, size) for size in sizes if size <= len(books)]
     sized: list[Row] = []
     for text in by_size:
@@ -129,7 +129,7 @@ def measure(bench: Bench, texts: list[Text], sizes: list[int]) -> dict[str, Any]
 
 
 def zstd_bytes(bench: Bench, text: Text) -> int:
-    """Bytes of a text, uncut, under zstd -19."""
+    """The bytes of a whole text under zstd -19."""
     (row,) = bench.rival("zstd -19", Text(text.name, text.whole, text.whole))
     return int(row.file_bytes)
 

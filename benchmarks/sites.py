@@ -1,11 +1,11 @@
-"""The two sites on the same passages: whole files, seconds, and whether they come back.
+"""The two sites on the same passages: sizes of whole files, seconds, and whether the passages are restored.
 
     python benchmarks/sites.py
 
 Passages are cut from random places of the built-in texts (or of the files given) and compressed with the default
-settings, then by the prompt site alone (`pure`, no corrections) in short chunks at several widths, and in chunks of
-the default length with one bit a dimension and corrections. Times are without the encoder's own verification; every
-file is decompressed and compared here. Writes sites.json and sites.md to --out.
+settings, then at the prompt site without corrections (`pure`) in short chunks with several widths, and in chunks of
+the default length with one bit per dimension and corrections. Times exclude the encoder's verification; every file is
+decompressed and compared here. Writes sites.json and sites.md to --out.
 """
 
 import json
@@ -27,11 +27,11 @@ _COLUMNS = ("passage", "codec", "bytes", "memory", "corrections", "stored", "enc
 def main() -> None:
     """Run the comparison."""
     parser = memory_tokens.arguments(__doc__ or "")
-    parser.add_argument("--tokens", type=int, default=256, help="of a passage")
-    parser.add_argument("--chunk-tokens", type=int, default=64, help="at the prompt site")
-    parser.add_argument("--bits", default="16,4", help="by commas")
-    parser.add_argument("--steps", type=int, default=400, help="of a fit, at most")
-    parser.add_argument("--passages", type=int, default=1, help="of each language")
+    parser.add_argument("--tokens", type=int, default=256, help="tokens of a passage")
+    parser.add_argument("--chunk-tokens", type=int, default=64, help="tokens of a chunk at the prompt site")
+    parser.add_argument("--bits", default="16,4", help="bits per dimension, separated by commas")
+    parser.add_argument("--steps", type=int, default=400, help="the most steps of a fit")
+    parser.add_argument("--passages", type=int, default=1, help="passages in each language")
     args = parser.parse_args()
     codec = Codec.load(args.model, device=args.device, threads=args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def measure(codec: Codec, data: bytes, settings: dict[str, Any]) -> dict[str, Any]:
-    """Compress, decompress and compare; where the pure form fails, say how far it came."""
+    """Compress, decompress and compare. If the pure form fails, the row has its error."""
     began = time.monotonic()
     try:
         blob = codec.encode(data, verify=False, **settings)
@@ -71,7 +71,7 @@ def measure(codec: Codec, data: bytes, settings: dict[str, Any]) -> dict[str, An
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as Markdown; what does not apply is left empty."""
+    """The rows in Markdown; cells that do not apply are empty."""
 
     def cell(value: Any) -> str:
         return f"{value:.1f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value

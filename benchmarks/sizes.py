@@ -1,7 +1,7 @@
-"""Bytes by length and language, beside zstd and brotli: python benchmarks/sizes.py [--lengths N,N] [--out FOLDER]
+"""Bytes by length and language, and those of zstd and brotli: python benchmarks/sizes.py [--lengths N,N] [--out FOLDER]
 
 The beginning of each text, cut between characters, as a whole file; each is decoded and compared. Writes sizes.json and
-sizes.md to --out. The languages but English are messages of a framework (see corpora.py).
+sizes.md to --out. All languages except English are messages of a framework (corpora.py).
 """
 
 import argparse
@@ -27,7 +27,7 @@ COLUMNS = ("zstd -19", "brotli 11", "memcodec", "no memory", "frame")
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", default="100,300,1000,3000,10000")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
@@ -53,8 +53,8 @@ def main() -> None:
 
 
 def measure(codec: Codec, documents: list[bytes]) -> list[dict[str, Any]]:
-    """Bytes of each document under each codec, all restored."""
-    files = [codec.encode(data) for data in documents]  # one by one, as files are made
+    """The bytes of each document under each codec. All are decoded and compared."""
+    files = [codec.encode(data) for data in documents]  # one by one, like single files
     bare = [codec.encode(data, site=Readout(share=0)) for data in documents]
     settings = FrameSettings(max_bytes=1 << 20)
     framed = codec.encode_frames(documents, settings)
@@ -70,7 +70,7 @@ def measure(codec: Codec, documents: list[bytes]) -> list[dict[str, Any]]:
 
 
 def render(rows: list[dict[str, Any]]) -> str:
-    """A table a length; the smallest file in bold."""
+    """A table for each length, with the smallest file in bold."""
     lines = []
     for length in dict.fromkeys(row["length"] for row in rows):
         lines += [

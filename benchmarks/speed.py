@@ -1,9 +1,9 @@
-"""How fast the exact LM and the codec are, beside transformers in float32 and beside the LM alone.
+"""The speed of the exact LM, compared with transformers in float32, and of the codec, compared with the LM alone.
 
     python benchmarks/speed.py [--out FOLDER]
 
-Everything is measured in one run, on this machine, each figure in turn with the one that it stands beside: the median
-of a few rounds. Writes speed.json and speed.md to --out.
+Everything is measured in one run on this machine. Figures that are compared are measured in turn; each is the median of
+a few rounds. Writes speed.json and speed.md to --out.
 """
 
 import argparse
@@ -33,13 +33,13 @@ from memcodec.lm.sequences import SequenceInput
 from memcodec.models.checkpoint import open_checkpoint
 from memcodec.models.registry import DEFAULT_MODEL, resolve
 
-POSITION = 100  # of the cached steps
+POSITION = 100  # at which the cached steps are measured
 ROUNDS = 5
 BYTES = 20_480
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def in_turn(*works: Callable[[], object], rounds: int = ROUNDS) -> list[float]:
-    """Median seconds of each, A B A B ..., after one that does not count."""
+    """The median seconds of each, measured in turn (A B A B ...), after a first run that is not counted."""
     for work in works:
         work()
     seconds: list[list[float]] = [[] for _ in works]
@@ -116,7 +116,7 @@ def lm_speed(codec: Codec) -> list[dict[str, Any]]:
 
 
 def by_threads(text: bytes) -> list[dict[str, Any]]:
-    """The codec with fewer threads."""
+    """The speed of the codec by the number of threads."""
     rows = []
     codecs = [Codec.load(device="cpu", threads=threads) for threads in range(1, cores() + 1)]
     blob = codecs[0].encode(text, verify=False)
@@ -128,7 +128,7 @@ def by_threads(text: bytes) -> list[dict[str, Any]]:
 
 
 def by_batch(codec: Codec, text: bytes) -> list[dict[str, Any]]:
-    """Decoding with so many groups side by side, chunks without context."""
+    """The speed of decoding by batch size, with chunks without context."""
     blob = codec.encode(text, context=0, verify=False)
     batches = (1, 4, 16, 64)
     seconds = in_turn(*(partial(codec.decode, blob, batch=batch) for batch in batches), rounds=1)
@@ -136,7 +136,7 @@ def by_batch(codec: Codec, text: bytes) -> list[dict[str, Any]]:
 
 
 def codec_speed(codec: Codec, text: bytes) -> dict[str, Any]:
-    """The codec beside the LM alone on the same chunks."""
+    """The codec, and the LM alone on the same chunks."""
     lm = codec.lm
     (span,) = spans_of(text, codec.tokenizer)
     assert isinstance(span, Text)
@@ -172,7 +172,7 @@ def codec_speed(codec: Codec, text: bytes) -> dict[str, Any]:
 
 
 def processes(text: bytes) -> list[dict[str, Any]]:
-    """Whole commands, start included: seconds of wall clock and peak resident memory."""
+    """Whole commands, including the start: seconds of wall clock and peak resident memory."""
     folder = resolve(DEFAULT_MODEL).path
     assert open_checkpoint(folder)
     rows = []
@@ -198,7 +198,7 @@ def processes(text: bytes) -> list[dict[str, Any]]:
 
 
 def run(command: list[str], folder: Path) -> dict[str, Any]:
-    """Median seconds and the largest peak of three runs."""
+    """The median seconds and the largest peak of three runs."""
     seconds, peaks = [], []
     for _ in range(3):
         start = time.perf_counter()
@@ -212,7 +212,7 @@ def run(command: list[str], folder: Path) -> dict[str, Any]:
 
 
 def render(found: dict[str, Any]) -> str:
-    """Three tables in Markdown."""
+    """The tables in Markdown."""
     about = found["machine"]
     lines = [f"{found['date']}, {about['processor']}, {found['threads']} threads.", ""]
     lines += ["| tokens/s | transformers, float32 | exact LM | ratio |", "| --- | ---: | ---: | ---: |"]

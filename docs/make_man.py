@@ -1,4 +1,4 @@
-"""Generates the man page from the help texts: python docs/make_man.py writes docs/memcodec.1 (view it with man -l)."""
+"""Generate the man page from the help texts: python docs/make_man.py writes docs/memcodec.1 (view it with man -l)."""
 
 import inspect
 from pathlib import Path
@@ -30,7 +30,7 @@ def page() -> str:
 
 
 def commands(prefix: str, group: click.Group) -> list[tuple[str, click.Command]]:
-    """The commands of a group and of the groups in it, with their whole names, sorted."""
+    """The commands of a group and of its subgroups, with their full names, sorted."""
     found: list[tuple[str, click.Command]] = []
     for name, command in sorted(group.commands.items()):
         whole = f"{prefix} {name}".strip()
@@ -50,7 +50,7 @@ def paragraphs(help_text: str) -> list[list[str]]:
 
 
 def _text(help_text: str) -> list[str]:
-    """The requests that print a help text."""
+    """The troff requests that print a help text."""
     lines: list[str] = []
     for part in paragraphs(help_text):
         plain = [_plain(line) for line in part]

@@ -81,7 +81,7 @@ def encode(
 
     settings: site, chunk_tokens, context, batch and verify, as in `Codec.encode`. Loads the model in each call if
     there is text: to encode often, keep a `Codec`. device, threads: as in `Codec.load`; engine: "local", or "ray" for
-    the workers of a Ray cluster, which then have the device and the threads. Raises ModelNotFoundError, EncodeError,
+    the workers of a Ray cluster, to which device and threads then apply. Raises ModelNotFoundError, EncodeError,
     MachineError.
     """
     from memcodec.codec import Codec
@@ -144,7 +144,7 @@ def decode(
     return b"".join(pieces)
 
 
-# Imported on first use, because they import numpy, numba or torch: so `import memcodec` and `--help` take no time.
+# Imported on first use: they import numpy, numba or torch, which would slow down `import memcodec` and `--help`.
 _LATER = {
     "Archive": "memcodec.files.archive",
     "Codec": "memcodec.codec",

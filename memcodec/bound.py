@@ -18,9 +18,9 @@ from memcodec.settings import EncodeSettings
 
 
 def bound(model: LoadedModel, source: Source, settings: EncodeSettings) -> float:
-    """The bound in bytes: the sum of -log2 p(token) of the exact LM over the document's chunks, over 8.
+    """The bound in bytes: the sum of -log2 p(token) of the exact LM over the document's chunks, divided by 8.
 
-    Each token sees what it sees in a file with these settings. Stored spans count with their size under zstd.
+    Each token has the same context as in a file with these settings. Stored spans count with their size under zstd.
     """
     total = 0.0
     for block in read_blocks(source, model.tokenizer, Cutting.of(model, settings)):
@@ -33,7 +33,7 @@ def bound(model: LoadedModel, source: Source, settings: EncodeSettings) -> float
 
 
 def token_bits(lm: ExactLM, tokens: np.ndarray, skip: int = 0) -> np.ndarray:
-    """-log2 p of the tokens of one sequence, int64 [tokens], but the first `skip`: float64 [tokens - skip]."""
+    """-log2 p of the tokens of one sequence, int64 [tokens], except the first `skip`: float64 [tokens - skip]."""
     sequences = lm.new_sequences(1, len(lm.prefix) + len(tokens), len(tokens))
     if len(tokens) > 1:
         sequences.forward([SequenceInput(0, tokens[:-1])])

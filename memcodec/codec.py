@@ -1,4 +1,4 @@
-"""The whole path each way: bytes -> spans -> groups of chunks -> memories and corrections -> container, and back."""
+"""The whole path, and back: bytes -> spans -> groups of chunks -> memories and corrections -> container."""
 
 from collections.abc import Callable, Iterable, Iterator
 from copy import copy
@@ -71,14 +71,14 @@ class Codec:
     ) -> "Codec":  # fmt: skip
         """Load a model by built-in name, local directory or Hugging Face id (or id@revision).
 
-        device: "auto", "cpu" or "cuda"; threads: CPU threads, by default one a core; kernels: "numba" (CPU only),
+        device: "auto", "cpu" or "cuda"; threads: CPU threads, by default one per core; kernels: "numba" (CPU only),
         "torch" or "auto": two implementations of the same arithmetic. A model whose architecture the exact LM does not
         support is loaded for `fit_memory` alone. Raises ModelNotFoundError, MachineError.
         """
         return cls(LoadedModel.load(registry.resolve(model, progress), device, threads, kernels, progress))
 
     def with_primer(self, primer: Primer | None) -> "Codec":
-        """The same codec with another primer, which every group and frame sees before it, or with none.
+        """The same codec with another primer, which every group and frame sees as context, or without one (None).
 
         Shares the model. Raises ModelNotFoundError; EncodeError if the model has too few positions; ModelMismatchError
         if the primer was made for another model.
@@ -128,12 +128,12 @@ class Codec:
         """Compress bytes, text (as UTF-8), or a file open for reading, to the bytes of a .memz file.
 
         With the readout site these are the same on every machine with the same zstd; the prompt site fits in floating
-        point. site: where memories enter the LM, with its settings; chunk_tokens: 1 to 4096; context: the most tokens
-        before a position that the LM sees: 0 for those of its own chunk alone, "auto" for as many as cost little time,
-        "max" for the smallest file, slowly; batch: groups decoded side by side to verify; verify: decode the result and
-        compare; journal: keeps encoded groups on disk, so that a second run continues after them. Raises EncodeError
-        for settings out of range, and if chunks of a `pure` prompt need corrections; MachineError if the result does
-        not decode to the input.
+        point. site: where memories enter the LM, with its settings; chunk_tokens: 1 to 4096; context: the maximum
+        number of tokens that the LM sees before a position: 0 for those of the same chunk only, "auto" for as many as
+        cost little time, "max" for as many as possible (the smallest file, but slow); batch: groups decoded side by
+        side to verify; verify: decode the result and compare; journal: keeps encoded groups on disk, so that a second
+        run continues after them. Raises EncodeError for settings out of range, and if chunks of a `pure` prompt need
+        corrections; MachineError if the result does not decode to the input.
         """
         source = as_source(data, "data")
         settings = EncodeSettings(site, chunk_tokens, context, batch, verify)
@@ -149,7 +149,7 @@ class Codec:
     ) -> Iterator[bytes]:  # fmt: skip
         """The files of several documents, in order, each as soon as it is finished; settings as in `encode`.
 
-        Their groups are encoded and verified in common batches. Raises as `encode`, at the first one that fails.
+        Groups are encoded and verified in common batches. Raises as `encode`, at the first document that fails.
         """
         chosen = EncodeSettings(**settings)
         chosen.check()
@@ -259,8 +259,8 @@ class Codec:
     ) -> Iterator[bytes | Lost]:
         """What can be read of a damaged file, in order: pieces of the document, and `Lost` for what is missing.
 
-        A chunk is accepted if it matches its checksum of 8 bits, so one of 256 damaged ones comes out wrong. Raises
-        FormatError if the index itself is damaged, ModelMismatchError.
+        A chunk is accepted if it matches its checksum of 8 bits, so about one in 256 damaged chunks is returned with
+        wrong bytes. Raises FormatError if the index itself is damaged, ModelMismatchError.
         """
         check_batch(batch)
         parsed = container.unpack(as_bytes(blob, "blob"), damaged=True)
@@ -270,7 +270,7 @@ class Codec:
         self, parsed: Container, batch: int = DEFAULT_BATCH, numbers: Iterable[int] | None = None,
         progress: ProgressCallback | None = None,
     ) -> Iterator[np.ndarray]:  # fmt: skip
-        """The token ids of the groups of a file, int64 [tokens] each, in order. numbers: of these groups alone.
+        """The token ids of the groups of a file, int64 [tokens] each, in order. numbers: of only these groups.
 
         They are not compared with the checksums: `memcodec.container.assembly` does that. Raises FormatError,
         ModelMismatchError.
@@ -327,8 +327,8 @@ class Codec:
     ) -> list[bytes]:  # fmt: skip
         """Messages (bytes, or text as UTF-8) as frames, encoded in common batches.
 
-        A frame is never longer than the message, 1 byte and the checksum. Frames are not decoded to verify them. Raises
-        EncodeError for settings out of range and for messages that are too long.
+        A frame is at most 1 byte and the checksum longer than its message. Frames are not decoded to verify them.
+        Raises EncodeError for settings out of range and for messages that are too long.
         """
         data = [as_bytes(message, "message") for message in as_many(messages, "messages")]
         return frames.encode(self.model, data, settings, progress)
@@ -349,7 +349,7 @@ class Codec:
     # ---- measurements, and memories without a file
 
     def estimate(self, size: int, context: Context = "auto", batch: int = DEFAULT_BATCH, verify: bool = True) -> float:
-        """About how many seconds `size` bytes of text take to encode, after a short measurement of the LM's speed."""
+        """The approximate number of seconds to encode `size` bytes of text, from a short measurement of the LM."""
         return estimate.seconds_to_encode(self.model, size, EncodeSettings(context=context, batch=batch, verify=verify))
 
     def bound(self, data: Data, chunk_tokens: int = DEFAULT_CHUNK_TOKENS, context: Context = "auto") -> float:
@@ -360,7 +360,7 @@ class Codec:
         return bound.bound(self.model, as_source(data, "data"), settings)
 
     def token_bits(self, tokens: np.ndarray, skip: int = 0) -> np.ndarray:
-        """-log2 p of the tokens of one sequence, int64 [tokens], but the first `skip`: float64 [tokens - skip]."""
+        """-log2 p of the tokens of one sequence, int64 [tokens], except the first `skip`: float64 [tokens - skip]."""
         return bound.token_bits(self.lm, tokens, skip)
 
     def fit_memory(
@@ -369,7 +369,7 @@ class Codec:
         """Fit one memory to one text: a reversible sentence embedding, without a file format around it.
 
         site: the settings of the fit; callback: called with a `FitStep` after every step. In floating point, for any
-        Hugging Face causal LM. A memory is returned even if it does not write the text exactly. Raises EncodeError;
+        Hugging Face causal LM. A memory is returned even if it does not reproduce the text exactly. Raises EncodeError;
         MissingDependencyError without PyTorch.
         """
         return MemoryEmbedding.fit_to(self.model, text, site or Prompt(), callback)

@@ -1,4 +1,4 @@
-"""The core of decoding: the token ids of groups of files. Whatever decodes a file goes through `tokens_of`."""
+"""The core of decoding: the token ids of groups of files. All code that decodes a file calls `tokens_of`."""
 
 from collections.abc import Iterator, Sequence
 

@@ -38,16 +38,16 @@ class EngineError(MemcodecError):
 
 
 class MissingDependencyError(MemcodecError):
-    """Something needs a package that is not installed."""
+    """A feature needs a package that is not installed."""
 
 
 def needs_torch(error: ImportError) -> MissingDependencyError:
-    """What to raise where something needs the extra that memcodec was installed without."""
+    """The error for a feature that needs the extra `torch`, if it is not installed."""
     return MissingDependencyError(
         f"this needs PyTorch and transformers ({error.name or error} is missing): pip install 'memcodec[torch]'"
     )
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's text, or its kind if it has none."""
+    """The first line of an error's text, or the name of its type if it has no text."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

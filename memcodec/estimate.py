@@ -16,13 +16,13 @@ from memcodec.settings import EncodeSettings, Readout
 
 # In units of the time that it takes to decode one token in a full batch.
 _FIT_TIME = {"readout": 1.1, "prompt": 100.0}  # fitting and encoding one token
-_SINGLE_ROW_TIME = 3.5  # more time for each step of the decoder, divided by the rows that share it
+_SINGLE_ROW_TIME = 3.5  # additional time for each step of the decoder, divided among its rows
 
 _BYTES_PER_TOKEN = 4
 
 
 def seconds_to_encode(model: LoadedModel, size: int, settings: EncodeSettings) -> float:
-    """About how many seconds `size` bytes of text take to encode, after a short measurement of the LM's speed here."""
+    """The approximate number of seconds to encode `size` bytes of text here, from a short measurement of the LM."""
     tokens = np.arange(PASS_ROWS // 2) % model.lm.vocabulary
     seconds = []
     for _ in range(2):
@@ -33,14 +33,14 @@ def seconds_to_encode(model: LoadedModel, size: int, settings: EncodeSettings) -
 
 
 def _times(size: int, settings: EncodeSettings) -> dict[str, float]:
-    """Time of each stage for one token."""
+    """The time of each stage for one token."""
     fit = _FIT_TIME["readout" if isinstance(settings.site, Readout) else "prompt"]
     rows = _rows_verified(size, settings)
     return {"fit": fit, "verify": 1 + _SINGLE_ROW_TIME / rows if rows else 0.0}
 
 
 def _rows_verified(size: int, settings: EncodeSettings) -> int:
-    """About how many groups are verified side by side; 0 without verification."""
+    """The approximate number of groups that are verified side by side; 0 without verification."""
     if not settings.verify:
         return 0
     context, tokens = settings.context, size // _BYTES_PER_TOKEN + 1
@@ -66,7 +66,7 @@ class Stages:
 
     def _report(self, progress: Progress) -> None:
         assert self._callback is not None
-        self._done[progress.stage] = progress.done  # with many documents, the stages take turns
+        self._done[progress.stage] = progress.done  # with many documents, the stages alternate
         whole = sum(self._shares[stage] * done for stage, done in self._done.items())
         self._callback(replace(progress, done=min(whole, 1.0)))
 

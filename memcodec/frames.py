@@ -130,7 +130,7 @@ def _tokens_of(message: bytes, model: LoadedModel) -> np.ndarray:
 
 
 class Packer:
-    """Packs and unpacks frames; knows bytes and lengths, nothing of models."""
+    """Packs and unpacks frames; depends on bytes and lengths only, not on models."""
 
     def __init__(self, settings: FrameSettings) -> None:
         settings.check()
@@ -211,7 +211,7 @@ class Packer:
                 at += _STEP
                 self.check_size(message)
         except zstandard.ZstdError as error:
-            raise FormatError("damaged frame: zstd does not read it") from error
+            raise FormatError("damaged frame: zstd cannot read it") from error
         if not unpacker.eof or unpacker.unused_data or at < len(data):
             raise FormatError("damaged frame: bytes are missing at its end, or too many")
         return bytes(message)

@@ -1,6 +1,6 @@
-"""Groups of chunks, the unit of work: encode some, decode some side by side.
+"""Groups of chunks, the unit of work of an engine: encode groups, and decode several side by side.
 
-What goes in and comes out are arrays and bytes, so that a batch can be done by another process or machine.
+Arguments and results are arrays and bytes, so that another process or machine can process a batch.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,19 +20,19 @@ from memcodec.lm.sequences import SequenceInput, Sequences
 from memcodec.memory.site import Report, Site
 from memcodec.progress import Reporter
 
-PASS_ROWS = 400  # positions in one full pass: with more of them, activations leave the processor's cache
+PASS_ROWS = 400  # positions in one full pass: the activations of more do not fit the processor's cache
 HEAD_ROWS = 48  # positions whose logits exist at one time: 9 MB at a vocabulary of 49152
 FIT_CHUNKS = 32  # chunks whose memories are fitted together
-CACHE_POSITIONS = 1 << 15  # in the key-value cache of one batch at most, whatever its size: 400 MB of the default model
+CACHE_POSITIONS = 1 << 15  # the most in the key-value cache of one batch: 400 MB with the default model
 
 _PASS_SLOTS = 64  # sequences in one full pass: each has a cache
-_FIRST_ROOM = 1024  # tokens of a group that a decoder makes room for before it has seen any
-_NOTHING = np.empty(0, dtype=np.int64)
+_FIRST_ROOM = 1024  # tokens of a group that a decoder allocates before it has decoded any
+_NO_TOKENS = np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True)
 class EncodedGroup:
-    """A group as a decoder needs it: tokens and memory of each chunk, and the corrections of all."""
+    """An encoded group: the number of tokens and the memory of each chunk, and the corrections of all chunks."""
 
     lengths: tuple[int, ...]
     memories: tuple[bytes, ...]
@@ -40,19 +40,20 @@ class EncodedGroup:
 
     @property
     def tokens(self) -> int:
-        """Of all its chunks."""
+        """The tokens of all its chunks."""
         return sum(self.lengths)
 
 
-# ---- what the LM says
+# ---- predictions of the LM
 
 
 def predict(
     lm: ExactLM, groups: Iterable[list[np.ndarray]], context: int, vectors: Iterable[np.ndarray | None]
 ) -> Iterator[Predictions]:
-    """What the LM says at each position of groups of chunks, int64 [tokens] each: one `Predictions` a chunk, in order.
+    """The LM's predictions at each position of groups of chunks, int64 [tokens] each: one `Predictions` for each chunk.
 
-    context: tokens that it sees before a position, at most; vectors: what stands between the prefix and each group.
+    context: the most tokens that the LM sees before a position; vectors: the input embeddings between the prefix and
+    each group, float32 [n, hidden], or None.
     """
     batch: list[tuple[list[np.ndarray], np.ndarray | None]] = []
     rows = 0
@@ -75,7 +76,7 @@ def predict(
 def _predict_side_by_side(
     lm: ExactLM, batch: list[tuple[list[np.ndarray], np.ndarray | None]]
 ) -> Iterator[Predictions]:
-    """Groups that fit a pass together."""
+    """The predictions for groups that fit one pass together."""
     pieces = [_input_of(slot, given, np.concatenate(chunks)[:-1]) for slot, (chunks, given) in enumerate(batch)]
     counts = [len(piece.tokens) for piece in pieces]
     sequences = lm.new_sequences(len(batch), len(lm.prefix) + max(counts), sum(counts))
@@ -83,7 +84,7 @@ def _predict_side_by_side(
         sequences.forward([piece for piece in pieces if len(piece.tokens)])
     begin = 0  # rows of the groups before
     for (chunks, given), count in zip(batch, counts, strict=True):
-        row = begin - 1 + (0 if given is None else len(given))  # that a chunk's first token follows
+        row = begin - 1 + (0 if given is None else len(given))  # the row before the first token of a chunk
         first = row if given is None and lm.is_unprimed else None
         for tokens in chunks:
             found = Predictions.empty(tokens, lm.vocabulary)
@@ -105,7 +106,7 @@ def _predict_side_by_side(
 def _predict_in_windows(
     lm: ExactLM, chunks: list[np.ndarray], context: int, vectors: np.ndarray | None
 ) -> Iterator[Predictions]:
-    """One group, in passes one behind the other, in windows where it is longer than the context."""
+    """The predictions for one group, in several passes, and in windows if it is longer than the context."""
     tokens = np.concatenate(chunks)
     early = 0 if vectors is None and lm.is_unprimed else LATE
     given = 0 if vectors is None else len(vectors)
@@ -115,7 +116,7 @@ def _predict_in_windows(
     for window in windows(len(tokens), context):
         sequences.restart()
         whole = _input_of(0, vectors if not window.first else None, tokens[window.start : window.last - 1])
-        at = len(whole.tokens) - (window.last - window.first)  # the position that the token `first` follows
+        at = len(whole.tokens) - (window.last - window.first)  # the position before the token `first`
         for start in range(-PASS_ROWS if at < 0 else 0, len(whole.tokens), PASS_ROWS):
             end = min(start + PASS_ROWS, len(whole.tokens))
             if start < 0:
@@ -129,11 +130,11 @@ def _predict_in_windows(
                 at, filled, done = at + n, filled + n, done + n
                 if filled == len(found.tokens):
                     yield found
-                    found, filled = Predictions.empty(next(waiting, _NOTHING), lm.vocabulary), 0
+                    found, filled = Predictions.empty(next(waiting, _NO_TOKENS), lm.vocabulary), 0
 
 
 def _input_of(slot: int, vectors: np.ndarray | None, tokens: np.ndarray) -> SequenceInput:
-    """The start of a sequence, behind the prefix: vectors, tokens."""
+    """The first pass of a sequence, after the prefix: vectors, if there are any, then tokens."""
     if vectors is None:
         return SequenceInput(slot, tokens)
     return SequenceInput(slot, np.concatenate([-1 - np.arange(len(vectors)), tokens]), vectors)
@@ -145,18 +146,18 @@ def _input_of(slot: int, vectors: np.ndarray | None, tokens: np.ndarray) -> Sequ
 def encode_groups(
     lm: ExactLM, site: Site, groups: Iterable[list[np.ndarray]], context: int, report: Report = lambda _: None
 ) -> Iterator[EncodedGroup]:
-    """Fit the memories of groups of chunks, int64 [tokens] each, and write their corrections: group after group.
+    """Encode groups of chunks, int64 [tokens] each: fit their memories and write their corrections, group by group.
 
-    groups: are taken as they are needed, some ahead; context: tokens of its group that the LM sees before each, at
-    most; report: is told how many tokens of the next group are done.
+    groups: are read as they are needed, some in advance; context: the most tokens of its group that the LM sees before
+    each token; report: is called with the number of tokens that are done of groups that are not finished.
     """
     ours, theirs = tee(groups)
     chunks = ((number, group, chunk) for number, group in enumerate(ours) for chunk in group)
     stream = predict(lm, theirs, context, repeat(None))
-    writing: dict[int, _Group] = {}
-    waiting = 0  # tokens that are done, of groups that are not
-    while some := list(islice(chunks, FIT_CHUNKS)):
-        tokens = [chunk for _, _, chunk in some]
+    writing: dict[int, _Group] = {}  # groups that are not finished, by number
+    waiting = 0  # tokens of these groups that are done
+    while batch := list(islice(chunks, FIT_CHUNKS)):
+        tokens = [chunk for _, _, chunk in batch]
 
         def predict_under(
             vectors: list[np.ndarray | None], tokens: list[np.ndarray] = tokens, waiting: int = waiting
@@ -170,29 +171,29 @@ def encode_groups(
             return predictions
 
         memories, predictions = site.fit(tokens, predict_under, report)
-        own = [writing.setdefault(number, _Group(lm, site, group)) for number, group, _ in some]
+        states = [writing.setdefault(number, _Group(lm, site, group)) for number, group, _ in batch]
         corrections.write(
-            [group.encoder for group in own], predictions, memories if site.share else [b""] * len(some), lm.team
+            [state.encoder for state in states], predictions, memories if site.share else [b""] * len(batch), lm.team
         )
         waiting += sum(map(len, tokens))
-        for (number, _, _), group, memory in zip(some, own, memories, strict=True):
-            group.memories.append(memory)
-            if len(group.memories) == len(group.lengths):
-                waiting -= sum(group.lengths)
-                yield EncodedGroup(group.lengths, tuple(group.memories), writing.pop(number).encoder.finish())
+        for (number, _, _), state, memory in zip(batch, states, memories, strict=True):
+            state.memories.append(memory)
+            if len(state.memories) == len(state.lengths):
+                waiting -= sum(state.lengths)
+                yield EncodedGroup(state.lengths, tuple(state.memories), writing.pop(number).encoder.finish())
 
 
 def encode_all(
     lm: ExactLM, site: Site, groups: Iterable[list[np.ndarray]], context: int, reporter: Reporter
 ) -> Iterator[EncodedGroup]:
-    """The same, with reports of what is done."""
-    for coded in encode_groups(lm, site, groups, context, reporter.ahead):
-        reporter.finish(list(coded.lengths))
-        yield coded
+    """`encode_groups` with reports of progress."""
+    for encoded in encode_groups(lm, site, groups, context, reporter.ahead):
+        reporter.finish(encoded.lengths)
+        yield encoded
 
 
 class _Group:
-    """A group while it is encoded."""
+    """A group that is being encoded."""
 
     def __init__(self, lm: ExactLM, site: Site, group: list[np.ndarray]) -> None:
         self.lengths = tuple(map(len, group))
@@ -206,9 +207,9 @@ class _Group:
 def decode_batch(
     lm: ExactLM, site: Site, batch: list[EncodedGroup], context: int, report: Report = lambda _: None
 ) -> list[np.ndarray]:
-    """Decode some groups side by side, greedily: the token ids of each, int64 [tokens].
+    """Decode groups side by side, greedily: the token ids of each, int64 [tokens].
 
-    report: is told how many tokens are done so far.
+    report: is called with the number of tokens that are done.
     """
     order = sorted(range(len(batch)), key=lambda i: -batch[i].tokens)
     rows = [batch[i] for i in order]
@@ -222,13 +223,13 @@ def decode_batch(
     live, done = len(rows), 0
     for window in windows(rows[0].tokens, context):
         for t in range(window.first, window.last):
-            if t == written.shape[1]:  # room follows what was decoded, not what a file says
+            if t == written.shape[1]:  # memory grows with the decoded tokens, not with the length that the file states
                 more = np.empty((len(rows), min(t, rows[0].tokens - t)), dtype=np.int64)
                 written = np.concatenate([written, more], axis=1)
             while rows[live - 1].tokens <= t:
                 live -= 1
             if t == 0 and any(before):
-                sequences.forward([_input_of(slot, given, _NOTHING) for slot, given in enumerate(vectors)])
+                sequences.forward([_input_of(slot, given, _NO_TOKENS) for slot, given in enumerate(vectors)])
                 logits = sequences.logits(np.cumsum(before) - 1)
             elif t == window.start:
                 sequences.restart()
@@ -241,16 +242,16 @@ def decode_batch(
             written[:live, t] = decoder.step(t, logits)
             done += live
             report(done)
-    result = [_NOTHING] * len(batch)
+    result = [_NO_TOKENS] * len(batch)
     for slot, i in enumerate(order):
         result[i] = written[slot, : rows[slot].tokens]
     return result
 
 
 def _refill(sequences: Sequences, kept: np.ndarray) -> None:
-    """Begin sequences anew with the tokens that are kept, int64 [rows, tokens].
+    """Restart sequences with the tokens that stay in the window, int64 [rows, tokens].
 
-    Integers are the same in a pass as in steps.
+    A pass over many tokens computes the same integers as one step for each.
     """
     sequences.restart()
     count = kept.shape[1]
@@ -264,28 +265,29 @@ def _refill(sequences: Sequences, kept: np.ndarray) -> None:
 def decode_all(
     lm: ExactLM, site: Site, groups: list[EncodedGroup], context: int, batch: int, reporter: Reporter
 ) -> Iterator[np.ndarray]:
-    """The token ids of each group, int64 [tokens], decoded in batches. Raises FormatError for what no encoder makes."""
-    for some in batches(lm, site, groups, context, batch):
-        _check_positions(lm, site, some, context)
-        found = decode_batch(lm, site, some, context, reporter.ahead)
-        reporter.finish([n for group in some for n in group.lengths])
-        yield from found
+    """The token ids of each group, int64 [tokens], decoded in batches. Raises FormatError for impossible groups."""
+    for together in batches(lm, site, groups, context, batch):
+        _check_positions(lm, site, together, context)
+        tokens = decode_batch(lm, site, together, context, reporter.ahead)
+        reporter.finish([n for group in together for n in group.lengths])
+        yield from tokens
 
 
 def _check_positions(lm: ExactLM, site: Site, batch: list[EncodedGroup], context: int) -> None:
-    for coded in batch:
-        given = site.vectors(coded.memories[0])
-        if given is not None and len(coded.memories) > 1:
+    """Raise FormatError for groups that do not fit the model's positions."""
+    for group in batch:
+        given = site.vectors(group.memories[0])
+        if given is not None and len(group.memories) > 1:
             raise FormatError("damaged index: vectors in the middle of a group")
         before = len(lm.prefix) + (0 if given is None else len(given))
-        if before + min(coded.tokens, context) > lm.positions:
+        if before + min(group.tokens, context) > lm.positions:
             raise FormatError(f"damaged index: groups longer than the model's {lm.positions} positions")
 
 
 def batches(
     lm: ExactLM, site: Site, groups: list[EncodedGroup], context: int, size: int
 ) -> Iterator[list[EncodedGroup]]:
-    """Groups in the fewest batches of at most `size`, that the key-value cache holds, as even as can be."""
+    """Groups in the fewest batches, of similar size, that have at most `size` groups and fit the key-value cache."""
     vectors = (site.vectors(group.memories[0]) for group in groups)
     before = max((len(given) for given in vectors if given is not None), default=0) + lm.own_prefix
     longest = before + max((min(group.tokens, context) for group in groups), default=1)

@@ -1,4 +1,4 @@
-"""Primers: text agreed once, which every group or frame sees as context, as zstd uses a dictionary."""
+"""Primers: a text that both sides have, and that every group or frame sees as context, like a zstd dictionary."""
 
 import hashlib
 import os
@@ -54,7 +54,7 @@ class Primer:
         return hashlib.sha256(self.tokens.astype("<i4").tobytes() + self.text).digest()[:PRIMER_BYTES]
 
     def put_before(self, model: LoadedModel) -> LoadedModel:
-        """A model with this primer before everything it reads; shares the weights.
+        """A model that reads this primer before everything else; shares the weights.
 
         Raises ModelNotFoundError, EncodeError if the model has too few positions, ModelMismatchError if the primer was
         made for another model.
@@ -70,9 +70,9 @@ class Primer:
         tokens: int = DEFAULT_PRIMER_TOKENS,
         model: str | HasModel = DEFAULT_MODEL,
     ) -> "Primer":
-        """The first of some texts, each with a line feed after it, as many as `tokens` have room for.
+        """A primer of the first texts, each followed by a line feed: as many as fit into `tokens` tokens.
 
-        If the first text alone is too long, its beginning. model: a name as in `Codec.load`, a codec, or a loaded
+        If the first text is too long, its beginning is used. model: a name as in `Codec.load`, a codec, or a loaded
         model: the primer is for this model. Raises EncodeError, ModelNotFoundError.
         """
         tokenizer = (
@@ -89,7 +89,7 @@ class Primer:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Primer":
-        """Read a primer file. Raises FormatError if it is no primer file, or damaged; OSError."""
+        """Read a primer file. Raises FormatError if it is not a primer file or is damaged; OSError."""
         name = os.fspath(path)
         if Path(path).stat().st_size > _MAX_FILE_BYTES:
             raise FormatError(f"{name}: not a primer")
@@ -121,7 +121,7 @@ class Primer:
         return bytes(safetensors.numpy.save(tensors, {"memcodec-primer": "1"}))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a primer file, whole or not at all. Raises OSError."""
+        """Write a primer file, completely or not at all. Raises OSError."""
         replace(Path(path), [self.to_bytes()])
 
     @classmethod
@@ -133,7 +133,7 @@ class Primer:
         seed: int = 0,
         progress: Callable[[int, int], None] | None = None,
     ) -> "Primer":
-        """Select messages that make the others of their kind smaller, one after the other, of at most `tokens` in all.
+        """Select messages, of at most `tokens` tokens in total, that make other messages of their kind smaller.
 
         Each round tries a few random messages, each after those already selected, on a few other messages, and keeps
         the best one while it saves enough. model: a codec or a loaded model, whose own primer is not used; seed: of the
@@ -171,7 +171,7 @@ class Primer:
 
 
 def bits(model: HasModel, messages: Sequence[str | bytes]) -> float:
-    """Bits that an ideal coder would need for messages, each by itself, with a model and its primer."""
+    """Bits that an ideal coder would need for messages, each coded separately, with a model and its primer."""
     loaded = model.model
     groups = [[tokens] for message in messages if len(tokens := loaded.tokenizer.encode(_text(message)))]
     context = visible_tokens("auto", loaded.positions)

@@ -14,11 +14,11 @@ MAX_EFFORT = 1 << 20
 MAX_STATES = 1 << 26  # effort times tokens of a chunk: 5 bytes each in every thread
 
 MAX_VECTORS = 64  # of a chunk at the prompt site
-MEMORY_BITS = (1, 2, 3, 4, 8, 16)  # bits a dimension at the prompt site; 16 is float16
+MEMORY_BITS = (1, 2, 3, 4, 8, 16)  # bits per dimension at the prompt site; 16 is float16
 
 MAX_CHUNK_TOKENS = 4096
 DEFAULT_CHUNK_TOKENS = 200
-MAX_CONTEXT = 1 << 15  # tokens that the LM may see before a position: bounds what a decoder must keep of them
+MAX_CONTEXT = 1 << 15  # tokens that the LM may see before a position: limits the cache of a decoder
 DEFAULT_BATCH = 64  # groups decoded side by side
 MAX_THREADS = 1024
 
@@ -33,7 +33,7 @@ class Readout:
     """Settings of the readout site.
 
     share: the part of a chunk's expected information that its memory carries, 0 (no memory) to 0.5, rounded to 1/1024;
-    effort: states that the search for the memory tries per token: more gives smaller files and takes longer.
+    effort: states that the search for the memory tries per token; more states make files smaller and take longer.
     """
 
     share: float = 0.1
@@ -44,13 +44,13 @@ class Readout:
         if not 0 <= self.share <= MOST_SHARE / SHARE_STEPS:
             raise EncodeError(f"memory share {self.share:g}: give 0 to {MOST_SHARE / SHARE_STEPS:g}")
         if not 1 <= self.effort <= MAX_EFFORT:
-            raise EncodeError(f"effort {self.effort}: give 1 to {MAX_EFFORT} states a token")
+            raise EncodeError(f"effort {self.effort}: give 1 to {MAX_EFFORT} states per token")
 
     def check_with(self, chunk_tokens: int) -> None:
         """Raise EncodeError if the search would need too much memory with chunks of this many tokens."""
         if self.effort * chunk_tokens > MAX_STATES:
             raise EncodeError(
-                f"effort {self.effort} with {chunk_tokens} tokens a chunk: give {MAX_STATES // chunk_tokens} at most"
+                f"effort {self.effort} with {chunk_tokens} tokens per chunk: give {MAX_STATES // chunk_tokens} at most"
             )
 
 
@@ -59,7 +59,7 @@ class Prompt:
     """Settings of the prompt site: how memories are fitted (docs/memory_tokens.md compares the choices).
 
     vectors: 1 to 64 for each chunk, or None for the fewest of 1, 2, 4, ... that succeed; bits: of each dimension
-    (MEMORY_BITS); steps: the most for a chunk, with each number of vectors; pure: no corrections, and no chunk is
+    (MEMORY_BITS); steps: the maximum per chunk, with each number of vectors; pure: no corrections, and no chunk is
     stored instead, whatever the size; patience: a fit ends after this many steps without a gain; learning_rate: Adam's,
     in scales (root mean squares) of the token embeddings; seed: of the first memory.
     """
@@ -123,7 +123,7 @@ class EncodeSettings:
 
     @property
     def chunk_context(self) -> Context:
-        """The context asked for; 0 at the prompt site, where each chunk is a group with its vectors before it."""
+        """The requested context; 0 at the prompt site, where each chunk is a group with its vectors before it."""
         return 0 if isinstance(self.site, Prompt) else self.context
 
     @property

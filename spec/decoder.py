@@ -1,10 +1,10 @@
-"""A second decoder of memcodec files, from FORMAT.md alone: numpy, and zstandard for what is stored.
+"""A second decoder of memcodec files, written from FORMAT.md alone, with numpy, and zstandard for stored spans.
 
     python spec/decoder.py FILE MODEL [--primer P] > document
 
 MODEL is a folder of a Llama model (config.json, tokenizer.json, *.safetensors or model.gguf), such as the one that
-`memcodec models path smollm2-135m` names. It is slow, some 5 tokens a second with that, and meant to be read: the
-numbers of its sections are those of the page. What does not check ends it with an AssertionError.
+`memcodec models path smollm2-135m` names. It is slow (about 5 tokens a second with that model) and meant to be
+read: its sections have the numbers of the page. A failed check raises an AssertionError.
 """
 
 import argparse
@@ -35,19 +35,19 @@ SIGMOID = np.array([round(2**20 / (1 + math.exp(-(i - 10240) / 512))) / 2**20 fo
 
 
 class Bytes:
-    """Bytes that are taken from the front."""
+    """Reads bytes from the front."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
 
     def take(self, count: int) -> bytes:
-        """So many."""
+        """The next `count` bytes."""
         taken, self.data = self.data[:count], self.data[count:]
         assert len(taken) == count, "cut"
         return taken
 
     def number(self, size: int) -> int:
-        """So many bytes, the lowest first."""
+        """A number of `size` bytes, the lowest first."""
         return int.from_bytes(self.take(size), "little")
 
     def varint(self) -> int:
@@ -56,7 +56,7 @@ class Bytes:
         return byte if byte < 128 else byte - 128 + 128 * self.varint()
 
     def column(self, count: int) -> list[int]:
-        """Numbers of one size."""
+        """A column of `count` numbers."""
         least, width = self.varint(), self.number(1)
         found: list[int] = []
         while len(found) < count:
@@ -67,7 +67,7 @@ class Bytes:
 
 
 def safetensors(blob: bytes) -> tuple[dict[str, str], dict[str, tuple[str, list[int], bytes]]]:
-    """Metadata, and by name the type, shape and bytes of each tensor."""
+    """The metadata, and the type, shape and bytes of each tensor by name."""
     length = int.from_bytes(blob[:8], "little")
     header = json.loads(blob[8 : 8 + length])
     metadata = header.pop("__metadata__", {})
@@ -76,7 +76,7 @@ def safetensors(blob: bytes) -> tuple[dict[str, str], dict[str, tuple[str, list[
 
 
 class File:
-    """A file's index, and where its bytes are."""
+    """The index of a file, and its parts."""
 
     def __init__(self, blob: bytes) -> None:
         metadata, parts = safetensors(blob)
@@ -99,7 +99,7 @@ class File:
             self.primer = rest.take(8) if self.site >= 2 else b""
             self.site %= 2
             tokens, self.sizes = rest.column(len(self.begins)), rest.column(len(self.begins))
-            self.chunks: list[list[int]] = []  # of each segment: tokens of its chunks
+            self.chunks: list[list[int]] = []  # the tokens of the chunks of each segment
             for total in tokens:
                 n = -(-total // chunk_tokens)
                 self.chunks.append([total // n + 1] * (total % n) + [total // n] * (n - total % n))
@@ -125,7 +125,7 @@ class File:
 
 
 def stand_ins() -> dict[str, int]:
-    """GPT-2's printable characters for the 256 bytes."""
+    """The printable characters that GPT-2 uses for the 256 bytes."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [b for b in range(256) if b not in plain]
     return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(others)}
@@ -143,7 +143,7 @@ def bytes_of_ids(tokenizer: dict[str, Any]) -> dict[int, bytes]:
 
 
 def prefix_of(tokenizer: dict[str, Any]) -> list[int]:
-    """The ids of `...`, by the merges of the tokenizer."""
+    """The ids of `...`, from the merges of the tokenizer."""
     merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in tokenizer["model"]["merges"]]
     rank = {pair: i for i, pair in enumerate(merges)}
     parts = ["."] * 3
@@ -155,7 +155,7 @@ def prefix_of(tokenizer: dict[str, Any]) -> list[int]:
 
 
 def table_hash(table: dict[int, bytes]) -> str:
-    """The tokenizer's hash."""
+    """The tokenizer hash."""
     ids, lengths = (np.array(x, dtype="<u4").tobytes() for x in (list(table), [len(b) for b in table.values()]))
     return hashlib.sha256(ids + lengths + b"".join(table.values())).hexdigest()
 
@@ -170,7 +170,7 @@ class Safetensors:
         self.config = json.loads((folder / "config.json").read_text())
         self.tensors: dict[str, tuple[str, list[int], bytes]] = {}
         for path in sorted(folder.glob("*.safetensors")):
-            if path.name != "exact.safetensors":
+            if path.name not in ("exact.safetensors", "adapter.safetensors"):
                 self.tensors |= safetensors(path.read_bytes())[1]
 
     def read(self, name: str) -> Array:
@@ -189,7 +189,7 @@ _GGUF = {"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "
 
 
 class GGUF:
-    """The same of a GGUF file: F32, Q4_1 and Q8_0."""
+    """Float weights and config.json from a GGUF file: F32, Q4_1 and Q8_0."""
 
     def __init__(self, path: Path) -> None:
         self.blob, self.at = path.read_bytes(), 8
@@ -220,13 +220,13 @@ class GGUF:
         return found
 
     def string(self) -> str:
-        """Its length, then its bytes."""
+        """A string: its length, then its bytes."""
         length = self.unpack("Q")
         self.at += length
         return self.blob[self.at - length : self.at].decode()
 
     def value(self, kind: int) -> Any:
-        """Of one of GGUF's types."""
+        """A value of a type of GGUF."""
         if kind == 8:
             return self.string()
         if kind == 9:
@@ -235,7 +235,7 @@ class GGUF:
         return self.unpack("BbHhIif?__QqD"[kind] if kind != 12 else "d")
 
     def read(self, name: str) -> Array:
-        """float32, in Hugging Face's order."""
+        """A tensor, float32, in the order of Hugging Face."""
         block = name.split(".")[2] if name.startswith("model.layers.") else ""
         parts = {theirs: own for own, theirs in _GGUF.items()}
         own = parts[name.removeprefix(f"model.layers.{block}.").removesuffix(".weight")]
@@ -248,7 +248,7 @@ class GGUF:
             d, m = (raw[:, i : i + 2].copy().view("<f2").astype(f4) for i in (0, 2))
             found = np.concatenate([raw[:, 4:] & 15, raw[:, 4:] >> 4], axis=1).astype(f4) * d + m
         else:
-            assert kind == 8, "a type of GGUF that is not on the page"
+            assert kind == 8, "a GGUF type that is not on the page"
             raw = np.frombuffer(self.blob, "u1", count // 32 * 34, start).reshape(-1, 34)
             found = raw[:, 2:].copy().view("i1").astype(f4) * raw[:, :2].copy().view("<f2").astype(f4)
         found = found.reshape(shape)
@@ -258,14 +258,39 @@ class GGUF:
         return found
 
 
+class Adapted:
+    """The same with what adapter.safetensors adds."""
+
+    def __init__(self, source: Safetensors | GGUF, path: Path) -> None:
+        self.source, self.config = source, source.config
+        metadata, self.tensors = safetensors(path.read_bytes())
+        self.shared: dict[str, str] = json.loads(metadata.get("shared", "{}"))
+
+    def tensor(self, name: str) -> Array:
+        """float32; products of the integers of two int8 tensors are exact."""
+        kind, shape, data = self.tensors[name]
+        return np.frombuffer(data, {"F32": "<f4", "I8": "i1"}[kind]).astype(f4).reshape(shape)
+
+    def read(self, name: str) -> Array:
+        """float32."""
+        w = self.source.read(name)
+        if name + ".add" in self.tensors:
+            return w + self.tensor(name + ".add")
+        if name + ".b" in self.tensors:
+            a, b = self.tensor(self.shared.get(name, name) + ".a"), self.tensor(name + ".b")
+            for r, scale in enumerate(self.tensor(name + ".scale")):
+                w = w + (b[:, r, None] * a[r]) * scale
+        return w
+
+
 def rows(w: Array) -> tuple[Array, Array]:
-    """A matrix as int8 with a scale a row."""
+    """A matrix as int8 with a scale for each row."""
     a = np.maximum(np.abs(w).max(axis=1), f4(2.0**-100))
     return np.rint(w * (f4(127) / a)[:, None]).astype(np.int8), a / f4(127)
 
 
 def spread_of(head: Array, scale: Array) -> float:
-    """What the readout's moves are measured by."""
+    """The spread of the head."""
     largest = float(scale.max())
     x = np.rint(head * (scale.astype(f8) / largest * 256)[:, None]).astype(np.int64)
     n = len(x)
@@ -278,13 +303,15 @@ class Weights:
 
     def __init__(self, folder: Path) -> None:
         gguf = folder / "model.gguf"
-        source = GGUF(gguf) if gguf.is_file() else Safetensors(folder)
+        source: Safetensors | GGUF | Adapted = GGUF(gguf) if gguf.is_file() else Safetensors(folder)
+        if (folder / "adapter.safetensors").is_file():
+            source = Adapted(source, folder / "adapter.safetensors")
         tokenizer = json.loads((folder / "tokenizer.json").read_text())
         self.bytes_of = bytes_of_ids(tokenizer)
         self.prefix = prefix_of(tokenizer)
         c = source.config
         rope = c.get("rope_parameters") or c.get("rope_scaling") or {}
-        assert rope.get("rope_type", "default") == "default", "scaled rotary positions: not here"
+        assert rope.get("rope_type", "default") == "default", "scaled rotary positions are not supported here"
         theta = float(rope.get("rope_theta") or c["rope_theta"])
         heads, hidden = c["num_attention_heads"], c["hidden_size"]
         self.a: dict[str, Any] = {
@@ -328,7 +355,7 @@ class Weights:
             self.t[name] = np.array([[round(2**16 * function(x)) / 2**16 for x in row] for row in angles], dtype=f4)
 
     def identity(self) -> bytes:
-        """SHA-256 of all that is computed with."""
+        """SHA-256 of everything that takes part in the computation."""
         tables = "0fa3b279de25054af9c2cc25d1dd193e447abc7802d30141d7d66eba1d971f9b"
         text = json.dumps(self.a, sort_keys=True, separators=(",", ":"))
         about = [text, self.prefix, table_hash(self.bytes_of), tables]
@@ -353,14 +380,14 @@ def limit(k: int) -> int:
 
 
 def root_scale(x: Array, epsilon: float) -> np.float32:
-    """r of RMSNorm."""
+    """The factor r of RMSNorm."""
     n, _ = quantize(x, 32767)
     u = f8(max(np.abs(x).max(), f4(2.0**-100))) / f8(32767)
     return f4(1.0 / math.sqrt(float(n @ n) / len(x) * (u * u) + epsilon))
 
 
 class LM:
-    """One sequence on its way through the model."""
+    """The model, with the cache of one sequence."""
 
     def __init__(self, weights: Weights) -> None:
         self.w, self.a, t = weights, weights.a, weights.t
@@ -369,14 +396,14 @@ class LM:
         self.restart()
 
     def restart(self) -> None:
-        """Begin anew at position 0."""
+        """Begin again at position 0."""
         self.position = 0
         self.keys: list[list[Array]] = [[] for _ in range(self.a["layers"] * self.a["key_heads"])]
         self.values: list[list[Array]] = [[] for _ in self.keys]
         self.scales: list[list[tuple[np.float32, np.float32]]] = [[] for _ in self.keys]
 
     def linear(self, name: str, layer: int, v: Array, s: np.float32) -> Array:
-        """One layer's product."""
+        """`linear` of one layer."""
         return (self.matrices[name][layer] @ v).astype(f4) * s * self.w.t[name + ".scale"][layer]
 
     def norm(self, x: Array, gain: Array) -> tuple[Array, np.float32]:
@@ -385,7 +412,7 @@ class LM:
         return v, s * root_scale(x, self.a["epsilon"])
 
     def turn(self, x: Array) -> Array:
-        """Rotary positions, of one head."""
+        """Rotary positions of one head."""
         c, s = self.w.t["cosine"][self.position], self.w.t["sine"][self.position]
         a, b = np.split(x, 2)
         return np.concatenate([a * c - b * s, b * c + a * s])
@@ -407,11 +434,11 @@ class LM:
         return mixed * f4(f8(c) * f8(2**k) / (f8(32767) * f8(int(e.sum()))))
 
     def token(self, i: int) -> Array:
-        """Read a token; gives the logits of the next."""
+        """Read a token, and return the logits of the next one."""
         return self.vector(self.w.t["embedding"][i].astype(f4) * self.w.t["embedding.scale"][i])
 
     def vector(self, x: Array) -> Array:
-        """The same for a vector in its place, float32 [hidden] -> int64 [vocabulary]."""
+        """The same for a vector instead of a token, float32 [hidden] -> int64 [vocabulary]."""
         a, t, size = self.a, self.w.t, self.a["head_size"]
         groups, repeat = a["key_heads"], a["heads"] // a["key_heads"]
         for layer in range(a["layers"]):
@@ -450,7 +477,7 @@ def frequency(d: Array) -> Array:
 
 
 def log2u(n: int) -> int:
-    """log2 in units."""
+    """The logarithm to base 2, in units."""
     fraction, exponent = math.frexp(float(f4(n)))
     return 1024 * (exponent - 1) + L[int((fraction * 2 - 1) * 1024)]
 
@@ -459,14 +486,14 @@ EARLY = [(512, 512), (731, 256), (788, 102)] + [(853, 102)] * 3 + [(914, 0)] * 1
 
 
 def tempered(row: Array, t: int) -> Array:
-    """The first positions of a group."""
+    """The logits at one of the first positions of a group."""
     k, b = EARLY[t]
     rare = np.array([log2u(i + 100) for i in range(len(row))])
     return -((np.minimum(row.max() - row, 2**20) * k >> 10) + (b * rare >> 10))
 
 
 def entropy(below: Array) -> int:
-    """In units."""
+    """The entropy in units."""
     f = frequency(below)
     total = int(f.sum())
     return max(0, log2u(total) - 28672 + int(((f - 1) * np.minimum(below, 29696)).sum()) // total)
@@ -493,7 +520,7 @@ class Readout:
         self.energy = self.used = self.window = 0
 
     def moves(self, t: int, units: int, competitors: list[int]) -> list[int]:
-        """By how many units each competitor moves at token t of the chunk."""
+        """The move of each competitor at token t of the chunk, in units."""
         if not self.share:
             return [0] * len(competitors)
         capped = min(units, 6144)
@@ -527,7 +554,7 @@ def vectors_of(memory: bytes, bits: int, dimensions: int) -> Array:
 
 
 class Coder:
-    """Bits out of corrections."""
+    """Decodes bits from corrections."""
 
     def __init__(self, data: bytes) -> None:
         self.data = iter(data)
@@ -551,11 +578,11 @@ class Coder:
         return bit
 
 
-# ---- 6. corrections, and the whole
+# ---- 6. corrections, and the whole file
 
 
 def token(coder: Coder, row: Array, moves_of: Callable[[int, list[int]], list[int]]) -> int:
-    """One token. row: logits in units; moves_of: entropy and competitors to their moves."""
+    """Decode one token. row: logits in units; moves_of: returns moves for an entropy and competitors."""
     below = row.max() - row
     order = np.lexsort((np.arange(len(row)), below))[:33].tolist()
     competitors, rival = order[:32], order[32:33]
@@ -580,7 +607,7 @@ def token(coder: Coder, row: Array, moves_of: Callable[[int, list[int]], list[in
 
 
 def group_of(file: File, number: int) -> Iterator[tuple[int, bytes]]:
-    """The chunks of the group that begins with a segment: tokens and memory of each."""
+    """The tokens and the memory of each chunk of the group that begins with segment `number`."""
     n = sum(map(len, file.chunks[:number]))
     for segment in range(number, len(file.begins)):
         if segment > number and file.begins[segment]:
@@ -613,7 +640,7 @@ def ids_of(file: File, number: int, corrections: bytes, weights: Weights, prefix
 
 
 def decode(blob: bytes, weights: Weights | None, primer: list[int] | None = None, lm: LM | None = None) -> bytes:
-    """The document of a file. primer: its ids, where there is one; lm: instead of the one of these weights."""
+    """The document of a file. primer: its ids, if there is one; lm: used instead of an LM with these weights."""
     file = File(blob)
     spans, corrections, pieces, segment, n = iter(file.stored), iter(file.corrections), list[bytes](), 0, 0
     ids: list[int] = []
@@ -638,7 +665,7 @@ def decode(blob: bytes, weights: Weights | None, primer: list[int] | None = None
             segment += 1
         pieces += [span for span in [next(spans, None)] if span is not None]
     document = b"".join(pieces)
-    assert len(document) == file.size and hashlib.sha256(document).digest()[:16] == file.hash, "the whole is damaged"
+    assert len(document) == file.size and hashlib.sha256(document).digest()[:16] == file.hash, "the document is damaged"
     return document
 
 

@@ -1,4 +1,4 @@
-"""Write the vectors of frames that are not there yet: python spec/make_frames.py. They are never made again."""
+"""Write missing test vectors of frames: python spec/make_frames.py. Existing ones are never changed."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ SETTINGS = {
 
 
 def main() -> None:
-    """Encode what is missing with the built-in model."""
+    """Encode missing vectors with the built-in model."""
     folder = Path(__file__).parent / "frames"
     folder.mkdir(exist_ok=True)
     codec = Codec.load(device="cpu")

@@ -1,4 +1,4 @@
-"""Make a tiny model and vectors of it, where they are not there yet: python spec/make_tiny.py. Never made again."""
+"""Write a tiny model and its test vectors if they are missing: python spec/make_tiny.py. Existing ones stay."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ VECTORS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def main() -> None:
-    """Write what is missing."""
+    """Write missing files."""
     folder = Path(__file__).parent / "vectors" / "tiny"
     if not (folder / "model").exists():
         (folder / "model").mkdir(parents=True)
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def make_model(folder: Path) -> None:
-    """Random weights in float16, and a tokenizer that was trained on a little text."""
+    """Make random weights in float16, and a tokenizer that is trained on a short text."""
     rng, c = np.random.default_rng(0), CONFIG
     hidden, inner, size = c["hidden_size"], c["intermediate_size"], c["hidden_size"] // c["num_attention_heads"]
     keys = size * c["num_key_value_heads"]

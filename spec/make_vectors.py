@@ -1,6 +1,6 @@
-"""Write the test vectors of the format that are not there yet: python spec/make_vectors.py.
+"""Write missing test vectors of the format: python spec/make_vectors.py.
 
-Files must decode for ever, so committed vectors are never made again.
+Files must decode forever, so existing vectors are never changed.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ MIXED = (
     "Él dijo: «mañana será otro día». Она ответила: «может быть». 彼は黙っていた。🙂\r\n\tx = {'a': [1, 2.5, None]}\n"
 )
 
-# Known by heart: even beside a memory of noise, corrections are smaller than what zstd makes of it.
+# The model knows this text by heart: even under a random memory, corrections are smaller than zstd's output.
 DECLARATION = """We hold these truths to be self-evident, that all men are created equal, that they are endowed by their
 Creator with certain unalienable Rights, that among these are Life, Liberty and the pursuit of Happiness. That to secure
 these rights, Governments are instituted among Men, deriving their just powers from the consent of the governed, That

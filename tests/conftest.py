@@ -9,7 +9,7 @@ from pathlib import Path
 
 from memcodec.cache import cache_folder
 
-# A cache of the tests' own, which shares with the user's only what takes long to make. Before anything is compiled.
+# The tests have a cache of their own; it shares only files that take long to make. Set before anything is compiled.
 _REAL = cache_folder()
 _OURS = Path(tempfile.mkdtemp(prefix="memcodec-tests-"))
 for _name in ("models", "kernels", "corpora"):
@@ -60,7 +60,7 @@ _LLAMA3 = {
     "original_max_position_embeddings": 64,
 }  # fmt: skip
 
-# One of each family, and each option of an architecture in at least one of them.
+# A model of each family; each option of an architecture is in at least one of them.
 TINY: dict[str, Callable[[], torch.nn.Module]] = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**_SIZES, tie_word_embeddings=True)),
     "llama3": lambda: LlamaForCausalLM(
@@ -92,7 +92,7 @@ def save_tokenizer(folder: Path, vocabulary: int = 400) -> None:
 
 
 def train(model: torch.nn.Module, folder: Path, steps: int = 40) -> None:
-    """Teach a tiny model the lines above, so that it has something to say: a random one loses to zstd everywhere."""
+    """Train a tiny model on the lines above: a random one loses to zstd everywhere."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     ids = torch.tensor(tokenizer.encode(TEXT * 3, add_special_tokens=False))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -107,7 +107,7 @@ def train(model: torch.nn.Module, folder: Path, steps: int = 40) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a tiny model of one of TINY's kinds, taught a few lines, made when first asked for."""
+    """The folder of a tiny model of a kind in TINY, trained on a few lines, and made on first use."""
     made: dict[str, Path] = {}
 
     def folder_of(kind: str) -> Path:
@@ -125,13 +125,13 @@ def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
 
 @pytest.fixture(scope="session")
 def llama_folder(tiny_folders: Callable[[str], Path]) -> Path:
-    """A Llama of two layers, taught a few lines, as a model folder."""
+    """The folder of a Llama with two layers, trained on a few lines."""
     return tiny_folders("llama")
 
 
 @pytest.fixture(scope="session")
 def gpt2_folder(tiny_folders: Callable[[str], Path]) -> Path:
-    """A GPT-2 of two layers, with learned position embeddings, taught a few lines, as a model folder."""
+    """The folder of a GPT-2 with two layers and learned positions, trained on a few lines."""
     return tiny_folders("gpt2")
 
 
@@ -147,17 +147,17 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 def listen() -> None:
-    """For `preexec_fn`: a shell's job in the background ignores Ctrl-C, and so would what a test starts."""
+    """For `preexec_fn`: enable Ctrl-C, which a process ignores if its parent is a background job of a shell."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def store_nothing(patch: pytest.MonkeyPatch) -> None:
-    """All text is carried by the LM, though zstd might be smaller."""
+    """All text is encoded with the LM, even if zstd would be smaller."""
     patch.setattr("memcodec.container.assembly.STORE_SMALLER", False)
 
 
 def random_codec(model: torch.nn.Module, folder: Path) -> Codec:
-    """A model that was taught nothing: it can be made to write anything, if little of it."""
+    """A codec on an untrained model, to which any short text can be fitted."""
     model.save_pretrained(folder)
     save_tokenizer(folder)
     return Codec.load(str(folder), device="cpu")
@@ -183,5 +183,5 @@ def tiny(llama_folder: Path) -> Codec:
 
 @pytest.fixture(scope="session")
 def default_codec() -> Codec:
-    """A codec on the built-in default model, fetched on first use."""
+    """A codec on the built-in default model, downloaded on first use."""
     return Codec.load(device="cpu")

@@ -55,7 +55,7 @@ class Reference:
         return y + self.t[name + ".bias"][at] if name + ".bias" in self.t else y
 
     def head(self, x: np.ndarray, gain: str, layer: int, position: int) -> tuple[np.ndarray, np.float32]:
-        """One head, normed and turned, and what its scale is multiplied by."""
+        """One head, normed and rotated, and a factor of its scale."""
         scale = f4(1)
         if self.a.head_norm:
             scale = root_scale(x, self.a.epsilon)

@@ -1,4 +1,4 @@
-"""The benchmark counts honestly, keeps what it has measured, and believes no codec that does not restore its input."""
+"""The benchmark counts correctly, keeps its results, and rejects a codec that does not restore its input."""
 
 import importlib
 import json
@@ -31,7 +31,7 @@ STORY = ("She sells sea shells by the sea shore, the shells she sells are sea sh
 
 @pytest.fixture(autouse=True)
 def never_stored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks stay chunks, though zstd would beat the tiny LM."""
+    """All text is encoded with the LM, even if zstd would be smaller."""
     store_nothing(monkeypatch)
     monkeypatch.setattr(assembly, "zstd_size", lambda data, level=19: 2 * len(data))
 
@@ -219,14 +219,14 @@ def test_table_has_every_codec() -> None:
 
 @pytest.fixture
 def full_run(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """benchmarks/run.py as a module, with its neighbours."""
+    """benchmarks/run.py as a module, with the modules beside it."""
     pytest.importorskip("matplotlib")
     monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
     return importlib.import_module("run")
 
 
 def measure_here(name: str, data: bytes, folder: Path, dictionary: bytes) -> dict[str, Any]:
-    """As rivals.measure_apart, in this process."""
+    """Like rivals.measure_apart, but in this process."""
     return rivals.measure(*rivals.RIVALS[name].make(dictionary), data, folder / "output")
 
 
@@ -234,7 +234,7 @@ def measure_here(name: str, data: bytes, folder: Path, dictionary: bytes) -> dic
 def test_report_has_every_codec_and_its_plots(
     tiny: Codec, full_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rivals, "measure_apart", measure_here)  # a process each would take half a minute
+    monkeypatch.setattr(rivals, "measure_apart", measure_here)  # separate processes would take half a minute
     monkeypatch.setattr(full_run, "PROMPT_BYTES", 16)
     source = b"".join(path.read_bytes() for path in sorted(Path(memcodec.__file__).parent.rglob("*.py")))
     names = "alice29", "second", "third"  # the first counts for the break-even

@@ -1,4 +1,4 @@
-"""The command line with one file: what it writes and prints, and that it never leaves an incomplete file."""
+"""The command line with one file: its output, and that it never leaves an incomplete file."""
 
 import errno
 import hashlib
@@ -39,14 +39,14 @@ PROGRAM = [sys.executable, "-m", "memcodec_cli"]
 
 @pytest.fixture
 def needs_tiny() -> bytes:
-    """A .memz file with a chunk that names the model "tiny-llama", of weights that nobody has."""
+    """A .memz file with a chunk that names the model "tiny-llama" with an unknown identity."""
     parts: list[container.Part] = [container.Segment(50, (container.Chunk(10, b"\1\2", 6),), b"\3\4\5")]
     model = container.ModelId("tiny-llama", bytes(container.IDENTITY_BYTES))
     return container.pack(container.Container(50, bytes(16), parts, model, container.Settings("readout", (102,))))
 
 
 def refused(result: Result, status: int = 1) -> str:
-    """The one line that an error is."""
+    """The single line of an error."""
     assert result.exit_code == status
     assert result.stdout == ""
     assert result.stderr.startswith("memcodec: error: ")
@@ -55,11 +55,11 @@ def refused(result: Result, status: int = 1) -> str:
 
 
 def names() -> list[str]:
-    """What is in the folder."""
+    """The names of the files in the folder."""
     return sorted(p.name for p in Path().iterdir())
 
 
-# ---- both ways
+# ---- compressing and decompressing
 
 
 def test_default_names_append_and_remove_memz(run: Run, llama_folder: Path) -> None:
@@ -295,7 +295,7 @@ def test_signals_leave_nothing_behind(tmp_path: Path, sent: signal.Signals, stat
 
 
 def test_an_interrupt_that_a_callback_loses_is_sent_again(tmp_path: Path) -> None:
-    """What is raised where a weak reference ends is lost; numba has such places."""
+    """Python drops an exception that is raised in the callback of a weak reference, and numba has such callbacks."""
     script = "import os, signal, time, weakref, memcodec.codec as c\n"
     script += "class Thing: pass\n"
     script += "def load(*args, **settings):\n"
@@ -440,7 +440,7 @@ def test_missing_arguments_are_wrong_usage(run: Run) -> None:
 
 
 def test_a_large_foreign_file_is_not_read(run: Run) -> None:
-    """It would not fit into memory."""
+    """It might not fit into memory."""
     header = json.dumps({"w": {"dtype": "U8", "shape": [1 << 44], "data_offsets": [0, 1 << 44]}}).encode()
     with Path("a.memz").open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
@@ -527,7 +527,7 @@ def test_verify_decode_decodes_and_continues_after_errors(run: Run, llama_folder
 def test_verify_loads_one_model_for_all_files(
     run: Run, llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever its folder was called when they were made."""
+    """Also if the folder had another name when the files were made."""
     copy = tmp_path / "another name"
     shutil.copytree(llama_folder, copy)
     Path("text").write_text(TEXT)
@@ -596,7 +596,7 @@ def test_help_and_inspect_do_not_wait_for_torch(tmp_path: Path) -> None:
 
 
 def on_terminal(command: list[str], stdout_too: bool = False) -> tuple[int, str, bytes]:
-    """Run with a terminal as standard error: status, what the terminal got, standard output."""
+    """Run with a terminal as standard error. Returns the status, the text on the terminal, and standard output."""
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 100))
     process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""The whole path, both ways: every input comes back, on every machine, or an error says why not."""
+"""The whole path in both directions: every input is restored on every machine, or an error says why not."""
 
 import gzip
 import hashlib
@@ -22,10 +22,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import memcodec
-from memcodec import Prompt, Readout, codec, container, groups
+from memcodec import Prompt, Readout, container, groups
 from memcodec.codec import Codec
 from memcodec.coding import corrections
 from memcodec.coding.steering import Steering
+from memcodec.container import assembly
 from memcodec.document.plan import AUTO_GROUPS, AUTO_TOKENS, cut_chunks, plan_groups, windows
 from memcodec.document.source import Source
 from memcodec.document.spans import zstd_size
@@ -100,7 +101,7 @@ def test_text_is_carried_by_the_lm(tiny: Codec) -> None:
 def check_groups(
     codec: Codec, groups: list[list[np.ndarray]], share: float, context: int = 200, batch: int = 64
 ) -> list[EncodedGroup]:
-    """Encode token ids as groups of chunks, even where zstd would be smaller, and decode them."""
+    """Encode token ids as groups of chunks, even if zstd would be smaller, and decode them."""
     settings_ = Readout(share, 128)
     site = ReadoutSite(share_steps(settings_), settings_, Steering.of(codec.lm.head), codec.lm.team)
     coded = list(encode_groups(codec.lm, site, groups, context))
@@ -137,7 +138,7 @@ def test_406_tokens_are_three_chunks_of_a_third() -> None:
 
 def test_characters_cut_by_a_chunk_border(tiny: Codec) -> None:
     text = "🙂漢字" * 20
-    assert len(tiny.tokenizer.encode(text)) > len(text) * 2  # several tokens a character, and 7 divides none of it
+    assert len(tiny.tokenizer.encode(text)) > len(text) * 2  # chunks of 7 tokens cut characters
     blob = tiny.encode(LINES + text, chunk_tokens=7, site=QUICK)
     assert tiny.decode(blob) == (LINES + text).encode()
 
@@ -148,7 +149,7 @@ def test_characters_cut_by_a_chunk_border(tiny: Codec) -> None:
     share=st.sampled_from([0, 0.3]),
 )
 def test_any_tokens_round_trip_as_chunks(tiny: Codec, ids: list[list[int]], share: float) -> None:
-    """Even tokens that the LM thinks impossible."""
+    """Even tokens that the LM considers nearly impossible."""
     check_groups(tiny, [[np.array(row)] for row in ids], share)
 
 
@@ -162,7 +163,7 @@ def test_any_bytes_round_trip(tiny: Codec, data: bytes) -> None:
 def all_by_the_lm(
     codec: Codec, text: str | bytes, share: float, chunk_tokens: int = 50, context: Context = "auto"
 ) -> bytes:
-    """A file whose chunks are all carried by the LM, though zstd might be smaller."""
+    """A file whose text is all encoded with the LM, even if zstd would be smaller."""
     with pytest.MonkeyPatch.context() as patch:
         store_nothing(patch)
         return codec.encode(text, site=Readout(share, 128), chunk_tokens=chunk_tokens, context=context)
@@ -174,7 +175,7 @@ CONTEXTS: tuple[Context, ...] = (0, 1, 60, 200, "auto", "max")
 @pytest.mark.parametrize("share", [0, 0.2])
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_contexts_round_trip(tiny: Codec, context: Context, share: float) -> None:
-    """With stored spans in the middle of groups, and more than a pass and a window in one."""
+    """With stored spans in the middle of groups, and groups of more than one pass and one window."""
     data = b"\xff\xfe".join([LINES.encode(), TEXT.encode() * 2, LINES.encode()]) + b"\xff"
     blob = all_by_the_lm(tiny, data, share, context=context)
     parsed = container.unpack(blob)
@@ -285,7 +286,7 @@ def test_a_decoder_written_from_the_page_agrees(
     context: Context,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With a stored span in between, and with all of the logits computed in plain integers."""
+    """With a stored span in the middle, and with all logits computed in plain integers."""
     store_nothing(monkeypatch)
     codec = Codec.load(str(tiny_folders(kind)), device="cpu")
     weights, _ = registry.load_exact(registry.ModelFolder(kind, tiny_folders(kind)))
@@ -364,7 +365,7 @@ def test_a_changed_memory_or_correction_is_noticed(tiny: Codec) -> None:
 
 
 def test_a_wrong_hash_of_the_whole_is_noticed(tiny: Codec) -> None:
-    stored = codec.stored(Source.of(b"stored"))
+    stored = assembly.stored(Source.of(b"stored"))
     with pytest.raises(ChecksumError, match="SHA-256"):
         tiny.decode(container.pack(replace(stored, sha256=bytes(16))))
     parsed = container.unpack(tiny.encode(LINES, site=QUICK))
@@ -395,7 +396,7 @@ def test_stored_files_need_no_model(tiny: Codec) -> None:
     assert memcodec.encode(data, model="no such model") == made
 
 
-# ---- what can be given
+# ---- types of arguments
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
@@ -460,7 +461,9 @@ def test_the_bound_of_settings_out_of_range(tiny: Codec, gpt2_folder: Path) -> N
 
 def test_text_that_is_no_unicode(tiny: Codec) -> None:
     for call in (tiny.encode, memcodec.encode):
-        with pytest.raises(EncodeError, match="data: text with a lone surrogate at 5 has no UTF-8: give bytes"):
+        with pytest.raises(
+            EncodeError, match="data: text with a lone surrogate at 5 cannot be encoded as UTF-8: give bytes"
+        ):
             call("text \ud800")
 
 
@@ -483,7 +486,7 @@ def test_a_batch_out_of_range_is_refused_by_decoders(tiny: Codec, blob: bytes) -
 
 
 def test_groups_longer_than_the_context_among_others(tiny: Codec) -> None:
-    """What goes through passes by itself does not overtake what waits for a common one."""
+    """A group with passes of its own does not overtake groups that wait for a common pass."""
     ids = [tiny.tokenizer.encode(line) for line in (TEXT * 3).splitlines()]
     site = ReadoutSite(share_steps(Readout(0)), Readout(0), Steering.of(tiny.lm.head), tiny.lm.team)
     context = sorted(map(len, ids))[4]
@@ -517,7 +520,7 @@ def test_room_follows_what_is_decoded(tiny: Codec, monkeypatch: pytest.MonkeyPat
 
 
 def test_long_groups_round_trip(tiny: Codec) -> None:
-    """Longer than the first room, and than a window."""
+    """Groups longer than the first allocation and than a window."""
     tokens = np.resize(tiny.tokenizer.encode(LINES), 2500)
     check_groups(tiny, [cut_chunks(tokens, 200), cut_chunks(tokens[:1100], 200)], 0.1, 300)
 
@@ -600,7 +603,7 @@ def test_everything_is_listed(tiny: Codec, llama_folder: Path) -> None:
 
 
 def test_the_bound_is_what_the_lm_says(tiny: Codec) -> None:
-    """Against plain transformers, prefix and tokens in, cross-entropy out: close, as the exact LM is."""
+    """Compared with the cross-entropy that transformers computes: nearly equal, because the exact LM is close."""
     ids = tiny.tokenizer.encode(LINES)
     total = 0.0
     prefix = list(tiny.tokenizer.prefix())
@@ -637,9 +640,9 @@ def test_progress_reports_end_complete(tiny: Codec) -> None:
 
 
 def test_more_chunks_than_a_file_may_have(tiny: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Are refused before the work: no reader would take the file."""
+    """They are refused before the work, because no reader would accept the file."""
     monkeypatch.setattr("memcodec.container.layout.MAX_CHUNKS", 3)
-    monkeypatch.setattr(tiny.engine, "encode", None)  # not even begun
+    monkeypatch.setattr(tiny.engine, "encode", None)  # not called
     with pytest.raises(EncodeError, match=r"chunks, and a file has 3 at most: cut the text"):
         tiny.encode(TEXT, chunk_tokens=20)
     monkeypatch.undo()

@@ -1,4 +1,4 @@
-"""From logits to bytes and back: nothing lost, and hardly a bit more than the information there is."""
+"""From logits to bytes and back: nothing is lost, and the size is close to the information."""
 
 import math
 
@@ -67,7 +67,7 @@ def test_bits_come_back_at_the_cost_of_their_information(flags: list[tuple[int, 
 
 
 def test_carries_run_through() -> None:
-    """Many almost sure ones push the low end against a byte boundary, again and again."""
+    """Many almost certain bits push the low end against a byte boundary again and again."""
     random = np.random.default_rng(1)
     for _ in range(200):
         bits = (random.random(400) < 0.999).astype(np.int64)
@@ -146,7 +146,7 @@ def predict(logits: np.ndarray, tokens: np.ndarray, position: int = 0) -> Predic
 @pytest.mark.parametrize("vocabulary", [2, 20, 33, 400, 1057, 5000])
 def test_predictions_have_the_best_tokens_and_the_sums(vocabulary: int) -> None:
     logits = spread_logits(vocabulary, 20, vocabulary)
-    logits[3] = 5  # all alike: the lower ids are the better ones
+    logits[3] = 5  # all equal: lower ids come first
     tokens = np.random.default_rng(0).integers(0, vocabulary, 20)
     predicted = predict(logits, tokens, len(EARLY))
     early = predict(logits, tokens, len(EARLY) - 15)
@@ -183,14 +183,14 @@ def steering_of(vocabulary: int, hidden: int = 16) -> Steering:
 def encode(
     predictions: list[Predictions], memories: list[bytes], steering: Steering, share: int, team: Team = TEAM
 ) -> list[corrections.Encoder]:
-    """Chunks that are groups by themselves."""
+    """Encode chunks, each as a group."""
     made = [corrections.Encoder(steering, share) for _ in predictions]
     corrections.write(made, predictions, memories, team)
     return made
 
 
 def round_trip(logits: np.ndarray, tokens: np.ndarray, memory: bytes, share: int) -> tuple[bytes, int]:
-    """Encode one chunk and decode it beside another, a token at a time: its corrections and hits."""
+    """Encode one chunk, and decode it side by side with another. Returns its corrections and hits."""
     steering = steering_of(logits.shape[1])
     other = np.roll(tokens, 3)
     made = encode([predict(logits, tokens), predict(logits, other)], [memory, b""], steering, share)
@@ -206,9 +206,9 @@ def round_trip(logits: np.ndarray, tokens: np.ndarray, memory: bytes, share: int
 @pytest.mark.parametrize("vocabulary", [1, 2, 3, 33, 34, 256, 257, 400, 5000])
 @pytest.mark.parametrize("share", [0, 102, 512])
 def test_every_token_comes_back(vocabulary: int, share: int) -> None:
-    """Tokens of all ranks, likely and next to impossible, under memories of noise."""
+    """Tokens of all ranks, likely and nearly impossible, under random memories."""
     logits = spread_logits(vocabulary, 60, vocabulary, nats=6)
-    logits[7:9, 0] += 10**6  # one token is all but certain
+    logits[7:9, 0] += 10**6  # one token is almost certain
     random = np.random.default_rng(vocabulary)
     tokens = random.integers(0, vocabulary, 60)
     tokens[::3] = logits[::3].argmax(axis=1)
@@ -258,7 +258,7 @@ def test_results_do_not_depend_on_threads() -> None:
 
 @pytest.mark.parametrize("share", [0, 300])
 def test_chunks_of_a_group_share_a_stream(share: int) -> None:
-    """Beside a group of other lengths: each chunk begins with a memory of its own."""
+    """Side by side with a group of other lengths. Each chunk has its own memory."""
     logits = spread_logits(8, 60, 500)
     tokens = np.random.default_rng(8).integers(0, 500, 60)
     steering = steering_of(500)

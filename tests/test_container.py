@@ -1,4 +1,4 @@
-"""The container: what is packed comes back, what is damaged is refused, and nothing hostile gets through."""
+"""The container: packed data is restored, and damaged and hostile data are refused."""
 
 import json
 import struct
@@ -36,7 +36,7 @@ MODEL = ModelId("smollm2-135m", b"identity")
 
 
 def segment(i: int, chunks: int = 1, continues: bool = False) -> Segment:
-    """Chunks of 136 and 135 tokens, by a number under 256."""
+    """A segment with chunks of 136 and 135 tokens, made from a number below 256."""
     some = tuple(
         Chunk(136 - (i + k) % 2 if chunks == 1 else 135, bytes([i]) * (9 + (i + k) % 3), i) for k in range(chunks)
     )
@@ -54,7 +54,7 @@ def example(chunks: int = 3, stored: bytes = b"stored bytes", site: str = "reado
 
 
 def reseal(blob: bytes) -> bytes:
-    """Give changed bytes a checksum that matches again, as an attacker would."""
+    """Give changed bytes a correct checksum, as an attacker would."""
     return blob[:-4] + struct.pack("<I", zlib.crc32(blob[:-4]))
 
 
@@ -150,7 +150,7 @@ def test_few_memories_have_no_tensor_of_their_own() -> None:
 
 @pytest.mark.parametrize("chunks", [1, 2, 30, 500])
 def test_overhead_budget(chunks: int) -> None:
-    """240 bytes a file and 4 bytes a chunk that is a group, for files of the default model at the default settings."""
+    """240 bytes per file and 4 bytes per chunk that is a group, with the default model and settings."""
     container = example(chunks, b"")
     found = unpack(pack(container))
     payload = found.sizes["memories"] + found.sizes["corrections"]
@@ -158,7 +158,7 @@ def test_overhead_budget(chunks: int) -> None:
 
 
 def test_overhead_in_long_groups() -> None:
-    """2 bytes a chunk at most."""
+    """At most 2 bytes per chunk."""
     container = Container(60_000, bytes(16), [segment(0, 300)], MODEL, Settings("readout", (102,), 135, 2000))
     found = unpack(pack(container))
     assert len(pack(container)) - found.sizes["memories"] - found.sizes["corrections"] <= 240 + 2 * 300
@@ -186,7 +186,7 @@ def test_stored_spans_are_read_one_by_one() -> None:
     blob = pack(Container(15_000, bytes(16), [spans[0], broken, spans[2]]))
     found = [part for part in unpack(blob).parts if isinstance(part, StoredSpan)]
     assert found[0].read() == b"\0" * 5000 and found[2].read() == b"\2" * 5000
-    with pytest.raises(FormatError, match="zstd does not read it"):
+    with pytest.raises(FormatError, match="zstd cannot read it"):
         found[1].read()
 
 
@@ -260,7 +260,7 @@ def test_unknown_metadata_is_ignored() -> None:
 
 
 def number_at(index: bytes, at: int, value: int) -> bytes:
-    """An index whose varint at some place is another one."""
+    """An index in which one varint is replaced."""
     end = at
     while index[end] & 0x80:
         end += 1
@@ -304,7 +304,7 @@ def test_hostile_numbers_are_refused(at: int, value: int, message: str) -> None:
 
 
 def test_a_zstd_bomb_is_stopped() -> None:
-    """The index says 12 bytes; the frame would give a gigabyte. What is expanded is hardly more than what was said."""
+    """The index says 12 bytes; the frame expands to a gigabyte. Little more than 12 bytes is expanded."""
     bomb = zstandard.ZstdCompressor().compress(bytes(1 << 30))
     span = StoredSpan(12, 1, bomb, 0)
     found = unpack(pack(Container(12, bytes(16), [span]))).parts[0]
@@ -333,7 +333,7 @@ def test_other_safetensors_are_not_ours() -> None:
 
 
 def test_files_of_format_1_are_refused_by_name() -> None:
-    """As version 0.1.0 wrote them."""
+    """Files as version 0.1.0 wrote them."""
     header = {
         "__metadata__": {"v": "1", "n": "13", "h": "x" * 43},
         "s": {"dtype": "U8", "shape": [14], "data_offsets": [0, 14]},
@@ -344,7 +344,7 @@ def test_files_of_format_1_are_refused_by_name() -> None:
         unpack(struct.pack("<Q", len(text)) + text + bytes(25))
 
 
-# ---- what is stored, and how
+# ---- stored spans
 
 
 def test_incompressible_bytes_are_stored_raw_without_a_long_look(monkeypatch: pytest.MonkeyPatch) -> None:

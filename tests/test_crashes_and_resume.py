@@ -1,4 +1,4 @@
-"""Processes that die, disks that are full, and what a second run finds: nothing half done is ever taken for whole."""
+"""Killed processes, full disks, and the next run: an incomplete file is never taken for a complete one."""
 
 import importlib
 import os
@@ -32,12 +32,12 @@ def all_is_carried() -> Iterator[None]:
 
 
 class Killed(BaseException):
-    """What no handler of ours catches."""
+    """An exception that no handler of memcodec catches."""
 
 
 @pytest.fixture
 def dies_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Makes the encoder end behind so many groups, once."""
+    """Makes the encoder stop once, after a number of groups."""
     real = encode_all
 
     def arrange(count: int) -> None:
@@ -179,7 +179,7 @@ def test_a_run_without_resume_takes_the_side_file_away(run: Run, llama_folder: P
     assert names() == ["a", "a.memz"]
 
 
-# ---- what killed processes leave
+# ---- temporary files of killed processes
 
 
 def test_the_next_run_sweeps_up(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +204,7 @@ def test_what_a_living_process_writes_stays(run: Run) -> None:
 
 
 def test_a_full_disk_in_the_middle(tmp_path: Path) -> None:
-    """The system's own limit on the size of a file stands for it."""
+    """The limit of the system on the size of a file imitates it."""
     (tmp_path / "a").write_bytes(os.urandom(1 << 20))
 
     def limit() -> None:

@@ -1,4 +1,4 @@
-"""The promises that are made for the built-in model, kept on the built-in model."""
+"""The promises about the built-in model, tested with that model."""
 
 import hashlib
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ from memcodec.models.registry import BUILT_IN, ModelFolder, load_exact, pull
 
 pytestmark = [pytest.mark.slow, pytest.mark.default_model]
 
-# This file's own licence: English that nobody tuned to, and always at hand.
+# The licence of this project: English text that nothing was tuned on, and that is always available.
 LICENCE = (Path(__file__).parent.parent / "LICENSE").read_bytes()
 MIXED = "Él dijo: «mañana será otro día». Она ответила: может быть. 彼は黙っていた。\n".encode()
-CLAUSE = LICENCE[1504:1586]  # some twenty tokens
+CLAUSE = LICENCE[1504:1586]  # about twenty tokens
 
 # SHA-256 of the logits that follow the first 30 tokens of CLAUSE repeated: those of every machine.
 KNOWN_ANSWER = "f736a361ef954dd49f1cf62393c0140b9a1544e743a2e0b8dac6daa542f88438"
@@ -27,7 +27,7 @@ KNOWN_ANSWER = "f736a361ef954dd49f1cf62393c0140b9a1544e743a2e0b8dac6daa542f88438
 
 @dataclass(frozen=True)
 class Made:
-    """A compressed file and what must come out of it."""
+    """A compressed file, and its document."""
 
     blob: bytes
     data: bytes
@@ -100,7 +100,7 @@ def test_near_the_bound_and_far_from_zstd(default_codec: Codec) -> None:
 
 
 def test_the_exact_lm_loses_little(default_codec: Codec) -> None:
-    """Bits per token against float32, over a text too short to say more than this."""
+    """Bits per token compared with float32, on a text that is too short for a tighter limit."""
     import torch
 
     tokens = default_codec.tokenizer.encode(LICENCE[1500:4000].decode())[:400]
@@ -120,7 +120,7 @@ def test_cached_model_has_its_pinned_identity(default_codec: Codec) -> None:
 
 
 def test_vectors_decode(default_codec: Codec) -> None:
-    """Files that were committed with the format: they must decode for ever."""
+    """Files that were committed with the format must decode forever."""
     folder = Path(__file__).parent.parent / "spec" / "vectors"
     names = sorted(path.stem for path in folder.glob("*.memz"))
     assert len(names) >= 8
@@ -134,7 +134,7 @@ def test_vectors_decode(default_codec: Codec) -> None:
 
 
 def test_readout_vectors_are_what_this_encoder_makes(default_codec: Codec) -> None:
-    """An encoder is as repeatable as a decoder, but for fits in floating point."""
+    """Encoding is as reproducible as decoding, except for fits in floating point."""
     folder = Path(__file__).parent.parent / "spec" / "vectors"
     for name, site in (("share-0", Readout(0)), ("share-0.1", Readout())):
         data = (folder / f"{name}.bin").read_bytes()

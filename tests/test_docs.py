@@ -1,4 +1,4 @@
-"""The examples in the documents run as they stand."""
+"""The examples in the documentation run as they are."""
 
 import importlib
 import os
@@ -47,7 +47,7 @@ def test_python_blocks_run(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.slow
 @pytest.mark.default_model
 def test_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All but those that set up, and the benchmark, which tests of its own run on a tiny model."""
+    """All commands except the installation and the benchmark, which other tests run on a tiny model."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.txt").write_bytes((ROOT / "LICENSE").read_bytes()[:1500])
     text = (ROOT / "README.md").read_text().split("## Use")[1].split("```python")[0]
@@ -89,7 +89,7 @@ def test_commands_of_other_pages_run(name: str, tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
-    """mkdocs, strictly; every page is in its navigation, and the references are made of the code."""
+    """mkdocs in strict mode; every page is in the navigation, and the references are generated from the code."""
     command = [sys.executable, str(ROOT / "docs" / "make_site.py"), "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"})
     assert done.returncode == 0, done.stderr

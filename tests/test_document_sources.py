@@ -1,4 +1,4 @@
-"""Documents that are read in pieces: the same file whatever they come from, and memory that does not follow them."""
+"""Documents that are read in pieces: the file does not depend on the source, and memory not on the size."""
 
 import io
 import os
@@ -67,7 +67,7 @@ def test_blocks_end_with_a_line_where_one_is_near(small_blocks: None) -> None:
 def test_documents_of_several_blocks_round_trip(
     tiny: Codec, small_blocks: None, monkeypatch: pytest.MonkeyPatch, context: Context, stored: bool
 ) -> None:
-    """With the stored spans of neighbouring blocks as one, and nothing that depends on the batch."""
+    """Stored spans of adjacent blocks become one, and nothing depends on the batch."""
     if not stored:
         store_nothing(monkeypatch)
     blob = tiny.encode(MIXED, site=QUICK, chunk_tokens=50, context=context)
@@ -164,7 +164,7 @@ def test_a_file_that_changes_is_noticed(tiny: Codec, tmp_path: Path, monkeypatch
 def test_memory_does_not_follow_the_document(
     tiny: Codec, small_blocks: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Of a text, but for what is compressed; the LM's own memory is not counted by Python."""
+    """Except for the compressed data. Python does not count the memory of the LM itself."""
     store_nothing(monkeypatch)
     path = tmp_path / "x"
     peaks = []

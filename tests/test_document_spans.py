@@ -76,7 +76,7 @@ def test_binary_and_repetition_are_stored_whole_and_need_no_tokenizer(name: str)
 
 
 def test_large_mixed_documents() -> None:
-    """Text and bytes that are none, in turn, 300,000 times: what is quadratic would take hours."""
+    """Text and other bytes, alternating 300,000 times: quadratic work would take hours."""
     data = (b"some words of text, " * 2 + b"\xff") * 300_000
     assert sum(map(len, find_text(data))) == len(data)
     mixed = (TEXT.encode() + b"\xff\xfe") * 3000

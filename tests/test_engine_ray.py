@@ -1,4 +1,4 @@
-"""Documents and columns on a Ray cluster: a real one, of this machine, with two workers."""
+"""Documents and columns on a Ray cluster: a real one on this machine, with two workers."""
 
 import os
 import random
@@ -29,12 +29,12 @@ from .test_cli import refused
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # Ray's own warnings
 
-DOCUMENT = " ".join(random.Random(0).choices(TEXT.split(), k=1500)).encode()  # what zstd does not make tiny
+DOCUMENT = " ".join(random.Random(0).choices(TEXT.split(), k=1500)).encode()  # text that zstd does not make tiny
 
 
 @pytest.fixture(scope="module", autouse=True)
 def local_cluster() -> Iterator[None]:
-    """A cluster that was there before."""
+    """A cluster that was started before."""
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
@@ -42,7 +42,7 @@ def local_cluster() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def not_for_ever() -> Iterator[None]:
-    """What waits for a cluster may wait long: a test fails instead."""
+    """Make a test fail instead of waiting for a cluster for a long time."""
 
     def stop(*_: Any) -> None:
         raise TimeoutError("Ray does not answer")
@@ -112,12 +112,12 @@ def test_an_error_of_a_worker_is_the_same_here(tiny: Codec, engine: RayEngine) -
 
 
 def _pid(worker: Any) -> int:
-    """Of a worker, as soon as it is there."""
+    """The process id of a worker, as soon as it has started."""
     return int(ray.get(worker.__ray_call__.options(max_task_retries=-1).remote(lambda _: os.getpid())))
 
 
 def test_a_worker_that_never_starts_is_not_waited_for(tiny: Codec) -> None:
-    """All of the cluster's CPUs but one are taken: of two workers, one has room."""
+    """All CPUs of the cluster but one are in use, so that one of two workers can start."""
     taken = ray.remote(_Taken).options(num_cpus=ray.available_resources()["CPU"] - 1).remote()
     ray.get(taken.there.remote(), timeout=60)
     documents = [DOCUMENT[start : start + 500] for start in range(0, 2000, 500)]
@@ -138,7 +138,7 @@ class _Taken:
 
 
 def test_documents_that_take_turns_and_threads(tiny: Codec) -> None:
-    """With and without a primer at once, from two threads."""
+    """With and without a primer at the same time, from two threads."""
     primed = tiny.with_primer(Primer.from_texts([TEXT], 60, tiny))
     documents = [DOCUMENT[start : start + 900] for start in range(0, 5400, 900)]
     with RayEngine(workers=1) as engine:
@@ -222,7 +222,7 @@ def test_workers_of_another_version(tiny: Codec, monkeypatch: pytest.MonkeyPatch
         tiny.with_engine(engine).encode(DOCUMENT)
 
 
-# ---- how it is asked for
+# ---- options and errors
 
 
 def test_by_name_and_on_the_command_line(tiny: Codec, llama_folder: Path, run: Run) -> None:
@@ -271,7 +271,7 @@ def test_a_column_of_parquet_files(tiny: Codec, llama_folder: Path, tmp_path: Pa
     found = pyarrow.concat_tables(map(pyarrow.parquet.read_table, sorted((tmp_path / "out").iterdir())))
     assert found.schema.field("note").type == pyarrow.binary()
     assert sum(len(frame) for frame in found["note"].to_pylist() if frame) < 60 * 12
-    back = tables.decode_table(found, "note", tiny)  # with what the files say, and without Ray
+    back = tables.decode_table(found, "note", tiny)  # with the metadata of the files, and without Ray
     assert sorted(back["note"].to_pylist(), key=str) == sorted(texts, key=str)
 
     frames = ray.data.read_parquet(str(tmp_path / "out"))

@@ -1,4 +1,4 @@
-"""The exact LM: the same bits whatever computes them, and close to what the model says in floating point."""
+"""The exact LM: the same bits from every implementation, and close to the model in floating point."""
 
 import ast
 import json
@@ -62,7 +62,7 @@ def full_pass(lm: ExactLM, rows: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def cached_steps(lm: ExactLM | DeviceLM, rows: list[np.ndarray]) -> list[np.ndarray]:
-    """The same, a token of each row at a time; rows end from the last on."""
+    """The same, one token of each row at a time; the last rows end first."""
     found: list[list[np.ndarray]] = [[] for _ in rows]
     sequences = lm.sequences(len(rows), len(rows[0]), len(rows))
     for t in range(len(rows[0])):
@@ -136,7 +136,7 @@ def test_fallback_products_give_the_same(weights: ExactWeights) -> None:
 
 
 def test_steps_over_fixed_tensors_give_the_same(weights: ExactWeights) -> None:
-    """As CUDA captures them in graphs."""
+    """Steps as CUDA captures them in graphs."""
     rows = rows_of(6, [40, 35, 35, 1])
     lm = DeviceLM(weights, "cpu", needs_fallback("cpu"), fixed_steps=True)
     assert same(cached_steps(lm, rows), full_pass(ExactLM(weights, "cpu"), rows))
@@ -163,7 +163,7 @@ def test_logits_are_near_those_of_transformers(kind: str, weights: ExactWeights,
     assert np.sqrt(np.mean((found - expected) ** 2)) < 0.02
 
 
-# ---- what kernels must never see
+# ---- inputs that kernels must never receive
 
 
 @pytest.mark.parametrize("kernels", ["numba", "torch"])
@@ -193,7 +193,7 @@ def test_passes_beyond_what_there_is_are_refused(llama_folder: Path, kernels: st
     some.step(np.array([1]))
     with pytest.raises(EncodeError, match="positions: there is room for 1024"):
         lm.sequences(1, 4000, 1025).forward(one([1] * 1025))
-    if kernels == "numba":  # torch makes room as it goes
+    if kernels == "numba":  # torch allocates on demand
         with pytest.raises(EncodeError, match="6 rows in a pass: there is room for 5"):
             lm.sequences(1, 8, 5).forward(one([1] * 6))
 
@@ -224,7 +224,7 @@ def test_settings_out_of_range(llama_folder: Path, threads: int, kernels: str, o
         ExactLM(weights, on, threads=threads, kernels=kernels)
 
 
-# ---- other processors, as far as one can be made to look like them
+# ---- other processors, as far as this one can imitate them
 
 HASHES = """
 import hashlib, sys
@@ -256,7 +256,7 @@ def hashes(folder: Path, changes: dict[str, str]) -> list[str]:
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="names of x86 processors")
 @pytest.mark.parametrize("name", ENVIRONMENTS)
 def test_instruction_sets_give_the_same(name: str, tiny_folders: FolderOf) -> None:
-    """A sample; benchmarks/exactness.py has the whole."""
+    """A sample; benchmarks/exactness.py tests all of them."""
     folder = tiny_folders("llama3")
     assert len(set(hashes(folder, ENVIRONMENTS[name]) + hashes(folder, {}))) == 1
 
@@ -365,7 +365,7 @@ def test_functions_agree_with_the_c_library() -> None:
 
 
 def test_tables_are_far_from_where_rounding_turns() -> None:
-    """So that a table made by any careful library is the same."""
+    """So that any accurate library computes the same table."""
 
     def nearest(values: np.ndarray, bits: int) -> float:
         scaled = values * 2.0**bits

@@ -1,4 +1,4 @@
-"""Frames and primers: short messages without a container, and what is agreed once."""
+"""Frames (short messages without a container) and primers."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ PLAIN = FrameSettings()
 
 @pytest.fixture(scope="module")
 def primer(tiny: Codec) -> Primer:
-    """Longer than a page of the cache, and not whole pages."""
+    """A primer longer than a page of the cache, and not a whole number of pages."""
     found = Primer.from_texts([TEXT, "She sells sea shells by the river.", "and more"], 400, tiny)
     assert len(found.tokens) % PAGE and len(found.tokens) > 2 * PAGE
     return found
@@ -106,7 +106,7 @@ def test_every_flip_is_noticed_with_a_checksum_of_four_bytes(tiny: Codec) -> Non
         (b"\x00x", "no tokens"),
         (b"\xfc\xff\xff\xff\x7fx", "more than 65536 bytes"),
         (b"\xfc\xff", "ends too early"),
-        (b"\xfdnonsense", "zstd does not read it"),
+        (b"\xfdnonsense", "zstd cannot read it"),
         (b"\xfenonsense", "needs a zstd dictionary"),
         (b"\xff" + bytes(70000), "more than 65536 bytes"),
     ],
@@ -170,7 +170,7 @@ def test_progress(tiny: Codec) -> None:
 
 
 def test_a_primer_is_nothing_but_a_longer_prefix(tiny: Codec, primed: Codec, primer: Primer) -> None:
-    """Bits of a text behind it are those of the text in one sequence, whatever is shared."""
+    """The bits of a text after a primer are those in one sequence, even if the cache is shared."""
     tokens = tiny.tokenizer.encode(LINES[1])
     whole = tiny.token_bits(np.concatenate([primer.tokens, tokens]), len(primer.tokens))
     assert np.array_equal(primed.token_bits(tokens), whole)
@@ -179,7 +179,7 @@ def test_a_primer_is_nothing_but_a_longer_prefix(tiny: Codec, primed: Codec, pri
 @pytest.mark.parametrize("length", [1, PAGE - 2, PAGE - 1, PAGE, PAGE + 1, 2 * PAGE - 1, 3 * PAGE])
 @pytest.mark.parametrize("kind", TINY)
 def test_primers_of_every_length_and_architecture(tiny_folders, kind: str, length: int) -> None:
-    """Around the ends of the pages that are shared, on both kinds of kernels."""
+    """Lengths around the ends of shared pages, with both implementations."""
     for kernels in ("numba", "torch"):
         codec = Codec.load(str(tiny_folders(kind)), device="cpu", kernels=kernels)
         tokens = np.arange(length) * 7 % 250 + 5
@@ -245,7 +245,7 @@ def test_primers_that_do_not_fit_are_refused(tiny: Codec) -> None:
 
 
 def test_training_picks_what_helps(tiny: Codec) -> None:
-    """On a model that knows nothing there is little to gain; what is picked is of the messages, within the budget."""
+    """An untrained model gains little. The selected texts are messages, and fit into the number of tokens."""
     messages = [f"user {i} signed in from port {i * 7 % 100}" for i in range(60)]
     seen: list[tuple[int, int]] = []
     found = Primer.train(tiny, messages, 90, progress=lambda done, total: seen.append((done, total)))

@@ -1,4 +1,4 @@
-"""The imports of the package: no circles, and an order of its packages. Read as text: nothing is imported."""
+"""The imports of the package: no circles, and an order of its packages. Sources are parsed, not imported."""
 
 import ast
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "memcodec"
 
-# From the ground up: each may import those above it in this list, and itself.
+# Each may import those before it in this list, and itself.
 ORDER = [
     "errors", "progress", "settings", "cache", "lm", "models", "document", "coding", "memory", "groups", "container",
     "engines", "storage", "primer", "frames", "bound", "estimate", "decoding",
@@ -41,7 +41,7 @@ def imports_of(path: Path, known: dict[str, Path]) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def graph() -> dict[str, set[str]]:
-    """What each module imports. The package itself, whose names come last, and its program are left out."""
+    """The imports of each module, except those of the package itself and its program."""
     known = modules()
     outside = {"memcodec", "memcodec.__main__"}
     return {
@@ -50,7 +50,7 @@ def graph() -> dict[str, set[str]]:
 
 
 def circles(graph: dict[str, set[str]]) -> list[set[str]]:
-    """Sets of modules each of which reaches all others of its set, of two and more."""
+    """Sets of two or more modules, each of which imports all others of its set, directly or indirectly."""
 
     def reached(start: str) -> set[str]:
         found: set[str] = set()
@@ -74,7 +74,7 @@ def test_circles_are_found() -> None:
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [{"b", "c"}]
 
 
-# What the packages below the codec may import of memcodec, besides themselves.
+# The packages of memcodec that the packages below the codec may import, in addition to themselves.
 ALLOWED = {
     "lm": {"errors", "cache"},
     "models": {"errors", "cache", "progress", "settings", "lm"},

@@ -1,4 +1,4 @@
-"""memcodec in other libraries, against the real ones."""
+"""memcodec in other libraries, tested with the real libraries."""
 
 import json
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ TEXTS = ["The quick brown fox.", "Она продаёт.", "", "wood? " * 20, "�
 
 @pytest.fixture(autouse=True)
 def memory() -> Iterator[None]:
-    """fsspec's memory, empty."""
+    """The empty in-memory file system of fsspec."""
     yield
     fsspec.filesystem("memory").store.clear()
 

@@ -1,4 +1,4 @@
-"""The prompt site: fitting, packing, files, portability, and memories as things of their own."""
+"""The prompt site: fitting, packing, files, portability, and memories outside of files."""
 
 import json
 import shutil
@@ -48,7 +48,7 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Codec:
 
 @pytest.fixture(scope="module")
 def opt(tmp_path_factory: pytest.TempPathFactory) -> Codec:
-    """Embeddings narrower than the hidden states, and layers that drop out in training."""
+    """A model whose embeddings are narrower than the hidden states, and whose layers drop out in training."""
     torch.manual_seed(2)
     config = OPTConfig(
         vocab_size=400, hidden_size=64, word_embed_proj_dim=32, ffn_dim=128, num_hidden_layers=2, num_attention_heads=4,
@@ -60,7 +60,7 @@ def opt(tmp_path_factory: pytest.TempPathFactory) -> Codec:
 @pytest.fixture(scope="module")
 def blob(tiny: Codec) -> bytes:
     """A file of several chunks, with corrections, and with different numbers of vectors."""
-    with pytest.MonkeyPatch.context() as patch:  # whatever zstd would make of so short a text
+    with pytest.MonkeyPatch.context() as patch:  # even if zstd would be smaller for so short a text
         store_nothing(patch)
         return tiny.encode(TEXT * 2, site=Prompt(None, 1, 3), chunk_tokens=60)
 
@@ -118,7 +118,7 @@ def test_zero_and_huge_vectors_pack(bits: int) -> None:
 
 
 def test_the_memory_alone_is_changed(llama: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even if a model's weights could be: what an optimizer is given, and the weights before and after."""
+    """Even if the weights could be changed: check the parameters of the optimizer, and the weights before and after."""
     given: list[list[torch.Size]] = []
     adam = torch.optim.Adam
 
@@ -244,7 +244,7 @@ def test_seeds_make_a_fit_repeatable(llama: Codec) -> None:
 
 
 def test_the_target_grows_with_the_prefix(llama: Codec) -> None:
-    """Ahead of one, nothing is looked at but the prefix and the next token."""
+    """With `ahead` 1, only the prefix and the next token count."""
     chunks = chunks_of(llama, TEXT, 40)[:1]
     (fit,) = fits.fit(llama.floats, chunks, Prompt(steps=40), objective=Objective(ahead=1))
     assert fit.written == fit.prefix or fit.prefix == 0
@@ -253,7 +253,7 @@ def test_the_target_grows_with_the_prefix(llama: Codec) -> None:
 
 @pytest.mark.slow
 def test_a_growing_target_never_shrinks(llama: Codec) -> None:
-    """A memory with more tokens but a shorter prefix must not pull the target back, or the fit stands still."""
+    """A memory with more tokens but a shorter prefix must not reduce the target, or the fit makes no progress."""
     seen: list[fits.FitStep] = []
     found = fits.fit(llama.floats, chunks_of(llama, TEXT, 24)[:4], Prompt(bits=4, steps=60), seen.append)
     prefixes = [report.prefix for report in seen]
@@ -413,7 +413,7 @@ def test_pure_names_the_chunks_that_fail(tiny: Codec) -> None:
 
 
 def test_a_memory_helps_the_chunk_that_it_was_fitted_to(llama: Codec, gpt2: Codec) -> None:
-    """Fitted in floating point, decoded exactly: nothing to correct, or less than without."""
+    """Fitted in floating point, decoded exactly: no corrections, or fewer than without the memory."""
     for model in (llama, gpt2):
         runs = chunks_of(model, SHORT, 6)
         site = prompt.PromptSite(8, 64, replace(FITTING, vectors=4), lambda model=model: model.floats)
@@ -458,7 +458,8 @@ def test_hostile_settings_are_refused(tiny: Codec, blob: bytes, fields: tuple[in
 def test_more_vectors_than_positions_are_refused(gpt2: Codec) -> None:
     chunk = container.Chunk(230, fits.pack(torch.zeros(40, 64), 1), 0)
     used = container.Settings("prompt", (1, 64), 230, 230)
-    hostile = container.Container(230, bytes(16), [container.Segment(230, (chunk,), b"")], gpt2.model, used)
+    model = container.ModelId.of(gpt2.name, gpt2.model.identity)
+    hostile = container.Container(230, bytes(16), [container.Segment(230, (chunk,), b"")], model, used)
     with pytest.raises(FormatError, match="positions"):
         gpt2.decode(container.pack(hostile))
 

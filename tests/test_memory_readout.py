@@ -1,4 +1,4 @@
-"""The readout memory: seeded steering, bits at the pace of the LM's entropy, and a search that pays."""
+"""The readout memory: seeded steering, bits in proportion to the LM's entropy, and a search that saves bits."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ TEAM = Team(2)
 
 
 def splitmix(stream: int, index: int) -> int:
-    """The generator again, in plain Python integers."""
+    """The same generator in plain Python integers."""
     z = ((stream << 40) + index + 1) * 0x9E3779B97F4A7C15 & MASK
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & MASK
     z = (z ^ (z >> 27)) * 0x94D049BB133111EB & MASK

@@ -1,4 +1,4 @@
-"""The model cache: whole or absent, whatever happens; models that cannot be used say why in one line."""
+"""The model cache is complete or absent at any time; for an unusable model, an error of one line says why."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ from memcodec.models.tokenizer import ByteTokenizer
 
 from .conftest import TEXT, listen, save_tokenizer
 
-# A built-in model that is quick to make. Says "fetching" and "half" on the way, and waits there as long as told.
+# A built-in model that is quick to make. Its progress is "fetching" and "half"; tests may make it wait there.
 FAKE = """
 import json, sys, time
 from pathlib import Path
@@ -263,14 +263,14 @@ def test_a_file_never_names_a_path(llama_folder: Path) -> None:
         registry.resolve_named(str(llama_folder))
 
 
-# ---- the Hugging Face hub, in a fresh interpreter, against a stand-in that knows one repository
+# ---- the Hugging Face hub, in a new interpreter, replaced by a server with one repository
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture
 def hub(llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Serves the tiny model as someone/tiny; gives the paths that are asked for."""
+    """Serves the tiny model as someone/tiny. Returns the requested paths."""
     asked: list[str] = []
     files = {p.name: p.read_bytes() for p in llama_folder.iterdir()} | {"pytorch_model.bin": b"pickle", "run.py": b"x"}
 
@@ -337,7 +337,7 @@ def test_hub_ids_compress_and_decompress(hub: list[str], tmp_path: Path, model: 
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= fetched_files
     assert not fetched_files & {"pytorch_model.bin", "run.py"}
     text.unlink()
-    back = command("decompress", tmp_path / "text.memz")  # it is on this machine: nothing to ask for
+    back = command("decompress", tmp_path / "text.memz")  # it is on this machine: nothing to download
     assert (back.returncode, back.stderr) == (0, "")
     assert text.read_text() == TEXT * 3
 
@@ -381,7 +381,7 @@ def test_a_hub_id_without_a_network(hub: list[str], tmp_path: Path, monkeypatch:
 
 @pytest.fixture
 def broken(llama_folder: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny model, to break."""
+    """A copy of the tiny model that tests may damage."""
     return Path(shutil.copytree(llama_folder, tmp_path / "broken"))
 
 
@@ -391,7 +391,7 @@ def exact_of(folder: Path) -> weights.ExactWeights:
 
 @pytest.fixture
 def conversions(monkeypatch: pytest.MonkeyPatch, cache: Path) -> list[Path]:
-    """The folders that are converted from now on."""
+    """The folders that are converted after this."""
     seen: list[Path] = []
     make = registry.convert_model
     monkeypatch.setattr(registry, "convert_model", lambda folder, *rest: seen.append(folder) or make(folder, *rest))
@@ -596,7 +596,7 @@ def test_tokenizers_that_are_no_byte_level_bpe(broken: Path) -> None:
 
 
 def test_a_tokenizer_of_vocabulary_and_merges(broken: Path) -> None:
-    """As GPT-2's repository has it beside tokenizer.json, and older ones alone."""
+    """vocab.json and merges.txt, which GPT-2 has in addition to tokenizer.json, and older models have alone."""
     expected = ByteTokenizer.load(broken)
     described = json.loads((broken / "tokenizer.json").read_text())["model"]
     (broken / "vocab.json").write_text(json.dumps(described["vocab"]))
@@ -620,7 +620,7 @@ def test_loading_prints_nothing(llama_folder: Path, capfd: pytest.CaptureFixture
 
 @pytest.fixture
 def gguf_folder(llama_folder: Path, tmp_path: Path) -> Path:
-    """The tiny Llama as a GGUF file, as the built-in model's was made."""
+    """The tiny Llama as a GGUF file that is made like that of the built-in model."""
     folder = tmp_path / "from gguf"
     folder.mkdir()
     config = json.loads((llama_folder / "config.json").read_text())
@@ -695,7 +695,7 @@ def test_a_damaged_built_in_model_is_made_anew_or_refused(
     other = weights.ExactWeights.load(path)[0]
     replace(other, tensors=other.tensors | {"gain": other.tensors["gain"] + 1}).save(
         path, {}
-    )  # whole by itself, and not what every other machine has
+    )  # undamaged, but not the same as on other machines
     assert registry.load_exact(fake)[0].identity.hex() == identity and len(conversions) == 1
     assert registry.load_exact(fake)[0].identity.hex() == identity and len(conversions) == 1
     monkeypatch.setitem(registry.BUILT_IN, "fake", registry.BuiltIn("fake", "1", "", 7, "gguf", "00" * 32, ""))
@@ -709,7 +709,7 @@ def test_a_damaged_built_in_model_is_made_anew_or_refused(
 
 
 def test_transformers_is_not_needed_to_decode(llama_folder: Path, tmp_path: Path) -> None:
-    """Nor torch: both take seconds to import."""
+    """Nor is torch: both take seconds to import."""
     (tmp_path / "text").write_text(TEXT * 3)
     script = (
         "import sys; from memcodec_cli import main\n"

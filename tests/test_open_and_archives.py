@@ -1,4 +1,4 @@
-"""Files that are read and written like others, and archives."""
+"""`memcodec.open`, and archives."""
 
 import gc
 import io
@@ -66,7 +66,7 @@ def test_lines(tiny: Codec, blob: bytes) -> None:
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many groups each call decodes."""
+    """The number of groups that each call decodes."""
     seen: list[int] = []
     real = decode_batch
 
@@ -374,7 +374,7 @@ def test_damaged_archives(tiny: Codec, llama: Codec, tmp_path: Path) -> None:
 
 
 def test_hostile_archives(tiny: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whole checksums, and numbers that lie."""
+    """Archives with correct checksums and wrong numbers."""
     import zlib
 
     path = tmp_path / "a"

@@ -1,4 +1,4 @@
-"""What is built of the project, and that it works without the folder it was built in."""
+"""The built package, which must work without the folder in which it was built."""
 
 import re
 import shutil
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def copy_of_the_project(folder: Path) -> Path:
-    """So that a build leaves nothing here."""
+    """A copy, so that a build leaves no files here."""
     place = folder / "project"
     place.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
@@ -91,7 +91,7 @@ def test_the_wheel_works_elsewhere(built: dict[str, Path], tmp_path: Path) -> No
 
 
 def test_a_release_names_its_urls(tmp_path: Path) -> None:
-    """The release workflow knows the address; every link of README is whole then."""
+    """The release workflow knows the address, which makes every link of README absolute."""
     place = copy_of_the_project(tmp_path)
     url = "https://example.org/somebody/memcodec"
     subprocess.run([sys.executable, str(ROOT / "docs" / "for_the_index.py"), url + "/", str(place)], check=True)
@@ -112,7 +112,7 @@ WITHOUT = (
 
 
 def test_torch_is_needed_by_what_asks_for_it_alone(llama_folder: Path, tmp_path: Path) -> None:
-    """The extra: `pip install memcodec` brings neither torch nor transformers."""
+    """`pip install memcodec` without the extra installs neither torch nor transformers."""
 
     def memcodec_without(*args: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([sys.executable, "-c", WITHOUT, *args], cwd=tmp_path, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""What a damaged file gives back."""
+"""Salvage of damaged files."""
 
 import json
 import random
@@ -26,7 +26,7 @@ def made(codec: Codec, context: Context) -> bytes:
 
 
 def check(pieces: list[bytes | Lost]) -> int:
-    """Everything is in its place; gives the number of bytes that came back."""
+    """Check that all salvaged bytes are in the right place, and return their number."""
     place = found = 0
     for piece in pieces:
         if isinstance(piece, Lost):

@@ -1,4 +1,4 @@
-"""The scripts behind docs/memory_tokens.md, on a model that was taught nothing."""
+"""The scripts for docs/memory_tokens.md, on an untrained model."""
 
 import importlib
 import json

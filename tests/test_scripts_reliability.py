@@ -1,4 +1,4 @@
-"""Samples of what `make reliability` does in whole (docs/reliability.md), and what fuzzing has found."""
+"""Samples of the tests of `make reliability` (docs/reliability.md), and inputs that fuzzing has found."""
 
 import importlib
 import pickle
@@ -20,7 +20,7 @@ Scripts = Callable[[str], Any]
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Scripts:
-    """A script of benchmarks/, by its name."""
+    """Import a script of benchmarks/ by its name."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     return importlib.import_module
 
@@ -48,7 +48,7 @@ def test_files_that_are_cut_give_back_what_is_there(script: Scripts) -> None:
 
 
 def test_faults_are_noticed_by_their_judge(script: Scripts) -> None:
-    """What it would say of a reader that gives wrong bytes, raises something else, or hangs."""
+    """Its outcome for a reader that returns wrong bytes, raises another error, or hangs."""
     faults, isolated = script("faults"), script("isolated")
     assert faults.checked(lambda: b"other", b"right")() == "WRONG BYTES"
     assert faults.checked(lambda: [][0], b"right")() == "raises IndexError"
@@ -75,7 +75,7 @@ def test_threads_that_share_a_codec(script: Scripts, codec: Codec) -> None:
 
 
 def test_environments_write_and_read_the_same(script: Scripts, tmp_path: Path) -> None:
-    """Numba and torch, by threads and batches; test_exact_lm.py has instruction sets, benchmarks/matrix.py all."""
+    """numba and torch with threads and batches; test_exact_lm.py tests instruction sets, benchmarks/matrix.py all."""
     matrix = script("matrix")
     some = [matrix.ENVIRONMENTS[1], next(e for e in matrix.ENVIRONMENTS if e.kernels == "torch")]
     text = {"English": b"The same bits on every machine, or an error. " * 8}

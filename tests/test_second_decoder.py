@@ -63,7 +63,7 @@ def test_damage_ends_it(weights: decoder.Weights) -> None:
 
 @pytest.mark.slow
 def test_vectors_of_the_tiny_model() -> None:
-    """With memcodec too; any change of one bit is noticed."""
+    """With memcodec too; any change of one bit is detected."""
     tiny, codec = decoder.Weights(TINY / "model"), Codec.load(str(TINY / "model"), device="cpu")
     assert tiny.identity() == codec.lm.identity
     primer = Primer.load(TINY / "primer.safetensors")
@@ -86,7 +86,7 @@ def test_vectors_of_the_tiny_model() -> None:
 @pytest.mark.slow
 @pytest.mark.default_model
 def test_a_vector_of_the_built_in_model(default_codec: Codec) -> None:
-    """As a command of its own, from the GGUF file on; all of them take ten minutes (benchmarks/reliability.py)."""
+    """As a command, from the GGUF file. All vectors would take ten minutes."""
     folder = cached("smollm2-135m")
     command = [sys.executable, SPEC / "decoder.py", SPEC / "vectors" / "prompt-pure.memz", folder]
     done = subprocess.run(command, capture_output=True, timeout=600)

@@ -60,7 +60,7 @@ def test_tokens_add_up_to_the_text_and_its_bits_to_the_file(tiny: Codec, setting
 
 
 def test_a_memory_that_is_steered_by_writes_more(tiny: Codec) -> None:
-    """Fewer corrections than without one: what the page calls the memory's is its own."""
+    """There are fewer corrections than without it, so tokens that the page attributes to the memory are due to it."""
     shares = {}
     for share in (0.0, 0.5):
         tokens = [t for t in token_map(tiny, made(tiny, {"site": Readout(share, 1024)})) if isinstance(t, TokenInfo)]

@@ -1,1 +1,1 @@
-"""The benchmark: memcodec, its bound and the classic compressors on the same texts. Behind `memcodec bench`."""
+"""The benchmark of `memcodec bench`: memcodec, its bound and other compressors on the same texts."""

@@ -1,4 +1,4 @@
-"""All codecs on the same texts, and how size, memory and search pay; every result goes through a `Store`."""
+"""All codecs on the same texts, by text size, memory share and search effort. A `Store` keeps every result."""
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -21,14 +21,14 @@ CONTEXT_BOUND = "bound, context of 2048"
 NO_CONTEXT = "memcodec 0, context 0"
 MAX_CONTEXT = "memcodec 0, context max"
 PROMPT = "memcodec, prompt site"
-PROMPT_TOKENS = 48  # a chunk: one memory token of the default model holds more (docs/memory_tokens.md)
+PROMPT_TOKENS = 48  # per chunk; one memory token of the default model can hold more (docs/memory_tokens.md)
 PROMPT_STEPS = 400
-LIMITS = (BOUND, CONTEXT_BOUND)  # ideal sizes: nothing is written, nothing can be decoded
+LIMITS = (BOUND, CONTEXT_BOUND)  # ideal sizes, for which no file is written
 
 
 @dataclass(frozen=True)
 class Text:
-    """A text of the benchmark: `data` is what is compressed, the first bytes of `whole`."""
+    """A text of the benchmark. data: the first bytes of `whole`, which are compressed."""
 
     name: str
     data: bytes
@@ -37,7 +37,7 @@ class Text:
 
     @classmethod
     def cut(cls, name: str, whole: bytes, size: int | None, about: str = "") -> "Text":
-        """The first `size` bytes or a few less, so that no UTF-8 character is torn; all if None."""
+        """The first `size` bytes, or a few less so that no UTF-8 character is cut; the whole text if None."""
         end = len(whole) if size is None else min(size, len(whole))
         for _ in range(3):
             if 0 < end < len(whole) and whole[end] & 0xC0 == 0x80:
@@ -47,7 +47,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Row:
-    """One codec (or limit) on one text; `result` as in `measure` and `rivals`."""
+    """The result of one codec (or limit) on one text, as `measure` and `rivals` return it."""
 
     text: str
     codec: str
@@ -56,12 +56,12 @@ class Row:
 
     @property
     def file_bytes(self) -> float:
-        """Bytes on disk; of a limit, ideal bytes."""
+        """The size of the file in bytes; for a limit, the ideal size."""
         return float(self.result["file_bytes"])
 
     @property
     def ratio(self) -> float:
-        """Original bytes by file bytes."""
+        """Original bytes divided by file bytes."""
         return self.original_bytes / self.file_bytes
 
     @property
@@ -82,7 +82,7 @@ class Row:
 
 
 class Bench:
-    """Measures texts with one loaded codec; `say` is told what is being measured."""
+    """Measures texts with one loaded codec. say: is called with a description of each measurement."""
 
     def __init__(
         self, codec: Codec, store: Store, say: Callable[[str], None] = lambda _: None, batch: int = DEFAULT_BATCH
@@ -101,7 +101,7 @@ class Bench:
         names: Sequence[str] = tuple(rivals.RIVALS),
         context: Context = "auto",
     ) -> Iterator[Row]:
-        """All codecs and limits on all texts, the quick ones first. Raises BenchError."""
+        """Measure all codecs and limits on all texts, the fast ones first. Raises BenchError."""
         for name in names:
             for text in texts:
                 yield from self.rival(name, text, [other.whole for other in texts if other.name != text.name])
@@ -114,13 +114,13 @@ class Bench:
                 yield self.memcodec(text, Readout(share), context=context)
 
     def rival(self, name: str, text: Text, others: Sequence[bytes] = ()) -> Iterator[Row]:
-        """A classic compressor; nothing where it is not installed, or has no texts to train its dictionary on."""
+        """Measure another compressor. No row if it is not installed, or has no texts to train its dictionary on."""
         rival = rivals.RIVALS[name]
         if not rivals.usable(name):
-            self._say(f"{name}: left out, {rival.library} is not installed")
+            self._say(f"{name}: skipped, because {rival.library} is not installed")
             return
         if rival.dictionary and not others:
-            self._say(f"{name}: left out, there is no other text to train it on")
+            self._say(f"{name}: skipped, because there is no other text to train its dictionary on")
             return
         key: dict[str, Any] = {"codec": name, "version": rival.version, "file": digest(text.data), "machine": machine()}
         if rival.dictionary:
@@ -138,10 +138,10 @@ class Bench:
             yield Row(text.name, name, len(text.data), result)
 
     def limit(self, name: str, text: Text) -> Row:
-        """One of the two limits."""
+        """Compute one of the two limits."""
         ideal = measure.bound if name == BOUND else measure.context_bound
         result = self.store.get(
-            {"codec": name, "file": digest(text.data)} | self._identity(), lambda: self._told(name, text, ideal)
+            {"codec": name, "file": digest(text.data)} | self._identity(), lambda: self._measure(name, text, ideal)
         )
         return Row(text.name, name, len(text.data), result)
 
@@ -153,7 +153,7 @@ class Bench:
         chunk_tokens: int = 200,
         context: Context = "auto",
     ) -> Row:
-        """memcodec with the settings of a site; `failed` in the result where a pure prompt does not suffice."""
+        """Measure memcodec with the settings of a site. The result has `failed`, an error, if a pure prompt fails."""
         name = name or f"memcodec {site.share:g}" if isinstance(site, Readout) else name
         settings = {"site": type(site).__name__, "chunk_tokens": chunk_tokens, "context": context} | asdict(site)
         key = {"codec": "memcodec", "settings": settings, "file": digest(text.data)} | self._identity()
@@ -168,16 +168,16 @@ class Bench:
                 except EncodeError as error:
                     return {"failed": str(error)}
 
-        result = self.store.get(key, lambda: self._told(name, text, run))
+        result = self.store.get(key, lambda: self._measure(name, text, run))
         return Row(text.name, name, len(text.data), result)
 
     def curve(self, text: Text, shares: Sequence[float] = CURVE_SHARES) -> list[dict[str, Any]]:
-        """The memory's worth: bits of memory and corrections per token, efficiency and hits, by memory share."""
+        """Bits of memory and corrections per token, efficiency and hits, by memory share."""
         rows = [self.memcodec(text, Readout(share)) for share in shares]
         return [worth(share, row, rows[0]) for share, row in zip(shares, rows, strict=True)]
 
     def efforts(self, text: Text, efforts: Sequence[int] = EFFORTS, share: float = 0.1) -> list[dict[str, Any]]:
-        """Search effort against size and time, at one memory share."""
+        """Size and time by search effort, at one memory share."""
         none = self.memcodec(text, Readout(0.0))
         result = []
         for effort in efforts:
@@ -187,25 +187,25 @@ class Bench:
         return result
 
     def prompt(self, text: Text, steps: int = PROMPT_STEPS) -> Row | str:
-        """The prompt site in its pure form, a memory token a chunk and no corrections; where it fails, why."""
+        """The pure form of the prompt site: one memory token per chunk, no corrections. The error if it fails."""
         row = self.memcodec(text, Prompt(steps=steps, pure=True), PROMPT, PROMPT_TOKENS)
         return row.result.get("failed", row)
 
-    def _told(self, name: str, text: Text, run: Callable[[Codec, bytes], dict[str, Any]]) -> dict[str, Any]:
+    def _measure(self, name: str, text: Text, run: Callable[[Codec, bytes], dict[str, Any]]) -> dict[str, Any]:
         self._say(f"{name}: {text.name}")
         return run(self.codec, text.data)
 
     def _identity(self) -> dict[str, Any]:
-        """What a figure depends on besides text and settings: the code, the versions, and the machine."""
+        """What a result depends on in addition to text and settings: the model, the code, the versions, the machine."""
         lm = self.codec.lm
         running = {"device": lm.device, "threads": self.threads, "batch": self._batch}
         return {"model": lm.identity.hex(), "machine": machine()} | running
 
 
 def worth(share: float, row: Row, without: Row) -> dict[str, Any]:
-    """What a memory brings against the same text `without` one; bits are per token that the LM carries.
+    """The benefit of a memory, compared with the same text `without` one. Bits are per token that the LM encodes.
 
-    efficiency: bits of corrections saved by the bits of the memory; None without one.
+    efficiency: bits of corrections saved, divided by the bits of the memory; None without a memory.
     """
     result, none = row.result, without.result
     tokens = max(1, result["tokens"])
@@ -223,9 +223,9 @@ def worth(share: float, row: Row, without: Row) -> dict[str, Any]:
 
 
 def break_even(rows: Sequence[Row], wholes: Sequence[tuple[int, int]], model_bytes: int, codec: str) -> float | None:
-    """From how many bytes of text on the model's size is paid back, against zstd -19; None if never.
+    """The bytes of text from which on the files and the model are smaller than with zstd -19; None if there are none.
 
-    rows: of the texts that count; wholes: (bytes, zstd -19 bytes) of the same texts uncut, where zstd does better.
+    rows: of the texts to use; wholes: (bytes, zstd -19 bytes) of the same texts in full, which zstd compresses better.
     """
     own = [row for row in rows if row.codec == codec]
     ours = sum(row.file_bytes for row in own) / sum(row.original_bytes for row in own)

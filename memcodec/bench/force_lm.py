@@ -1,4 +1,4 @@
-"""Text that the LM carries although zstd would make it smaller: for tests and benchmarks with tiny models."""
+"""Makes encoders use the LM even if zstd would be smaller: for tests and benchmarks with tiny models."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from memcodec.container import assembly
 
 @contextmanager
 def store_nothing() -> Iterator[None]:
-    """Encoders of this process store nothing but bytes that are not text, until the block ends."""
+    """Until the block ends, encoders of this process store only bytes that are not text."""
     before = assembly.STORE_SMALLER
     assembly.STORE_SMALLER = False
     try:

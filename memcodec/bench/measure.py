@@ -1,4 +1,4 @@
-"""What is measured with the LM: memcodec itself, and the two limits that are no codec."""
+"""Measurements with the LM: memcodec itself, and the two limits."""
 
 import time
 from pathlib import Path
@@ -24,10 +24,10 @@ CONTEXT_TOKENS = 2048
 
 
 def memcodec_file(codec: Codec, data: bytes, path: Path, batch: int = DEFAULT_BATCH, **settings: Any) -> dict[str, Any]:
-    """Encode once, write the file, read it back, decode once, compare; with what the file is made of.
+    """Encode once, write the file, read it back, decode once, and compare. Returns times and the sizes of the parts.
 
-    batch: groups decoded side by side; settings: as in `Codec.encode`. The encoder's own verification is off: decoding
-    is measured by itself, and its output compared here. Raises BenchError on a mismatch.
+    batch: groups decoded side by side; settings: as in `Codec.encode`. The encoder does not verify: decoding is
+    measured separately, and its output compared here. Raises BenchError on a mismatch.
     """
     peak.reset()
     start = time.perf_counter()
@@ -62,7 +62,7 @@ def memcodec_file(codec: Codec, data: bytes, path: Path, batch: int = DEFAULT_BA
 
 
 def hits(blob: bytes, codec: Codec) -> int:
-    """How many tokens of a file greedy decoding under the memory writes by itself, without a correction."""
+    """The number of tokens of a file that greedy decoding under the memory reproduces without a correction."""
     parsed = container.unpack(blob)
     if parsed.settings is None:
         return 0
@@ -106,10 +106,10 @@ def bound(codec: Codec, data: bytes, chunk_tokens: int = DEFAULT_CHUNK_TOKENS) -
 
 
 def context_bound(codec: Codec, data: bytes, context_tokens: int = CONTEXT_TOKENS) -> dict[str, Any]:
-    """As the bound, but each token sees the text before it, not only its chunk: what independent chunks cost.
+    """As `bound`, but each token sees the text before it, not only its chunk. The difference is the cost of chunks.
 
-    In windows of `context_tokens` that move on by half: a token sees all that precedes it up to there, and never
-    less than half of `context_tokens` where there is so much. Stored spans are as in the bound, and end a context.
+    Windows of `context_tokens` move by half of their length, so that a token sees at least `context_tokens` / 2 tokens
+    if there are as many before it. Stored spans count as in the bound, and end a context.
     """
     total = 0.0
     tokens = 0

@@ -1,4 +1,4 @@
-"""Many short messages: frames and archives beside zstd and brotli, a message at a time."""
+"""Many short messages: frames and archives, compared with zstd and brotli applied to each message."""
 
 import random
 import tempfile
@@ -16,13 +16,13 @@ from memcodec.files.archive import Archive
 from memcodec.primer import Primer
 from memcodec.settings import DEFAULT_BATCH, DEFAULT_PRIMER_TOKENS
 
-MOST = 200  # messages that are measured, and as many to train on
-_DICTIONARIES = (1 << 10, 1 << 12, 1 << 14, 1 << 15)  # bytes; the best of them counts
+MOST = 200  # the most messages that are measured, and the most to train on
+_DICTIONARIES = (1 << 10, 1 << 12, 1 << 14, 1 << 15)  # bytes; the best one is used
 
 
 @dataclass(frozen=True)
 class Line:
-    """One way for all messages: bytes of all (of archives, the file's); seconds each way, 0 where not looked at."""
+    """One method on all messages: total bytes (of an archive, those of the file), and seconds, 0 if not measured."""
 
     way: str
     total_bytes: int
@@ -31,7 +31,7 @@ class Line:
 
 
 def split(messages: Sequence[bytes]) -> tuple[list[bytes], list[bytes]]:
-    """Messages to train on, and others to measure, at random; the same again only in one of the two."""
+    """Messages to train on, and others to measure, chosen at random. Equal messages are used once."""
     known = list(dict.fromkeys(messages))
     random.Random(0).shuffle(known)
     measured = min(MOST, len(known) * 11 // 20)
@@ -47,9 +47,9 @@ def measure(
     archive: bool = True,
     say: Callable[[str], object] = lambda _: None,
 ) -> dict[str, Any]:
-    """All ways on some messages, which neither the dictionary nor the primer has seen; every one is decoded.
+    """Measure all methods on `messages`, which neither the dictionary nor the primer has seen. All are decoded.
 
-    Frames have a checksum of 1 byte, as by default. Raises BenchError where one does not come back.
+    Frames have the default checksum of 1 byte. Raises BenchError if a message is not restored.
     """
     lines = [Line("original", sum(map(len, messages)))]
     for name, compress, decompress in _rivals(train, messages):
@@ -132,7 +132,7 @@ def _with_dictionary(dictionary: zstandard.ZstdCompressionDict) -> Way:
 
 
 def render(name: str, found: dict[str, Any]) -> str:
-    """As a table for the terminal."""
+    """A table for the terminal."""
     count = found["messages"]
     lines = [
         f"{name}: {count} messages, trained on {found['trained_on']} others; primer {found['primer_tokens']} tokens"

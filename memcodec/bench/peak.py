@@ -8,13 +8,13 @@ _CLEAR = Path("/proc/self/clear_refs")
 
 
 def reset() -> None:
-    """Let the peak begin anew at what is resident now. Linux only; elsewhere the peak is that of the whole process."""
+    """Reset the peak to what is resident now. Linux only; elsewhere the peak is that of the whole process."""
     if _CLEAR.exists():
         _CLEAR.write_text("5")
 
 
 def read() -> int:
-    """Bytes that were resident at most since `reset`, interpreter and libraries included; 0 where not known."""
+    """The peak since `reset` in bytes, including the interpreter and libraries; 0 if it is not known."""
     if _STATUS.exists():
         fields = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines() if ":" in line)
         return int(fields["VmHWM"].split()[0]) * 1024

@@ -16,21 +16,21 @@ from typing import Any
 import memcodec
 from memcodec.cache import cache_folder
 
-_HARNESS = 2  # raise it when a measurement comes to mean something else
+_HARNESS = 2  # increase this when the meaning of a measurement changes
 
 
 class Store:
-    """Results by what they depend on; each is written at once, so an interrupted run keeps what it has."""
+    """Results by the key of what they depend on. Each is written immediately, so an interrupted run keeps them."""
 
     def __init__(self, folder: Path | None = None, fresh: bool = False) -> None:
-        """folder: the user's cache by default; fresh: measure what is there, once more."""
+        """folder: the user's cache by default; fresh: measure again, even if there is a result."""
         self._fresh = fresh
         self._folder = folder or cache_folder() / "bench"
         self.reused = 0
         self.measured = 0
 
     def get(self, key: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The result kept under `key`, or what `measure` gives, which is kept then."""
+        """The result kept under `key`; if there is none, `measure` is called and its result kept."""
         text = json.dumps(key | {"harness": _HARNESS}, sort_keys=True)
         path = self._folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
         if path.is_file() and not self._fresh:
@@ -48,13 +48,13 @@ class Store:
 
 
 def digest(data: bytes) -> str:
-    """SHA-256 in short, for keys and reports."""
+    """The first 16 hexadecimal digits of the SHA-256, for keys and reports."""
     return hashlib.sha256(data).hexdigest()[:16]
 
 
 @cache
 def code_hash() -> str:
-    """Identifies the codec that was measured: its modules."""
+    """A hash of all modules except those of the benchmark, which identifies the measured codec."""
     folder = Path(memcodec.__file__).parent
     files = sorted(p for p in folder.rglob("*.py") if p.parent.name != "bench")
     return digest(b"".join(p.name.encode() + p.read_bytes() for p in files))
@@ -62,7 +62,7 @@ def code_hash() -> str:
 
 @cache
 def machine() -> dict[str, Any]:
-    """What ran: processor, system, versions. Nothing that names the machine or its user."""
+    """Processor, system and versions of a measurement; nothing that identifies the machine or its user."""
     names = ("memcodec", "numba", "llvmlite", "numpy", "tokenizers", "torch", "zstandard")
     return {
         "processor": _processor(),
@@ -75,7 +75,7 @@ def machine() -> dict[str, Any]:
 
 
 def today() -> str:
-    """The date, UTC."""
+    """Today's date in UTC."""
     return datetime.now(UTC).strftime("%Y-%m-%d")
 
 

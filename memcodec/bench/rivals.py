@@ -1,8 +1,8 @@
-"""The classic compressors, at their best settings, each measured in a fresh process that holds nothing else.
+"""Other compressors, at their best settings, each measured in a new process that loads nothing else.
 
     python -m memcodec.bench.rivals NAME INPUT OUTPUT [DICTIONARY]
 
-writes the compressed file and prints what was measured as JSON.
+writes the compressed file and prints the measurements as JSON.
 """
 
 import bz2
@@ -25,28 +25,28 @@ import zstandard
 from memcodec.bench import peak
 from memcodec.errors import MemcodecError
 
-MIN_RUNS, MAX_RUNS, MIN_SECONDS = 5, 50, 0.2  # a timing is the median of so many runs
-DICTIONARY_BYTES = 112_640  # what `zstd --train` makes at most
+MIN_RUNS, MAX_RUNS, MIN_SECONDS = 5, 50, 0.2  # a time is the median of that many runs
+DICTIONARY_BYTES = 112_640  # the default maximum of `zstd --train`
 _SAMPLE_BYTES = 4096
 
 Transform = Callable[[bytes], bytes]
 
 
 class BenchError(MemcodecError):
-    """A benchmark that cannot be believed: a codec failed, or did not restore its input."""
+    """An invalid benchmark: a codec failed, or did not restore its input."""
 
 
 @dataclass(frozen=True)
 class Rival:
-    """A compressor: `make` takes a dictionary (empty for most) and gives the two ways."""
+    """A compressor. make: takes a dictionary (empty for most) and returns functions that compress and decompress."""
 
     make: Callable[[bytes], tuple[Transform, Transform]]
-    library: str = ""  # the distribution that carries it; none: Python's standard library
+    library: str = ""  # the package that it comes from; empty: Python's standard library
     dictionary: bool = False
 
     @property
     def version(self) -> str:
-        """The version of what compresses; "" where it is not installed."""
+        """The version of the library; "" if it is not installed."""
         if not self.library:
             return "Python " + sys.version.split()[0]
         try:
@@ -83,7 +83,7 @@ RIVALS = {
 
 
 def train_dictionary(others: list[bytes]) -> bytes:
-    """A zstd dictionary of other texts; empty where they are too few or too short for one."""
+    """A zstd dictionary trained on other texts; empty if they are too few or too short."""
     samples = [text[i : i + _SAMPLE_BYTES] for text in others for i in range(0, len(text), _SAMPLE_BYTES)]
     size = min(DICTIONARY_BYTES, sum(map(len, samples)) // 8)
     try:
@@ -93,7 +93,7 @@ def train_dictionary(others: list[bytes]) -> bytes:
 
 
 def measure(compress: Transform, decompress: Transform, data: bytes, output: Path) -> dict[str, Any]:
-    """Write and read back a compressed file; medians of seconds, peaks in bytes. Raises BenchError on a mismatch."""
+    """Compress to a file and decompress it; median seconds and peaks in bytes. Raises BenchError on a mismatch."""
     peak.reset()
     encode_seconds, runs = _timed(lambda: output.write_bytes(compress(data)))
     encode_peak = peak.read()
@@ -113,7 +113,7 @@ def measure(compress: Transform, decompress: Transform, data: bytes, output: Pat
 
 
 def _timed(work: Callable[[], object]) -> tuple[float, int]:
-    """Median seconds, and the number of runs."""
+    """The median seconds, and the number of runs."""
     seconds: list[float] = []
     while len(seconds) < MIN_RUNS or (sum(seconds) < MIN_SECONDS and len(seconds) < MAX_RUNS):
         start = time.perf_counter()

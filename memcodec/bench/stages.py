@@ -1,4 +1,4 @@
-"""Where the time of the codec goes, stage by stage, each beside the LM's own: `memcodec bench --profile`."""
+"""The time that the codec spends in each stage, compared with that of the LM: `memcodec bench --profile`."""
 
 import functools
 import time
@@ -20,10 +20,10 @@ from memcodec.settings import DEFAULT_BATCH, Context
 LM = ("LM: passes", "LM: logits")
 REST = "the rest"
 
-# What is timed: functions, and the stage that they are.
+# The functions that are timed, by stage.
 _STAGES: dict[str, list[tuple[Any, str]]] = {
     "tokens": [(spans, "find_text"), (ByteTokenizer, "encode"), (ByteTokenizer, "decode")],
-    "looks at the logits": [(Predictions, "fill")],
+    "predictions from logits": [(Predictions, "fill")],
     "search for memories": [(readout, "search")],
     "corrections, written": [(corrections, "write")],
     "corrections, read": [(corrections.Decoder, "step")],
@@ -33,7 +33,7 @@ _STAGES: dict[str, list[tuple[Any, str]]] = {
 
 
 class _Clock:
-    """Seconds by stage; what is spent in a stage within another counts for the inner one alone."""
+    """Seconds by stage. If a stage runs within another, its time counts for the inner one only."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -71,7 +71,7 @@ class _Clock:
 def profile(
     codec: Codec, data: bytes, context: Context = "auto", batch: int = DEFAULT_BATCH
 ) -> dict[str, dict[str, float]]:
-    """Encode (without verification) and decode once: by way, seconds by stage. Raises BenchError."""
+    """Encode (without verification) and decode once. Returns the seconds by stage of each. Raises BenchError."""
     owner = type(codec.lm.sequences(1, 1, 1))
     passes = [(owner, "forward"), (owner, "step")]
     stages = dict(zip(LM, (passes, [(owner, "logits")]), strict=True)) | _STAGES
@@ -86,7 +86,7 @@ def profile(
 
 
 def render(data: bytes, found: dict[str, dict[str, float]]) -> str:
-    """As a table for the terminal."""
+    """A table for the terminal."""
     lines = []
     for way, seconds in found.items():
         own, total = sum(seconds.get(stage, 0.0) for stage in LM), sum(seconds.values())

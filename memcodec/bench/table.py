@@ -10,7 +10,7 @@ _HEAD = f"{'':24}{'bytes':>9}{'ratio':>8}{'bits/byte':>11}{'encode':>12}{'decode
 
 
 def render(rows: Sequence[Row]) -> str:
-    """One block a text, largest file first."""
+    """One block per text, with the largest file first."""
     blocks = []
     for text in dict.fromkeys(row.text for row in rows):
         some = sorted((row for row in rows if row.text == text), key=lambda row: -row.file_bytes)

@@ -1,7 +1,7 @@
-"""Corrections: what is stored for the tokens that greedy decoding under the memory does not write by itself.
+"""Corrections: what is stored for the tokens that greedy decoding under the memory gets wrong.
 
-A group of chunks has one stream (spec/FORMAT.md, "Corrections"; `tokens` has the code of one token). If the memory
-writes everything by itself, the stream is empty. `Encoder.write` sees all positions of a chunk at the same time,
+A group of chunks has one stream (spec/FORMAT.md, "Corrections"; `tokens` has the code of one token). If greedy
+decoding gets every token right, the stream is empty. `Encoder.write` sees all positions of a chunk at the same time,
 because its tokens are known. `Decoder.step` sees them one by one, for all groups of a batch. Both compute the same
 frequencies in the same order.
 """
@@ -84,7 +84,7 @@ def _bits_of(memory: bytes) -> np.ndarray:
 
 
 class Encoder:
-    """Writes the corrections of one group, chunk by chunk. hits: tokens that greedy decoding gets right by itself."""
+    """Writes the corrections of one group, chunk by chunk. hits: tokens that greedy decoding gets right."""
 
     def __init__(self, steering: Steering, share: int) -> None:
         """share: in steps of 1/1024. With 0, memories are ignored."""
@@ -129,7 +129,7 @@ def write(encoders: list[Encoder], predictions: list[Predictions], memories: lis
 
 # ---- the decoder
 
-# The state of a group's decoder: that of its memory's reader, then its present chunk and the position where it starts.
+# The state of a group's decoder: that of the reader of its memory, then its current chunk and where that starts.
 _CHUNK, _STARTED = READER_STATE, READER_STATE + 1
 _GROUP_STATE = READER_STATE + 2
 # Of each chunk: the first bit of its memory, the number of its bits, and the position in the group where it ends.
@@ -138,7 +138,7 @@ _CHUNK_FIELDS = 3
 
 
 class _Groups(NamedTuple):
-    """What a decoder reads, and how far it has come."""
+    """The input of a decoder, and its state."""
 
     data: np.ndarray  # uint8, the corrections of all groups
     coders: np.ndarray  # int64 [groups, DECODER_STATE]
@@ -160,7 +160,7 @@ class _Buffers(NamedTuple):
 
 @subkernel
 def _next_chunk(position, chunks, state):
-    """Go on to the next chunk where one ends."""
+    """Move to the next chunk at the end of one."""
     if position == chunks[state[_CHUNK], _ENDS]:
         state[_CHUNK] += 1
         state[_STARTED], state[USED], state[ENERGY], state[WINDOW_BITS] = position, 0, 0, 0
@@ -199,7 +199,7 @@ def _decode(position, logits, share, steering, tables, groups, buffers, tokens, 
 
 
 class Group(Protocol):
-    """A group as its decoder needs it."""
+    """The parts of a group that its decoder needs."""
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -286,7 +286,7 @@ class Explained:
 
 @kernel
 def _explain(chunk, share, memory, steering, powers, winners, chosen, wholes, steered):
-    """The winner, and the frequencies of the token, of all tokens, and of the best ones, as `_encode` has them."""
+    """The winner, and the frequencies of the token, of all tokens, and of the best ones, as in `_encode`."""
     moves, changes = np.zeros(COMPETITORS, dtype=np.int32), np.zeros(COMPETITORS, dtype=np.int64)
     vector, reader = np.empty(steering.head.shape[1], dtype=np.int32), np.zeros(READER_STATE, dtype=np.int64)
     tokens, ids, below, entropy = chunk.tokens, chunk.ids, chunk.below, chunk.entropy

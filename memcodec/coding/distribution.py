@@ -1,7 +1,7 @@
 """The exact LM's distribution of the next token, as integer frequencies (spec/FORMAT.md, "Distribution").
 
 The frequency of a token whose logit is d units below the best is 2**(28 - d / 1024), rounded down, plus 1: no token is
-impossible. `Predictions` hold what encoding and the search need of each position, in about 3 KB instead of all logits.
+impossible. `Predictions` hold what encoding and the search need for each position, in about 3 KB instead of all logits.
 """
 
 from functools import cache
@@ -17,7 +17,7 @@ COMPETITORS = 32  # the best tokens, which a memory steers; the next one, their 
 BLOCK = 256  # tokens in a block, whose frequencies are summed
 CELL = 32  # tokens in a cell, whose largest logit is computed
 FREQUENCY_BITS = 28  # of the best token's frequency
-MOST_LIFT = 12  # bits by which steering changes a frequency at most
+MOST_LIFT = 12  # the most bits by which steering changes a frequency
 
 # Weights at the first positions of a group, where the LM has little context and is trusted less: logits are multiplied
 # by the first number and the rarity of tokens by the second, both in 1/1024. Measured on the standard library's
@@ -27,7 +27,7 @@ LATE = len(EARLY)  # the first position with the LM's own distribution
 _RARE = 100  # byte-level BPE assigns ids in the order of its merges, frequent tokens first: p ~ 1 / (id + 100)
 _MOST_BELOW = np.int32(1 << 20)
 
-_FAR = np.int32((FREQUENCY_BITS + 1) << 10)  # this many units below the best, a frequency is 1
+_FAR = np.int32((FREQUENCY_BITS + 1) << 10)  # from this many units below the best on, a frequency is 1
 _SHIFT = np.int32(arithmetic.ONE - FREQUENCY_BITS)
 _LIFT = np.int64(MOST_LIFT)
 _LOWEST = np.int32(-(2**31))

@@ -22,7 +22,7 @@ REACH = np.int32(MOST_LIFT << 10)
 
 
 class Steering(NamedTuple):
-    """What steering needs of an LM."""
+    """The data of an LM that steering needs."""
 
     head: np.ndarray  # int8 [vocabulary, hidden]
     scale: np.ndarray  # float32 [vocabulary]
@@ -54,7 +54,7 @@ READER_STATE = 3
 
 @subkernel
 def capped(entropy):
-    """The entropy of a position, as far as it counts."""
+    """The entropy of a position, limited to MOST_ENTROPY."""
     return np.int64(min(entropy, np.int32(MOST_ENTROPY)))
 
 
@@ -66,7 +66,7 @@ def new_bits(share, energy, used, count):
 
 @subkernel
 def read_bits(share, entropy, bits, first, count, state):
-    """Let new bits of a memory, bits[first : first + count], into the window. state: int64 [READER_STATE or more]."""
+    """Read new bits of a memory, bits[first : first + count], into the window. state: int64 [READER_STATE or more]."""
     state[ENERGY] += capped(entropy)
     new = new_bits(share, state[ENERGY], state[USED], count)
     for i in range(new):

@@ -27,7 +27,7 @@ from memcodec.groups import EncodedGroup
 from memcodec.models.tokenizer import ByteTokenizer
 
 STORE_SMALLER = True  # False in tests and benchmarks of tiny models, which zstd beats (`memcodec.bench.force_lm`)
-_SEGMENT_BYTES, _CHUNK_BYTES = 2, 1.5  # what each costs in the index, about
+_SEGMENT_BYTES, _CHUNK_BYTES = 2, 1.5  # the approximate cost of each in the index
 _NO_TOKENS = np.empty(0, dtype=np.int64)
 
 
@@ -44,7 +44,7 @@ class SourceRange:
 
 @dataclass(frozen=True)
 class _SegmentBytes:
-    """A segment with the bytes that it carries, which begin at `start` of the document."""
+    """A segment with its bytes, which begin at `start` of the document."""
 
     segment: Segment
     data: bytes
@@ -60,7 +60,7 @@ def parts_of(
     """
     parts: list[Segment | SourceRange] = []
     start = block.start
-    group, used = EncodedGroup((), (), b""), 0  # the group of the next chunk, and how many of its chunks are used up
+    group, used = EncodedGroup((), (), b""), 0  # the group of the next chunk, and how many of its chunks are used
     runs = iter(block.plan.runs)
     for span in block.spans:
         if isinstance(span, Stored):
@@ -150,7 +150,7 @@ def _stored(source: Source, place: SourceRange) -> StoredSpan:
 
 
 def without_model(source: Source) -> bytes | None:
-    """The file of a document that no LM is needed for; None if it has text. Raises EncodeError if it changed."""
+    """The file of a document that needs no LM; None if it has text. Raises EncodeError if it changed."""
     if has_text(source):
         return None
     blob = pack(stored(source))
@@ -206,13 +206,13 @@ class DecodedChunk:
 def decoded_chunks(
     located: Iterable[LocatedPart], groups: Iterable[np.ndarray], tokenizer: ByteTokenizer | None
 ) -> Iterator[LocatedPart | DecodedChunk]:
-    """The chunks of some parts, one by one, and their stored spans as they are, in order.
+    """The chunks of some parts, one by one, and the stored spans unchanged, in order.
 
     groups: the token ids of the groups that the segments belong to, int64 [tokens] each; tokenizer: None if there are
     only stored spans.
     """
     tokens_of = iter(groups)
-    left = _NO_TOKENS  # tokens of the current group that are not used up
+    left = _NO_TOKENS  # tokens of the current group that are not used yet
     for place in located:
         part = place.part
         if isinstance(part, StoredSpan):
@@ -236,7 +236,7 @@ def decoded_chunks(
 
 
 def encoded_groups(groups: Iterable[Group]) -> list[EncodedGroup]:
-    """Groups of a file as a decoder takes them."""
+    """Groups of a file in the form that a decoder takes."""
     return [
         EncodedGroup(
             tuple(chunk.tokens for chunk in group.chunks),
@@ -275,7 +275,7 @@ def _document_pieces(
 
 @dataclass(frozen=True)
 class Lost:
-    """Bytes of the document that a damaged file does not yield, from `start` to `end`; chunks: their numbers."""
+    """Bytes of the document that a damaged file has lost, from `start` to `end`; chunks: their numbers."""
 
     start: int
     end: int

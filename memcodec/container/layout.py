@@ -1,8 +1,8 @@
 """What a container holds, and its limits: a safetensors file of two byte tensors (spec/FORMAT.md, "Container").
 
 The tensor `memories` holds the chunks' memories; `document` holds the index, the stored spans and the corrections, and
-the memories too if they are few. Knows bytes and lengths, nothing of models. `pack` (write.py) and `unpack` (read.py)
-are inverses.
+the memories too if they are few. Depends on bytes and lengths only, not on models. `pack` (write.py) and `unpack`
+(read.py) are inverses.
 """
 
 import zlib
@@ -16,19 +16,19 @@ from memcodec.settings import DEFAULT_CHUNK_TOKENS
 
 VERSION = 2
 MAX_HEADER = 1 << 16
-HASH_BYTES = 16  # stored of the document's SHA-256
-IDENTITY_BYTES = 8  # stored of the LM's identity
-PRIMER_BYTES = 8  # stored of the primer's hash
+HASH_BYTES = 16  # of the document's SHA-256 that are stored
+IDENTITY_BYTES = 8  # of the LM's identity that are stored
+PRIMER_BYTES = 8  # of the primer's hash that are stored
 MAX_FIELDS = 8  # numbers that a site may have in the index
 MAX_CHUNKS = 1 << 21  # in one file: a reader keeps a few hundred bytes of each
 START = 512  # the first bytes of a file, enough to recognize it
-MEMORIES_APART = 256  # from this many bytes on the memories are a tensor of their own, whose entry costs 61 bytes
+MEMORIES_APART = 256  # from this many bytes on, the memories are a separate tensor, whose entry costs 61 bytes
 
 RAW, ZSTD = 0, 1  # methods of stored spans
 SITES = ("readout", "prompt")  # their numbers in the index
 PRIMED = 2  # is added to the number of the site if the file needs a primer
 
-ZSTD_WINDOW = 27  # bits: what a decoder must be able to hold of zstd's data
+ZSTD_WINDOW = 27  # the largest window of zstd that a decoder must support, in bits
 SLOW_ZSTD_BYTES = 1 << 24  # from this size on zstd's best level takes longer than 15 seconds
 _ZSTD_LEVEL, _ZSTD_FAST_LEVEL = 19, 12
 _TRIAL_BYTES = 1 << 18  # from this size on, a fast run decides whether the best level is tried
@@ -50,13 +50,13 @@ class ModelId:
 
 @dataclass(frozen=True)
 class Needs:
-    """What decoding a file needs: a model, and a primer, by the first bytes of its hash (empty: no primer)."""
+    """The model that decoding a file needs, and the primer, by the first bytes of its hash (empty: no primer)."""
 
     model: ModelId
     primer: bytes = b""
 
     def check_model(self, here: ModelId) -> None:
-        """Raise ModelMismatchError if this model is not the one that is needed, whatever it is called."""
+        """Raise ModelMismatchError if this model is not the one that is needed. Its name does not matter."""
         if here.identity != self.model.identity:
             raise ModelMismatchError(
                 f"the file needs model {self.model.name!r} ({self.model.identity.hex()}); {here.name!r} is "
@@ -64,7 +64,7 @@ class Needs:
             )
 
     def check_primer(self, here: bytes) -> None:
-        """Raise PrimerMismatchError if a primer is needed, and this is another one or (empty) none."""
+        """Raise PrimerMismatchError if a primer is needed, and `here` is another one or empty."""
         if self.primer and here != self.primer:
             given = f"the one given is {here.hex()}" if here else "none is given"
             raise PrimerMismatchError(f"the file needs the primer {self.primer.hex()}; {given}: pass it as --primer")
@@ -120,7 +120,7 @@ class Group:
 
 @dataclass(frozen=True)
 class StoredSpan:
-    """Bytes of the document that no LM carries: raw, or as one zstd frame. Readable without a model."""
+    """Bytes of the document that are not encoded with the LM: raw, or as one zstd frame. Readable without a model."""
 
     size: int
     method: int
@@ -156,7 +156,7 @@ class StoredSpan:
             raise ChecksumError("damaged file: a stored span does not match its checksum")
 
     def read(self) -> bytes:
-        """The bytes. Raises FormatError or ChecksumError; uses memory for the real data, whatever the index says."""
+        """The bytes. Raises FormatError or ChecksumError; memory depends on the real data, not on the index."""
         return b"".join(self.pieces())
 
 
@@ -245,4 +245,4 @@ def _expand(frame: bytes | memoryview, expected: int) -> Iterator[bytes]:
             yield piece
             total += len(piece)
     except zstandard.ZstdError as error:
-        raise FormatError("damaged stored span: zstd does not read it") from error
+        raise FormatError("damaged stored span: zstd cannot read it") from error

@@ -1,4 +1,4 @@
-"""Numbers as bytes: varints, columns of numbers, and the reader of them, which never reads past the end."""
+"""Numbers as bytes: varints, columns of numbers, and their reader, which never reads past the end."""
 
 import struct
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from memcodec.errors import FormatError
 
 
 def pack_column(values: Sequence[int]) -> bytes:
-    """Numbers of similar size: the least one, a number of bits, and each difference from the least in so many bits."""
+    """Numbers of similar size: the least one, a number of bits w, and each difference from the least in w bits."""
     least = min(values)
     width = (max(values) - least).bit_length()
     out = varint(least) + bytes([width])
@@ -84,7 +84,7 @@ class Reader:
 
 
 def varint(value: int) -> bytes:
-    """LEB128: 7 bits a byte, the lowest first."""
+    """LEB128: 7 bits per byte, the lowest first."""
     out = bytearray()
     while value >= 0x80:
         out.append(value & 0x7F | 0x80)

@@ -58,7 +58,7 @@ def is_archive(blob: bytes | memoryview) -> bool:
 def unpack_all(blob: bytes | memoryview) -> list[Container]:
     """The containers of concatenated files, at least one.
 
-    Raises FormatError, also if bytes follow that are no memcodec file; ChecksumError.
+    Raises FormatError, also if other bytes follow that are not a memcodec file; ChecksumError.
     """
     view = memoryview(blob)
     files = []
@@ -75,7 +75,7 @@ def unpack_all(blob: bytes | memoryview) -> list[Container]:
 
 
 def _first_length(view: memoryview) -> int:
-    """Bytes of the first of concatenated files; all bytes if its header says nothing possible."""
+    """Length of the first of concatenated files; that of all bytes if its header is not valid."""
     check_start(bytes(view[:START]))
     (length,) = struct.unpack("<Q", view[:8])
     try:
@@ -91,7 +91,7 @@ def _first_length(view: memoryview) -> int:
 def unpack(blob: bytes | memoryview, damaged: bool = False) -> Container:
     """Read a container, checking every length, and every checksum that needs no model.
 
-    damaged: for `salvage`: check no checksum, and accept a file that is cut after its index. Raises FormatError (not a
+    damaged: for `salvage`: ignore checksums, and accept a file that is cut after its index. Raises FormatError (not a
     memcodec file, truncated, newer) or ChecksumError (damaged).
     """
     view = memoryview(blob)

@@ -1,4 +1,4 @@
-"""Documents that cannot become a file, noticed before the work where that is possible."""
+"""Checks that refuse a document that cannot be encoded, before the work if that is possible."""
 
 from collections.abc import Iterable, Iterator
 

@@ -1,1 +1,1 @@
-"""A document on its way to the encoder: its bytes, what of them is text, and how that is cut."""
+"""The first steps of encoding a document: its bytes are read, the text in them is found and cut into groups."""

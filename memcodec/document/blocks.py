@@ -1,4 +1,4 @@
-"""Documents in blocks, one after the other: tokenized, cut into groups, and waiting to be encoded."""
+"""Documents, block by block: tokenized, cut into groups, and waiting to be encoded."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -48,7 +48,7 @@ class Cutting:
 
 
 def read_blocks(source: Source, tokenizer: ByteTokenizer, cutting: Cutting, alone: bool = True) -> Iterator[Block]:
-    """The blocks of a document, one at least. alone: no other documents are encoded in the same batches.
+    """The blocks of a document, at least one. alone: no other documents are encoded in the same batches.
 
     Raises EncodeError for tokens that the LM does not know.
     """
@@ -76,7 +76,7 @@ class BlockQueue:
         self._groups: deque[list[np.ndarray]] = deque()
 
     def blocks(self) -> Iterator[Block]:
-        """Each block, read now if the groups have not got to it yet."""
+        """Each block; it is read now if `groups` has not reached it yet."""
         while self._blocks or self._read():
             yield self._blocks.popleft()
 

@@ -1,4 +1,4 @@
-"""What callers may give as documents and messages: bytes, text, open files."""
+"""The types that callers may pass as documents and messages: bytes, text, open files."""
 
 import io
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ T = TypeVar("T")
 def as_bytes(data: Any, name: str) -> bytes:
     """The bytes of bytes-like data, or of text as UTF-8. name: of the parameter, for the errors.
 
-    Raises EncodeError for text that has no UTF-8, TypeError for other types.
+    Raises EncodeError for text that UTF-8 cannot encode, TypeError for other types.
     """
     if isinstance(data, bytes):
         return data
@@ -24,7 +24,7 @@ def as_bytes(data: Any, name: str) -> bytes:
             return data.encode()
         except UnicodeEncodeError as error:
             raise EncodeError(
-                f"{name}: text with a lone surrogate at {error.start:,} has no UTF-8: give bytes"
+                f"{name}: text with a lone surrogate at {error.start:,} cannot be encoded as UTF-8: give bytes"
             ) from None
     try:
         return memoryview(data).tobytes()

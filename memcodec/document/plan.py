@@ -8,14 +8,14 @@ import numpy as np
 from memcodec.document.lengths import chunk_lengths
 from memcodec.settings import MAX_CONTEXT, Context
 
-AUTO_GROUPS = 48  # groups that `context="auto"` leaves, so that they fill a batch
-AUTO_TOKENS = 400  # in a group of its at most: attention over more costs a tenth of the speed (docs/context.md)
-GROUP_CONTEXTS = 4  # length of a group, in contexts, where their size is given
+AUTO_GROUPS = 48  # groups that `context="auto"` makes if it can, so that they fill a batch
+AUTO_TOKENS = 400  # the most in a group with "auto": attention over more costs a tenth of the speed (docs/context.md)
+GROUP_CONTEXTS = 4  # length of a group, in contexts, if the context is a number
 
 
 @dataclass(frozen=True)
 class Window:
-    """What the LM has before it: tokens `start` to `first` of a group, and then `first` to `last` as they come."""
+    """A window of a group: the LM first reads tokens `start` to `first`, then codes tokens `first` to `last`."""
 
     start: int
     first: int
@@ -23,14 +23,14 @@ class Window:
 
 
 def cut_chunks(tokens: np.ndarray, chunk_tokens: int) -> list[np.ndarray]:
-    """A run of tokens, int64 [tokens], as the fewest chunks of at most `chunk_tokens`, of lengths as even as can be."""
+    """A run of tokens, int64 [tokens], as the fewest chunks of at most `chunk_tokens`, of similar lengths."""
     return np.split(tokens, np.cumsum(chunk_lengths(len(tokens), chunk_tokens))[:-1]) if len(tokens) else []
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a block's tokens are cut. runs: chunks of each run between stored spans; groups: the same chunks;
-    context: tokens of its group that the LM sees before each at most."""
+    """How the tokens of a block are cut. runs: the chunks of each run between stored spans; groups: the same chunks by
+    group; context: the most tokens of its group that the LM sees before each token."""
 
     runs: list[list[np.ndarray]]
     groups: list[list[np.ndarray]]
@@ -38,7 +38,7 @@ class Plan:
 
 
 def visible_tokens(context: Context, positions: int) -> int:
-    """Tokens that the LM sees before each, at most. positions: that it has for tokens."""
+    """The most tokens that the LM sees before each token. positions: the number that the LM has for tokens."""
     most = min(positions, MAX_CONTEXT)
     return most if context in ("auto", "max", 0) else min(int(context), most)
 
@@ -46,11 +46,12 @@ def visible_tokens(context: Context, positions: int) -> int:
 def plan_groups(
     runs: list[np.ndarray], chunk_tokens: int, context: Context, positions: int, alone: bool = True
 ) -> Plan:
-    """Cut runs of tokens, int64 [tokens] each, into groups of chunks, of lengths as even as can be.
+    """Cut runs of tokens, int64 [tokens] each, into groups of chunks, all of similar length.
 
-    positions: that the LM has for tokens. context: 0, each chunk is a group; "max", all are one; "auto", as long as
-    AUTO_GROUPS of them remain, up to AUTO_TOKENS; a number, GROUP_CONTEXTS times as long, so that most tokens see it.
-    alone: nothing else fills a batch with these.
+    positions: the number that the LM has for tokens. context: 0 makes each chunk a group; "max" makes one group; "auto"
+    makes groups of up to AUTO_TOKENS tokens, shorter ones if that is needed for AUTO_GROUPS groups; a number makes
+    groups GROUP_CONTEXTS times as long, so that most tokens have that much context. alone: no other document is
+    encoded.
     """
     total, most = sum(map(len, runs)), min(positions, MAX_CONTEXT)
     if not total:
@@ -78,9 +79,9 @@ def plan_groups(
             if at == ends[len(groups) - 1]:
                 groups.append([])
             taken = min(len(run) - done, ends[len(groups) - 1] - at)
-            some = cut_chunks(run[done : done + taken], chunk_tokens)
-            chunks += some
-            groups[-1] += some
+            piece = cut_chunks(run[done : done + taken], chunk_tokens)
+            chunks += piece
+            groups[-1] += piece
             done, at = done + taken, at + taken
         by_run.append(chunks)
     longest = max(sum(map(len, group)) for group in groups)
@@ -88,7 +89,7 @@ def plan_groups(
 
 
 def windows(tokens: int, context: int) -> Iterator[Window]:
-    """How the LM's window moves along a group: when a token would have more than `context` before it, by half."""
+    """The windows of a group: if a token would see more than `context`, the next one starts, half a context later."""
     start, first = 0, 0
     while first < tokens:
         last = min(tokens, start + context + 1)

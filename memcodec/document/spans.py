@@ -1,6 +1,6 @@
-"""A document as spans: text that the LM will carry, as tokens, and bytes that are stored.
+"""A document as spans: text for the LM, as tokens, and bytes that are stored.
 
-It is read in blocks, each of which is split by itself, so that memory does not follow its size.
+It is read in blocks, each of which is split separately, so that large documents do not need more memory.
 """
 
 import re
@@ -14,20 +14,20 @@ import zstandard
 from memcodec.document.source import Source
 from memcodec.models.tokenizer import ByteTokenizer
 
-BLOCK_BYTES = 1 << 20  # of a document that are tokenized at one time
+BLOCK_BYTES = 1 << 20  # tokenized at one time
 
-PIECE_CHARACTERS = 1 << 16  # text is tokenized in pieces of this size, to bound the tokenizer's memory
-MIN_TEXT_BYTES = 160  # text shorter than this between stored bytes is stored with them: a span costs ~20 bytes
-MAX_ZSTD_RATIO = 20  # zstd does better than this: the LM, at 5 bytes a chunk and more, could not
-MAX_LOSS = 0.1  # share of bytes that are not UTF-8, above which a document is binary
-MAX_CONTROLS = 0.05  # share of characters that only binary data has, above which it is binary too
+PIECE_CHARACTERS = 1 << 16  # text is tokenized in pieces of this size, to limit the tokenizer's memory
+MIN_TEXT_BYTES = 160  # shorter text between stored bytes is stored with them, because a span costs about 20 bytes
+MAX_ZSTD_RATIO = 20  # text that zstd makes smaller than this is stored: the LM needs 5 bytes a chunk at least
+MAX_LOSS = 0.1  # a block is binary if more than this share of its bytes is not UTF-8
+MAX_CONTROLS = 0.05  # a block is binary if more than this share of its characters occurs in binary data only
 
-_LONE = re.compile("[\ud800-\udfff]+")  # bytes that are not UTF-8, as "surrogateescape" has them
+_LONE = re.compile("[\ud800-\udfff]+")  # bytes that are not UTF-8, as "surrogateescape" represents them
 _CONTROLS = bytes(set(range(32)) - set(b"\t\n\r\f\x1b\b")) + b"\x7f"
 
 
 def cut_blocks(source: Source) -> Iterator[bytes]:
-    """The document in pieces of about BLOCK_BYTES, cut behind a line or, where those are long, a character."""
+    """The document in pieces of about BLOCK_BYTES, cut after a line feed or, if lines are long, after a character."""
     at = 0
     while at < source.size:
         block = source.read(at, min(at + BLOCK_BYTES, source.size))
@@ -42,7 +42,7 @@ _LINE = 1 << 12
 
 
 def _whole_characters(block: bytes) -> int:
-    """Bytes of a block without those of a character that is cut at its end."""
+    """The number of bytes of a block without those of an incomplete character at its end."""
     for back in range(1, 4):
         if block[-back] & 0xC0 != 0x80:  # the first byte of a character
             length = 2 + (block[-back] >= 0xE0) + (block[-back] >= 0xF0) if block[-back] >= 0xC0 else 1
@@ -52,14 +52,14 @@ def _whole_characters(block: bytes) -> int:
 
 @dataclass(frozen=True)
 class Text:
-    """Token ids, int64 [tokens], that restore the span's bytes exactly."""
+    """Token ids, int64 [tokens], whose bytes are exactly those of the span."""
 
     tokens: np.ndarray
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Bytes that no LM carries."""
+    """Bytes that are not encoded with the LM."""
 
     data: bytes
 
@@ -68,41 +68,41 @@ Span = Text | Stored
 
 
 def zstd_size(data: bytes, level: int = 19) -> int:
-    """Bytes of a zstd frame of the data."""
+    """The size of a zstd frame of the data, in bytes."""
     return len(zstandard.ZstdCompressor(level=level).compress(data))
 
 
 def has_text(source: Source) -> bool:
-    """Whether an LM is needed; needs no tokenizer."""
+    """Whether a document has text for the LM. Needs no tokenizer."""
     return any(isinstance(part, str) for block in cut_blocks(source) for part in find_text(block))
 
 
 def find_text(data: bytes) -> list[str | bytes]:
-    """Runs of text of a block and what is between them, in order; needs no tokenizer."""
+    """The runs of text of a block (str) and the bytes between them, in order. Needs no tokenizer."""
     return list(_find_text(data))
 
 
 def spans_of(data: bytes, tokenizer: ByteTokenizer) -> list[Span]:
-    """Split a block into spans, in order; neighbours are of different kinds. Restores to `data` exactly."""
+    """The spans of a block, in order, text and stored in turn. Their bytes are exactly `data`."""
     return tokenize(find_text(data), tokenizer)
 
 
 def tokenize(found: list[str | bytes], tokenizer: ByteTokenizer) -> list[Span]:
-    """The spans of a block's `parts`."""
+    """The spans of what `find_text` returned."""
     spans: list[Span] = []
     for part in found:
-        spans += [Stored(part)] if isinstance(part, bytes) else _exactly(part, tokenizer)
+        spans += [Stored(part)] if isinstance(part, bytes) else _exact_spans(part, tokenizer)
     return _joined(spans, tokenizer)
 
 
 def _find_text(data: bytes) -> Iterator[str | bytes]:
-    """Runs of text that are long enough, and what is between them, in order."""
+    """The runs of text that are long enough, and the bytes between them, in order."""
     if _is_binary(data):
         yield data
         return
     text = data.decode("utf-8", "surrogateescape")
     at = 0  # characters done
-    place = kept = 0  # bytes done, and bytes given out
+    place = kept = 0  # bytes scanned, and bytes yielded
     for match in chain(_LONE.finditer(text), [None]):
         start, end = match.span() if match else (len(text), len(text))
         for first in range(at, start, PIECE_CHARACTERS):
@@ -131,8 +131,8 @@ def _is_repetition(data: bytes) -> bool:
     return len(data) > MAX_ZSTD_RATIO * zstd_size(data, 3)
 
 
-def _exactly(text: str, tokenizer: ByteTokenizer) -> Iterator[Span]:
-    """Text as tokens where they restore it, by lines and by characters where they do not, else as stored bytes."""
+def _exact_spans(text: str, tokenizer: ByteTokenizer) -> Iterator[Span]:
+    """Text as tokens, or line by line if they do not restore it, or in pieces around characters that have no tokens."""
     data = text.encode()
     tokens = tokenizer.encode(text)
     if tokenizer.decode(tokens) == data:
@@ -141,7 +141,7 @@ def _exactly(text: str, tokenizer: ByteTokenizer) -> Iterator[Span]:
     lines = text.splitlines(keepends=True)
     if len(lines) > 1:
         for line in lines:
-            yield from _exactly(line, tokenizer)
+            yield from _exact_spans(line, tokenizer)
         return
     missing = {c for c in set(text) if not tokenizer.missing_bytes.isdisjoint(c.encode())}
     pieces = re.split("([" + re.escape("".join(sorted(missing))) + "]+)", text) if missing else [text]
@@ -154,7 +154,7 @@ def _exactly(text: str, tokenizer: ByteTokenizer) -> Iterator[Span]:
 
 
 def _joined(spans: list[Span], tokenizer: ByteTokenizer) -> list[Span]:
-    """Neighbours of one kind as one span, and short text beside stored bytes stored with them."""
+    """Adjacent spans of one kind joined into one, and short text beside stored bytes stored with them."""
     groups = _grouped(spans)
     if len(groups) > 1:
         groups = _grouped(

@@ -1,4 +1,4 @@
-"""What an engine must have: it encodes and decodes groups, in this process or elsewhere."""
+"""The interface of an engine, which encodes and decodes groups, in this process or elsewhere."""
 
 from collections.abc import Iterable, Iterator
 from typing import Protocol

@@ -13,7 +13,7 @@ from memcodec.settings import SiteSettings
 
 
 class Local:
-    """Encodes and decodes in this process, one batch after the other (see `Engine`)."""
+    """Encodes and decodes in this process, batch by batch (see `Engine`)."""
 
     def encode(
         self,

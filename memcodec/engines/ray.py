@@ -25,7 +25,7 @@ from memcodec.models.loaded import LoadedModel
 from memcodec.progress import Reporter
 from memcodec.settings import MAX_THREADS, Prompt, SiteSettings
 
-_TASK_TOKENS = 3200  # of the groups that are one task of encoding: some seconds on a CPU
+_TASK_TOKENS = 3200  # of the groups that are one task of encoding: a few seconds on a CPU
 _MIN_GROUPS = 8  # of a task of decoding: with fewer rows the processor waits for memory
 _TASKS_AHEAD = 4  # finished tasks for each worker that may wait for an earlier one
 _TRIES = 4  # for a task whose worker is lost, and for a worker that does not start
@@ -145,7 +145,7 @@ class RayEngine:
         if (room := sum(map(room_in, nodes))) < (self._count or 1):
             each = f"{self._threads} CPUs" + (" and a GPU" if gpus else "")
             raise EncodeError(
-                f"engine ray: the cluster has room for {room} workers of {each} each: give fewer, or less"
+                f"engine ray: the cluster has room for {room} workers of {each} each: give fewer workers or threads"
             )
         return self._count or max(1, min(room, room_in(ray.available_resources()))), gpus
 
@@ -154,11 +154,11 @@ class RayEngine:
         before = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(address=self._address, log_to_driver=False, logging_level="ERROR")
-        except Exception as error:  # ConnectionError, RuntimeError, ValueError, and plain ones
+        except Exception as error:  # ConnectionError, RuntimeError, ValueError, and plain Exception
             raise EngineError(f"engine ray: no cluster: {_last_line(error)}") from error
         finally:
             with suppress(ValueError, TypeError):  # not the main thread, or not set from Python
-                signal.signal(signal.SIGTERM, before)  # Ray sets one of its own
+                signal.signal(signal.SIGTERM, before)  # Ray sets its own handler
         self._connected = True
 
     def _shared(self, model: LoadedModel) -> "tuple[Any, _Model]":
@@ -172,7 +172,7 @@ class RayEngine:
                     )
                 while len(self._weights) >= _WEIGHTS_KEPT:
                     del self._weights[next(iter(self._weights))]
-                self._weights[model.identity] = ray.put(weights)  # once on each machine, whatever its workers
+                self._weights[model.identity] = ray.put(weights)  # once per machine, not per worker
             return self._weights[model.identity], _Model(model.identity, model.folder, model.primer_tokens)
 
     def _run(
@@ -273,7 +273,7 @@ class _Model:
 
     @property
     def key(self) -> _Key:
-        """What a worker keeps it under."""
+        """The key under which a worker keeps it."""
         return self.identity, self.primer_tokens.tobytes()
 
 
@@ -299,7 +299,7 @@ def _split(groups: Iterable[list[np.ndarray]]) -> Iterator[list[list[np.ndarray]
 
 
 def _fitted_together(groups: Iterable[list[np.ndarray]]) -> Iterator[list[list[np.ndarray]]]:
-    """Groups as one process fits them: at the prompt site, a fit depends on the others beside it."""
+    """Groups as one process fits them: at the prompt site, a fit depends on the others in its batch."""
     waiting = iter(groups)
     return iter(lambda: list(islice(waiting, FIT_CHUNKS)), [])
 
@@ -310,13 +310,13 @@ def _ask(worker: Any) -> Any:
 
 
 def _last_line(error: BaseException) -> str:
-    """The last line of an error's text: Ray puts the traceback of the worker before it."""
+    """The last line of an error's text, which Ray puts after the traceback of the worker."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
 
 
 class _Worker:
-    """Models in a process of their own."""
+    """A process of the cluster, with the models that it has loaded."""
 
     def __init__(self, device: str, threads: int) -> None:
         self._device = device

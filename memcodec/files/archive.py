@@ -22,7 +22,7 @@ from memcodec.progress import ProgressCallback
 from memcodec.settings import DEFAULT_BATCH, DEFAULT_EFFORT, MAX_CONTEXT, MOST_SHARE, SHARE_STEPS
 from memcodec.storage.write import hold, replace
 
-VERSION = "archive 1"  # stands where a file of one document has its format version
+VERSION = "archive 1"  # in place of the format version of a file of one document
 _CHECKSUM_BYTES = 2  # of each document's CRC-32, at the end of its frame
 _MAX_DOCUMENTS = 1 << 30
 _MAX_KEY_BYTES = 1 << 12  # of one key
@@ -217,7 +217,7 @@ class Archive:
             yield from self._decode(numbers[first : first + _READ_TOGETHER])
 
     def frame_size(self, number: int) -> int:
-        """Bytes that a document takes in the file, besides the index."""
+        """Bytes that a document takes in the file, in addition to the index."""
         return len(self._frame(number))
 
     def _frame(self, number: int) -> bytes:
@@ -231,7 +231,7 @@ class Archive:
 def _frame_settings(settings: Settings, effort: int = DEFAULT_EFFORT) -> FrameSettings:
     """The settings of an archive's frames. Raises FormatError if they are not known."""
     if settings.site != "readout" or len(settings.fields) != 1 or settings.fields[0] > MOST_SHARE:
-        raise FormatError("damaged archive: its documents are of no known site")
+        raise FormatError("damaged archive: its documents have an unknown site")
     share = settings.fields[0] / SHARE_STEPS
     return FrameSettings(_CHECKSUM_BYTES, b"", share, effort, settings.chunk_tokens, _MAX_DOCUMENT_BYTES)
 
@@ -258,7 +258,7 @@ def _check_keys(keys: Sequence[str], count: int) -> None:
             if b"\0" in key.encode():
                 raise EncodeError(f"the key {key!r} contains NUL")
         except UnicodeEncodeError as error:
-            raise EncodeError(f"the key {key!r} has no UTF-8") from error
+            raise EncodeError(f"the key {key!r} cannot be encoded as UTF-8") from error
 
 
 def _pack(model: ModelId, settings: Settings, keys: Sequence[str], frames: Sequence[bytes], primer: bytes) -> bytes:

@@ -13,7 +13,7 @@ from memcodec.files.open import open as open_memz
 
 
 def register(**settings: Any) -> None:
-    """Register "memz", perhaps again, with settings: codec, primer and settings of writing, as in `memcodec.open`."""
+    """Register "memz", or replace its settings: codec, primer and settings of writing, as in `memcodec.open`."""
 
     def opened(file: IO[bytes], mode: str = "rb", **_: Any) -> MemzFile:
         kind = mode.replace("b", "").replace("t", "") or "r"

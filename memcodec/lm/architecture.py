@@ -27,7 +27,7 @@ class Rotary:
     factor: float = 1.0
     low: float = 1.0
     high: float = 4.0
-    trained: int = 8192  # positions of the training before the scaling
+    trained: int = 8192  # positions in the training, before the scaling
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ _HIGHEST = f4(arithmetic.HIGHEST)
 _WEIGHT = f4(arithmetic.WEIGHT)
 _FAR = f4(arithmetic.FAR)
 _ATTENTION_SHIFT = np.int32(arithmetic.ONE - arithmetic.ATTENTION_BITS)
-_ATTENTION_END = np.int32((arithmetic.ATTENTION_BITS + 1) << 10)  # this many units below the largest, a weight is 0
+_ATTENTION_END = np.int32((arithmetic.ATTENTION_BITS + 1) << 10)  # units below the largest from which on a weight is 0
 _MASS = arithmetic.MASS
 _ZERO, _COLUMNS = np.int64(0), np.int64(COLUMNS)  # not literals (see `kernels`)
 

@@ -1,7 +1,7 @@
 """Kernels for the CPU: how they are compiled and where the compiled code is kept; operations that numba lacks.
 
 numba compiles each kernel once for the processor that it runs on. The result is kept in memcodec's cache, in a folder
-named after a hash of all sources that kernels are compiled from. numba by itself compares only the file of the kernel,
+named after a hash of all sources that kernels are compiled from. numba itself compares only the file of the kernel,
 so it would keep using old code of functions inlined from other files. Nothing is compiled with fast-math, so every
 operation of a kernel is one IEEE operation (numba does not contract operations by itself).
 """

@@ -1,4 +1,4 @@
-"""The exact LM on a CPU: what is kept between passes, and how the kernels are called."""
+"""The exact LM on a CPU: the state between passes, and the calls of the kernels."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -14,12 +14,12 @@ from memcodec.lm.sequences import READ_ROWS, Rows, SequenceInput, check_numbers,
 from memcodec.lm.team import Team
 from memcodec.lm.weights import ExactWeights
 
-_kernels: Any = kernels  # which have no types
+_kernels: Any = kernels  # compiled functions have no types
 
 
 @dataclass(frozen=True)
 class Start:
-    """What a prefix leaves, int8 and float32 [layers, key_heads, ...].
+    """The state after a prefix: its keys and values, int8 and float32 [layers, key_heads, ...].
 
     shared: its positions in whole pages, whose keys and values are stored once for all sequences; each sequence has a
     copy of the rest. logits: int32 [columns], of the token after the prefix.
@@ -40,7 +40,7 @@ class CpuLM:
     """The layers on a CPU, run by the threads of a team."""
 
     def __init__(self, weights: ExactWeights, team: Team, fallback: bool) -> None:
-        """fallback: see `multiply`."""
+        """fallback: see `product.multiply`."""
         self.architecture = weights.architecture
         self.vocabulary = weights.architecture.vocabulary
         self.team = team
@@ -48,14 +48,14 @@ class CpuLM:
         self.weights = layout.pack(weights)
 
     def sequences(self, slots: int, positions: int, rows: int, start: Start | None = None) -> "CpuSequences":
-        """A cache for some sequences of some positions, and buffers for passes of up to `rows` rows.
+        """A cache for `slots` sequences of `positions` positions, and buffers for passes of up to `rows` rows.
 
         start: the prefix that they have read already.
         """
         return CpuSequences(self, slots, positions, rows, start)
 
     def start(self, prefix: np.ndarray) -> Start:
-        """What a prefix leaves, int64 [tokens]."""
+        """The state after a prefix, int64 [tokens]."""
         a, n = self.architecture, len(prefix)
         sequences = CpuSequences(self, 1, n, min(n, READ_ROWS))
         for first in range(0, n, READ_ROWS):
@@ -77,7 +77,7 @@ class CpuLM:
         )  # fmt: skip
 
     def copied(self, prefix: int) -> int:
-        """Positions of a prefix of this length that every sequence has a copy of."""
+        """The number of positions of a prefix of this length that each sequence stores itself."""
         return prefix % PAGE
 
 
@@ -99,7 +99,7 @@ class CpuSequences:
         self._logits = np.empty((0, len(lm.weights.head_scale)), dtype=np.int32)
 
     def _copy(self, start: Start, own: int) -> None:
-        """Give every slot what a prefix leaves."""
+        """Copy the state after a prefix into every slot."""
         a, c = self._lm.architecture, self.cache
         self.cache = c._replace(shared_keys=start.keys.reshape(-1), shared_values=start.values.reshape(-1))
         c.keys[..., : PAGE * a.head_size] = start.rest_keys[:, None]
@@ -116,7 +116,7 @@ class CpuSequences:
         counts = np.array([len(one.tokens) for one in inputs], dtype=np.int64)
         starts = self._lengths[slots]
         tokens, vectors = [], [np.empty((0, lm.architecture.hidden), dtype=np.float32)]
-        before = 0  # vectors of the sequences before
+        before = 0  # vectors of the previous sequences
         for one in inputs:
             if one.vectors is None:
                 tokens.append(one.tokens)

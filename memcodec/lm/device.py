@@ -1,4 +1,4 @@
-"""The exact LM in torch, on any device: what is kept between passes, and steps as CUDA graphs."""
+"""The exact LM in torch, on any device: the state between passes, and steps as CUDA graphs."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -20,7 +20,7 @@ except ImportError as error:
 
 @dataclass(frozen=True)
 class Start:
-    """What a prefix leaves: keys and values, their scales, and the logits of the token after it, int32 [vocabulary]."""
+    """The state after a prefix: keys and values, their scales, and the logits of the next token, int32 [vocabulary]."""
 
     length: int
     cached: list[torch.Tensor]
@@ -34,7 +34,7 @@ class DeviceLM:
     def __init__(
         self, weights: ExactWeights, device: str, fallback: bool = False, fixed_steps: bool | None = None
     ) -> None:
-        """fallback: see `integer_product`. Raises ModelNotFoundError if torch has no such device.
+        """fallback: see `operations.integer_product`. Raises ModelNotFoundError if torch has no such device.
 
         fixed_steps: run steps over tensors that stay in place, as CUDA graphs need; by default on CUDA only, where
         launching an operation takes longer than most operations.
@@ -46,14 +46,14 @@ class DeviceLM:
         self.operations = Operations(weights, self.device, fallback)
 
     def sequences(self, slots: int, positions: int, rows: int, start: Start | None = None) -> "DeviceSequences":
-        """A cache for some sequences of some positions; rows: any number fits.
+        """A cache for `slots` sequences of `positions` positions. rows: not used, since any number of rows fits.
 
         start: the prefix that they have read already.
         """
         return DeviceSequences(self, slots, positions, start)
 
     def start(self, prefix: np.ndarray) -> Start:
-        """What a prefix leaves, int64 [tokens]."""
+        """The state after a prefix, int64 [tokens]."""
         sequences = DeviceSequences(self, 1, len(prefix))
         for first in range(0, len(prefix), READ_ROWS):
             tokens = prefix[first : first + READ_ROWS]
@@ -62,7 +62,7 @@ class DeviceLM:
         return Start(len(prefix), sequences.cached, sequences.scales, logits)
 
     def copied(self, prefix: int) -> int:
-        """Positions of a prefix of this length that every sequence has a copy of: all."""
+        """The number of positions of a prefix of this length that each sequence stores itself: all."""
         return prefix
 
 
@@ -244,7 +244,7 @@ def check_device(name: str) -> str:
 
 @cache
 def needs_fallback(device: str) -> bool:
-    """Whether torch's integer products on a device must be made of float32 products. Raises MachineError."""
+    """Whether integer products on a device must be computed as float32 products. Raises MachineError."""
 
     def implementation(fallback: bool) -> tuple[selftest.Product, selftest.Logits]:
         def logits(weights: ExactWeights, tokens: np.ndarray) -> np.ndarray:

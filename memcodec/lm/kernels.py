@@ -1,8 +1,9 @@
 """The exact LM on a CPU: fused kernels over all rows of a pass (spec/FORMAT.md, in the same order and with its names).
 
 A pass takes new positions of several sequences at the same time. All workers of a team call `forward` together: each
-does its share of a stage and waits for the others at a barrier. Nothing is widened: numba keeps typed float32 as
-float32, every operation is one IEEE operation, and sums are sums of integers. The arguments are described in `layout`.
+does its share of a stage and waits for the others at a barrier. No float32 becomes a float64, because numba keeps typed
+float32 as it is; every operation is one IEEE operation, and sums are sums of integers. The arguments are described in
+`layout`.
 """
 
 import numpy as np
@@ -87,12 +88,12 @@ def _up_stage(sizes, space, rows, weights, scale, bias, table, worker, workers):
             for r in range(count):
                 s = space.input_scale[m0 + r]
                 t, c, row = u8(r * COLUMNS), u8(column), out[m0 + r]
-                for j in range(u8(COLUMNS)):  # half of the steps are not needed if gated, but the loop is faster so
+                for j in range(u8(COLUMNS)):  # if gated, half of the steps are not needed, but the loop is faster
                     y = f4(tile[t + j]) * s * scale[c + j] + bias[c + j]
                     gates[j] = y
                     near = min(max(y, -_GATE_REACH), _GATE_REACH)
                     step = np.int32(np.rint(near * _GATE_STEPS)) + _GATE_MIDDLE
-                    # NaN would index the table at an undefined place, so the index is clamped too.
+                    # A NaN would become an undefined index of the table, so the index is clamped too.
                     steps[j] = min(max(step, np.int32(0)), np.int32(2) * _GATE_MIDDLE)
                 if gated:
                     to = c >> u8(1)

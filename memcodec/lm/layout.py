@@ -1,4 +1,4 @@
-"""How the CPU kernels lay out what they read and write, as named tuples of arrays, and how these are made.
+"""The layout of the data of the CPU kernels: named tuples of arrays, and functions that make them.
 
 Matrices lie in panels of COLUMNS columns (see `product`). `rows` are the rows of one pass: one for each new position.
 """
@@ -16,7 +16,7 @@ PAGE = 2 * COLUMNS  # the positions of a cache are a multiple of this
 
 
 class Sizes(NamedTuple):
-    """What a kernel must know of the architecture. Flags are 0 or 1; fallback: see `multiply`."""
+    """The properties of the architecture that kernels need. Flags are 0 or 1; fallback: see `product.multiply`."""
 
     hidden: int
     layers: int
@@ -90,7 +90,7 @@ class Cache(NamedTuple):
 
 
 class Workspace(NamedTuple):
-    """What the stages of a pass hand to each other, and buffers of each worker, [workers, ...]."""
+    """The results that the stages of a pass exchange, and buffers of each worker, [workers, ...]."""
 
     x: np.ndarray  # float32 [rows, hidden], the residual stream
     inputs: np.ndarray  # int16 [rows, widest], of the next product

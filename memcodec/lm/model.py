@@ -64,7 +64,7 @@ class ExactLM:
             self.implementation = cpu.CpuLM(weights, self.team, slow)
 
     def sequences(self, slots: int, positions: int, rows: int) -> Sequences:
-        """A cache for some sequences of some positions each, for passes of up to `rows` rows."""
+        """A cache for `slots` sequences of `positions` positions each, for passes of up to `rows` rows."""
         return self.implementation.sequences(slots, positions, rows)
 
     def new_sequences(self, slots: int, positions: int, rows: int) -> Sequences:
@@ -73,7 +73,7 @@ class ExactLM:
 
     @property
     def start(self) -> Any:
-        """What the prefix leaves, for `Implementation.sequences`; `logits` are those of the first token after it."""
+        """The state after the prefix, for `Implementation.sequences`; `logits` are those of the token after it."""
         if self._start is None:
             self._start = self.implementation.start(self.prefix)
         return self._start
@@ -115,7 +115,7 @@ def cores() -> int:
 
 
 def find_device(name: str) -> str:
-    """The device that a name means on this machine. torch is imported only if there may be another than the CPU.
+    """The device that a name means on this machine. torch is imported only if there may be a device other than the CPU.
 
     Raises ModelNotFoundError, MachineError.
     """

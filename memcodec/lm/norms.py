@@ -8,7 +8,7 @@ from memcodec.lm import arithmetic
 from memcodec.lm.compiled import float_of, not_inlined, subkernel
 
 f4 = np.float32
-u8 = np.uint64  # for indices in inner loops: numba checks an index that may be negative, and then nothing is vectorized
+u8 = np.uint64  # for indices in inner loops: numba checks an index that may be negative, and then does not vectorize
 _TINY = f4(arithmetic.TINY)
 _HIGHEST = f4(arithmetic.HIGHEST)
 _ZERO = np.int64(0)

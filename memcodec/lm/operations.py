@@ -1,7 +1,7 @@
-"""The operations of the exact LM in torch, for any device: the same bits as `kernels`, which tests compare.
+"""The operations of the exact LM in torch, for any device: the same bits as `kernels`, as tests check.
 
-Every element of a float32 tensor goes through one IEEE operation at a time: the only matrix products are those of
-integers whose sums are exact; no addcmul, no compiler, no TF32.
+Every element of a float32 tensor goes through one IEEE operation at a time. The only matrix products are those of
+integers whose sums are exact. addcmul, compilers and TF32 are not used.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ except ImportError as error:
 
 _INT_MM_ROWS = 32  # the fewest rows of an integer product: CUDA's needs more than 16
 _BLOCK = (1 << 24) // (128 * arithmetic.WEIGHT)  # entries whose products with a signed byte sum up to less than 2**24
-_UNITS_END = (arithmetic.ATTENTION_BITS + 1) << 10  # this many units below the largest, an attention weight is 0
+_UNITS_END = (arithmetic.ATTENTION_BITS + 1) << 10  # units below the largest from which on an attention weight is 0
 
 
 class Linear:
@@ -50,8 +50,8 @@ def integer_product(left: torch.Tensor, columns: torch.Tensor, fallback: bool) -
     """int32 [rows, n], from integer-valued float32 [rows, inner] up to 32639 and weights [inner, n].
 
     The left side is split into two signed bytes, 256 * high + low. fallback: float32 products over few enough entries
-    to be exact, with float32 weights, for devices whose int8 products saturate: on CPUs without VNNI, torch's are
-    silently wrong.
+    to be exact, with float32 weights, for devices whose int8 products saturate: on CPUs without VNNI, the int8 products
+    of torch are silently wrong.
     """
     high = torch.floor((left + 128) * (1 / 256))
     low = left - high * 256
@@ -82,7 +82,7 @@ def product_of(left: np.ndarray, right: np.ndarray, device: str, fallback: bool)
 
 
 def _divide(a: torch.Tensor | float, b: torch.Tensor | float) -> torch.Tensor:
-    """a / b as one division. If one is a number, torch multiplies by a reciprocal (on CUDA, whichever it is)."""
+    """a / b as one division. If `a` is a number, torch multiplies by a reciprocal; on CUDA, also if `b` is one."""
     like = a if isinstance(a, torch.Tensor) else b
     assert isinstance(like, torch.Tensor)
     first, second = (
@@ -114,7 +114,7 @@ def root_scale(x: torch.Tensor, epsilon: float) -> torch.Tensor:
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Neither TF32 nor bfloat16 in place of float32, whatever the process has set."""
+    """Forbid TF32 and bfloat16 in place of float32, whatever the process has set."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -207,7 +207,7 @@ class Operations:
         return mixed * scale.float()
 
     def mlp(self, x: torch.Tensor, layer: int) -> torch.Tensor:
-        """What the MLP adds to the residual stream, from and to float32 [rows, hidden]."""
+        """The term that the MLP adds to the residual stream: float32 [rows, hidden], as the input."""
         linear = self.layers[layer]
         y = linear["up"](*self.norm(x, "mlp.gain", layer, linear["up"].limit))
         inner = self.architecture.inner
@@ -215,7 +215,7 @@ class Operations:
         near = g.clamp(-arithmetic.GATE_REACH, arithmetic.GATE_REACH)
         middle = arithmetic.GATE_STEPS * arithmetic.GATE_REACH
         index = torch.round(near * arithmetic.GATE_STEPS).to(torch.int64) + middle
-        # NaN would index the table at an undefined place, so the index is clamped too.
+        # A NaN would become an undefined index of the table, so the index is clamped too.
         z = g * self.gate[index.clamp(0, 2 * middle)]
         if self.architecture.gated:
             z = z * y[:, inner:]

@@ -2,8 +2,8 @@
 
 It checks integer products at their extremes (8-bit products saturate silently on CPUs without VNNI), and known answers:
 hashes of the logits of two tiny LMs made of seeded integers, which together have every part that an architecture can
-have, and some entries close to zero. It takes milliseconds. The hashes are in the specification (spec/FORMAT.md, "Known
-answers").
+have, and some entries close to zero. It takes a few milliseconds. The hashes are in the specification (spec/FORMAT.md,
+"Known answers").
 """
 
 import hashlib
@@ -32,7 +32,7 @@ KNOWN_ANSWERS = {
 }
 TOKENS = np.arange(75) * 29 % 71  # more than two panels of positions
 
-# An implementation of integer products, int [rows, inner] times int8 [columns, inner], and one of logits of tokens.
+# The parts of an implementation: integer products, int [rows, inner] times int8 [columns, inner]; logits of tokens.
 Product = Callable[[np.ndarray, np.ndarray], np.ndarray]
 Logits = Callable[[ExactWeights, np.ndarray], np.ndarray]
 
@@ -118,7 +118,7 @@ def passes(product: Product, logits: Logits) -> bool:
 def choose(implementation: Callable[[bool], tuple[Product, Logits]], name: str) -> bool:
     """Whether an implementation needs its fallback products on this machine.
 
-    implementation: takes whether to use the fallback. Raises MachineError if neither is exact.
+    implementation: a function of whether to use the fallback. Raises MachineError if neither is exact.
     """
     for fallback in (False, True):
         try:

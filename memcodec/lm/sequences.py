@@ -22,10 +22,10 @@ class SequenceInput:
 
 
 class Sequences(Protocol):
-    """Some sequences that an LM is reading: the cache of each, and the logits of the last pass."""
+    """The sequences that an LM is reading: the cache of each, and the logits of the last pass."""
 
     def forward(self, inputs: list[SequenceInput]) -> None:
-        """One pass. The slots of the inputs must rise."""
+        """One pass. The slots of the inputs must be in ascending order."""
 
     def step(self, tokens: np.ndarray) -> None:
         """One pass over one token of each of the first sequences, int64 [rows]."""
@@ -36,7 +36,7 @@ class Sequences(Protocol):
     def logits(self, rows: Rows) -> np.ndarray:
         """Logits of some rows of the last pass, int32 [rows, columns >= vocabulary] in units.
 
-        The next call overwrites what is returned.
+        The next call overwrites the returned array.
         """
 
 
@@ -44,13 +44,13 @@ class Implementation(Protocol):
     """An implementation of the exact LM, on a CPU or in torch operations."""
 
     def sequences(self, slots: int, positions: int, rows: int, start: Any = None) -> Sequences:
-        """A cache for some sequences of some positions, for passes of up to `rows` rows; start: see `start`."""
+        """A cache of `slots` sequences of `positions` positions, for passes of up to `rows` rows; start: of `start`."""
 
     def start(self, prefix: np.ndarray) -> Any:
-        """What a prefix leaves, int64 [tokens]; its `logits` are those of the token after it, int32 [columns]."""
+        """The state after a prefix, int64 [tokens]; its `logits` are those of the next token, int32 [columns]."""
 
     def copied(self, prefix: int) -> int:
-        """Positions of a prefix of this length that every sequence has a copy of; the others are stored once."""
+        """The number of positions of a prefix of this length that each sequence stores; the others are stored once."""
 
 
 def check_numbers(scales: np.ndarray) -> None:

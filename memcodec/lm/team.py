@@ -1,7 +1,7 @@
 """Threads that run one kernel together.
 
-The threads are a `Team` of our own, not numba's: numba's `workqueue` ends the process when two threads enter parallel
-kernels at the same time, and GNU OpenMP ends it after a fork.
+memcodec has threads of its own, because those of numba can end the process: its `workqueue` when two threads enter
+parallel kernels at the same time, and GNU OpenMP after a fork.
 """
 
 import os

@@ -49,7 +49,9 @@ class MemoryEmbedding:
         tokenizer = model.model.tokenizer
         tokens = tokenizer.encode(text)
         if not 1 <= len(tokens) <= MAX_CHUNK_TOKENS or tokenizer.decode(tokens) != text.encode():
-            raise EncodeError(f"a text of {len(tokens)} tokens: give 1 to {MAX_CHUNK_TOKENS} that restore it")
+            raise EncodeError(
+                f"a text of {len(tokens)} tokens: give 1 to {MAX_CHUNK_TOKENS} tokens, and no characters without tokens"
+            )
         (fit,) = fitting.fit(model.model.floats, [tokens], settings, callback)
         return cls(model, fit, settings.bits, zlib.crc32(text.encode()))
 
@@ -59,7 +61,7 @@ class MemoryEmbedding:
         return self.fit.exact
 
     def reconstruct(self) -> str:
-        """The text that greedy decoding writes from the memory: the original, if the fit is exact.
+        """The text that greedy decoding produces from the memory: the original, if the fit is exact.
 
         Raises ChecksumError if the fit is exact but the text differs.
         """
@@ -68,7 +70,7 @@ class MemoryEmbedding:
         (ids,) = fitting.write(self._model.floats, self.vectors[None], self.fit.tokens)
         data = self._model.tokenizer.decode(ids)
         if self.exact and zlib.crc32(data) != self.checksum:
-            raise ChecksumError("the text does not match its checksum: damaged file, or a model that differs")
+            raise ChecksumError("the text does not match its checksum: damaged file, or another model")
         return data.decode(errors="replace")
 
     def save(self, path: str | Path) -> None:

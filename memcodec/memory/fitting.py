@@ -35,7 +35,7 @@ AUTO = (1, 2, 4, 8, 16, 32, 64)  # numbers of vectors that are tried in turn
 
 @dataclass(frozen=True)
 class Objective:
-    """What a fit aims at.
+    """The aim of a fit.
 
     ahead: tokens in the loss beyond the longest prefix that the memory writes, None for all; slack: the margin, in
     logits, at which a token leaves the loss; sure: the margin at which a token counts as written.
@@ -65,7 +65,7 @@ OBJECTIVE = Objective()
 
 @dataclass(frozen=True)
 class Limits:
-    """What bounds the memory of a fit: 1.7 GB on the default model.
+    """Limits of the memory that a fit uses: 1.7 GB with the default model.
 
     pass_positions: in one pass with gradients, including padding; head_positions: whose logits exist at the same time
     (256 are 50 MB at a vocabulary of 49152).
@@ -128,7 +128,7 @@ def quantized(vectors: torch.Tensor, bits: int) -> torch.Tensor:
 class Fit:
     """The memory of one chunk: the best packed one so far, and how its fit went.
 
-    written: tokens that it is known to write by a margin of `sure` logits, given the true tokens before each; prefix:
+    written: tokens that it is known to write with a margin of `sure` logits, given the true tokens before each; prefix:
     how many of them come before the first miss. By step, losses: nats per token of the target at that step, 0 for
     tokens that have left the loss; accuracies: the share of the chunk's tokens that are written, counting those beyond
     the target as wrong.

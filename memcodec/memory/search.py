@@ -1,6 +1,6 @@
 """The search for memories of the readout site: beam search, as in a trellis of a convolutional code; kernels.
 
-Position t sees a window of the memory (see `steering`). A state is a window and the cost of the tokens so far. Where
+Position t sees a window of the memory (see `steering`). A state is a window and the cost of the tokens so far. When
 new bits enter the window, the cheapest states branch into all values of these bits.
 """
 
@@ -26,7 +26,7 @@ from memcodec.lm.product import COLUMNS, multiply
 from memcodec.lm.seeded import word
 from memcodec.lm.team import Team
 
-_QUIET_END = 10  # tokens at the end of a chunk whose entropy adds no bits, since these would steer too few tokens
+_QUIET_END = 10  # tokens at the end of a chunk whose entropy adds no bits, since such bits would steer too few tokens
 _BUCKETS = 1 << 13  # of costs, when the cheapest states are selected
 _BUCKET_UNITS = np.int32(4)
 _SCALE_BITS = 16  # of frequencies in the search

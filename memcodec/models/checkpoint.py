@@ -7,6 +7,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from memcodec.errors import ModelNotFoundError
+from memcodec.models import adapter
+from memcodec.models.adapter import Adapter
 from memcodec.models.gguf import FILE_NAME, GGUFCheckpoint
 
 
@@ -26,7 +28,7 @@ class SafetensorsCheckpoint(Checkpoint):
     def __init__(self, folder: Path) -> None:
         """Raises ModelNotFoundError."""
         self._entries: dict[str, tuple[Path, dict[str, Any], int]] = {}
-        files = sorted(folder.glob("*.safetensors"))
+        files = sorted(path for path in folder.glob("*.safetensors") if path.name != adapter.FILE_NAME)
         if not files:
             raise ModelNotFoundError(f"{folder}: it has no safetensors weights")
         for path in files:
@@ -65,8 +67,29 @@ class SafetensorsCheckpoint(Checkpoint):
         return raw.astype(np.float32)
 
 
+class AdaptedCheckpoint(Checkpoint):
+    """The tensors of a checkpoint, each with what an adapter adds to it."""
+
+    def __init__(self, checkpoint: Checkpoint, additions: Adapter) -> None:
+        """Raises ModelNotFoundError if the adapter changes tensors that the checkpoint does not have."""
+        self._checkpoint = checkpoint
+        self._additions = additions
+        if missing := additions.names() - checkpoint.names():
+            raise ModelNotFoundError(f"the adapter changes {min(missing)}, which the model does not have")
+
+    def names(self) -> set[str]:
+        """All names."""
+        return self._checkpoint.names()
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor, float32. Raises ModelNotFoundError."""
+        return self._additions.add_to(name, self._checkpoint.read(name))
+
+
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """The float weights of a model folder. Raises ModelNotFoundError."""
-    if (folder / FILE_NAME).is_file():
-        return GGUFCheckpoint(folder / FILE_NAME)
-    return SafetensorsCheckpoint(folder)
+    """The float weights of a model folder, with its adapter if it has one. Raises ModelNotFoundError."""
+    gguf = folder / FILE_NAME
+    checkpoint: Checkpoint = GGUFCheckpoint(gguf) if gguf.is_file() else SafetensorsCheckpoint(folder)
+    if (folder / adapter.FILE_NAME).is_file():
+        return AdaptedCheckpoint(checkpoint, Adapter(folder / adapter.FILE_NAME))
+    return checkpoint

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from memcodec.errors import ModelNotFoundError, first_line, needs_torch
-from memcodec.models.checkpoint import open_checkpoint
+from memcodec.models import adapter
+from memcodec.models.adapter import Adapter
+from memcodec.models.checkpoint import Checkpoint, open_checkpoint
 
 try:
     import torch
@@ -171,7 +173,17 @@ def _from_folder(folder: Path, attention: str) -> tuple[Any, list[str]]:
         use_safetensors=True, output_loading_info=True,
     )  # fmt: skip
     model, report = loaded
+    if (folder / adapter.FILE_NAME).is_file():
+        _adapt(model, open_checkpoint(folder), Adapter(folder / adapter.FILE_NAME).names())
     return model, sorted(report["missing_keys"])
+
+
+def _adapt(model: Any, checkpoint: Checkpoint, names: set[str]) -> None:
+    """Replace the tensors of some names by those of a checkpoint with an adapter."""
+    state = model.state_dict()
+    for name in sorted(names):
+        full = name if name in state else f"{model.base_model_prefix}.{name}"
+        state[full].copy_(torch.from_numpy(checkpoint.read(name)))
 
 
 def _from_gguf(folder: Path, attention: str) -> tuple[Any, list[str]]:

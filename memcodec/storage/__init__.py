@@ -1,1 +1,1 @@
-"""Writing to disk and to URLs: whole files or none, and side files of encoders that may be interrupted."""
+"""Writing to disk and to URLs: complete files or none, and side files of encoders that may be interrupted."""

@@ -1,4 +1,4 @@
-"""Files written whole or not at all: beside the one of the same name, which they then replace."""
+"""Files written completely or not at all: to a temporary file next to the target, which it then replaces."""
 
 import os
 import re
@@ -18,9 +18,9 @@ except ImportError:  # Windows, where a file that is open cannot be removed
 def replace(
     path: Path, pieces: Iterable[bytes], mode: int = 0o666, before: Callable[[Path], object] = lambda _: None
 ) -> int:
-    """Write a file beside the one of a name, which it then becomes; gives its size. Leaves nothing behind an error.
+    """Write a file, or replace one, and return its size in bytes. After an error, the old file is unchanged.
 
-    mode: permissions, before the umask; before: is called with the finished file, before it gets its name.
+    mode: permissions, before the umask; before: is called with the finished temporary file before it is renamed.
     """
     target = path.resolve()
     old = target.stat() if target.exists() else None
@@ -44,23 +44,23 @@ def replace(
         _flush(target.parent)
         return size
     finally:
-        with suppress(OSError):  # what could not be written is not tried again
+        with suppress(OSError):  # do not report a failed write again
             file.close()
         temporary.unlink(missing_ok=True)
 
 
 def _beside(target: Path, mode: int) -> tuple[Path, BinaryIO]:
-    """A new file in the folder of another, held while it is written."""
+    """A new temporary file in the folder of the target, locked while it is written."""
     while True:
         temporary = target.with_name(f".memcodec-{secrets.token_hex(6)}")
         file: BinaryIO = open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode))  # noqa: SIM115
-        if hold(file) is not False and temporary.exists():  # not taken for abandoned before it was held
+        if hold(file) is not False and temporary.exists():  # not removed, before the lock, by another process
             return temporary, file
         file.close()
 
 
 def hold(file: BinaryIO) -> bool | None:
-    """Lock an open file as long as it is open: False where another process has it, None where there are no locks."""
+    """Lock an open file until it is closed. False if another process has locked it, None if locks are not supported."""
     if fcntl is None:
         return None
     try:
@@ -77,7 +77,7 @@ _swept: set[Path] = set()
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what killed processes have left in a folder; looks once a process, as folders may be large."""
+    """Remove temporary files of killed processes from a folder; once in a process, because folders may be large."""
     if folder in _swept:
         return
     _swept.add(folder)
@@ -90,7 +90,7 @@ def _sweep(folder: Path) -> None:
 
 
 def _flush(folder: Path) -> None:
-    """See to it that a name in a folder outlives a crash, where the system can."""
+    """Write the entries of a folder to disk, on systems that support it, so that a new name survives a crash."""
     with suppress(OSError):
         number = os.open(folder, os.O_RDONLY)
         try:

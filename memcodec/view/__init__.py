@@ -1,1 +1,1 @@
-"""What people are shown of a file: its parts, its tokens, a page."""
+"""The parts and the tokens of a file, as `inspect` and reports show them, and an HTML page."""

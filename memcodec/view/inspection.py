@@ -1,4 +1,4 @@
-"""What a file says of itself, without its model."""
+"""The contents of a file as far as they can be read without its model."""
 
 from typing import Any
 
@@ -7,17 +7,17 @@ from memcodec.settings import SHARE_STEPS
 
 
 def inspect(blob: bytes | bytearray | memoryview) -> dict[str, Any]:
-    """Header, sizes by part in bytes, and one row a group of chunks or stored span, of the bytes of a .memz file.
+    """Header, sizes of the parts in bytes, and a row for each group of chunks and each stored span of a .memz file.
 
-    A group that stored spans interrupt has several rows, the later ones "continued". "parts" adds up to "file_bytes".
-    Raises FormatError, ChecksumError.
+    A group that stored spans interrupt has several rows, the later ones of kind "continued". The sizes in "parts" add
+    up to "file_bytes". Raises FormatError, ChecksumError.
     """
     view = memoryview(blob)
     return _describe(container.unpack(view), len(view))
 
 
 def inspect_all(blob: bytes | bytearray | memoryview) -> list[dict[str, Any]]:
-    """The same of each of some files that stand one behind the other."""
+    """`inspect` for each of several concatenated files."""
     return [_describe(parsed, sum(parsed.sizes.values())) for parsed in container.unpack_all(memoryview(blob))]
 
 
@@ -67,7 +67,7 @@ def _describe(parsed: container.Container, file_bytes: int) -> dict[str, Any]:
 
 
 def _fields(settings: container.Settings) -> dict[str, Any]:
-    """A site's own settings, by their names."""
+    """The site's own settings, by name."""
     if settings.site == "readout" and len(settings.fields) == 1:
         return {"memory_share": settings.fields[0] / SHARE_STEPS}
     if settings.site == "prompt" and len(settings.fields) == 2:

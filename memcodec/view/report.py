@@ -1,4 +1,4 @@
-"""A file as one page of HTML that needs nothing else: `report.html` is the template, and this its data."""
+"""A file as one self-contained page of HTML: `report.html` is the template, this module fills in the data."""
 
 import codecs
 import gzip
@@ -21,14 +21,14 @@ _MARK = "DATA"
 
 
 def page(name: str, parsed: Container, items: Iterable[TokenInfo | StoredSpan], original: bytes | None = None) -> str:
-    """The page of a file, whose tokens are `items` (`tokenmap.token_map`). original: for gzip's and zstd's size."""
+    """The page of a file. items: its token map; original: the document, for its sizes under gzip and zstd."""
     template = (Path(__file__).parent / "report.html").read_text(encoding="utf-8")
     before, after = template.split(_MARK)
     return before + _json(_data(name, parsed, items, original)) + after
 
 
 def _json(data: Any) -> str:
-    """JSON that cannot end the script that it stands in."""
+    """JSON that is safe inside a script element."""
     text = json.dumps(data, ensure_ascii=True, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
@@ -55,7 +55,7 @@ def _data(
 
 
 def _items(items: Iterable[TokenInfo | StoredSpan]) -> tuple[list[Any], bool]:
-    """Tokens with the characters that each completes, and sizes of stored spans; whether there are more."""
+    """Tokens with the characters that each completes, and sizes of stored spans; and whether some are left out."""
     shown: list[Any] = []
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for item in items:
@@ -70,7 +70,7 @@ def _items(items: Iterable[TokenInfo | StoredSpan]) -> tuple[list[Any], bool]:
 
 
 def _memories(parsed: Container) -> list[list[float]]:
-    """Entries of each chunk's memory, -1 to 1: bits of the readout site, dimensions of the prompt site's vectors."""
+    """The entries of each chunk's memory: bits at the readout site, scaled dimensions (-1 to 1) at the prompt site."""
     if parsed.settings is None:
         return []
     chunks = [chunk for part in parsed.parts if isinstance(part, Segment) for chunk in part.chunks][:MOST_TOKENS]

@@ -1,4 +1,4 @@
-"""A file token by token: what each token costs, what wrote it, and what else was likely."""
+"""A file token by token: what each token costs, what wrote it, and which other tokens were likely."""
 
 import math
 from collections.abc import Iterator

@@ -1,0 +1,128 @@
+"""The scripts in training/: sequences as the codec sees them, right gradients, and an export that memcodec loads."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+from memcodec.models.adapter import Adapter
+
+TRAINING = Path(__file__).parent.parent / "training"
+sys.path.insert(0, str(TRAINING))
+try:
+    import data
+    import export
+    import screen
+    from transformer import MATRICES, Shape, Transformer
+    from transformer import Adapter as Factors
+finally:
+    sys.path.remove(str(TRAINING))
+
+PREFIX = 7
+
+
+@pytest.fixture(scope="module")
+def documents() -> data.Documents:
+    random = np.random.default_rng(1)
+    return data.Documents.of(
+        [("prose/en", random.integers(10, 90, 3000)), ("code/python", random.integers(10, 90, 500))]
+        + [("short/en", random.integers(10, 90, 5)) for _ in range(20)]
+    )
+
+
+def test_a_batch_is_full_of_sequences_behind_the_prefix(documents: data.Documents) -> None:
+    batches = iter(data.Sampler(documents, PREFIX, 4096, seed=0))
+    for _ in range(3):
+        batch = next(batches)
+        assert len(batch.tokens) == 4096
+        for start, end in zip(batch.ends[:-1].tolist(), batch.ends[1:].tolist(), strict=True):
+            assert batch.tokens[start] == PREFIX
+            assert torch.equal(batch.tokens[start + 1 : end], batch.targets[start : end - 1])
+            assert batch.positions[start:end].tolist() == list(range(end - start))
+            assert end - start <= data.LONGEST
+
+
+def test_documents_come_back_from_their_file(documents: data.Documents, tmp_path: Path) -> None:
+    documents.save(tmp_path / "tokens.safetensors")
+    loaded = data.Documents.load(tmp_path / "tokens.safetensors")
+    assert loaded.names == documents.names
+    assert all(np.array_equal(getattr(loaded, k), getattr(documents, k)) for k in ("ids", "starts", "group"))
+    both = documents.joined(data.Documents.of([("chat/de", np.array([1, 2, 3]))]))
+    assert both.ids[-3:].tolist() == [1, 2, 3]
+    assert both.names[both.group[-1]] == "chat/de"
+
+
+@pytest.fixture(scope="module")
+def model() -> Transformer:
+    torch.manual_seed(0)
+    shape = Shape(2, 24, 3, 1, 8, 40, 97, 1e4, 1e-5)
+    sizes = {"qkv": (40, 24), "mix": (24, 24), "up": (80, 24), "down": (24, 40)}
+    weights = {name: torch.randn(2, *size) / 5 for name, size in sizes.items()}
+    weights["embedding"] = torch.randn(97, 24)
+    weights |= {"attention.gain": torch.ones(2, 24), "mlp.gain": torch.ones(2, 24), "gain": torch.ones(24)}
+    return Transformer(shape, weights)
+
+
+def test_sequences_of_a_batch_do_not_see_each_other(model: Transformer) -> None:
+    first, second = np.arange(10, 40), np.arange(50, 70)
+    together = model.bits(data.batch_of([first, second], PREFIX))
+    alone = [model.bits(data.batch_of([one], PREFIX)) for one in (first, second)]
+    assert torch.allclose(together, torch.cat(alone), atol=1e-4)
+
+
+def test_gradients_are_those_of_the_plain_loss(model: Transformer) -> None:
+    factors = Factors(model.weights, 4, MATRICES, 3, True)
+    with torch.no_grad():
+        for p in factors.parameters():
+            p.add_(torch.randn_like(p) / 10)
+    batch = data.batch_of([np.arange(10, 40), np.arange(50, 70)], PREFIX, 60)
+    model.loss(batch, factors).backward()
+    found = {name: p.grad.clone() for name, p in factors.factors.items() if p.grad is not None}
+    factors.zero_grad()
+    merged = factors.added_to(model.weights)
+    logits = torch.nn.functional.linear(model.hidden(batch, merged), merged["embedding"])
+    torch.nn.functional.cross_entropy(logits, batch.targets, ignore_index=-1).backward()
+    assert set(found) == set(factors.factors)
+    for name, p in factors.factors.items():
+        assert torch.allclose(found[name], p.grad, rtol=1e-3, atol=1e-6), name
+
+
+def test_what_is_exported_is_what_was_trained(tmp_path: Path) -> None:
+    """But for the rounding to eight bits."""
+    random = np.random.default_rng(2)
+    a, b = random.normal(size=(1, 4, 12)).astype(np.float32), random.normal(size=(1, 960, 4)).astype(np.float32)
+    tensors, shared = export.export({"qkv/a": a, "qkv/b": b, "gain": np.ones(12, dtype=np.float32)}, 0.5)
+    save_file(tensors, tmp_path / "adapter.safetensors", {"shared": str(shared).replace("'", '"')})
+    adapter = Adapter(tmp_path / "adapter.safetensors")
+    expected = 0.5 * (b[0] @ a[0])
+    for name, rows in (("q", slice(0, 576)), ("k", slice(576, 768)), ("v", slice(768, 960))):
+        plain = np.zeros((rows.stop - rows.start, 12), dtype=np.float32)
+        added = adapter.add_to(f"model.layers.0.self_attn.{name}_proj.weight", plain)
+        assert np.linalg.norm(added - expected[rows]) < 0.03 * np.linalg.norm(expected[rows])
+    assert adapter.add_to("model.norm.weight", np.ones(12, dtype=np.float32)).tolist() == [1.5] * 12
+
+
+def test_runs_of_thirteen_words_of_measured_texts_are_found() -> None:
+    words = [
+        "The",
+        "quick",
+        "brown",
+        "fox",
+        "jumps",
+        "over",
+        "the",
+        "lazy",
+        "dog",
+        "and",
+        "then",
+        "it",
+        "sleeps",
+        "for",
+        "hours",
+    ]
+    measured = set(screen.grams(screen.hashes(" ".join(words))).tolist())
+    assert measured & set(screen.grams(screen.hashes("So: " + " ".join(words[:13]).upper() + "!")).tolist())
+    assert not measured & set(screen.grams(screen.hashes("So: " + " ".join(words[:12]) + "!")).tolist())

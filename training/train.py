@@ -1,0 +1,248 @@
+"""Train the adapter, on a GPU or a CPU: bfloat16, the LM frozen, AdamW on the low-rank factors.
+
+    python training/train.py --minutes 8 --out build/training/run          # a GPU: 65,536 tokens a step
+    python training/train.py --minutes 60 --tokens 1024 --out build/training/run --resume
+
+Needs torch, numpy and safetensors alone, and the files that weights.py and data.py wrote; no memcodec. Every minute and
+at the end it evaluates, and writes into --out: adapter.safetensors (float32), state.safetensors (to resume from) and
+log.jsonl (one line an evaluation). --resume goes on from there.
+"""
+
+import argparse
+import json
+import math
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import data
+import numpy as np
+import torch
+import weights as stored
+from safetensors.torch import load_file, save_file
+from transformer import MATRICES, Adapter, Transformer, attention_by_sequence
+
+Texts = dict[str, list[np.ndarray]]  # chunks of token ids, by the name of a text
+
+
+@dataclass
+class Options:
+    """What a run is: see the help."""
+
+    minutes: float
+    out: Path
+    rate: float = 2e-3
+    rank: int = 16
+    embedding_rank: int = 16
+    matrices: tuple[str, ...] = MATRICES
+    gains: bool = True
+    tokens: int = 65536
+    seed: int = 0
+    resume: bool = False
+    evaluate_every: float = 60.0
+    export: Path | None = None
+
+
+def schedule(fraction: float, step: int) -> float:
+    """What part of the learning rate counts: a short warm-up, then a cosine to 2 %."""
+    return min(1.0, (step + 1) / 30) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(fraction, 1.0))))
+
+
+class Run:
+    """One training run."""
+
+    def __init__(self, model: Transformer, documents: data.Documents, prefix: int, options: Options) -> None:
+        self.model = model
+        self.options = options
+        self.prefix = prefix
+        self.device = model.weights["embedding"].device
+        o = options
+        self.adapter = Adapter(model.weights, o.rank, o.matrices, o.embedding_rank, o.gains).to(self.device)
+        groups = self.adapter.groups(o.rate, o.rate / 4)
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+        self.sampler = iter(data.Sampler(documents, prefix, o.tokens, o.seed))
+        self.step, self.seconds, self.seen = 0, 0.0, 0
+        o.out.mkdir(parents=True, exist_ok=True)
+        if o.resume and (o.out / "state.safetensors").exists():
+            self._resume()
+
+    def train(self, texts: Texts) -> dict[str, float]:
+        """Train for the minutes of the options; returns the bits per token of each text at the end."""
+        whole, mean, since = self.options.minutes * 60, None, time.monotonic()
+        begun, evaluated = since - self.seconds, since
+        while self.seconds < whole:
+            factor = schedule(self.seconds / whole, self.step)
+            for group in self.optimizer.param_groups:
+                group["lr"] = group["rate"] * factor
+            batch = next(self.sampler).to(self.device)
+            loss = self.model.loss(batch, self.adapter)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), 1.0)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.step, self.seen = self.step + 1, self.seen + self.options.tokens
+            self.seconds = time.monotonic() - begun
+            value = loss.detach() / math.log(2)
+            mean = value if mean is None else 0.98 * mean + 0.02 * value
+            if self.step % 20 == 0:
+                speed = self.seen / (time.monotonic() - begun)
+                print(
+                    f"step {self.step} {self.seen / 1e6:.1f} M tokens {speed:,.0f} tokens/s {float(mean):.4f} bits",
+                    flush=True,
+                )
+            if time.monotonic() - evaluated > self.options.evaluate_every:
+                self.evaluate(texts, float(mean))
+                evaluated = time.monotonic()
+        return self.evaluate(texts, float(mean if mean is not None else 0))
+
+    def evaluate(self, texts: Texts, mean: float) -> dict[str, float]:
+        """Bits per token of each text, written to the log; saves the run."""
+        found = bits_by_text(self.model, texts, self.prefix, self.options.tokens, self.adapter)
+        line = {
+            "step": self.step,
+            "tokens": self.seen,
+            "seconds": round(self.seconds, 1),
+            "training": mean,
+            "bits": found,
+        }
+        with (self.options.out / "log.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        self.save()
+        return found
+
+    def save(self) -> None:
+        """Write the adapter and the state of the optimizer."""
+        factors = {name: p.detach().cpu().contiguous() for name, p in self.adapter.factors.items()}
+        about = {"step": self.step, "seconds": self.seconds, "seen": self.seen}
+        state = {}
+        for group in self.optimizer.param_groups:
+            for p in group["params"]:
+                for key, value in self.optimizer.state[p].items():
+                    name = next(n for n, q in self.adapter.factors.items() if q is p)
+                    state[f"{name}:{key}"] = value.detach().cpu().contiguous()
+        for name, tensors in (("adapter", factors), ("state", state)):
+            path = self.options.out / f"{name}.safetensors"
+            save_file(tensors, path.with_suffix(".new"), {"run": json.dumps(about)})
+            path.with_suffix(".new").replace(path)
+        if self.options.export:
+            export(factors, self.options.export)
+            shutil.copy(self.options.out / "log.jsonl", self.options.export)
+
+    def _resume(self) -> None:
+        factors = load_file(self.options.out / "adapter.safetensors")
+        state = load_file(self.options.out / "state.safetensors")
+        from safetensors import safe_open
+
+        with safe_open(self.options.out / "state.safetensors", "pt") as file:
+            about = json.loads(file.metadata()["run"])
+        with torch.no_grad():
+            for name, p in self.adapter.factors.items():
+                p.copy_(factors[name])
+                self.optimizer.state[p] = {
+                    key.rsplit(":", 1)[1]: (value if key.endswith(":step") else value.to(self.device))
+                    for key, value in state.items()
+                    if key.rsplit(":", 1)[0] == name
+                }
+                if self.device.type == "cuda":
+                    self.optimizer.state[p]["step"] = self.optimizer.state[p]["step"].to(self.device)
+        self.step, self.seconds, self.seen = about["step"], about["seconds"], about["seen"]
+
+
+def export(factors: dict[str, torch.Tensor], folder: Path, most: int = 14_000_000) -> None:
+    """Write the adapter as adapter-1.safetensors, adapter-2.safetensors, ... of at most `most` bytes, to be carried."""
+    shards: list[dict[str, torch.Tensor]] = [{}]
+    for name, value in factors.items():
+        if shards[-1] and sum(v.nbytes for v in shards[-1].values()) + value.nbytes > most:
+            shards.append({})
+        shards[-1][name] = value
+    for n, shard in enumerate(shards, 1):
+        save_file(shard, folder / f"adapter-{n}.safetensors")
+
+
+def bits_by_text(
+    model: Transformer, texts: Texts, prefix: int, tokens: int, adapter: Adapter | None = None
+) -> dict[str, float]:
+    """Mean bits per token of each text, whose chunks are put into batches of `tokens` tokens."""
+    pending = [(name, chunk) for name, chunks in texts.items() for chunk in chunks]
+    sums: dict[str, list[float]] = {name: [0.0, 0] for name in texts}
+    while pending:
+        some, room = [], max(tokens, data.CHUNK)
+        while pending and len(pending[0][1]) <= room:
+            room -= len(pending[0][1])
+            some.append(pending.pop(0))
+        batch = data.batch_of([chunk for _, chunk in some], prefix, max(tokens, data.CHUNK))
+        costs = model.bits(batch.to(model.weights["embedding"].device), adapter).cpu().double()
+        for (name, chunk), start in zip(some, batch.ends.tolist(), strict=False):
+            sums[name][0] += float(costs[start : start + len(chunk)].sum())
+            sums[name][1] += len(chunk)
+    return {name: total / count for name, (total, count) in sums.items() if count}
+
+
+def render(found: dict[str, float], before: dict[str, float]) -> str:
+    """Bits per token and the change in percent, a line each, and the mean change."""
+    changes = {name: 100 * (found[name] / before[name] - 1) for name in found}
+    lines = [f"{name:28} {before[name]:7.4f} {found[name]:7.4f} {changes[name]:+6.2f} %" for name in found]
+    return "\n".join([*lines, f"{'mean':28} {'':15} {sum(changes.values()) / len(changes):+6.2f} %"])
+
+
+def set_up(device: torch.device, path: Path) -> tuple[Transformer, int]:
+    """The LM, compiled on a GPU, and its prefix."""
+    shape, prefix, loaded = stored.load(path, device, torch.bfloat16)
+    model = Transformer(shape, loaded)
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True
+        model.compile()
+    return model, prefix[0]
+
+
+def check_attention(model: Transformer, documents: data.Documents, prefix: int) -> float:
+    """The largest difference in bits of a token between attention as it is used and one sequence after the other."""
+    sequences = [documents.ids[n * 700 : n * 700 + 50 * n + 20].astype("int64") for n in range(9)]
+    batch = data.batch_of(sequences, prefix, 65536).to(model.weights["embedding"].device)
+    counts = batch.targets >= 0
+    used = model.bits(batch)[counts]
+    kept, model.attention = model.attention, attention_by_sequence
+    plain = model.bits(batch)[counts]
+    model.attention = kept
+    return float((used - plain).abs().mean())
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, required=True, help="of training, those before --resume included")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the adapter, the state and the log")
+    parser.add_argument("--rate", type=float, default=Options.rate, help="highest learning rate")
+    parser.add_argument("--rate-from", type=Path, help="best.json of sweep.py, times 0.7, instead of --rate")
+    parser.add_argument("--rank", type=int, default=Options.rank)
+    parser.add_argument("--embedding-rank", type=int, default=Options.embedding_rank)
+    parser.add_argument("--matrices", default=",".join(MATRICES), help="which get an addition, with commas")
+    parser.add_argument("--no-gains", action="store_true", help="leave the norms alone")
+    parser.add_argument("--tokens", type=int, default=Options.tokens, help="a step")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--evaluate-every", type=float, default=60.0, help="seconds")
+    parser.add_argument("--export", type=Path, help="folder for the adapter in pieces of 14 MB, at every evaluation")
+    parser.add_argument("--weights", type=Path, default=stored.WEIGHTS)
+    parser.add_argument("--corpus", type=Path, nargs="+", default=[data.TOKENS], help="files of data.py")
+    parser.add_argument("--evaluation", type=Path, default=data.EVALUATION)
+    a = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, prefix = set_up(device, a.weights)
+    documents = data.Documents.load(a.corpus[0])
+    for more in a.corpus[1:]:
+        documents = documents.joined(data.Documents.load(more))
+    texts = data.evaluated(a.evaluation, data.CHUNKS if device.type == "cuda" else 2)
+    rate = 0.7 * json.loads(a.rate_from.read_text())["rate"] if a.rate_from else a.rate
+    options = Options(
+        a.minutes, a.out, rate, a.rank, a.embedding_rank, tuple(a.matrices.split(",")), not a.no_gains, a.tokens,
+        a.seed, a.resume, a.evaluate_every, a.export,
+    )  # fmt: skip
+    before = bits_by_text(model, texts, prefix, options.tokens)
+    found = Run(model, documents, prefix, options).train(texts)
+    print(render(found, before))
+
+
+if __name__ == "__main__":
+    main()
