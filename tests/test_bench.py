@@ -315,3 +315,21 @@ def test_command_refuses_an_empty_file(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["bench", str(tmp_path / "empty")])
     assert result.exit_code == 1
     assert "is empty" in result.output
+
+
+def test_packets_of_small_links(tiny: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """benchmarks/links.py: what fits, what begins the next packet, and what takes several."""
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
+    links = importlib.import_module("links")
+    assert links.packets([9, 9, 9], 20) == 2
+    assert links.packets([19], 20) == 1 and links.packets([20], 20) == 2
+    assert links.packets([24, 14, 13], 20) == 3  # 25 bytes: 20, and 5 of the next one, where 15 more fit
+    train = [b"The quick brown fox number %d jumps over %d dogs." % (i, 7 * i) for i in range(80)]
+    found = links.measure(tiny, train[20:], train[:20])
+    assert found["messages"] == 20 and set(found["a_packet"]) == {"51", "222", "340"}
+    rendered = links.render({"date": "", "machine": {"processor": ""}, "identity": "", "packets": links.PACKETS} | {
+        "kinds": {"foxes": found}
+    })  # fmt: skip
+    assert (
+        "| foxes | " in rendered and " / ".join(f"{found['a_packet']['51'][way]:.1f}" for way in links.WAYS) in rendered
+    )

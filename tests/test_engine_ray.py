@@ -23,7 +23,7 @@ from memcodec import ChecksumError, Codec, EncodeError, EngineError, Primer, Pro
 from memcodec.engines import ray as cluster
 from memcodec.engines.ray import RayEngine, _Worker
 from memcodec.integrations import tables
-from memcodec.integrations.ray_data import decode_column, encode_column
+from memcodec.integrations.ray_data import _ColumnWorker, decode_column, encode_column
 from memcodec.integrations.tables import Column
 
 from .conftest import TEXT, Run, store_nothing
@@ -287,3 +287,22 @@ def test_a_column_of_parquet_files(tiny: Codec, llama_folder: Path, tmp_path: Pa
     frames = ray.data.read_parquet(str(tmp_path / "out"))
     rows = decode_column(frames, "note", str(llama_folder)).to_pandas().sort_values("id")
     assert [None if pandas.isna(text) else text for text in rows["note"]] == texts
+
+
+def test_types_of_columns_come_back(tiny: Codec, llama_folder: Path, tmp_path: Path) -> None:
+    """Bytes, in a dictionary; a column of frames is refused."""
+    kind = pyarrow.array([b"\xff", None, b"text", b"\xff"]).dictionary_encode()
+    table = pyarrow.table({"id": range(4), "kind": kind})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    column = Column(str(llama_folder))
+    encode_column(ray.data.read_parquet(str(tmp_path / "a.parquet")), "kind", column).write_parquet(
+        str(tmp_path / "out")
+    )
+    packed = pyarrow.concat_tables(map(pyarrow.parquet.read_table, sorted((tmp_path / "out").iterdir())))
+    assert packed["kind"].to_pylist() != table["kind"].to_pylist()
+    with pytest.raises(EncodeError, match="column 'kind' holds frames already"):
+        _ColumnWorker("kind", str(llama_folder), 1, False, column)(packed)
+    decoded = decode_column(ray.data.read_parquet(str(tmp_path / "out")), "kind", str(llama_folder))
+    back = pyarrow.concat_tables(ray.get(decoded.to_arrow_refs())).sort_by("id")
+    assert back.schema.types == table.schema.types
+    assert back.to_pylist() == table.to_pylist()

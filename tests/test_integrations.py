@@ -247,6 +247,203 @@ def test_pandas(column: Column, tiny: Codec) -> None:
     assert [None if pandas.isna(text) else text for text in back] == [*TEXTS, None]
 
 
+ARROW = {
+    "string": pyarrow.array([*TEXTS, None, TEXTS[0]]),
+    "large_string": pyarrow.array([*TEXTS, None], pyarrow.large_string()),
+    "string_view": pyarrow.array([*TEXTS, None], pyarrow.string_view()),
+    "null": pyarrow.nulls(3),
+    "binary": pyarrow.array([b"\xff\x00", b"text", b"", None]),
+    "large_binary": pyarrow.array([b"\xff\x00", None], pyarrow.large_binary()),
+    "binary_view": pyarrow.array([b"\xff\x00", None], pyarrow.binary_view()),
+    "fixed": pyarrow.array([b"\xff\x00", None, b"ab"], pyarrow.binary(2)),
+    "dictionary": pyarrow.DictionaryArray.from_arrays(
+        pyarrow.array([1, None, 0, 1], pyarrow.int8()), ["b", "a", "not used"], ordered=True
+    ),
+    "dictionary of large": pyarrow.array(["a", None]).cast(pyarrow.dictionary(pyarrow.int16(), pyarrow.large_string())),
+    "dictionary of bytes": pyarrow.array([b"\xff", None, b"\xff"]).dictionary_encode(),
+    "chunks": pyarrow.chunked_array([TEXTS[:2], [], [None, "x"]]),
+    "chunked dictionary": pyarrow.chunked_array(
+        [pyarrow.array(part).dictionary_encode() for part in (["a", "b"], ["c", None, "a"], ["a", "b"])]
+    ),
+    "slice of a dictionary": pyarrow.array(["a", "b", None, "c", "b"]).dictionary_encode()[1:4],
+    "no rows": pyarrow.array([], pyarrow.string()),
+    "no chunks": pyarrow.chunked_array([], pyarrow.large_string()),
+}
+
+
+@pytest.mark.parametrize("kind", ARROW)
+def test_arrow_types_come_back(column: Column, tiny: Codec, tmp_path: Path, kind: str) -> None:
+    field = pyarrow.field("text", ARROW[kind].type, metadata={"unit": "a note"})
+    table = pyarrow.table({"id": range(len(ARROW[kind])), "text": ARROW[kind]})
+    table = table.cast(table.schema.set(1, field))
+    packed = tables.encode_table(table, "text", column)
+    back = tables.decode_table(packed, "text", tiny)
+    back.validate(full=True)
+    assert back.equals(table, check_metadata=True)
+    pyarrow.parquet.write_table(packed, tmp_path / "a.parquet")
+    for options in ({}, {"read_dictionary": ["text"]}):
+        again = tables.decode_table(pyarrow.parquet.read_table(tmp_path / "a.parquet", **options), "text", tiny)
+        assert again.schema.field("text") == table.schema.field("text")
+        assert again["text"].to_pylist() == table["text"].to_pylist()
+
+
+def test_what_a_field_says_stays(column: Column, tiny: Codec) -> None:
+    schema = pyarrow.schema([pyarrow.field("text", pyarrow.string(), nullable=False)], metadata={"a": "b"})
+    table = pyarrow.table({"text": TEXTS}, schema=schema)
+    packed = tables.encode_table(table, "text", column)
+    assert not packed.schema.field("text").nullable
+    assert tables.decode_table(packed, "text", tiny).equals(table, check_metadata=True)
+
+
+def test_a_table_of_pandas_comes_back(column: Column, tiny: Codec, tmp_path: Path) -> None:
+    given = series_of_each_type()
+    del given["ArrowDtype, dictionary"]  # which pyarrow itself does not turn into pandas' again
+    frame = pandas.DataFrame({name: one for name, one in given.items() if len(one) == 3})
+    table = pyarrow.Table.from_pandas(frame)
+    for name in frame:
+        packed = tables.encode_table(table, name, column)
+        assert packed.to_pandas()[name].iloc[0] != table.to_pandas()[name].iloc[0]  # a frame, and no error
+        back = tables.decode_table(packed, name, tiny)
+        assert back.equals(table, check_metadata=True)
+        pandas.testing.assert_frame_equal(back.to_pandas(), table.to_pandas())
+        pyarrow.parquet.write_table(packed, tmp_path / "a.parquet")
+        back = tables.decode_table(pyarrow.parquet.read_table(tmp_path / "a.parquet"), name, tiny)
+        assert back.schema.field(name).equals(table.schema.field(name), check_metadata=True)
+        assert back[name].to_pylist() == table[name].to_pylist()
+        assert back.schema.pandas_metadata == table.schema.pandas_metadata
+
+
+def test_tables_refuse_what_would_not_come_back(column: Column, tiny: Codec) -> None:
+    table = pyarrow.table({"text": TEXTS, "id": range(5), "when": pyarrow.array([["a"]] * 5), "ids": list("abcde")})
+    packed = tables.encode_table(table, "text", column)
+    with pytest.raises(EncodeError, match=r"^column 'text' holds frames already: .* decode_table first$"):
+        tables.encode_table(packed, "text", column)
+    for name, kind in (("id", "int64"), ("when", "list<")):
+        with pytest.raises(EncodeError, match=f"^column '{name}' is {kind}.*: cast it to string or binary$"):
+            tables.encode_table(table, name, column)
+    small = Column.of(column.codec, FrameSettings(max_bytes=30))
+    with pytest.raises(EncodeError, match=r"^column 'text': row 3 has 120 bytes: .*: raise max_bytes$"):
+        tables.encode_table(table, "text", small)
+    with pytest.raises(EncodeError, match=r"^type 'int64': .*: give 'string' or 'binary'$"):
+        Column.of(column.codec, type="int64")
+    newer = column.metadata()["memcodec"].replace('"type": "string"', '"type": "complex_string"')
+    with pytest.raises(FormatError, match="'complex_string': install a newer memcodec"):
+        Column.from_metadata({"memcodec": newer}, tiny)
+
+
+def test_a_column_from_before_types_were_kept(column: Column, tiny: Codec) -> None:
+    """It reads as text, and bytes that are none are an error of ours."""
+    about = json.loads(column.metadata()["memcodec"])
+    assert about.pop("type") == "string" and about.pop("pandas") == ""
+    field = pyarrow.field("text", pyarrow.binary(), metadata={"memcodec": json.dumps(about)})
+    for value in (b"text", b"\xff"):
+        (frame,) = column.codec.encode_frames([value], column.settings)
+        table = pyarrow.table({"text": [frame]}, schema=pyarrow.schema([field]))
+        if value == b"text":
+            assert tables.decode_table(table, "text", tiny)["text"].to_pylist() == ["text"]
+        else:
+            with pytest.raises(FormatError, match=r"^column 'text': row 0 is no UTF-8"):
+                tables.decode_table(table, "text", tiny)
+
+
+def test_columns_of_different_types_that_were_joined(column: Column, tiny: Codec) -> None:
+    """As blocks of a dataset without one value: the first one's type wins, unless it has no values."""
+    parts = [pyarrow.table({"text": part}) for part in (pyarrow.nulls(2), pyarrow.array(["a"]))]
+    packed = pyarrow.concat_tables([tables.encode_table(part, "text", column) for part in parts])
+    assert tables.decode_table(packed, "text", tiny)["text"].to_pylist() == [None, None, "a"]
+
+
+def series_of_each_type() -> dict[str, pandas.Series]:
+    arrow = pandas.ArrowDtype
+    missing = ["b", "a", None]
+    category = pandas.CategoricalDtype(pandas.Index(["b", "a", "not used"], dtype=object), ordered=True)
+    return {
+        "str": pandas.Series(missing, dtype="str"),
+        "str[python]": pandas.Series(missing, dtype=pandas.StringDtype("python", na_value=np.nan)),
+        "string": pandas.Series(missing, dtype="string"),
+        "string[python]": pandas.Series(missing, dtype="string[python]"),
+        "string[pyarrow]": pandas.Series(missing, dtype="string[pyarrow]"),
+        "object": pandas.Series(missing, dtype=object),
+        "object, bytes": pandas.Series([b"\xff\x00", b"text", None], dtype=object),
+        "category": pandas.Series(missing, dtype="category"),
+        "category of object": pandas.Series(missing, dtype=category),
+        "category of string": pandas.Series(pandas.Series(missing, dtype="string")).astype("category"),
+        "ArrowDtype": pandas.Series(missing, dtype=arrow(pyarrow.large_string())),
+        "ArrowDtype, bytes": pandas.Series([b"\xff", None, b""], dtype=arrow(pyarrow.large_binary())),
+        "ArrowDtype, dictionary": pandas.Series(
+            missing, dtype=arrow(pyarrow.dictionary(pyarrow.int32(), pyarrow.string()))
+        ),
+        "missing in all ways": pandas.Series([None, np.nan, pandas.NA, "a"], dtype=object),
+        "only missing": pandas.Series([None, np.nan], dtype=object),
+        "empty": pandas.Series([], dtype="str"),
+        "empty category": pandas.Series([], dtype="category"),
+    }
+
+
+@pytest.mark.parametrize("kind", series_of_each_type())
+def test_pandas_types_come_back(column: Column, tiny: Codec, kind: str) -> None:
+    given = series_of_each_type()[kind]
+    given.name, given.index, given.attrs = "text", given.index + 7, {"unit": "a note"}
+    packed = tables.encode_series(given, column)
+    back = tables.decode_series(packed, tiny)
+    pandas.testing.assert_series_equal(back, given, check_categorical=True)
+    assert back.dtype == given.dtype and back.attrs == given.attrs
+    if given.dtype == object:
+        assert [type(value) for value in back] == [type(value) for value in given]
+    if kind.startswith("category"):
+        plain = packed.astype(object)
+        plain.attrs = packed.attrs
+        assert list(tables.decode_series(plain, tiny).dropna()) == list(given.dropna())
+
+
+def test_series_refuse_what_would_not_come_back(column: Column) -> None:
+    packed = tables.encode_series(pandas.Series(TEXTS, name="text"), column)
+    with pytest.raises(EncodeError, match=r"^series 'text' holds frames already: .* decode_series first$"):
+        tables.encode_series(packed, column)
+    for values, message in (
+        (["a", 3], "series 'x': row 1 is int in a column of text: give str"),
+        (["a", b"b"], "series 'x': row 1 is bytes in a column of text: give str"),
+        ([b"a", "b"], "series 'x': row 1 is str in a column of bytes: give bytes"),
+        (["a", ["b"]], "series 'x': row 1 is list in a column of text"),
+        (["\ud800"], "series 'x': row 0: text with a lone surrogate at 0"),
+    ):
+        with pytest.raises(EncodeError, match=f"^{message}"):
+            tables.encode_series(pandas.Series(values, name="x", dtype=object), column)
+    for series in (pandas.Series([1.5, None], name="x"), pandas.Series([1, 2], name="x", dtype="category")):
+        with pytest.raises(EncodeError, match=r"^series 'x'.* is (float64|int64): only text and bytes .* astype$"):
+            tables.encode_series(series, column)
+
+
+def test_a_series_through_arrow_and_back(column: Column, tiny: Codec) -> None:
+    """What was written as a series can be read as a column, and the other way round."""
+    packed = tables.encode_series(pandas.Series(["b", "a", "b"], dtype="category"), column)
+    field = pyarrow.field("text", pyarrow.binary(), metadata=packed.attrs)
+    table = pyarrow.table({"text": packed.tolist()}, schema=pyarrow.schema([field]))
+    assert tables.decode_table(table, "text", tiny)["text"].to_pylist() == ["b", "a", "b"]
+    for values in (pyarrow.array(["a", None], pyarrow.large_string()), pyarrow.array([b"\xff", None])):
+        table = tables.encode_table(pyarrow.table({"text": values}), "text", column)
+        series = pandas.Series(table["text"].to_pylist())
+        series.attrs = {key.decode(): value.decode() for key, value in table.schema.field("text").metadata.items()}
+        back = tables.decode_series(series, tiny)
+        assert [None if pandas.isna(value) else value for value in back] == values.to_pylist()
+
+
+@pytest.mark.filterwarnings("ignore:Cannot locate reference")
+def test_datasets_of_bytes(column: Column) -> None:
+    given = datasets.Dataset.from_dict({"id": [0, 1], "text": [b"\xff", b"text"]}, features=_features("binary"))
+    with pytest.raises(EncodeError, match=r"^column 'text': row 0 is bytes in a column of text: .* type='binary'"):
+        given.map(column.encoder("text"), batched=True, features=_features("binary"))
+    ours = Column.of(column.codec, type="binary")
+    packed = given.map(ours.encoder("text"), batched=True, features=_features("binary"))
+    assert list(packed["text"]) != list(given["text"])
+    back = packed.map(ours.decoder("text"), batched=True, features=given.features)
+    assert list(back["text"]) == list(given["text"]) and back.features == given.features
+    again = Column.from_metadata(ours.metadata(), column.codec)
+    assert again.type == "binary"
+    with pytest.raises(EncodeError, match=r"^column 'text': row 0 is bytes"):  # frames are not encoded again as text
+        packed.map(column.encoder("text"), batched=True, features=_features("binary"))
+
+
 @pytest.mark.filterwarnings("ignore:Cannot locate reference")  # of what datasets pickles itself
 def test_datasets(column: Column) -> None:
     given = datasets.Dataset.from_dict({"id": list(range(len(TEXTS))), "text": TEXTS})

@@ -1,19 +1,22 @@
 """Columns of text as columns of frames and back: for Arrow tables (and Parquet), pandas, and Hugging Face datasets.
 
-The metadata of the column holds the name of the model, the settings and the primer.
+The metadata of the column holds the name of the model, the settings, the primer, and the type that the column had.
 """
 
 import base64
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from memcodec.codec import Codec, codec_for
 from memcodec.container import ModelId, Needs
-from memcodec.errors import FormatError
+from memcodec.document.inputs import as_bytes
+from memcodec.errors import ChecksumError, EncodeError, FormatError
 from memcodec.frames import FrameSettings
+from memcodec.integrations import column_types
 from memcodec.primer import Primer
 from memcodec.settings import DEFAULT_MODEL
 
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 _KEY = "memcodec"  # of the entry in the metadata
+_PANDAS_KEY = b"memcodec.pandas"  # of what pandas' own metadata says about the column
 _NUMBERS = ("checksum", "memory_share", "effort", "chunk_tokens", "max_bytes")
 
 
@@ -29,17 +33,29 @@ _NUMBERS = ("checksum", "memory_share", "effort", "chunk_tokens", "max_bytes")
 class Column:
     """What the frames of a column need: a model by name or directory, a primer as bytes, and their settings.
 
+    type: the Arrow type that the column had and gets back, as Arrow prints it; "binary" is a column of bytes. pandas:
+    the type of a series, if it was one. Tables and series set both themselves.
+
     Small and picklable: the model is loaded in the process that encodes or decodes, once.
     """
 
     model: str = DEFAULT_MODEL
     primer: bytes = b""
     settings: FrameSettings = FrameSettings()  # noqa: RUF009 (frozen)
+    type: str = "string"
+    pandas: str = ""
+
+    def __post_init__(self) -> None:
+        """Raises EncodeError for a type that is neither text nor bytes."""
+        if not column_types.is_known(self.type):
+            raise EncodeError(f"type {self.type!r}: only text and bytes become frames: give 'string' or 'binary'")
 
     @classmethod
-    def of(cls, codec: Codec, settings: FrameSettings = FrameSettings()) -> "Column":  # noqa: B008 (frozen)
-        """The column of a loaded codec and its primer."""
-        column = cls(codec.name, codec.primer.to_bytes() if codec.primer else b"", settings)
+    def of(
+        cls, codec: Codec, settings: FrameSettings = FrameSettings(), *, type: str = "string"  # noqa: B008 (frozen)
+    ) -> "Column":  # fmt: skip
+        """The column of a loaded codec and its primer. type: "string" or "binary", for datasets; others set it."""
+        column = cls(codec.name, codec.primer.to_bytes() if codec.primer else b"", settings, type)
         _known[column.model, column.primer] = codec
         return column
 
@@ -55,15 +71,35 @@ class Column:
         primer = Primer.from_bytes(self.primer) if self.primer else None
         _known[self.model, self.primer] = codec.with_primer(primer)
 
-    def encode(self, texts: "list[str | bytes | None]") -> list[bytes | None]:
-        """The frames of texts; None stays None. Raises EncodeError."""
-        frames = iter(self.codec.encode_frames([text for text in texts if text is not None], self.settings))
-        return [None if text is None else next(frames) for text in texts]
+    def encode(self, values: "list[str | bytes | None]") -> list[bytes | None]:
+        """The frames of texts, or of bytes if that is the column's type; None stays None. Raises EncodeError."""
+        frames = iter(self.codec.encode_frames(self._checked(values), self.settings))
+        return [None if value is None else next(frames) for value in values]
 
-    def decode(self, frames: list[bytes | None]) -> list[str | None]:
-        """The texts of frames; None stays None. Raises FormatError, ChecksumError, UnicodeDecodeError."""
-        texts = iter(self.codec.decode_frames([frame for frame in frames if frame is not None], self.settings))
-        return [None if frame is None else next(texts).decode() for frame in frames]
+    def _checked(self, values: "list[str | bytes | None]") -> list[bytes]:
+        """The bytes of the values that there are; refuses what would come back as something else."""
+        binary = column_types.is_binary(self.type)
+        found = []
+        for row, value in enumerate(values):
+            if value is None:
+                continue
+            if not isinstance(value, bytes if binary else str):
+                wanted = "bytes: give bytes" if binary else "text: give str, or type='binary' for a column of bytes"
+                raise EncodeError(f"row {row:,} is {type(value).__name__} in a column of {wanted}")
+            data = as_bytes(value, f"row {row:,}")
+            if len(data) > self.settings.max_bytes:
+                most = f"frames have {self.settings.max_bytes:,} at most: raise max_bytes"
+                raise EncodeError(f"row {row:,} has {len(data):,} bytes: {most}")
+            found.append(data)
+        return found
+
+    def decode(self, frames: list[bytes | None]) -> "list[Any]":
+        """The texts (or bytes) of frames; None stays None. Raises FormatError, ChecksumError."""
+        found = iter(self.codec.decode_frames([frame for frame in frames if frame is not None], self.settings))
+        values = [None if frame is None else next(found) for frame in frames]
+        if column_types.is_binary(self.type):
+            return values
+        return [None if value is None else _decoded(row, value) for row, value in enumerate(values)]
 
     def encoder(self, name: str) -> "MapColumn":
         """For `dataset.map(..., batched=True)`: a function that turns a column of text into frames."""
@@ -76,12 +112,14 @@ class Column:
     # ---- metadata
 
     def metadata(self) -> dict[str, str]:
-        """One entry, as JSON: the name and identity of the model, the primer, and the settings."""
+        """One entry, as JSON: the name and identity of the model, the primer, the settings, and the type."""
         about = {
             "model": self.model,
             "identity": ModelId.of(self.model, self.codec.model.identity).identity.hex(),
             "primer": base64.b64encode(self.primer).decode(),
             "dictionary": base64.b64encode(self.settings.dictionary).decode(),
+            "type": self.type,
+            "pandas": self.pandas,
         }
         return {_KEY: json.dumps(about | {name: getattr(self.settings, name) for name in _NUMBERS})}
 
@@ -100,14 +138,17 @@ class Column:
             numbers = {name: about[name] for name in _NUMBERS}
             primer, dictionary = (base64.b64decode(about[name]) for name in ("primer", "dictionary"))
             model, identity = str(about["model"]), bytes.fromhex(about["identity"])
+            type_, pandas_ = str(about.get("type", "string")), str(about.get("pandas", ""))
         except (ValueError, KeyError, TypeError) as error:
             raise FormatError("memcodec's metadata of the column cannot be read") from error
+        if not column_types.is_known(type_):
+            raise FormatError(f"a column of type {type_!r}: install a newer memcodec")
         settings = FrameSettings(dictionary=dictionary, **numbers)
         settings.check()
         inside = Primer.from_bytes(primer) if primer else None
         needs = Needs(ModelId(model, identity), inside.identity if inside else b"")
         fitting = codec_for(needs, codec, primer=inside)
-        column = cls(fitting.name, primer, settings)
+        column = cls(fitting.name, primer, settings, type_, pandas_)
         _known[column.model, primer] = fitting
         return column
 
@@ -121,47 +162,167 @@ class MapColumn:
     forth: bool
 
     def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-        """The changed column."""
-        return {self.name: (self.column.encode if self.forth else self.column.decode)(list(batch[self.name]))}
+        """The changed column. Raises as `Column.encode` and `Column.decode`."""
+        with _naming(f"column {self.name!r}"):
+            return {self.name: (self.column.encode if self.forth else self.column.decode)(list(batch[self.name]))}
+
+
+# ---- Arrow
 
 
 def encode_table(table: "pyarrow.Table", name: str, column: Column) -> "pyarrow.Table":
-    """A table with a column of text turned into frames. Raises EncodeError."""
+    """A table with a column of text or bytes turned into frames; a dictionary's values become frames.
+
+    The column's metadata keeps its type. Raises EncodeError for other types, and for a column of frames.
+    """
     import pyarrow
 
-    frames = column.encode(table.column(name).to_pylist())
-    old = table.schema.field(name).metadata or {}
-    field = pyarrow.field(name, pyarrow.binary(), metadata=old | {k.encode(): v for k, v in column.metadata().items()})
-    return table.set_column(table.schema.get_field_index(name), field, pyarrow.array(frames, pyarrow.binary()))
+    field, what = table.schema.field(name), f"column {name!r}"
+    old = field.metadata or {}
+    if _KEY.encode() in old:
+        raise EncodeError(f"{what} holds frames already: turn it into text with decode_table first")
+    column = replace(column, type=column_types.name_of(field.type, what), pandas="")
+    with _naming(what):
+        frames = _mapped(table.column(name), pyarrow.binary(), column.encode)
+    new = {key.encode(): value.encode() for key, value in column.metadata().items()}
+    about = _pandas_column(table.schema, name)
+    if about is not None and not pyarrow.types.is_dictionary(field.type):  # pandas reads frames as bytes
+        new[_PANDAS_KEY] = json.dumps(about).encode()
+        table = _with_pandas_column(table, name, about | {"pandas_type": "bytes", "numpy_type": "object"})
+    field = field.with_type(frames.type).with_metadata(old | new)
+    return table.set_column(table.schema.get_field_index(name), field, frames)
 
 
 def decode_table(table: "pyarrow.Table", name: str, codec: Codec | None = None) -> "pyarrow.Table":
-    """A table with a column of frames turned into text. Raises as `Column.from_metadata` and `Column.decode`."""
+    """A table with a column of frames turned into what it was. Raises as `Column.from_metadata`, `Column.decode`."""
     import pyarrow
 
-    old = table.schema.field(name).metadata
-    texts = Column.from_metadata(old, codec).decode(table.column(name).to_pylist())
-    field = pyarrow.field(name, pyarrow.string(), metadata={k: v for k, v in old.items() if _text(k) != _KEY})
-    return table.set_column(table.schema.get_field_index(name), field, pyarrow.array(texts, pyarrow.string()))
+    field, what = table.schema.field(name), f"column {name!r}"
+    old = field.metadata
+    with _naming(what):
+        column = Column.from_metadata(old, codec)
+        kind = column_types.arrow_type(column.type)
+        data = table.column(name)
+        if pyarrow.types.is_null(kind) and data.null_count < len(data):  # joined with a column of another type
+            kind = pyarrow.string()
+        inner = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+        values = _mapped(data, inner, column.decode)
+        values = _with_type(values, kind)
+    if _PANDAS_KEY in old and _pandas_column(table.schema, name) is not None:
+        table = _with_pandas_column(table, name, json.loads(old[_PANDAS_KEY]))
+    kept = {key: value for key, value in old.items() if key not in (_KEY.encode(), _PANDAS_KEY)}
+    field = field.with_type(kind).with_metadata(kept or None)
+    return table.set_column(table.schema.get_field_index(name), field, values)
+
+
+def _mapped(
+    column: "pyarrow.ChunkedArray", kind: "pyarrow.DataType", function: Callable[[list[Any]], list[Any]]
+) -> "pyarrow.ChunkedArray":
+    """A column with other values, in the same chunks; those of dictionaries, where it has some."""
+    import pyarrow
+
+    if not pyarrow.types.is_dictionary(column.type):
+        values = function(column.to_pylist())
+        chunks, start = [], 0
+        for chunk in column.chunks:
+            chunks.append(pyarrow.array(values[start : start + len(chunk)], kind))
+            start += len(chunk)
+        return pyarrow.chunked_array(chunks, kind)
+    old: list[Any] = []  # the different dictionaries
+    new: list[Any] = []
+    chunks = []
+    for chunk in column.chunks:
+        place = next((i for i, seen in enumerate(old) if seen.equals(chunk.dictionary)), len(old))
+        if place == len(old):
+            old.append(chunk.dictionary)
+            new.append(pyarrow.array(function(chunk.dictionary.to_pylist()), kind))
+        chunks.append(pyarrow.DictionaryArray.from_arrays(chunk.indices, new[place], ordered=column.type.ordered))
+    return pyarrow.chunked_array(chunks, pyarrow.dictionary(column.type.index_type, kind, column.type.ordered))
+
+
+def _with_type(column: "pyarrow.ChunkedArray", kind: "pyarrow.DataType") -> "pyarrow.ChunkedArray":
+    """A column as a dictionary or none, as it was before something else, such as a Parquet reader, changed that."""
+    import pyarrow
+
+    if column.type == kind:
+        return column
+    if not pyarrow.types.is_dictionary(kind):
+        return pyarrow.chunked_array([pyarrow.array(chunk.to_pylist(), kind) for chunk in column.chunks], kind)
+    chunks = []
+    for chunk in column.chunks:
+        found = chunk if pyarrow.types.is_dictionary(chunk.type) else chunk.dictionary_encode()
+        indices = found.indices.cast(kind.index_type)
+        chunks.append(pyarrow.DictionaryArray.from_arrays(indices, found.dictionary, ordered=kind.ordered))
+    return pyarrow.chunked_array(chunks, kind)
+
+
+def _pandas_column(schema: "pyarrow.Schema", name: str) -> dict[str, Any] | None:
+    """What pandas' metadata of a table say about a column."""
+    about = schema.pandas_metadata or {}
+    return next((one for one in about.get("columns", []) if one.get("field_name") == name), None)
+
+
+def _with_pandas_column(table: "pyarrow.Table", name: str, column: dict[str, Any]) -> "pyarrow.Table":
+    """A table whose pandas metadata say something else about a column."""
+    about = table.schema.pandas_metadata
+    columns = [column if one.get("field_name") == name else one for one in about["columns"]]
+    metadata = dict(table.schema.metadata) | {b"pandas": json.dumps(about | {"columns": columns}).encode()}
+    return table.replace_schema_metadata(metadata)
+
+
+# ---- pandas
 
 
 def encode_series(series: "pandas.Series", column: Column) -> "pandas.Series":
-    """A series of frames of a series of text; the metadata is in its `attrs`. Raises EncodeError."""
+    """A series of frames of a series of text or bytes; of categories, the categories become frames.
+
+    The metadata is in its `attrs`, and keeps the type. Raises EncodeError for other types, and for a series of frames.
+    """
     import pandas
 
-    frames = column.encode([None if pandas.isna(text) else text for text in series])
-    result = pandas.Series(frames, index=series.index, name=series.name, dtype=object)
+    what = f"series {series.name!r}"
+    if _KEY in series.attrs:
+        raise EncodeError(f"{what} holds frames already: turn it into text with decode_series first")
+    old: Any = series
+    if isinstance(series.dtype, pandas.CategoricalDtype):
+        old, ordered, codes = series.cat.categories, series.cat.ordered, series.cat.codes
+        inner, name = column_types.names_of_values(old, f"{what}, a category,")
+        kind, name = column_types.dictionary_name(inner, str(codes.dtype), ordered), f"category[{name}]"
+    else:
+        kind, name = column_types.names_of_values(series, what)
+    column = replace(column, type=kind, pandas=name)
+    with _naming(what):
+        frames: list[Any] = column.encode([None if column_types.is_missing(value) else value for value in old])
+    if old is not series:
+        new = pandas.Categorical.from_codes(codes, pandas.Index(frames, dtype=object), ordered)
+        result = pandas.Series(new, index=series.index, name=series.name)
+    else:
+        if name == "object":  # None, NaN and NA stay what they are
+            frames = [value if frame is None else frame for frame, value in zip(frames, series, strict=True)]
+        result = pandas.Series(frames, index=series.index, name=series.name, dtype=object)
     result.attrs = dict(series.attrs) | column.metadata()
     return result
 
 
 def decode_series(series: "pandas.Series", codec: Codec | None = None) -> "pandas.Series":
-    """A series of text of a series of frames. Raises as `Column.from_metadata` and `Column.decode`."""
+    """A series of frames turned into what it was. Raises as `Column.from_metadata` and `Column.decode`."""
     import pandas
 
-    column = Column.from_metadata(series.attrs, codec)
-    texts = column.decode([frame if isinstance(frame, bytes) else None for frame in series])
-    result = pandas.Series(texts, index=series.index, name=series.name)
+    with _naming(f"series {series.name!r}"):
+        column = Column.from_metadata(series.attrs, codec)
+        dtype = column_types.pandas_type(column.pandas, column.type)
+        categories = isinstance(series.dtype, pandas.CategoricalDtype)
+        old: Any = series.cat.categories if categories else series
+        values = column.decode([frame if isinstance(frame, bytes) else None for frame in old])
+    if column.pandas == "object":
+        values = [old_ if value is None else value for value, old_ in zip(values, old, strict=True)]
+    if categories:
+        new = pandas.Categorical.from_codes(series.cat.codes, pandas.Index(values, dtype=dtype), series.cat.ordered)
+        result = pandas.Series(new, index=series.index, name=series.name)
+    else:
+        result = pandas.Series(values, index=series.index, name=series.name, dtype=dtype)
+        if column.pandas.startswith("category["):  # something else has made a plain series of the frames
+            result = result.astype("category")
     result.attrs = {key: value for key, value in series.attrs.items() if key != _KEY}
     return result
 
@@ -176,3 +337,19 @@ def _loaded(model: str) -> Codec:
 
 def _text(value: Any) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def _decoded(row: int, value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        raise FormatError(f"row {row:,} is no UTF-8: decode it as a column with type='binary'") from None
+
+
+@contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """Errors say which column they are about."""
+    try:
+        yield
+    except (EncodeError, FormatError, ChecksumError) as error:
+        raise type(error)(f"{what}: {error}") from error
