@@ -26,6 +26,7 @@ from memcodec.codec import Codec
 from memcodec.container.assembly import stored
 from memcodec.document.source import Source
 from memcodec.models import registry
+from memcodec.models.adapter import FILE_NAME
 from memcodec.models.loaded import LoadedModel
 from memcodec.settings import Context
 from memcodec_cli import main
@@ -557,6 +558,9 @@ def test_models_lists_and_locates_built_in_models(run: Run, tmp_path: Path, monk
     folder = tmp_path / "models" / "smollm2-135m"
     folder.mkdir(parents=True)
     (folder / "exact.safetensors").write_bytes(b"")
+    assert run("models", "list").stdout.startswith("smollm2-135m  not cached, default  "), "without its adapter"
+    adapter = registry.BUILT_IN["smollm2-135m"].adapter
+    shutil.copy(Path(registry.__file__).parent / adapter, folder / FILE_NAME)
     assert run("models", "list").stdout.startswith("smollm2-135m  cached, default  ")
     assert run("models", "path", "smollm2-135m").stdout == f"{folder}\n"
     pulled = run("models", "pull", "smollm2-135m")

@@ -22,7 +22,7 @@ MIXED = "Él dijo: «mañana será otro día». Она ответила: мож�
 CLAUSE = LICENCE[1504:1586]  # about twenty tokens
 
 # SHA-256 of the logits that follow the first 30 tokens of CLAUSE repeated: those of every machine.
-KNOWN_ANSWER = "f736a361ef954dd49f1cf62393c0140b9a1544e743a2e0b8dac6daa542f88438"
+KNOWN_ANSWER = "ac4244ce161e719d87e18a6eca9fe5a1cbb48ecffac21598e0ec4afbb894c66a"
 
 
 @dataclass(frozen=True)

@@ -56,12 +56,13 @@ class Archive(Sequence[bytes]):
         Raises FormatError, ChecksumError, OSError; ModelMismatchError when documents are decoded.
         """
         self.batch = DEFAULT_BATCH
-        self._path = Path(path).absolute()  # whatever the working directory becomes
+        self._name = os.fspath(path)  # for messages
+        self._path = Path(path).absolute()  # stays valid if the working directory changes
         self._codec = codec
-        self._read(self._path.read_bytes(), primer)
+        self._read(Path(path).read_bytes(), primer)
 
     def __repr__(self) -> str:
-        return f"<memcodec.Archive {os.fspath(self._path)!r}: {len(self)} documents>"
+        return f"<memcodec.Archive {self._name!r}: {len(self)} documents>"
 
     def _read(self, blob: bytes, primer: Primer | None) -> None:
         metadata, tensors = _tensors(blob)
@@ -162,10 +163,10 @@ class Archive(Sequence[bytes]):
         blob = _pack(self.model, self.settings, [*self._keys, *new], [*old, *frames], inside)
         with self._path.open("rb") as file:
             if hold(file) is False or not os.path.samestat(os.fstat(file.fileno()), self._path.stat()):
-                raise EncodeError(f"{os.fspath(self._path)}: another process is writing to it: open it again")
+                raise EncodeError(f"{self._name}: another process is writing to it: open it again")
             now = file.read()
             if (len(now), now[-4:]) != self._state:
-                raise EncodeError(f"{os.fspath(self._path)}: changed since it was read: open it again")
+                raise EncodeError(f"{self._name}: changed since it was read: open it again")
             replace(self._path, [blob])  # under the lock: if two processes append, one gets an error
         self._read(blob, self.primer)
 
