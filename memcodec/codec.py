@@ -45,7 +45,6 @@ from memcodec.storage.journal import Journal, journal_key
 from memcodec.verification import verify
 
 _VERIFIED_TOGETHER = 256  # documents of one batch of verification, at most
-_NO_TOKENS = np.empty(0, dtype=np.int64)
 
 
 class Codec:
@@ -86,7 +85,7 @@ class Codec:
         """
         other = copy(self)
         other.primer = primer
-        other.model = primer.put_before(self.model) if primer else self.model.behind(_NO_TOKENS)
+        other.model = primer.put_before(self.model) if primer else self.model.behind()
         return other
 
     def with_engine(self, engine: "str | Engine") -> "Codec":

@@ -115,3 +115,20 @@ def test_modules_of_the_lm_import_those_before_them(graph: dict[str, set[str]]) 
     for name, others in modules_.items():
         allowed = LM_ORDER[: LM_ORDER.index(name.split(".")[-1])]
         assert {other.split(".")[-1] for other in others if package(other) == "lm"} <= set(allowed), name
+
+
+MAX_LINES = 420  # of a module
+MAX_PARAMETERS = 8  # of a function that is not a kernel
+
+
+def test_modules_and_functions_are_small() -> None:
+    for path in [*ROOT.rglob("*.py"), *(ROOT.parent / "cli").glob("*.py")]:
+        source = path.read_text(encoding="utf-8")
+        assert source.count("\n") <= MAX_LINES, path
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef):
+                names = [argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)]
+                decorators = {ast.unparse(decorator) for decorator in node.decorator_list}
+                count = len([name for name in names if name not in ("self", "cls")])
+                assert count <= MAX_PARAMETERS or decorators & {"kernel", "subkernel"}, f"{path}: {node.name}"
+    assert (ROOT / "codec.py").read_text(encoding="utf-8").count("\n") <= 400

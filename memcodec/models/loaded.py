@@ -110,7 +110,7 @@ class LoadedModel:
             self._floats = FrozenLM.load(self.folder.path, list(prefix), self.device)
         return self._floats
 
-    def behind(self, primer_tokens: np.ndarray) -> "LoadedModel":
+    def behind(self, primer_tokens: np.ndarray = _NO_TOKENS) -> "LoadedModel":
         """The same model with a primer, int64 [tokens], instead of the one it has; without tokens, with none.
 
         Shares the weights. Raises ModelNotFoundError without an exact LM; EncodeError if the model has too few
