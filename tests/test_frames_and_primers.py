@@ -220,6 +220,7 @@ def test_a_primer_is_nothing_but_a_longer_prefix(tiny: Codec, primed: Codec, pri
     assert np.array_equal(primed.token_bits(tokens), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [1, PAGE - 2, PAGE - 1, PAGE, PAGE + 1, 2 * PAGE - 1, 3 * PAGE])
 @pytest.mark.parametrize("kind", TINY)
 def test_primers_of_every_length_and_architecture(tiny_folders, kind: str, length: int) -> None:
