@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from memcodec import container
+from memcodec import FormatError, container
 from memcodec_cli import inputs, outputs
 from memcodec_cli.errors import FileErrors
 from memcodec_cli.library import DecodingCodecs, decode, decode_range, decode_small, salvage
@@ -71,7 +71,8 @@ class DecompressOptions:
     report: str | None = option(
         "--report",
         metavar="FILE",
-        help="With --salvage: write a JSON file that lists what is lost; - is standard output.  "
+        help="With --salvage: write a JSON file that lists what is lost; - is standard output. An existing file is "
+        "overwritten only with -f.  "
         "[default: standard error only]",
     )
 
@@ -187,7 +188,7 @@ def _salvage(
     stem = name.removesuffix(inputs.EXTENSION)
     target = Output.of_input(name, options, stem if stem != name else "")
     target.check(binary=False)
-    page = None if report is None else Output.named(report, force=True)
+    page = None if report is None else Output.named(report, force=options.force)
     if page is not None:
         outputs.check_streams(target, page)
         page.check(binary=False)
@@ -196,26 +197,43 @@ def _salvage(
 
 
 def _write_undamaged(name: str, target: Output, page: Output | None, codecs: DecodingCodecs, bar: ProgressBar) -> None:
-    blob = inputs.read_compressed(name)
-    parsed = container.unpack(blob, damaged=True)
+    members, unread = container.members_of(inputs.read_compressed(name))
     lost: list[dict[str, Any]] = []
+    unpacked: list[container.Container] = []
+    for number, member in enumerate(members):
+        try:
+            unpacked.append(container.unpack(member, damaged=True))
+        except FormatError:  # an index that cannot be read
+            if not number:
+                raise
+            unread += sum(map(len, members[number:]))
+            break
+    whole = sum(parsed.size for parsed in unpacked)
 
     def pieces() -> Iterator[bytes]:
-        for piece in salvage(blob, parsed, codecs, bar):
-            if isinstance(piece, bytes):
-                yield piece
-            else:
-                lost.append(asdict(piece))
+        start = 0  # of a member's document
+        for member, parsed in zip(members, unpacked, strict=False):
+            for piece in salvage(bytes(member), parsed, codecs, bar):
+                if isinstance(piece, bytes):
+                    yield piece
+                else:
+                    lost.append({**asdict(piece), "start": piece.start + start, "end": piece.end + start})
+            start += parsed.size
 
     with bar:
         size = target.write(pieces())
     if page is not None:
-        facts = {"file": name, "original_bytes": parsed.size, "written_bytes": size, "lost": lost}
+        facts = {"file": name, "original_bytes": whole, "written_bytes": size, "lost": lost, "unread_bytes": unread}
         page.write([json.dumps(facts, indent=1).encode() + b"\n"])
     for gap in lost:
         click.echo(f"memcodec: lost: {gap['end'] - gap['start']:,} bytes, starting at byte {gap['start']:,}", err=True)
-    if lost:
-        click.echo(f"memcodec: {size:,} of {parsed.size:,} bytes written", err=True)
+    if unread:
+        click.echo(
+            f"memcodec: not read: the last {unread:,} bytes of the file, which are not a readable memcodec file",
+            err=True,
+        )
+    if lost or unread:
+        click.echo(f"memcodec: {size:,} of {whole:,} bytes written", err=True)
         sys.exit(3)
 
 

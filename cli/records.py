@@ -74,7 +74,9 @@ def _read_directory(directory: Path) -> Iterator[Record]:
 def _read_csv(shown: str, data: bytes, field: str | None, key: str | None) -> Iterator[Record]:
     """shown: the name of the file, for errors."""
     try:
-        rows = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))  # Excel's begin with a mark
+        rows = csv.DictReader(
+            io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True
+        )  # Excel's begin with a mark
         columns = list(rows.fieldnames or ())
         if field is None:
             others = [column for column in columns if column != key]
@@ -89,9 +91,11 @@ def _read_csv(shown: str, data: bytes, field: str | None, key: str | None) -> It
             where = f"{shown}, row {number}"
             if row[field] is None or (key is not None and row[key] is None):
                 raise click.ClickException(f"{where}: it has fewer cells than the first row")
+            if None in row:  # where DictReader puts what is too many
+                raise click.ClickException(f"{where}: it has more cells than the first row: quote texts with commas")
             yield Record(where, row[key] if key is not None else "", row[field].encode())
     except (UnicodeError, csv.Error) as error:
-        raise click.ClickException(f"{shown}: not a CSV file in UTF-8 ({error})") from error
+        raise click.ClickException(f"{shown}: it cannot be read as CSV in UTF-8 ({error})") from error
 
 
 def _list(names: list[str]) -> str:

@@ -14,6 +14,7 @@ import safetensors
 import safetensors.numpy
 
 from memcodec.container import PRIMER_BYTES
+from memcodec.document.inputs import as_many
 from memcodec.document.plan import visible_tokens
 from memcodec.document.spans import is_worthwhile
 from memcodec.errors import EncodeError, FormatError, ModelMismatchError
@@ -85,13 +86,13 @@ class Primer:
         """A primer of the first texts, each followed by a line feed: as many as fit into `tokens` tokens.
 
         If the first text is too long, its beginning is used. model: a name as in `Codec.load`, a codec, or a loaded
-        model: the primer is for this model. Raises EncodeError, ModelNotFoundError.
+        model: the primer is for this model. Raises EncodeError, ModelNotFoundError; TypeError for a single text.
         """
         tokenizer = (
             ByteTokenizer.load(registry.resolve(model).path) if isinstance(model, str) else model.model.tokenizer
         )
         chosen = np.empty(0, dtype=np.int64)
-        for text in texts:
+        for text in as_many(texts, "texts"):
             new = tokenizer.encode(_line(text))
             if len(chosen) + len(new) > tokens:
                 chosen = chosen if len(chosen) else new[:tokens]

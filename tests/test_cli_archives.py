@@ -206,3 +206,14 @@ def test_unpack_writes_all_or_nothing(run: Run, tiny_name: str, tiny: Codec, key
     Archive.create("x", [b"x", b"y"], keys, codec=tiny)
     assert message in refused(run("unpack", "x", "-o", "out", "--model", tiny_name))
     assert [path.name for path in Path("out").rglob("*")] == ["there"]
+
+
+def test_rows_of_csv_with_too_many_cells_are_refused(run: Run, llama_folder: Path) -> None:
+    for content, message in (
+        ("Name;Betrag\nM;12,50\n", "row 1: it has more cells than the first row"),
+        ('id,text\n1,"unclosed\n2,b\n', "cannot be read as CSV in UTF-8"),
+    ):
+        Path("t.csv").write_text(content)
+        field = () if ";" in content else ("--field", "text")
+        assert message in refused(run("pack", "t.csv", "-o", "t.archive", *field, "--model", llama_folder))
+        assert not Path("t.archive").exists()

@@ -145,6 +145,8 @@ def test_options_that_are_named_exist() -> None:
     known = {option for command in every for p in command.params for option in p.opts}
     known |= {"--help", "--version", "--use-compress-program"}  # the last is an option of tar
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
-        prose = re.sub(r"`python (?:benchmarks|training)/[^`]*`|^    (ray|pip) .*", "", path.read_text(), flags=re.MULTILINE)
+        prose = re.sub(
+            r"`python (?:benchmarks|training)/[^`]*`|^    (ray|pip) .*", "", path.read_text(), flags=re.MULTILINE
+        )
         for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", prose):
             assert option in known, f"{path.name}: {option}"

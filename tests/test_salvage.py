@@ -4,6 +4,7 @@ import json
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -124,3 +125,34 @@ def test_the_command(run: Run, llama_folder: Path, tiny: Codec) -> None:
     done = run(*args, "-f")
     assert done.exit_code == 0 and Path("a").read_bytes() == WHOLE
     assert run(*args, "--rm").exit_code == 2 and run("decompress", "a.memz", "--report", "x").exit_code == 2
+
+
+def test_the_command_reads_every_concatenated_file(run: Run, llama_folder: Path, tiny: Codec) -> None:
+    blob = made(tiny, 0)
+    flipped = bytearray(blob)
+    flipped[-40] ^= 1
+    args = ("decompress", "--salvage", "a.memz", "-f", "--model", llama_folder, "--report", "r.json")
+
+    def salvaged(content: bytes) -> dict[str, Any]:
+        Path("a.memz").write_bytes(content)
+        assert run(*args).exit_code == 3
+        report: dict[str, Any] = json.loads(Path("r.json").read_text())
+        return report
+
+    report = salvaged(blob + bytes(flipped))
+    assert report["original_bytes"] == 2 * len(WHOLE) and report["unread_bytes"] == 0
+    assert report["lost"][0]["start"] >= len(WHOLE) and Path("a").read_bytes().startswith(WHOLE)
+    report = salvaged(bytes(flipped) + blob)
+    assert report["lost"][0]["end"] <= len(WHOLE) and Path("a").read_bytes().endswith(WHOLE)
+    report = salvaged(blob + blob[:400])
+    assert report["lost"] or report["unread_bytes"] == 400
+    report = salvaged(blob + b"trash")
+    assert report["unread_bytes"] == 5 and report["lost"] == [] and Path("a").read_bytes() == WHOLE
+
+
+def test_a_report_overwrites_nothing_unasked(run: Run, llama_folder: Path, tiny: Codec) -> None:
+    Path("a.memz").write_bytes(made(tiny, 0))
+    before = Path("a.memz").read_bytes()
+    args = ("decompress", "--salvage", "a.memz", "-o", "b", "--model", llama_folder, "--report", "a.memz")
+    assert "exists" in refused(run(*args))
+    assert Path("a.memz").read_bytes() == before

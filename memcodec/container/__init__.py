@@ -26,7 +26,15 @@ from memcodec.container.layout import (
     compress,
 )
 from memcodec.container.numbers import Reader, pack_column, varint
-from memcodec.container.read import check_start, is_archive, read_settings, read_tensors, unpack, unpack_all
+from memcodec.container.read import (
+    check_start,
+    is_archive,
+    members_of,
+    read_settings,
+    read_tensors,
+    unpack,
+    unpack_all,
+)
 from memcodec.container.write import describe, pack, pack_settings
 
 __all__ = [
@@ -57,6 +65,7 @@ __all__ = [
     "compress",
     "describe",
     "is_archive",
+    "members_of",
     "pack",
     "pack_column",
     "pack_settings",

@@ -74,6 +74,24 @@ def unpack_all(blob: bytes | memoryview) -> list[Container]:
             raise FormatError(f"{len(view):,} trailing bytes after the end of the file: remove them") from error
 
 
+def members_of(blob: bytes | memoryview) -> tuple[list[memoryview], int]:
+    """The concatenated files in some bytes, by the lengths in their headers, and how many bytes follow that are none.
+
+    For `salvage`: nothing but the starts and the lengths is read. Raises FormatError if even the first start is wrong.
+    """
+    view, members = memoryview(blob), []
+    while len(view):
+        try:
+            length = _first_length(view)
+        except FormatError:
+            if not members:
+                raise
+            return members, len(view)
+        members.append(view[:length])
+        view = view[length:]
+    return members, 0
+
+
 def _first_length(view: memoryview) -> int:
     """Length of the first of concatenated files; that of all bytes if its header is not valid."""
     check_start(bytes(view[:START]))
