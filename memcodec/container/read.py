@@ -79,7 +79,8 @@ def members_of(blob: bytes | memoryview) -> tuple[list[memoryview], int]:
 
     For `salvage`: nothing but the starts and the lengths is read. Raises FormatError if even the first start is wrong.
     """
-    view, members = memoryview(blob), []
+    view = memoryview(blob)
+    members: list[memoryview] = []
     while len(view):
         try:
             length = _first_length(view)
