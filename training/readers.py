@@ -1,7 +1,7 @@
 """How the bytes of a file become text: one function a format, named by `reader` in sources/*.toml.
 
-A reader gives the documents of a file. The readers in MESSAGES give many short messages instead, which the corpus takes
-one by one and in runs, joined by the text that MESSAGES names.
+A reader yields the documents of a file. The readers in MESSAGES yield many short messages instead, which the corpus
+takes one by one and in runs, joined by the text that MESSAGES names.
 """
 
 import ast

@@ -87,7 +87,7 @@ def find_text(data: bytes) -> list[str | bytes]:
 
 
 def is_worthwhile(message: bytes, tokens: int) -> bool:
-    """Whether the LM is given a message without a container, of so many tokens.
+    """Whether the LM encodes a message without a container that has this number of tokens.
 
     Not if it is long and no text, as in a file, or has many tokens for its length.
     """

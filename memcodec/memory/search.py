@@ -70,7 +70,7 @@ def _new_buffers(longest: int, states: int, hidden: int) -> _Buffers:
 
 
 def memory_bytes(entropy: np.ndarray, share: int) -> int:
-    """Bytes of memory that an encoder gives a chunk with these entropies, int32 [tokens]. share: in 1/1024."""
+    """Bytes of the memory of a chunk with these entropies, int32 [tokens]. share: in 1/1024."""
     counted = np.minimum(entropy[: max(0, len(entropy) - _QUIET_END)], MOST_ENTROPY).astype(np.int64)
     return int(share * int(counted.sum()) >> 20) // 8
 
