@@ -15,15 +15,15 @@ import numpy as np
 from memcodec.lm.architecture import Architecture, frequencies
 
 UNIT = 1024  # logits, entropies and costs are integers in 1/1024 bit
-HIGHEST = 32767  # the largest activation: int16
-HALVES = 127 * 256 + 127  # the largest activation that can be split into two signed bytes, 256 * high + low
-WEIGHT = 127  # the largest weight, key or value: int8
-QUERY = 1023  # the largest entry of a query (but see `highest_query`)
+LARGEST = 127  # the largest integer of a weight, activation, query, key or value: int8
+SHARE = 255  # the largest attention weight
 TINY = 2.0**-100  # the least value used as the largest entry of a vector, so that nothing becomes subnormal
 FAR = 2.0**29  # logits are clamped to plus or minus this, in units, so that two differ by less than 2**31
 ONE = 30  # bits of the 1 in the table of powers
-ATTENTION_BITS = 20  # bits of the 1 in attention weights
-MASS = 1 << 16  # the sum of the integer attention weights of a query is at most about this
+ATTENTION_BITS = 20  # bits of the 1 of `exp2`
+EXP2 = (1 << ATTENTION_BITS, 725_186, 242_403, 41_553)  # coefficients of a cubic, see `exp2`
+EXP2_END = (ATTENTION_BITS + 1) << 10  # from here on, `exp2` is 0
+MOST_ROTATED = 128  # entries of a block of the Hadamard transform before the second matrix of an MLP, at most
 GATE_STEPS = 512  # entries of the table of a gate for each unit of its argument
 GATE_REACH = 20  # the table covers arguments from minus this to plus this
 
@@ -34,22 +34,27 @@ LOGIT_SCALE = np.float32(UNIT * LOG2E)  # units in a nat
 TABLES_SHA256 = "0fa3b279de25054af9c2cc25d1dd193e447abc7802d30141d7d66eba1d971f9b"
 
 
-def highest_input(size: int) -> int:
-    """The largest integer in a vector of `size` activations before a product.
-
-    Sums of products with weights stay within int32, and both halves within a signed byte.
-    """
-    return min(HALVES, (2**31 - 1) // (WEIGHT * size))
-
-
-def highest_query(head_size: int) -> int:
-    """The largest integer in a query: a sum of head_size products with a key stays below 2**24."""
-    return min(QUERY, (2**24 - 1) // (WEIGHT * head_size))
+def block_of(size: int, most: int = 1 << 30) -> int:
+    """The largest power of two that divides a size and is at most `most`."""
+    return min(size & -size, most)
 
 
 def attention_scale(head_size: int) -> np.float32:
-    """The factor that turns a product of a query and a key into units, float32."""
-    return np.float32(UNIT * LOG2E / math.sqrt(head_size))
+    """The factor that turns a product of a transformed query and key into units, float32."""
+    return np.float32(UNIT * LOG2E / (math.sqrt(head_size) * block_of(head_size)))
+
+
+def exp2(below: np.ndarray) -> np.ndarray:
+    """2**(20 - below / 1024) as an integer, with a relative error below 1e-4; integers >= 0, int64.
+
+    A cubic in integers, because vectors of processors have products and no tables.
+    """
+    below = np.minimum(below, EXP2_END)
+    fraction = below & 1023
+    total = np.int64(EXP2[3])
+    for coefficient in EXP2[2::-1]:
+        total = coefficient - (fraction * total >> 10)
+    return total >> (below >> 10)
 
 
 # ---- functions, as series of IEEE operations
