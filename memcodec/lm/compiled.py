@@ -18,11 +18,13 @@ from typing import Any, TypeVar
 
 import llvmlite.binding
 import numba
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
 from memcodec.cache import cache_folder
+from memcodec.lm.instructions import CHOSEN
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -37,8 +39,9 @@ def hash_of_sources(root: Path) -> str:
 
 @cache
 def kernels_folder() -> Path:
-    """The folder of compiled kernels of this version."""
-    return cache_folder() / "kernels" / f"{numba.__version__}-{hash_of_sources(Path(__file__).parent.parent)[:16]}"
+    """The folder of compiled kernels of this version, for the instructions that it uses."""
+    sources = hash_of_sources(Path(__file__).parent.parent)
+    return cache_folder() / "kernels" / f"{numba.__version__}-{CHOSEN.name}-{sources[:16]}"
 
 
 def subkernel(function: F) -> Any:
@@ -170,6 +173,7 @@ def ones_in(context: Any, value: Any) -> Any:
     return types.int64(types.uint64), generate
 
 
+_COUNTERS_APART = 8
 _SPINS = 2000  # checks of a barrier, about ten nanoseconds each, before a thread yields its processor
 
 
@@ -186,3 +190,9 @@ def wait_for_all(barrier, waits, workers):
         checks += 1
         if checks > _SPINS:
             _yield_processor()
+
+
+@subkernel
+def taken(counters, stage):
+    """The number of the next unit of work of a stage, which no other worker takes. counters: see `layout.Workspace`."""
+    return _increment(counters.ctypes.data + np.uint64(_COUNTERS_APART * 8) * np.uint64(stage))

@@ -1,64 +1,65 @@
 """The exact LM on a CPU: fused kernels over all rows of a pass (spec/FORMAT.md, in the same order and with its names).
 
-A pass takes new positions of several sequences at the same time. All workers of a team call `forward` together: each
-does its share of a stage and waits for the others at a barrier. No float32 becomes a float64, because numba keeps typed
-float32 as it is; every operation is one IEEE operation, and sums are sums of integers. The arguments are described in
-`layout`.
+A pass takes new positions of several sequences at the same time. All workers of a team call `forward` together. A stage
+is divided into units of work, each of which is taken by a worker that is free; then they wait for each other. No
+float32 becomes a float64, because numba keeps typed float32 as it is; every operation is one IEEE operation, and sums
+are sums of integers. The arguments are described in `layout`.
 """
 
 import numpy as np
 
 from memcodec.lm import arithmetic
 from memcodec.lm.attention import attention_stage, head_stage
-from memcodec.lm.compiled import kernel, not_inlined, subkernel, wait_for_all
-from memcodec.lm.norms import integer_stage, norm_stage
-from memcodec.lm.product import COLUMNS, TILE_ROWS, multiply
+from memcodec.lm.compiled import kernel, not_inlined, subkernel, taken, wait_for_all
+from memcodec.lm.layout import COUNTERS_APART, FEW_ROWS
+from memcodec.lm.product import COLUMNS, QUAD, TILE_ROWS, multiply
+from memcodec.lm.quantize import norm_row, plain_row, transform
 
 f4 = np.float32
-u8 = np.uint64  # for indices in inner loops (see `norms`)
+u8 = np.uint64  # for indices in inner loops (see `quantize`)
 _FAR = f4(arithmetic.FAR)
 _GATE_STEPS, _GATE_REACH = f4(arithmetic.GATE_STEPS), f4(arithmetic.GATE_REACH)
 _GATE_MIDDLE = np.int32(arithmetic.GATE_STEPS * arithmetic.GATE_REACH)
 _LOGIT_SCALE = arithmetic.LOGIT_SCALE
+_UNITS = 12  # units of work of a stage for each worker, at least
 # Not literals, since numba gives each integer literal a type of its own.
 _ZERO, _ONE, _COLUMNS = np.int64(0), np.int64(1), np.int64(COLUMNS)
 
 
-@subkernel
-def _share_of(panels, rows, worker, workers):
-    """How a product is divided into units, each one panel and a range of rows.
 
-    Returns the worker's first unit and the end of its units, the ranges for each panel, and the rows of a range.
-    """
+
+@subkernel
+def _units_of(panels, rows, workers):
+    """How a product is divided into units, each one panel and a range of rows: ranges for each panel, rows of a range."""
     ranges = 1
-    if panels < 4 * workers:
-        ranges = min((rows + TILE_ROWS - 1) // TILE_ROWS, (4 * workers + panels - 1) // panels)
+    if panels < _UNITS * workers:
+        ranges = min((rows + TILE_ROWS - 1) // TILE_ROWS, (_UNITS * workers + panels - 1) // panels)
     height = (rows + ranges - 1) // ranges
     height = (height + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS
-    ranges = (rows + height - 1) // height
-    units = panels * ranges
-    return units * worker // workers, units * (worker + 1) // workers, ranges, height
+    return (rows + height - 1) // height, height
 
 
 @subkernel
 def _product_stage(
-    fallback, space, rows, inner, weights, scale, bias, width, out, adding, worker, workers
+    plain, space, first, rows, inner, weights, scale, bias, width, out, stage, worker, workers, adding
 ):  # fmt: skip
-    """The columns of a linear layer, written to `out` or added to it. width: the number of columns of `out`."""
+    """A linear layer of `rows` rows of inputs from `first` on, written to `out` or added to it.
+
+    width: the number of columns of `out`.
+    """
     not_inlined()
-    flat, stride, tile = space.flat, space.inputs.shape[1], space.tile[worker]
-    panels = len(scale) // COLUMNS
-    first, last, ranges, height = _share_of(panels, rows, worker, workers)
-    for unit in range(first, last):
-        column = unit // ranges * COLUMNS
-        top = unit % ranges * height
+    stride, tile = space.inputs.shape[1], space.tile[worker]
+    panels, whole = len(scale) // COLUMNS, (inner + QUAD - 1) // QUAD * QUAD
+    ranges, height = _units_of(panels, rows, workers)
+    unit = taken(space.counters, stage)
+    while unit < panels * ranges:
+        column, top = unit // ranges * COLUMNS, unit % ranges * height
         for m0 in range(top, min(top + height, rows), TILE_ROWS):
             count = min(TILE_ROWS, rows - m0)
-            multiply(
-                flat, m0 * stride, stride, count, weights, column * inner, inner // 2, tile, _ZERO, _COLUMNS, fallback
-            )
+            multiply(space.flat, (first + m0) * stride, stride, count, space.input_offset, first + m0, weights,
+                     column * whole, whole // QUAD, tile, _ZERO, _COLUMNS, plain)  # fmt: skip
             for r in range(count):
-                s = space.input_scale[m0 + r]
+                s = space.input_scale[first + m0 + r]
                 t, c, row = u8(r * COLUMNS), u8(column), out[m0 + r]
                 for j in range(u8(min(COLUMNS, width - column))):
                     y = f4(tile[t + j]) * s * scale[c + j] + bias[c + j]
@@ -66,27 +67,27 @@ def _product_stage(
                         row[c + j] += y
                     else:
                         row[c + j] = y
+        unit = taken(space.counters, stage)
 
 
 @subkernel
-def _up_stage(sizes, space, rows, weights, scale, bias, table, worker, workers):
+def _up_stage(sizes, space, first, rows, weights, scale, bias, table, stage, worker, workers):
     """The first layer of an MLP with its gate, into the outputs. table: the gate, float32 [20481]."""
     not_inlined()
-    flat, stride, tile, out = space.flat, space.inputs.shape[1], space.tile[worker], space.outputs
+    stride, tile, out = space.inputs.shape[1], space.tile[worker], space.outputs
     gates, steps = space.gates[worker], space.steps[worker]
-    panels = len(scale) // COLUMNS
-    inner = sizes.hidden
-    first, last, ranges, height = _share_of(panels, rows, worker, workers)
+    panels, whole = len(scale) // COLUMNS, (sizes.hidden + QUAD - 1) // QUAD * QUAD
+    ranges, height = _units_of(panels, rows, workers)
     gated, half = sizes.gated, u8(COLUMNS // 2)
-    for unit in range(first, last):
-        column = unit // ranges * COLUMNS
-        top = unit % ranges * height
+    unit = taken(space.counters, stage)
+    while unit < panels * ranges:
+        column, top = unit // ranges * COLUMNS, unit % ranges * height
         for m0 in range(top, min(top + height, rows), TILE_ROWS):
             count = min(TILE_ROWS, rows - m0)
-            multiply(flat, m0 * stride, stride, count, weights, column * inner, inner // 2, tile, _ZERO, _COLUMNS,
-                     sizes.fallback)  # fmt: skip
+            multiply(space.flat, (first + m0) * stride, stride, count, space.input_offset, first + m0, weights,
+                     column * whole, whole // QUAD, tile, _ZERO, _COLUMNS, sizes.plain)  # fmt: skip
             for r in range(count):
-                s = space.input_scale[m0 + r]
+                s = space.input_scale[first + m0 + r]
                 t, c, row = u8(r * COLUMNS), u8(column), out[m0 + r]
                 for j in range(u8(COLUMNS)):  # if gated, half of the steps are not needed, but the loop is faster
                     y = f4(tile[t + j]) * s * scale[c + j] + bias[c + j]
@@ -106,72 +107,134 @@ def _up_stage(sizes, space, rows, weights, scale, bias, table, worker, workers):
                         row[c + j] = table[u8(steps[j])]
                     for j in range(u8(COLUMNS)):
                         row[c + j] = gates[j] * row[c + j]
+        unit = taken(space.counters, stage)
+
+
+@subkernel
+def _inputs_stage(sizes, space, rows, kind, few, worker, workers):
+    """The inputs of the next product, from the residual stream or from the outputs; returns their first row.
+
+    kind: 0 for the norm of the residual stream, 1 for outputs of attention, 2 for those of the first layer of the MLP.
+    few: each worker makes all of them for itself, and nobody waits.
+    """
+    not_inlined()
+    first, step = worker, workers
+    base = np.int64(0)
+    if few:
+        first, step = np.int64(0), np.int64(1)
+        base = len(space.x) + worker * FEW_ROWS
+    for m in range(first, rows, step):
+        if kind == 0:
+            norm_row(space.x[m], sizes.hidden, sizes.epsilon, space, base + m)
+        elif kind == 1:
+            plain_row(space.outputs[m], sizes.heads * sizes.head_size, space, base + m)
+        else:
+            y, row = space.outputs[m], space.row[worker]
+            for i in range(u8(sizes.inner)):
+                row[i] = y[i]
+            transform(row, _ZERO, sizes.inner, sizes.inner_block)
+            plain_row(row, sizes.inner, space, base + m)
+    return base
 
 
 @kernel
-def logits_of(sizes, head, head_scale, flat, stride, input_scale, tiles, out, worker, workers):
-    """Logits in units, int32 [rows, columns of the head], of rows as `forward` leaves them."""
-    panels, inner, tile, rows = len(head_scale) // COLUMNS, sizes.hidden, tiles[worker], len(input_scale)
-    first, last, ranges, height = _share_of(panels, rows, worker, workers)
-    for unit in range(first, last):
-        column = unit // ranges * COLUMNS
-        top = unit % ranges * height
-        for m0 in range(top, min(top + height, rows), TILE_ROWS):
-            count = min(TILE_ROWS, rows - m0)
-            multiply(flat, m0 * stride, stride, count, head, column * inner, inner // 2, tile, _ZERO, _COLUMNS,
-                     sizes.fallback)  # fmt: skip
+def logits_of(sizes, head, head_scale, head_bias, space, rows, out, worker, workers):
+    """Logits in units, int32 [rows, columns of the head]. rows: of the inputs as `forward` leaves them, int64 [rows]."""
+    panels, tile = len(head_scale) // COLUMNS, space.tile[worker]
+    whole, stride = (sizes.hidden + QUAD - 1) // QUAD * QUAD, space.inputs.shape[1]
+    ranges, height = _units_of(panels, len(rows), workers)
+    unit = taken(space.counters, _ONE)
+    while unit < panels * ranges:
+        column, top = unit // ranges * COLUMNS, unit % ranges * height
+        m0 = top
+        end = min(top + height, len(rows))
+        while m0 < end:
+            count = 1  # rows that follow each other
+            while count < TILE_ROWS and m0 + count < end and rows[m0 + count] == rows[m0] + count:
+                count += 1
+            first = rows[m0]
+            multiply(space.flat, first * stride, stride, count, space.input_offset, first, head, column * whole,
+                     whole // QUAD, tile, _ZERO, _COLUMNS, sizes.plain)  # fmt: skip
             for r in range(count):
-                s = input_scale[m0 + r]
+                s = space.input_scale[first + r]
                 t, c, row = u8(r * COLUMNS), u8(column), out[m0 + r]
                 for j in range(u8(COLUMNS)):
-                    y = f4(tile[t + j]) * s * head_scale[c + j]
+                    y = f4(tile[t + j]) * s * head_scale[c + j] + head_bias[c + j]
                     row[c + j] = np.int32(np.rint(min(max(y * _LOGIT_SCALE, -_FAR), _FAR)))
+            m0 += count
+        unit = taken(space.counters, _ONE)
+
+
+@subkernel
+def _embed(sizes, weights, space, rows, worker, workers):
+    """The residual stream before the first layer."""
+    x = space.x
+    for m in range(worker, len(rows.tokens), workers):
+        token = rows.tokens[m]
+        if token < 0:
+            x[m] = rows.vectors[-1 - token]
+        else:
+            scale, row = weights.embedding_scale[token], weights.embedding[token]
+            for i in range(u8(sizes.hidden)):
+                x[m, i] = f4(row[i]) * scale
+        if not sizes.rotary:
+            position = weights.position[rows.position[m]]
+            for i in range(u8(sizes.hidden)):
+                x[m, i] += position[i]
 
 
 @kernel
 def forward(sizes, weights, cache, space, rows, worker, workers):
     """One pass over new positions of some sequences. Leaves the inputs of the head in the workspace."""
     n, hidden, mixed, inner = len(rows.tokens), sizes.hidden, sizes.heads * sizes.head_size, sizes.inner
-    x, outputs, barrier, fallback = space.x, space.outputs, space.barrier, sizes.fallback
-    for m in range(worker, n, workers):
-        token = rows.tokens[m]
-        if token < 0:
-            x[m] = rows.vectors[-1 - token]
-        else:
-            scale, row = weights.embedding_scale[token], weights.embedding[token]
-            for i in range(u8(hidden)):
-                x[m, i] = f4(row[i]) * scale
-        if not sizes.rotary:
-            position = weights.position[rows.position[m]]
-            for i in range(u8(hidden)):
-                x[m, i] += position[i]
-    waits = np.int64(0)
-    for layer in range(sizes.layers):
-        # A worker embeds and norms the same rows, so the first norm need not wait.
-        norm_stage(sizes, space, n, weights.attention_gain[layer], weights.attention_shift[layer], worker, workers)
+    x, outputs, plain, barrier = space.x, space.outputs, sizes.plain, space.counters[:COUNTERS_APART]
+    few = n <= FEW_ROWS and workers > 1
+    single = len(rows.slots) == n
+    _embed(sizes, weights, space, rows, worker, workers)
+    waits = np.int64(0)  # of all workers for each other
+    stage = np.int64(1)
+    if few:
         wait_for_all(barrier, waits, workers)
-        _product_stage(fallback, space, n, hidden, weights.qkv[layer], weights.qkv_scale[layer],
-                       weights.qkv_bias[layer], outputs.shape[1], outputs, _ZERO, worker, workers)  # fmt: skip
+        waits += 1
+    for layer in range(sizes.layers):
+        # If each worker makes its own inputs, it embeds and norms the same rows, so the first norm need not wait.
+        first = _inputs_stage(sizes, space, n, 0, few, worker, workers)
+        if not few:
+            wait_for_all(barrier, waits, workers)
+            waits += 1
+        _product_stage(plain, space, first, n, hidden, weights.qkv[layer], weights.qkv_scale[layer],
+                       weights.qkv_bias[layer], outputs.shape[1], outputs, stage, worker, workers, _ZERO)  # fmt: skip
+        wait_for_all(barrier, waits, workers)
+        if not single:
+            head_stage(sizes, weights, cache, space, rows, layer, stage + 1, worker)
+            waits += 1
+            wait_for_all(barrier, waits, workers)
+        attention_stage(sizes, weights, cache, space, rows, layer, stage + 2, worker, single)
         wait_for_all(barrier, waits + 1, workers)
-        head_stage(sizes, weights, cache, space, rows, layer, worker, workers)
-        wait_for_all(barrier, waits + 2, workers)
-        attention_stage(sizes, weights.powers, cache, space, rows, layer, worker, workers)
-        wait_for_all(barrier, waits + 3, workers)
-        integer_stage(space, n, mixed, sizes.mixed_limit, worker, workers)
-        wait_for_all(barrier, waits + 4, workers)
-        _product_stage(fallback, space, n, mixed, weights.mix[layer], weights.mix_scale[layer],
-                       weights.mix_bias[layer], hidden, x, _ONE, worker, workers)  # fmt: skip
-        wait_for_all(barrier, waits + 5, workers)
-        norm_stage(sizes, space, n, weights.mlp_gain[layer], weights.mlp_shift[layer], worker, workers)
-        wait_for_all(barrier, waits + 6, workers)
-        _up_stage(sizes, space, n, weights.up[layer], weights.up_scale[layer], weights.up_bias[layer], weights.gate,
-                  worker, workers)  # fmt: skip
-        wait_for_all(barrier, waits + 7, workers)
-        integer_stage(space, n, inner, sizes.inner_limit, worker, workers)
-        wait_for_all(barrier, waits + 8, workers)
-        _product_stage(fallback, space, n, inner, weights.down[layer], weights.down_scale[layer],
-                       weights.down_bias[layer], hidden, x, _ONE, worker, workers)  # fmt: skip
-        wait_for_all(barrier, waits + 9, workers)
-        waits += 10
-    norm_stage(sizes, space, n, weights.gain, weights.shift, worker, workers)
-    wait_for_all(barrier, waits, workers)
+        first = _inputs_stage(sizes, space, n, 1, few, worker, workers)
+        waits += 2
+        if not few:
+            wait_for_all(barrier, waits, workers)
+            waits += 1
+        _product_stage(plain, space, first, n, mixed, weights.mix[layer], weights.mix_scale[layer],
+                       weights.mix_bias[layer], hidden, x, stage + 3, worker, workers, _ONE)  # fmt: skip
+        wait_for_all(barrier, waits, workers)
+        waits += 1
+        first = _inputs_stage(sizes, space, n, 0, few, worker, workers)
+        if not few:
+            wait_for_all(barrier, waits, workers)
+            waits += 1
+        _up_stage(sizes, space, first, n, weights.up[layer], weights.up_scale[layer], weights.up_bias[layer],
+                  weights.gate, stage + 4, worker, workers)  # fmt: skip
+        wait_for_all(barrier, waits, workers)
+        waits += 1
+        first = _inputs_stage(sizes, space, n, 2, few, worker, workers)
+        if not few:
+            wait_for_all(barrier, waits, workers)
+            waits += 1
+        _product_stage(plain, space, first, n, inner, weights.down[layer], weights.down_scale[layer],
+                       weights.down_bias[layer], hidden, x, stage + 5, worker, workers, _ONE)  # fmt: skip
+        wait_for_all(barrier, waits, workers)
+        waits += 1
+        stage += 6
+    _inputs_stage(sizes, space, n, 0, False, worker, workers)

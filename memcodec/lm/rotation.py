@@ -44,6 +44,11 @@ def centre(rows: np.ndarray) -> np.ndarray:
     return result
 
 
+def turned(vectors: np.ndarray, layer_norm: bool) -> np.ndarray:
+    """Vectors of a memory as the LM reads them, float32 [n, hidden]. layer_norm: of the architecture."""
+    return rotate(centre(vectors) if layer_norm else vectors).astype(np.float32)
+
+
 @cache
 def signs(n: int) -> np.ndarray:
     """1 or -1 for each entry of a rotation, float64 [n]."""
