@@ -175,7 +175,7 @@ class Operations:
     def heads(self, x: torch.Tensor, positions: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The heads of queries, keys and values, in this order, as integers with a scale for each.
 
-        float32 [rows, hidden], int64 [rows] -> integer-valued float32 [rows, heads, head_size]; scales [rows, heads, 1].
+        x: float32 [rows, hidden]. Returns integer-valued float32 [rows, heads, head_size], scales [rows, heads, 1].
         """
         a, t = self.architecture, self._tensors
         y = self.layers[layer]["qkv"](*norm(x, a.epsilon)).view(len(x), -1, a.head_size)
