@@ -14,7 +14,7 @@ import zstandard
 from memcodec.errors import ChecksumError, FormatError, ModelMismatchError, PrimerMismatchError
 from memcodec.settings import DEFAULT_CHUNK_TOKENS
 
-VERSION = 2
+VERSION = 3
 MAX_HEADER = 1 << 16
 HASH_BYTES = 16  # of the document's SHA-256 that are stored
 IDENTITY_BYTES = 8  # of the LM's identity that are stored
