@@ -28,7 +28,6 @@ Tensors = dict[str, Array]
 P = [round(2**30 * 2 ** (-i / 1024)) for i in range(1024)]
 L = [round(1024 * math.log2(1 + i / 1024)) for i in range(1024)]
 POWERS = np.array(P, dtype=np.int64)
-SIGMOID = np.array([round(2**20 / (1 + math.exp(-(i - 10240) / 512))) / 2**20 for i in range(20481)], dtype=f4)
 
 
 # ---- 1. container
@@ -441,6 +440,13 @@ def exp2(d: Array) -> Array:
     return np.where(d < 21504, (1048576 - ((f * u) >> 10)) >> whole, 0)
 
 
+def silu(g: Array) -> Array:
+    """The gate of Llama models."""
+    near = np.clip(g, f4(-20), f4(20))
+    e = exp2(np.rint(np.abs(near) * f4(1024 * math.log2(math.e))).astype(np.int64))
+    return g * (np.where(near < 0, e, 2**20).astype(f4) / (2**20 + e).astype(f4))
+
+
 class LM:
     """The model, with the cache of one sequence."""
 
@@ -505,8 +511,7 @@ class LM:
                     z.append(self.attend(*quantize(self.turn(y[j])), kept))
             x = x + self.linear("mix", layer, *quantize(np.concatenate(z)))
             gate, up = np.split(self.linear("up", layer, *norm(x, a["epsilon"])), 2)
-            index = np.rint(np.clip(gate, f4(-20), f4(20)) * f4(512)).astype(np.int64) + 10240
-            mixed = hadamard(gate * SIGMOID[index] * up, min(power_of_two(len(up)), 128))
+            mixed = hadamard(silu(gate) * up, min(power_of_two(len(up)), 128))
             x = x + self.linear("down", layer, *quantize(mixed))
         self.position += 1
         v, s = norm(x, a["epsilon"])

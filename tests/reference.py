@@ -77,6 +77,15 @@ def exp2(below: int) -> int:
     return (1048576 - (f * u >> 10)) >> below // 1024 if below < 21504 else 0
 
 
+def gate(g: np.float32, name: str) -> np.float32:
+    """g times a sigmoid, from the integer powers."""
+    first, second = arithmetic.gate(name)
+    near = min(max(g, f4(-20)), f4(20))
+    u = near * (first + second * (near * near))
+    e = exp2(int(np.rint(abs(u) * f4(1024 * math.log2(math.e)))))
+    return g * (f4(e if u < 0 else 1048576) / f4(1048576 + e))
+
+
 class Reference:
     """Logits of one sequence of tokens (or of vectors before them), int64 [positions, vocabulary]."""
 
@@ -148,8 +157,7 @@ class Reference:
                     z.append(self.attend(q, scale, keys, values))
             x = x + self.linear("mix", layer, *quantize(np.concatenate(z)))
             y = self.linear("up", layer, *norm(x, a.epsilon))
-            index = np.rint(np.clip(y[: a.inner], f4(-20), f4(20)) * f4(512)).astype(np.int64) + 10240
-            z = y[: a.inner] * arithmetic.gate(a.gate)[index]
+            z = np.array([gate(g, a.gate) for g in y[: a.inner]])
             if a.gated:
                 z = z * y[a.inner :]
             x = x + self.linear("down", layer, *quantize(hadamard(z, min(power_of_two(a.inner), 128))))

@@ -4,6 +4,7 @@ import numpy as np
 
 from memcodec.lm import arithmetic
 from memcodec.lm.compiled import float_of, not_inlined, subkernel, taken
+from memcodec.lm.powers import exp2
 from memcodec.lm.product import COLUMNS, PANEL_ROW, QUAD, TILE_ROWS, ZERO, multiply, multiply_shares
 from memcodec.lm.quantize import largest, root_scale, to_integers, transform
 
@@ -11,9 +12,6 @@ f4 = np.float32
 u8 = np.uint64  # for indices in inner loops (see `quantize`)
 _LARGEST, _SHARE = f4(arithmetic.LARGEST), f4(arithmetic.SHARE)
 _FAR = f4(arithmetic.FAR)
-_END = np.int32(arithmetic.EXP2_END)
-_C0, _C1, _C2, _C3 = (np.int32(coefficient) for coefficient in arithmetic.EXP2)
-_TEN, _FRACTION = np.int32(10), np.int32(1023)
 _SUMMED = 1024  # weights whose sum fits 32 bits
 _ZERO, _COLUMNS = np.int64(0), np.int64(COLUMNS)  # not literals, since numba gives each literal a type of its own
 
@@ -127,12 +125,7 @@ def _softmax(scores, at, count, factor, key_scale, value_scale, portions, shares
     for first in range(u8(0), count, u8(_SUMMED)):
         part = np.int32(0)
         for n in range(first, min(count, first + u8(_SUMMED))):
-            below = min(np.int32(most - scores[at + n]), _END)
-            fraction = below & _FRACTION
-            weight = np.int32(_C2 - (np.int32(fraction * _C3) >> _TEN))
-            weight = np.int32(_C1 - (np.int32(fraction * weight) >> _TEN))
-            weight = np.int32(_C0 - (np.int32(fraction * weight) >> _TEN))
-            weight = np.int32(weight >> (below >> _TEN))
+            weight = exp2(np.int32(most - scores[at + n]))
             part = np.int32(part + weight)
             portions[n] = f4(weight) * value_scale[n]
         total += np.int64(part)

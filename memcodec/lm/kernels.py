@@ -12,14 +12,14 @@ from memcodec.lm import arithmetic
 from memcodec.lm.attention import attention_stage, head_stage
 from memcodec.lm.compiled import kernel, not_inlined, subkernel, taken, wait_for_all
 from memcodec.lm.layout import COUNTERS_APART, FEW_ROWS
+from memcodec.lm.powers import EXP2_ONE, exp2
 from memcodec.lm.product import COLUMNS, QUAD, TILE_ROWS, multiply
 from memcodec.lm.quantize import norm_row, plain_row, transform
 
 f4 = np.float32
 u8 = np.uint64  # for indices in inner loops (see `quantize`)
 _FAR = f4(arithmetic.FAR)
-_GATE_STEPS, _GATE_REACH = f4(arithmetic.GATE_STEPS), f4(arithmetic.GATE_REACH)
-_GATE_MIDDLE = np.int32(arithmetic.GATE_STEPS * arithmetic.GATE_REACH)
+_GATE_REACH = f4(arithmetic.GATE_REACH)
 _LOGIT_SCALE = arithmetic.LOGIT_SCALE
 _UNITS = 12  # units of work of a stage for each worker, at least
 # Not literals, since numba gives each integer literal a type of its own.
@@ -71,14 +71,14 @@ def _product_stage(
 
 
 @subkernel
-def _up_stage(sizes, space, first, rows, weights, scale, bias, table, stage, worker, workers):
-    """The first layer of an MLP with its gate, into the outputs. table: the gate, float32 [20481]."""
+def _up_stage(sizes, space, first, rows, weights, scale, bias, stage, worker, workers):
+    """The first layer of an MLP with its gate, into the outputs."""
     not_inlined()
-    stride, tile, out = space.inputs.shape[1], space.tile[worker], space.outputs
-    gates, steps = space.gates[worker], space.steps[worker]
+    stride, tile, out, gates = space.inputs.shape[1], space.tile[worker], space.outputs, space.gates[worker]
     panels, whole = len(scale) // COLUMNS, (sizes.hidden + QUAD - 1) // QUAD * QUAD
     ranges, height = _units_of(panels, rows, workers)
     gated, half = sizes.gated, u8(COLUMNS // 2)
+    width = half if gated else u8(COLUMNS)
     unit = taken(space.counters, stage)
     while unit < panels * ranges:
         column, top = unit // ranges * COLUMNS, unit % ranges * height
@@ -89,24 +89,16 @@ def _up_stage(sizes, space, first, rows, weights, scale, bias, table, stage, wor
             for r in range(count):
                 s = space.input_scale[first + m0 + r]
                 t, c, row = u8(r * COLUMNS), u8(column), out[m0 + r]
-                for j in range(u8(COLUMNS)):  # if gated, half of the steps are not needed, but the loop is faster
-                    y = f4(tile[t + j]) * s * scale[c + j] + bias[c + j]
-                    gates[j] = y
-                    near = min(max(y, -_GATE_REACH), _GATE_REACH)
-                    step = np.int32(np.rint(near * _GATE_STEPS)) + _GATE_MIDDLE
-                    # A NaN would become an undefined index of the table, so the index is clamped too.
-                    steps[j] = min(max(step, np.int32(0)), np.int32(2) * _GATE_MIDDLE)
-                if gated:
-                    to = c >> u8(1)
-                    for j in range(half):  # a loop of its own: table look-ups are not vectorized, products are
-                        row[to + j] = table[u8(steps[j])]
-                    for j in range(half):
-                        row[to + j] = gates[j] * row[to + j] * gates[half + j]
-                else:
-                    for j in range(u8(COLUMNS)):
-                        row[c + j] = table[u8(steps[j])]
-                    for j in range(u8(COLUMNS)):
-                        row[c + j] = gates[j] * row[c + j]
+                for j in range(u8(COLUMNS)):
+                    gates[j] = f4(tile[t + j]) * s * scale[c + j] + bias[c + j]
+                to = c >> u8(1) if gated else c
+                for j in range(width):
+                    g = gates[j]
+                    near = min(max(g, -_GATE_REACH), _GATE_REACH)
+                    u = near * (sizes.gate_first + sizes.gate_second * (near * near))
+                    e = exp2(np.int32(np.rint(abs(u) * _LOGIT_SCALE)))
+                    z = g * (f4(e if u < f4(0.0) else EXP2_ONE) / f4(np.int32(e + EXP2_ONE)))
+                    row[to + j] = z * gates[half + j] if gated else z
         unit = taken(space.counters, stage)
 
 
@@ -225,7 +217,7 @@ def forward(sizes, weights, cache, space, rows, worker, workers):
             wait_for_all(barrier, waits, workers)
             waits += 1
         _up_stage(sizes, space, first, n, weights.up[layer], weights.up_scale[layer], weights.up_bias[layer],
-                  weights.gate, stage + 4, worker, workers)  # fmt: skip
+                  stage + 4, worker, workers)  # fmt: skip
         wait_for_all(barrier, waits, workers)
         waits += 1
         first = _inputs_stage(sizes, space, n, 2, few, worker, workers)

@@ -35,6 +35,8 @@ class Sizes(NamedTuple):
     inner_block: int  # of the one before the second matrix of the MLP
     epsilon: float
     attention_scale: np.float32
+    gate_first: np.float32  # see `arithmetic.GATES`
+    gate_second: np.float32
 
 
 class Weights(NamedTuple):
@@ -62,7 +64,6 @@ class Weights(NamedTuple):
     head_bias: np.ndarray
     cosine: np.ndarray  # float32 [positions, head_size / 2]
     sine: np.ndarray
-    gate: np.ndarray  # float32 [20481]
 
 
 class Cache(NamedTuple):
@@ -101,7 +102,6 @@ class Workspace(NamedTuple):
     row: np.ndarray  # float32 [workers, widest]
     tile: np.ndarray  # int32 [workers, ...], sums of products
     gates: np.ndarray  # float32 [workers, COLUMNS]
-    steps: np.ndarray  # int32 [workers, COLUMNS], indices into the table of the gate
     scores: np.ndarray  # int32 [workers, ...], products of queries and keys
     portions: np.ndarray  # float32 [workers, positions], attention weights times scales of values
     shares: np.ndarray  # uint8 [workers, ...], the same as integers
@@ -138,6 +138,8 @@ def sizes_of(a: Architecture, plain: bool) -> Sizes:
         inner_block=arithmetic.block_of(a.inner, arithmetic.MOST_ROTATED),
         epsilon=float(a.epsilon),
         attention_scale=arithmetic.attention_scale(a.head_size),
+        gate_first=arithmetic.gate(a.gate)[0],
+        gate_second=arithmetic.gate(a.gate)[1],
     )
 
 
@@ -153,7 +155,7 @@ def pack(exact: ExactWeights) -> Weights:
         columns = _gate_columns(a.inner) if name == "up" and a.gated else columns_of(rows)
         packed = np.stack([panels(layer, columns) for layer in tensors[name]])
         scale, bias = (
-            np.where(columns < 0, np.float32(0), x[:, columns])
+            np.ascontiguousarray(np.where(columns < 0, np.float32(0), x[:, columns]))
             for x in (tensors[name + ".scale"], row(name + ".bias", rows, 0))
         )
         return packed, scale, bias
@@ -172,7 +174,7 @@ def pack(exact: ExactWeights) -> Weights:
         *linear("qkv", heads), *linear("mix", a.hidden),
         *linear("up", (1 + a.gated) * a.inner), *linear("down", a.hidden),
         panels(tensors["head"], columns), head_scale, head_bias,
-        tensors.get("cosine", no_rotation), tensors.get("sine", no_rotation), arithmetic.gate(a.gate),
+        tensors.get("cosine", no_rotation), tensors.get("sine", no_rotation),
     )  # fmt: skip
 
 
@@ -224,7 +226,6 @@ def new_workspace(a: Architecture, workers: int, rows: int, positions: int) -> W
         row=_aligned(workers, widest, np.float32),
         tile=_buffers(workers, 2 * max(block, TILE_ROWS) * COLUMNS, np.int32),
         gates=_buffers(workers, COLUMNS, np.float32),
-        steps=_buffers(workers, COLUMNS, np.int32),
         scores=_buffers(workers, block * positions, np.int32),
         portions=_buffers(workers, positions, np.float32),
         shares=_buffers(workers, max(block * positions, padded(a.head_size)), np.uint8),

@@ -157,7 +157,6 @@ class Operations:
         self.layers = [{name: linear(name, i) for name in ("qkv", "mix", "up", "down")} for i in range(a.layers)]
         self.head = linear("head")
         self._exp2 = torch.from_numpy(arithmetic.exp2(np.arange(arithmetic.EXP2_END + 1)).astype(np.float32)).to(device)
-        self._gate = torch.from_numpy(arithmetic.gate(a.gate)).to(device)
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """int64 [rows] -> float32 [rows, hidden]."""
@@ -226,10 +225,12 @@ class Operations:
         a, linear = self.architecture, self.layers[layer]
         y = linear["up"](*norm(x, a.epsilon))
         g = y[:, : a.inner]
+        first, second = map(float, arithmetic.gate(a.gate))
         near = g.clamp(-arithmetic.GATE_REACH, arithmetic.GATE_REACH)
-        middle = arithmetic.GATE_STEPS * arithmetic.GATE_REACH
-        index = torch.round(near * arithmetic.GATE_STEPS).to(torch.int32) + middle
-        z = g * self._gate[index.clamp(0, 2 * middle)]  # clamped as in `attend`
+        u = near * (first + second * (near * near))
+        below = torch.round(u.abs() * float(arithmetic.LOGIT_SCALE)).to(torch.int32)
+        e, one = self._exp2[below.clamp(0, arithmetic.EXP2_END)], float(1 << arithmetic.ATTENTION_BITS)  # as in `attend`
+        z = g * torch.div(torch.where(u < 0, e, one), e + one)
         if a.gated:
             z = z * y[:, a.inner :]
         return linear["down"](*quantize(hadamard(z, arithmetic.block_of(a.inner, arithmetic.MOST_ROTATED))))

