@@ -3,15 +3,16 @@
 import numpy as np
 
 from memcodec.lm import arithmetic
-from memcodec.lm.compiled import float_of, not_inlined, subkernel, taken
+from memcodec.lm.compiled import float_at, float_of, not_inlined, put_float, subkernel, taken
 from memcodec.lm.powers import exp2
-from memcodec.lm.product import COLUMNS, PANEL_ROW, QUAD, TILE_ROWS, ZERO, multiply, multiply_shares
-from memcodec.lm.quantize import largest, root_scale, to_integers, transform
+from memcodec.lm.product import COLUMNS, PANEL_ROW, QUAD, TILE_ROWS, multiply, multiply_shares
+from memcodec.lm.quantize import root_scale, rotary, to_integers, transform
 
 f4 = np.float32
 u8 = np.uint64  # for indices in inner loops (see `quantize`)
 _LARGEST, _SHARE = f4(arithmetic.LARGEST), f4(arithmetic.SHARE)
 _FAR = f4(arithmetic.FAR)
+_ZEROS = np.uint32(0x80808080)  # added to the bytes of a quad without a carry, 128 each
 _SUMMED = 1024  # weights whose sum fits 32 bits
 _ZERO, _COLUMNS = np.int64(0), np.int64(COLUMNS)  # not literals, since numba gives each literal a type of its own
 
@@ -20,23 +21,20 @@ _ZERO, _COLUMNS = np.int64(0), np.int64(COLUMNS)  # not literals, since numba gi
 
 
 @subkernel
-def _turned(sizes, values, start, gain, cosine, sine, integers):
+def _turned(sizes, head, gain, cosine, sine, integers):
     """A head of a query or key, in place: normed, turned to its position, and transformed; returns a factor of its
-    scale. integers: a buffer, int8."""
+    scale. Addresses of float32; integers: of a buffer of bytes."""
     size = sizes.head_size
     scale = f4(1.0)
     if sizes.head_norm:
-        most, _, squares = to_integers(values, start, size, integers, _ZERO)
+        most, _, squares = to_integers(head, size, integers)
         scale = root_scale(most, squares, size, sizes.epsilon)
-        for i in range(u8(size)):
-            values[u8(start) + i] = values[u8(start) + i] * gain[i]
+        for i in range(size):
+            at = np.uint64(4 * i)
+            put_float(head + at, float_at(head + at) * float_at(gain + at))
     if sizes.rotary:
-        first, second = u8(start), u8(start + size // 2)
-        for i in range(u8(size // 2)):
-            a, b = values[first + i], values[second + i]
-            values[first + i] = a * cosine[i] - b * sine[i]
-            values[second + i] = b * cosine[i] + a * sine[i]
-    transform(values, start, size, sizes.head_block)
+        rotary(head, size, cosine, sine)
+    transform(head, size, sizes.head_block)
     return scale
 
 
@@ -44,10 +42,10 @@ def _turned(sizes, values, start, gain, cosine, sine, integers):
 def _store_key(integers, size, keys, base, position):
     """Write a key into the panels that begin at `base`, where it is a column."""
     whole = (size + QUAD - 1) // QUAD * QUAD
-    at = u8(base + position // COLUMNS * (COLUMNS * whole) + position % COLUMNS * QUAD)
+    at = u8(base + position // COLUMNS * (COLUMNS * whole) + position % COLUMNS * QUAD) // u8(QUAD)
+    quads, stored = integers.view(np.uint32), keys.view(np.uint32)
     for i in range(u8(whole // QUAD)):
-        for k in range(u8(QUAD)):
-            keys[at + i * u8(PANEL_ROW) + k] = np.uint8(np.int32(integers[i * u8(QUAD) + k]) + np.int32(ZERO))
+        stored[at + i * u8(COLUMNS)] = quads[i] ^ _ZEROS
 
 
 @subkernel
@@ -65,26 +63,28 @@ def _head_rows(sizes, weights, cache, space, rows, layer, group, m, integers):
     """The queries of a row that use one key head, as integers; its key and value, into the cache."""
     size, repeat = sizes.head_size, sizes.heads // sizes.key_heads
     whole = (size + QUAD - 1) // QUAD * QUAD
-    y, slot, position = space.outputs[m], rows.slot[m], rows.position[m]
+    slot, position = rows.slot[m], rows.position[m]
     own = cache.key_scale.shape[3] - cache.shared
-    angle = position if sizes.rotary else 0
-    cosine, sine = weights.cosine[angle], weights.sine[angle]
+    angle = np.uint64(2 * size * (position if sizes.rotary else 0))  # bytes
+    cosine, sine = weights.cosine.ctypes.data + angle, weights.sine.ctypes.data + angle
+    y, head_bytes = space.outputs.ctypes.data + np.uint64(4 * m * space.outputs.shape[1]), np.uint64(4 * size)
+    buffer, gains = integers.ctypes.data, np.uint64(4 * layer * size)
     for e in range(repeat):
-        start = (group * repeat + e) * size
-        factor = _turned(sizes, y, start, weights.query_gain[layer], cosine, sine, integers)
+        head = y + head_bytes * np.uint64(group * repeat + e)
+        factor = _turned(sizes, head, weights.query_gain.ctypes.data + gains, cosine, sine, buffer)
         at = (group * len(space.x) + m) * repeat + e
-        most, offset, _ = to_integers(y, start, size, space.queries, at * whole)
+        most, offset, _ = to_integers(head, size, space.queries.ctypes.data + np.uint64(at * whole))
         space.query_scale[at] = most / _LARGEST * factor * sizes.attention_scale
         space.query_offset[at] = offset
-    head = (layer * cache.keys.shape[1] + slot) * sizes.key_heads + group
-    start = (sizes.heads + group) * size
-    factor = _turned(sizes, y, start, weights.key_gain[layer], cosine, sine, integers)
-    most, _, _ = to_integers(y, start, size, integers, _ZERO)
+    slot_head = (layer * cache.keys.shape[1] + slot) * sizes.key_heads + group
+    head = y + head_bytes * np.uint64(sizes.heads + group)
+    factor = _turned(sizes, head, weights.key_gain.ctypes.data + gains, cosine, sine, buffer)
+    most, _, _ = to_integers(head, size, buffer)
     cache.key_scale[layer, slot, group, position] = most / _LARGEST * factor
-    _store_key(integers, size, cache.flat_keys, head * cache.keys.shape[3], position - cache.shared)
-    most, _, _ = to_integers(y, start + sizes.key_heads * size, size, integers, _ZERO)
+    _store_key(integers, size, cache.flat_keys, slot_head * cache.keys.shape[3], position - cache.shared)
+    most, _, _ = to_integers(head + head_bytes * np.uint64(sizes.key_heads), size, buffer)
     cache.value_scale[layer, slot, group, position] = most / _LARGEST
-    values_at = head * cache.values.shape[3]
+    values_at = slot_head * cache.values.shape[3]
     _store_value(integers, size, cache.flat_values, values_at, position - cache.shared, own)
 
 

@@ -164,6 +164,38 @@ def bits_of(context: Any, value: Any) -> Any:
 
 
 @intrinsic
+def float_at(context: Any, address: Any) -> Any:
+    """The float32 at an address. Arrays that are passed on or cut cost more than the work on a few numbers."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.load(builder.inttoptr(arguments[0], ir.FloatType().as_pointer()))
+
+    return types.float32(types.uint64), generate
+
+
+@intrinsic
+def put_float(context: Any, address: Any, value: Any) -> Any:
+    """Write a float32 to an address."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        builder.store(arguments[1], builder.inttoptr(arguments[0], ir.FloatType().as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(types.uint64, types.float32), generate
+
+
+@intrinsic
+def put_byte(context: Any, address: Any, value: Any) -> Any:
+    """Write an int8 to an address."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        builder.store(arguments[1], builder.inttoptr(arguments[0], ir.IntType(8).as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(types.uint64, types.int8), generate
+
+
+@intrinsic
 def ones_in(context: Any, value: Any) -> Any:
     """The number of set bits of a uint64, int64."""
 

@@ -14,11 +14,11 @@ from memcodec.lm.compiled import kernel, not_inlined, subkernel, taken, wait_for
 from memcodec.lm.layout import COUNTERS_APART, FEW_ROWS
 from memcodec.lm.powers import EXP2_ONE, exp2
 from memcodec.lm.product import COLUMNS, QUAD, TILE_ROWS, multiply
-from memcodec.lm.quantize import norm_row, plain_row, transform
+from memcodec.lm.quantize import root_scale, to_integers, transform
 
 f4 = np.float32
-u8 = np.uint64  # for indices in inner loops (see `quantize`)
-_FAR = f4(arithmetic.FAR)
+u8 = np.uint64  # for indices in inner loops: numba checks an index that may be negative, and then does not vectorize
+_FAR, _LARGEST = f4(arithmetic.FAR), f4(arithmetic.LARGEST)
 _GATE_REACH = f4(arithmetic.GATE_REACH)
 _LOGIT_SCALE = arithmetic.LOGIT_SCALE
 _UNITS = 12  # units of work of a stage for each worker, at least
@@ -115,17 +115,27 @@ def _inputs_stage(sizes, space, rows, kind, few, worker, workers):
     if few:
         first, step = np.int64(0), np.int64(1)
         base = len(space.x) + worker * FEW_ROWS
+    x, outputs = space.x.ctypes.data, space.outputs.ctypes.data
+    inputs, stride = space.inputs.ctypes.data, space.inputs.shape[1]
+    count, most, offset, squares = sizes.hidden, f4(0.0), np.int32(0), np.int32(0)
     for m in range(first, rows, step):
+        out = inputs + u8((base + m) * stride)
+        root = f4(1.0)
         if kind == 0:
-            norm_row(space.x[m], sizes.hidden, sizes.epsilon, space, base + m)
+            most, offset, squares = to_integers(x + u8(4 * m * sizes.hidden), count, out)
+            root = root_scale(most, squares, count, sizes.epsilon)
         elif kind == 1:
-            plain_row(space.outputs[m], sizes.heads * sizes.head_size, space, base + m)
+            count = sizes.heads * sizes.head_size
+            most, offset, _ = to_integers(outputs + u8(4 * m * space.outputs.shape[1]), count, out)
         else:
-            y, row = space.outputs[m], space.row[worker]
-            for i in range(u8(sizes.inner)):
+            count, row = sizes.inner, space.row[worker]
+            y = space.outputs[m]
+            for i in range(u8(count)):
                 row[i] = y[i]
-            transform(row, _ZERO, sizes.inner, sizes.inner_block)
-            plain_row(row, sizes.inner, space, base + m)
+            transform(row.ctypes.data, count, sizes.inner_block)
+            most, offset, _ = to_integers(row.ctypes.data, count, out)
+        space.input_scale[base + m] = most / _LARGEST * root
+        space.input_offset[base + m] = offset
     return base
 
 
