@@ -49,9 +49,13 @@ def subkernel(function: F) -> Any:
     return kernel(function, no_cpython_wrapper=True)
 
 
-def kernel(function: F, **more: bool) -> Any:
-    """Compile a function for the CPU when it is first called. It runs without the interpreter lock."""
-    settings: dict[str, Any] = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True} | more
+def kernel(function: F, **more: Any) -> Any:
+    """Compile a function for the CPU when it is first called. It runs without the interpreter lock.
+
+    Kernels allocate no arrays, so numba's counting of references to arrays, which would take most of the time of short
+    functions, is off.
+    """
+    settings: dict[str, Any] = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True, "_nrt": False} | more
     before = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = str(kernels_folder())
     try:

@@ -174,7 +174,8 @@ def _embed(sizes, weights, space, rows, worker, workers):
     for m in range(worker, len(rows.tokens), workers):
         token = rows.tokens[m]
         if token < 0:
-            x[m] = rows.vectors[-1 - token]
+            for i in range(u8(sizes.hidden)):
+                x[m, i] = rows.vectors[-1 - token, i]
         else:
             scale, row = weights.embedding_scale[token], weights.embedding[token]
             for i in range(u8(sizes.hidden)):
