@@ -3,7 +3,7 @@
 import numpy as np
 
 from memcodec.lm import arithmetic
-from memcodec.lm.compiled import float_at, float_of, not_inlined, put_float, subkernel, taken
+from memcodec.lm.compiled import fetch, float_at, float_of, not_inlined, put_float, subkernel, taken
 from memcodec.lm.powers import exp2
 from memcodec.lm.product import COLUMNS, PANEL_ROW, QUAD, TILE_ROWS, multiply, multiply_shares
 from memcodec.lm.quantize import root_scale, rotary, to_integers, transform
@@ -166,6 +166,9 @@ def _attend(sizes, cache, space, rows, layer, group, first, count, worker):
         key_scale, value_scale = cache.key_scale[layer, slot, group], cache.value_scale[layer, slot, group]
         end = rows.position[first + at + alike - 1] + 1 - shared
         row = at * repeat
+        values_at = cache.flat_values.ctypes.data + np.uint64(head * cache.values.shape[3])
+        for d0 in range(0, size, COLUMNS):
+            fetch(values_at + np.uint64(d0 * (positions - shared)), end * COLUMNS)
         for panel in range((end + COLUMNS - 1) // COLUMNS):
             multiply(space.queries, (query + row) * whole, whole, alike * repeat, space.query_offset, query + row,
                      cache.flat_keys, head * cache.keys.shape[3] + panel * COLUMNS * whole, whole // QUAD, scores,

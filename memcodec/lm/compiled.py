@@ -200,6 +200,27 @@ def put_byte(context: Any, address: Any, value: Any) -> Any:
 
 
 @intrinsic
+def _fetch_line(context: Any, address: Any) -> Any:
+    """Begin to bring the cache line of an address into the second cache."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer, name = ir.PointerType(ir.IntType(8)), "llvm.prefetch.p0"
+        kind = ir.FunctionType(ir.VoidType(), [pointer, _I32, _I32, _I32])
+        function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+        builder.call(function, [builder.inttoptr(arguments[0], pointer), *(ir.Constant(_I32, x) for x in (0, 2, 1))])
+        return context.get_dummy_value()
+
+    return types.void(types.uint64), generate
+
+
+@subkernel
+def fetch(address, size):
+    """Begin to bring `size` bytes into the second cache."""
+    for line in range(0, size, 64):
+        _fetch_line(address + np.uint64(line))
+
+
+@intrinsic
 def ones_in(context: Any, value: Any) -> Any:
     """The number of set bits of a uint64, int64."""
 

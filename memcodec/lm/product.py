@@ -20,6 +20,9 @@ COLUMNS = 32
 PANEL_ROW = COLUMNS * QUAD  # bytes of a quad of all columns
 TILE_ROWS = CHOSEN.rows[0]  # of the largest tile
 ZERO = 128  # the byte of a zero in panels of weights and keys
+_LINE = 64  # bytes of a cache line
+_PANELS_AHEAD = 2  # that are fetched from memory while a panel is multiplied
+_PREFETCHING_ROWS = 2  # of a tile that fetches them; with fewer, the processor fetches fast enough by itself
 _PARTS, _PART = COLUMNS // CHOSEN.columns, CHOSEN.columns
 _I8, _I32, _I64 = (ir.IntType(bits) for bits in (8, 32, 64))
 
@@ -43,6 +46,7 @@ class _Tile:
     def sums(self, quads: Any) -> list[Any]:
         """The finished sums, vectors of one lane a column, row by row."""
         each = len(self.rows) * CHOSEN.sums
+        self.ahead = self.b.mul(quads, _number(_PANELS_AHEAD * PANEL_ROW))
         start: list[Any] = [CHOSEN.zero()] * (each * self.separate)
         reached, sums = self._loop(_number(0), quads, self.separate, start)
         if self.separate > 1:
@@ -54,6 +58,13 @@ class _Tile:
         for r in range(len(self.rows)):
             result += CHOSEN.finished(self.b, sums[r * CHOSEN.sums : (r + 1) * CHOSEN.sums])
         return result
+
+    def _prefetch(self, address: Any) -> None:
+        """Begin to bring what is at an address into the second cache. An address beyond the end does no harm."""
+        pointer, name = ir.PointerType(_I8), "llvm.prefetch.p0"
+        kind = ir.FunctionType(ir.VoidType(), [pointer, _I32, _I32, _I32])
+        function = self.b.module.globals.get(name) or ir.Function(self.b.module, kind, name)
+        self.b.call(function, [self.b.inttoptr(address, pointer), *(ir.Constant(_I32, x) for x in (0, 2, 1))])
 
     def _loop(self, start: Any, limit: Any, unroll: int, sums: list[Any]) -> tuple[Any, list[Any]]:
         """Add the products of quads from `start` on, `unroll` at a time, while that many are left before `limit`."""
@@ -84,6 +95,9 @@ class _Tile:
     def _quad(self, quad: Any, sums: list[Any]) -> list[Any]:
         b, n = self.b, CHOSEN.sums
         at = b.add(self.columns, b.mul(quad, _number(PANEL_ROW)))
+        if len(self.rows) >= _PREFETCHING_ROWS:
+            for line in range(0, PANEL_ROW, _LINE):
+                self._prefetch(b.add(b.add(at, self.ahead), _number(line)))
         step = CHOSEN.columns * QUAD // n
         columns = [
             CHOSEN.load_columns(b, b.add(at, _number(i * step)), not self.unsigned_rows) for i in range(n)
