@@ -9,6 +9,7 @@ import click
 
 from memcodec import container
 from memcodec.view.inspection import inspect_all
+from memcodec.wording import counted
 from memcodec_cli import inputs, tokenmap
 from memcodec_cli.errors import FileErrors
 from memcodec_cli.library import DecodingCodecs
@@ -96,7 +97,7 @@ def _table(facts: dict[str, Any]) -> list[str]:
     """The lines that are printed about a file; facts: what `memcodec.inspect` returns."""
     lines = [
         f"format version  {facts['format_version']}",
-        f"original        {facts['original_bytes']:,} bytes",
+        f"original        {counted(facts['original_bytes'], 'byte')}",
         f"file            {facts['file_bytes']:,} bytes ({facts['ratio']:.2f}x)",
         f"SHA-256         {facts['sha256_start']}...",
     ]

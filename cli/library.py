@@ -12,6 +12,7 @@ from click.core import ParameterSource
 
 from memcodec import MemcodecError
 from memcodec.container import Container
+from memcodec.wording import counted
 from memcodec_cli import inputs
 from memcodec_cli.names import display_name
 from memcodec_cli.options import ComputeOptions, DecodingModelOptions, EngineOptions, PrimedModelOptions
@@ -189,7 +190,7 @@ def decode_range(
     start, length = byte_range
     size = sum(parsed.size for parsed in containers)
     if start > size:
-        raise EncodeError(f"range starts at byte {start:,}, but the document has {size:,} bytes")
+        raise EncodeError(f"range starts at byte {start:,}, but the document has {counted(size, 'byte')}")
     reader = Decoded(containers, lambda parsed: codecs.codec_for(parsed, bar))
     reader.seek(start)
     remaining = size - start if length is None else min(length, size - start)

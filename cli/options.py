@@ -105,8 +105,9 @@ def field_option() -> Any:
     return option(
         "--field",
         metavar="NAME",
-        help="Field of a JSON line, or column of a CSV file, that holds the document.  [default: the whole JSON line; "
-        "the only column of a CSV file besides the key]",
+        help="Field of a JSON line, or column of a CSV file, that holds the document. A value that is not a string is "
+        "used as JSON.  [default: the whole JSON line, or the string that it is; the only column of a CSV file besides "
+        "the key]",
     )
 
 

@@ -43,6 +43,7 @@ from memcodec.settings import (
 )
 from memcodec.storage.journal import Journal, journal_key
 from memcodec.verification import verify
+from memcodec.wording import counted
 
 _VERIFIED_TOGETHER = 256  # documents of one batch of verification, at most
 
@@ -61,7 +62,7 @@ class Codec:
         self.engine: Engine = Local()
 
     def __repr__(self) -> str:
-        primed = f" with a primer of {len(self.primer.tokens)} tokens" if self.primer else ""
+        primed = f" with a primer of {counted(len(self.primer.tokens), 'token')}" if self.primer else ""
         return f"<memcodec.Codec of {self.name!r} on {self.model.device}{primed}>"
 
     @classmethod

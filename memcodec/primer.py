@@ -24,6 +24,7 @@ from memcodec.models.loaded import HasModel, LoadedModel
 from memcodec.models.tokenizer import ByteTokenizer
 from memcodec.settings import DEFAULT_MODEL, DEFAULT_PRIMER_TOKENS, MAX_PRIMER_TOKENS
 from memcodec.storage.write import replace
+from memcodec.wording import counted
 
 _CANDIDATES = 5  # messages that each round of training tries
 _JUDGES = 12  # messages that the candidates are judged by
@@ -47,7 +48,7 @@ class Primer:
             raise EncodeError(f"a primer of {len(self.tokens):,} tokens: give 1 to {MAX_PRIMER_TOKENS:,}")
 
     def __repr__(self) -> str:
-        return f"<memcodec.Primer {self.identity.hex()}: {len(self.tokens)} tokens>"
+        return f"<memcodec.Primer {self.identity.hex()}: {counted(len(self.tokens), 'token')}>"
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Primer):
@@ -159,7 +160,9 @@ class Primer:
         different = [text for text in given if is_worthwhile(text.encode(), len(tokenizer.encode(text)))]
         random.Random(seed).shuffle(different)
         if len(different) < 4:
-            raise EncodeError(f"{len(different)} different messages of text: give 4 or more to train a primer")
+            raise EncodeError(
+                f"{counted(len(different), 'different message')} of text: give 4 or more to train a primer"
+            )
         picked = np.empty(0, dtype=np.int64)
         judges = different[: min(_JUDGES, len(different) // 2)]
         pool = [new for text in different[len(judges) :] if len(new := tokenizer.encode(text))]

@@ -24,7 +24,7 @@ def test_pack_list_and_unpack_restore_every_document(run: Run, tiny_name: str) -
         "".join(json.dumps({"id": f"k{i}", "text": line}) + "\n" for i, line in enumerate(lines))
     )
     Path("m.csv").write_text('id,text\n1,one\n2,"two, and more"\n')
-    assert "3 documents" in run("pack", "m.txt", "-o", "a", "--model", tiny_name).stderr
+    assert "3 documents" in run("pack", "m.txt", "-o", "a", "--model", tiny_name, "-v").stderr
     assert run("unpack", "a", "--model", tiny_name, "--lines").stdout == TEXT
     assert json.loads(run("unpack", "a", "2", "--model", tiny_name).stdout) == lines[2]
     assert run("list", "a").stdout.count("a: ") == 3
@@ -163,7 +163,8 @@ def test_with_a_field_lines_are_json_whatever_the_file_is_called(run: Run, tiny_
 def test_records_that_an_archive_cannot_have_are_named(run: Run) -> None:
     for lines, message in (
         (["a", "b", "a"], "m.jsonl, line 3: its key 'a' is also that of m.jsonl, line 1: give each its own"),
-        (["a", ""], "m.jsonl, line 2: it has no key, but m.jsonl, line 1 has one"),
+        (["a", ""], "m.jsonl, line 2: its key is empty: give it one, or pack without --key"),
+        (["a", "k" * 5000], "m.jsonl, line 2: its key has 5,000 bytes: keys have 4,096 at most"),
         (["a", "b\0"], "m.jsonl, line 2: its key 'b\\x00' contains NUL"),
     ):
         Path("m.jsonl").write_text("".join(json.dumps({"id": key}) + "\n" for key in lines))
@@ -211,7 +212,7 @@ def test_unpack_writes_all_or_nothing(run: Run, tiny_name: str, tiny: Codec, key
 def test_rows_of_csv_with_too_many_cells_are_refused(run: Run, llama_folder: Path) -> None:
     for content, message in (
         ("Name;Betrag\nM;12,50\n", "row 1: it has more cells than the first row"),
-        ('id,text\n1,"unclosed\n2,b\n', "cannot be read as CSV in UTF-8"),
+        ('id,text\n1,"unclosed\n2,b\n', "t.csv, line 3: it cannot be read as a table"),
     ):
         Path("t.csv").write_text(content)
         field = () if ";" in content else ("--field", "text")

@@ -19,6 +19,7 @@ from memcodec.frames import FrameSettings
 from memcodec.integrations import column_types
 from memcodec.primer import Primer
 from memcodec.settings import DEFAULT_MODEL
+from memcodec.wording import counted
 
 if TYPE_CHECKING:
     import pandas
@@ -89,7 +90,7 @@ class Column:
             data = as_bytes(value, f"row {row:,}")
             if len(data) > self.settings.max_bytes:
                 most = f"frames have {self.settings.max_bytes:,} at most: raise max_bytes"
-                raise EncodeError(f"row {row:,} has {len(data):,} bytes: {most}")
+                raise EncodeError(f"row {row:,} has {counted(len(data), 'byte')}: {most}")
             found.append(data)
         return found
 
