@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 import click
 from click.core import ParameterSource
 
-from memcodec import MemcodecError
+from memcodec import ChecksumError, FormatError, MemcodecError
 from memcodec.container import Container
 from memcodec.wording import counted
 from memcodec_cli import inputs
@@ -52,7 +52,10 @@ def open_archive(name: str, primer: "Primer | None" = None, data: bytes | None =
     from memcodec.files.archive import Archive
 
     with inputs.local_path(name, data) as path:
-        return Archive(path, primer=primer)
+        try:
+            return Archive(path, primer=primer)
+        except (FormatError, ChecksumError) as error:  # the path may be that of a copy
+            raise type(error)(str(error).removeprefix(f"{path}: ")) from error
 
 
 class EncodingCodec:

@@ -21,7 +21,7 @@ from typing import Any, get_type_hints
 import click
 
 from memcodec.models.registry import BUILT_IN, DEFAULT_MODEL
-from memcodec.settings import DEFAULT_BATCH, MAX_CONTEXT, MOST_SHARE, SHARE_STEPS, Context
+from memcodec.settings import DEFAULT_BATCH, DEVICES, MAX_CONTEXT, MOST_SHARE, SHARE_STEPS, Context
 
 _FILE_NAMES = {
     *(
@@ -186,7 +186,7 @@ class ComputeOptions:
 
     device: str = option(
         "--device",
-        type=click.Choice(["auto", "cpu", "cuda"]),
+        type=click.Choice(DEVICES),
         default="auto",
         show_default=True,
         envvar="MEMCODEC_DEVICE",

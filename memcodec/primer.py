@@ -14,7 +14,7 @@ import safetensors
 import safetensors.numpy
 
 from memcodec.container import PRIMER_BYTES
-from memcodec.document.inputs import as_many
+from memcodec.document.inputs import as_binary, as_many
 from memcodec.document.plan import visible_tokens
 from memcodec.document.spans import is_worthwhile
 from memcodec.errors import EncodeError, FormatError, ModelMismatchError
@@ -113,7 +113,7 @@ class Primer:
     def from_bytes(cls, data: bytes, name: str = "primer") -> "Primer":
         """The primer from what `to_bytes` returned. name: for error messages. Raises FormatError."""
         try:
-            tensors = safetensors.numpy.load(data)
+            tensors = safetensors.numpy.load(as_binary(data, "data"))
             text, tokens = tensors["text"], tensors["tokens"]
         except (safetensors.SafetensorError, KeyError, ValueError) as error:
             raise FormatError(f"{name}: not a primer: make one with memcodec primer train") from error
@@ -154,9 +154,11 @@ class Primer:
         random choices; progress: is called with the tokens selected so far, and `tokens`. Messages that frames would
         not give to the LM are left out. Raises EncodeError for fewer than 4 different ones.
         """
+        if isinstance(model, str):
+            raise TypeError("model: give what Codec.load returns, not str")
         loaded = model.model
         tokenizer = loaded.tokenizer
-        given = dict.fromkeys(_line(message) for message in messages)
+        given = dict.fromkeys(_line(message) for message in as_many(messages, "messages"))
         different = [text for text in given if is_worthwhile(text.encode(), len(tokenizer.encode(text)))]
         random.Random(seed).shuffle(different)
         if len(different) < 4:
@@ -185,6 +187,13 @@ class Primer:
         if not len(picked):
             picked = pool[0][:tokens]
         return cls(tokenizer.decode(picked), picked)
+
+
+def as_primer(primer: Primer | None) -> Primer | None:
+    """The same primer, or None. Raises TypeError for anything else, such as the name of its file."""
+    if not isinstance(primer, Primer | None):
+        raise TypeError(f"primer: give what Primer.load returns, not {type(primer).__name__}")
+    return primer
 
 
 def bits(model: HasModel, messages: Sequence[str | bytes]) -> float:

@@ -226,7 +226,7 @@ def test_a_column_without_metadata_or_of_another_model(column: Column, tiny: Cod
     with pytest.raises(FormatError, match="no metadata"):
         tables.decode_table(table, "text", tiny)
     packed = tables.encode_table(table, "text", column)
-    with pytest.raises(ModelMismatchError, match="as codec or --model"):
+    with pytest.raises(ModelMismatchError, match="as codec or model"):
         tables.decode_table(packed, "text", llama)
     with pytest.raises(memcodec.ModelNotFoundError, match="local model"):
         tables.decode_table(packed, "text")

@@ -57,7 +57,11 @@ class Archive(Sequence[bytes]):
         self._name = os.fspath(path)  # for messages
         self._path = Path(path).absolute()  # stays valid if the working directory changes
         self._codec = codec
-        self._read(Path(path).read_bytes(), primer)
+        blob = Path(path).read_bytes()
+        try:
+            self._read(blob, primer)
+        except (FormatError, ChecksumError) as error:
+            raise type(error)(f"{self._name}: {error}") from error
 
     def __repr__(self) -> str:
         return f"<memcodec.Archive {self._name!r}: {counted(len(self), 'document')}>"

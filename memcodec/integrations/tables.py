@@ -56,6 +56,7 @@ class Column:
         cls, codec: Codec, settings: FrameSettings = FrameSettings(), *, type: str = "string"  # noqa: B008 (frozen)
     ) -> "Column":  # fmt: skip
         """The column of a loaded codec and its primer. type: "string" or "binary", for datasets; others set it."""
+        _check_type("codec", codec, Codec, "memcodec.Codec.load()")
         column = cls(codec.name, codec.primer.to_bytes() if codec.primer else b"", settings, type)
         _known[column.model, column.primer] = codec
         return column
@@ -178,6 +179,8 @@ def encode_table(table: "pyarrow.Table", name: str, column: Column) -> "pyarrow.
     """
     import pyarrow
 
+    _check_type("table", table, pyarrow.Table, "pyarrow.Table.from_pandas(frame)")
+    _check_type("column", column, Column, "Column.of(codec)")
     field, what = table.schema.field(name), f"column {name!r}"
     old = field.metadata or {}
     if _KEY.encode() in old:
@@ -198,6 +201,7 @@ def decode_table(table: "pyarrow.Table", name: str, codec: Codec | None = None) 
     """A table with a column of frames turned into what it was. Raises as `Column.from_metadata`, `Column.decode`."""
     import pyarrow
 
+    _check_type("table", table, pyarrow.Table, "pyarrow.parquet.read_table(file)")
     field, what = table.schema.field(name), f"column {name!r}"
     old = field.metadata
     with _naming(what):
@@ -281,6 +285,8 @@ def encode_series(series: "pandas.Series", column: Column) -> "pandas.Series":
     """
     import pandas
 
+    _check_type("series", series, pandas.Series, "frame['text']")
+    _check_type("column", column, Column, "Column.of(codec)")
     what = f"series {series.name!r}"
     if _KEY in series.attrs:
         raise EncodeError(f"{what} holds frames already: turn it into text with decode_series first")
@@ -309,6 +315,7 @@ def decode_series(series: "pandas.Series", codec: Codec | None = None) -> "panda
     """A series of frames turned into what it was. Raises as `Column.from_metadata` and `Column.decode`."""
     import pandas
 
+    _check_type("series", series, pandas.Series, "frame['text']")
     with _naming(f"series {series.name!r}"):
         column = Column.from_metadata(series.attrs, codec)
         dtype = column_types.pandas_type(column.pandas, column.type)
@@ -334,6 +341,12 @@ _known: dict[tuple[str, bytes], Codec] = {}  # by model and primer: what this pr
 @cache
 def _loaded(model: str) -> Codec:
     return Codec.load(model)
+
+
+def _check_type(name: str, given: object, wanted: type, example: str) -> None:
+    """Raise TypeError for an argument of another type; example: an expression that gives the right one."""
+    if not isinstance(given, wanted):
+        raise TypeError(f"{name}: give a {wanted.__name__}, such as {example}, not {type(given).__name__}")
 
 
 def _text(value: Any) -> str:
