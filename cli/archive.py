@@ -191,7 +191,7 @@ def unpack(
     archive_name: str, selection: tuple[str, ...], options: UnpackOptions, model: DecodingModelOptions,
     compute: ComputeOptions, progress: QuietOptions,
 ) -> None:  # fmt: skip
-    """Read the documents of ARCHIVE: all of them, or those with the given KEYs.
+    """Read the documents of ARCHIVE: all of them, or those with the given KEYs; - is standard input.
 
     In an archive without keys, KEY is the number of a document, from 0. The documents are written to standard output,
     one per line: as {"key": ..., "text": ...}, or as a JSON string if the archive has no keys.

@@ -58,9 +58,9 @@ def inspect(
 ) -> None:  # fmt: skip
     """Print the header of each FILE, the size of its parts in bytes, and its groups of chunks.
 
-    No model is needed, except for --tokens and --html: they decode the file to show the cost of each token in bits,
-    and whether the model, the memory or a correction wrote it. The options --model, --allow-download, --primer,
-    --device, --batch and --threads have an effect only with them.
+    - is standard input. No model is needed, except for --tokens and --html: they decode the file to show the cost of
+    each token in bits, and whether the model, the memory or a correction wrote it. The options --model,
+    --allow-download, --primer, --device, --batch and --threads have an effect only with them.
 
     \b
     Examples:

@@ -1,5 +1,6 @@
 """Output files: where each result is written. A file is written completely or not at all."""
 
+import errno
 import os
 import shutil
 import stat
@@ -15,7 +16,7 @@ import click
 from memcodec import MemcodecError, container
 from memcodec.storage import remote
 from memcodec.storage.write import replace
-from memcodec_cli.errors import with_file_name
+from memcodec_cli.errors import reason_of, with_file_name
 from memcodec_cli.inputs import EXTENSION, has_own_name, opened, read_containers
 from memcodec_cli.names import STANDARD_STREAM, display_name
 from memcodec_cli.options import OutputOptions
@@ -69,12 +70,15 @@ class Output:
         if options.to_stdout or (name if options.output is None else options.output) == STANDARD_STREAM:
             return cls(None, options.force)
         if Path(name).is_dir():
+            os.scandir(name).close()  # raises for a folder that may not be read
             raise click.ClickException(f"{display_name(name)}: is a directory: use -r for the files in it")
         if options.output is None and not remote.is_url(name) and not has_own_name(name):
             raise click.UsageError(
                 f"{display_name(name)} is a pipe or a device: name the output with -o, or use -c for standard output"
             )
         target = options.output or default
+        if not target and not remote.is_url(name) and not Path(name).exists():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
         if not target:
             raise click.UsageError(f"{display_name(name)} does not end in {EXTENSION}: name the output with -o")
         if remote.is_url(target):
@@ -127,7 +131,8 @@ class Output:
                 raise click.ClickException("standard output is closed")
             if binary and not self.force and sys.stdout.isatty():
                 raise click.ClickException(
-                    "standard output is a terminal: name the output with -o, or use -f to write to the terminal"
+                    "standard output is a terminal: redirect it, name a file with -o, or use -f to write to the "
+                    "terminal"
                 )
             return
         if self.path.is_dir():
@@ -199,7 +204,8 @@ class DistinctOutputs:
 def remove_input(name: str, output: Output) -> None:
     """Remove an input file whose output has been written.
 
-    Raises ClickException if the output is not a regular file, or if the input has changed since it was read.
+    Raises ClickException if the output is not a regular file, if the input has changed since it was read, or if it
+    cannot be removed.
     """
     path = Path(name)
     if output.path is None or not output.path.is_file() or not path.is_file():
@@ -209,7 +215,12 @@ def remove_input(name: str, output: Output) -> None:
         before.st_size, before.st_mtime_ns, before.st_ino
     ):  # fmt: skip
         raise click.ClickException(f"{display_name(name)}: not removed, because it changed while it was read")
-    path.unlink()
+    try:
+        path.unlink()
+    except OSError as error:
+        raise click.ClickException(
+            f"{display_name(name)}: not removed: {reason_of(error)}; its output {output.name} was written"
+        ) from error
 
 
 def check_streams(first: Output, second: Output | None) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import click
 
 from memcodec.wording import counted
+from memcodec_cli.errors import FileErrors
 from memcodec_cli.library import load_codec, read_primer
 from memcodec_cli.options import ComputeOptions, EncodingModelOptions, QuietOptions, option, takes_options
 from memcodec_cli.outputs import Output
@@ -71,10 +72,11 @@ def train(
         from memcodec.primer import Primer, bits
 
         codec = load_codec(model.model, compute, bar)
-        trained = Primer.train(
-            codec, messages[len(test) :], options.tokens,
-            progress=lambda done, total: bar.count("choosing messages", done, total),
-        )  # fmt: skip
+        with FileErrors(several=False).caught(names[0]):
+            trained = Primer.train(
+                codec, messages[len(test) :], options.tokens,
+                progress=lambda done, total: bar.count("choosing messages", done, total),
+            )  # fmt: skip
         bar.activity("measuring")
         before, after = bits(codec, test), bits(codec.with_primer(trained), test)
     target.write([trained.to_bytes()])
@@ -92,7 +94,7 @@ def train(
 @click.argument("name", metavar="P")
 @takes_options
 def show(name: str) -> None:
-    """Print the text of the primer file P."""
+    """Print the text of the primer file P; - is standard input."""
     shown = read_primer(name)
     assert shown is not None
     click.echo(shown.text.decode("utf-8", "replace"), nl=False)

@@ -1,5 +1,6 @@
 """The program `memcodec`: its commands, its short options, its exit status, and how errors and signals end it."""
 
+import atexit
 import io
 import os
 import signal
@@ -12,6 +13,7 @@ from functools import partial
 from typing import Any, NoReturn
 
 import click
+from click.core import ParameterSource
 from click.shell_completion import get_completion_class
 
 import memcodec
@@ -116,7 +118,7 @@ class Program(click.Group):
             sys.exit(2)
         except click.UsageError as error:
             command = error.ctx.command_path if error.ctx else "memcodec"
-            _exit(f"{error.format_message().rstrip('.')} (see {command} --help)", 2)
+            _exit(f"{_usage_message(error).rstrip('.')} (see {command} --help)", 2)
         except click.ClickException as error:
             _exit(error.format_message(), error.exit_code)
         except memcodec.MemcodecError as error:
@@ -129,6 +131,7 @@ class Program(click.Group):
             _exit("out of memory: try a smaller --batch, or --device cpu", 1)
         finally:
             sys.unraisablehook = hook
+            _forget_reset_of_colours()
         sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -158,6 +161,22 @@ def _exit(message: str, status: int) -> NoReturn:
         sys.stdout.flush()
     sys.stdout = io.StringIO()  # otherwise Python tries at exit to write what could not be written
     sys.exit(status)
+
+
+def _usage_message(error: click.UsageError) -> str:
+    """What is wrong with the arguments. A bad value has the name of what set it: an option, or its variable."""
+    parameter, context = error.param if isinstance(error, click.BadParameter) else None, error.ctx
+    if not isinstance(parameter, click.Option) or context is None or isinstance(error, click.MissingParameter):
+        return error.format_message()
+    from_environment = context.get_parameter_source(parameter.name or "") is ParameterSource.ENVIRONMENT
+    name = parameter.envvar if from_environment else max(parameter.opts, key=len)
+    return f"{name}: {error.message.replace('is not a valid integer range', 'is not a whole number')}"
+
+
+def _forget_reset_of_colours() -> None:
+    """At exit print no escape sequence, as colorama would, which numba uses if it is installed."""
+    if (colorama := sys.modules.get("colorama.initialise")) is not None:
+        atexit.unregister(colorama.reset_all)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -79,14 +79,13 @@ def _decoded(shown: str, data: bytes, is_utf16: bool) -> str:
 
 
 def _read_directory(directory: Path) -> Iterator[Record]:
-    for file in sorted(directory.rglob("*")):
-        if file.is_file() and not file.is_symlink():
-            where, key = display_name(str(file)), file.relative_to(directory).as_posix()
-            try:
-                key.encode()
-            except UnicodeError as error:
-                raise click.ClickException(f"{where}: its name is not UTF-8, as a key must be: rename it") from error
-            yield Record(where, key, file.read_bytes())
+    for file in inputs.files_in(str(directory)):
+        where, key = display_name(str(file)), file.relative_to(directory).as_posix()
+        try:
+            key.encode()
+        except UnicodeError as error:
+            raise click.ClickException(f"{where}: its name is not UTF-8, as a key must be: rename it") from error
+        yield Record(where, key, inputs.read(inputs.name_of(file)))
 
 
 def _read_table(shown: str, text: str, delimiter: str, field: str | None, key: str | None) -> Iterator[Record]:

@@ -41,7 +41,7 @@ def verify(
     names: tuple[str, ...], options: VerifyOptions, model: DecodingModelOptions, compute: EngineOptions,
     progress: QuietOptions,
 ) -> None:  # fmt: skip
-    """Check that each FILE, or archive, is undamaged.
+    """Check that each FILE, or archive, is undamaged; - is standard input.
 
     The structure and the checksums of the compressed data are checked, which needs no model; with --decode, the
     documents are decoded and checked too. All files are checked; the exit status is 1 if any of them is damaged. The

@@ -434,6 +434,31 @@ def test_wrong_usage_exits_with_status_2(run: Run, args: list[str]) -> None:
     assert message.endswith("(see memcodec compress --help)\n")
 
 
+def test_a_bad_value_is_named_by_what_set_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variable was named even if an option had the bad value, and the option if the variable had it."""
+    usage = "(see memcodec compress --help)\n"
+    for args, message in (
+        (["--batch", "x"], "--batch: 'x' is not a whole number"),
+        (["-T", "0"], "--threads: 0 is not in the range 1<=x<=1024"),
+        (["--device", "gpu"], "--device: 'gpu' is not one of 'auto', 'cpu', 'cuda'"),
+        (["--context", "most"], "--context: use auto, max, or a number from 0 to 32768"),
+    ):
+        assert refused(run("compress", "a", *args), 2) == f"memcodec: error: {message} {usage}"
+    monkeypatch.setenv("MEMCODEC_BATCH", "x")
+    assert refused(run("compress", "a"), 2) == f"memcodec: error: MEMCODEC_BATCH: 'x' is not a whole number {usage}"
+
+
+def test_nothing_is_printed_to_the_terminal_at_exit(tmp_path: Path) -> None:
+    """numba's colours were reset at exit, which printed an escape sequence."""
+    code = "import colorama, sys; colorama.init(); from memcodec_cli import main; main(['verify', 'a'])"
+    (tmp_path / "a").write_bytes(RESULT)
+    primary, terminal = pty.openpty()
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, stdout=terminal, stderr=subprocess.PIPE, timeout=60)
+    os.close(terminal)
+    assert os.read(primary, 1000) == b"a: ok\r\n"
+    os.close(primary)
+
+
 def test_missing_arguments_are_wrong_usage(run: Run) -> None:
     assert "Missing argument 'FILE...'" in refused(run("inspect"), 2)
     assert "No such command 'nonsense'" in refused(run("nonsense"), 2)
@@ -645,5 +670,5 @@ def test_binary_is_not_written_to_a_terminal(tmp_path: Path) -> None:
     (tmp_path / "a").write_text(TEXT)
     status, seen, _ = on_terminal(["compress", str(tmp_path / "a"), "-c"], stdout_too=True)
     assert status == 1
-    message = "standard output is a terminal: name the output with -o, or use -f to write to the terminal"
+    message = "standard output is a terminal: redirect it, name a file with -o, or use -f to write to the terminal"
     assert seen.replace("\r\n", "") == f"memcodec: error: {message}"

@@ -115,6 +115,13 @@ def test_what_a_primer_made_needs_the_same_primer(run: Run, tiny_name: str) -> N
     assert run(*args).stdout == Path("m").read_text()
 
 
+def test_too_few_messages_are_an_error_with_the_name_of_the_file(run: Run, tiny_name: str) -> None:
+    Path("m").write_text("one\n")
+    assert refused(run("primer", "train", "m", "-o", "p", "--model", tiny_name)) == (
+        "memcodec: error: m: 1 different message of text: give 4 or more to train a primer\n"
+    )
+
+
 def test_csv_as_spreadsheets_write_it(run: Run, tiny_name: str, tiny: Codec) -> None:
     """With a byte-order mark; the only column besides the key is the document."""
     Path("m.CSV").write_bytes("\ufeffid,text\r\na,one\r\nb,two\r\n".encode())
