@@ -120,7 +120,7 @@ def _check_records(records: list[Record]) -> None:
 
 
 def _check_appended(target: Output, records: list[Record]) -> None:
-    """Raise ClickException, before a model is loaded, if only the archive or only the new documents have keys."""
+    """Raise ClickException, before a model is loaded, for new documents whose keys do not fit those of the archive."""
     with FileErrors(several=False).caught(str(target.path)):
         archive = open_archive(str(target.path))
     keys = archive.keys()
@@ -130,6 +130,12 @@ def _check_appended(target: Output, records: list[Record]) -> None:
         raise click.ClickException(
             f"{target.name}: its documents have keys, but {records[0].where} has none: use --key, or a directory"
         )
+    taken = set(keys)
+    for record in records:
+        if record.key in taken:
+            raise click.ClickException(
+                f"{record.where}: its key {record.key!r} is in {target.name} already: give it another"
+            )
     if not keys and records[0].key is not None:
         raise click.ClickException(
             f"{target.name}: its documents have no keys, but {records[0].where} has one: pack without --key, or into "

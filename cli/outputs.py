@@ -43,7 +43,10 @@ def output_name(name: str, directory: str, output_dir: str | None) -> str:
     if remote.is_url(output_dir):
         return f"{output_dir.rstrip('/')}/{relative}"
     path = Path(output_dir) / relative
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), error.filename) from error
     return str(path)
 
 
@@ -83,7 +86,7 @@ class Output:
             raise click.UsageError(f"{display_name(name)} does not end in {EXTENSION}: name the output with -o")
         if remote.is_url(target):
             return cls(None, options.force, None, target)
-        source, path = Path(name), Path(target)
+        source, path = Path(name), _path_of(target)
         if name == STANDARD_STREAM:
             return cls(path, options.force)
         if source.exists() and path.exists() and path.samefile(source):
@@ -95,7 +98,7 @@ class Output:
         """An output with a given name; "-" is standard output."""
         if name == STANDARD_STREAM:
             return cls(None, force)
-        return cls(None, force, None, name) if remote.is_url(name) else cls(Path(name), force)
+        return cls(None, force, None, name) if remote.is_url(name) else cls(_path_of(name), force)
 
     @property
     def name(self) -> str:
@@ -227,6 +230,13 @@ def check_streams(first: Output, second: Output | None) -> None:
     """Raise UsageError if two outputs of a command are both standard output."""
     if second is not None and not (first.path or first.url or second.path or second.url):
         raise click.UsageError("only one output can be standard output: name the other")
+
+
+def _path_of(name: str) -> Path:
+    """The path of an output. Raises OSError for a name that ends in a slash, which only a folder can have."""
+    if name.endswith("/") and not Path(name).is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), name)
+    return Path(name)
 
 
 def is_special(path: Path) -> bool:

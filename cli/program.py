@@ -1,6 +1,7 @@
 """The program `memcodec`: its commands, its short options, its exit status, and how errors and signals end it."""
 
 import atexit
+import errno
 import io
 import os
 import signal
@@ -30,6 +31,8 @@ from memcodec_cli.verify import verify
 
 _SHORT_COMMANDS = {"z": ["compress"], "d": ["decompress"], "t": ["verify", "--decode"], "l": ["list"]}
 
+_WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # without a name: of standard output, or a temporary file
+
 _WITHOUT_EFFECT = {
     *("-c", "--stdout", "-f", "--force", "-k", "--keep", "-v", "--verbose", "--no-progress", "--no-verify"),
     *("--chunk-tokens", "--context", "--site", "--vectors", "--bits", "--steps", "--seed", "--pure"),
@@ -55,7 +58,7 @@ class Program(click.Group):
             and not any(stream is None or stream.isatty() for stream in (sys.stdin, sys.stdout))
         ):
             args = ["compress"]
-        elif args and args[0].startswith("-") and args[0] not in (*ctx.help_option_names, "--version"):
+        elif args and args[0].startswith("-") and args[0] not in (*ctx.help_option_names, "-V", "--version"):
             args = self.with_command(args)
         return super().parse_args(ctx, args)
 
@@ -124,7 +127,8 @@ class Program(click.Group):
         except memcodec.MemcodecError as error:
             _exit(str(error), 1)
         except OSError as error:
-            _exit(describe(error), 1)
+            is_write = not error.filename and error.errno in _WRITE_ERRORS
+            _exit(f"write error: {describe(error)}" if is_write else describe(error), 1)
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise  # a bug: show the traceback
@@ -185,7 +189,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 @click.group(name="memcodec", cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(memcodec.__version__, message="memcodec %(version)s")
+@click.version_option(memcodec.__version__, "-V", "--version", message="memcodec %(version)s")
 def main() -> None:
     """Lossless text compression with memory embeddings under a frozen language model.
 

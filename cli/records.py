@@ -97,6 +97,11 @@ def _read_table(shown: str, text: str, delimiter: str, field: str | None, key: s
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         columns = next((row for row in rows if row), [])
+        if delimiter == "," and len(columns) == 1 and (other := next((c for c in ";\t" if c in columns[0]), None)):
+            found = "tabs" if other == "\t" else "semicolons"
+            raise click.ClickException(
+                f"{shown}: its first row has {found} instead of commas: save it with commas, or as .tsv with tabs"
+            )
         if field is None:
             others = [column for column in columns if column != key]
             if len(others) != 1:

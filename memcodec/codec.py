@@ -334,7 +334,7 @@ class Codec:
         A frame is at most 1 byte and the checksum longer than its message. Frames are not decoded to verify them.
         Raises EncodeError for settings out of range and for messages that are too long.
         """
-        data = [as_bytes(message, "message") for message in as_many(messages, "messages")]
+        data = [as_bytes(message, f"message {n}") for n, message in enumerate(as_many(messages, "messages"))]
         return frames.encode(self.model, data, settings, progress)
 
     def decode_frames(

@@ -75,10 +75,12 @@ def encode(
 ) -> list[bytes]:
     """Messages as frames. Raises EncodeError."""
     packer = Packer(settings)
-    if messages and (longest := max(map(len, messages))) > settings.max_bytes:
-        raise EncodeError(
-            f"a message of {counted(longest, 'byte')}: frames have {settings.max_bytes:,} at most (max_bytes)"
-        )
+    for number, message in enumerate(messages):
+        if len(message) > settings.max_bytes:
+            what = f"message {number}" if len(messages) > 1 else "the message"
+            raise EncodeError(
+                f"{what} has {len(message):,} bytes: frames have {settings.max_bytes:,} at most (max_bytes)"
+            )
     texts = [_tokens_of(message, model) for message in messages]
     groups = [cut_chunks(tokens, settings.chunk_tokens) for tokens in texts if len(tokens)]
     report = Reporter(progress, "fit", sum(map(len, messages)), [len(chunk) for group in groups for chunk in group])

@@ -216,6 +216,15 @@ def test_an_output_that_is_the_input_is_refused(run: Run) -> None:
     assert "a is both input and output" in refused(run("decompress", "a", "-o", "./a", "-f"))
 
 
+def test_an_output_with_a_slash_at_its_end_is_a_folder(run: Run) -> None:
+    """`-o folder/`, if there is no such folder, wrote a file of that name."""
+    Path("a").write_bytes(bytes(range(256)))
+    for args in (["compress", "a", "-o", "x/"], ["pack", "a", "-o", "x/"], ["compress", "-o", "x/"]):
+        assert refused(run(*args, stdin=b"a")) == "memcodec: error: x/: not a directory\n"
+    assert refused(run("compress", "a", "--output-dir", "a")) == "memcodec: error: a: not a directory\n"
+    assert names() == ["a"]
+
+
 def test_an_output_that_is_a_directory_is_refused(run: Run) -> None:
     Path("a.memz").write_bytes(RESULT)
     Path("a").mkdir()
@@ -266,6 +275,16 @@ def test_a_failed_write_leaves_nothing(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("command", ["verify a", "list a", "inspect a", "inspect --json a", "models list", "--help"])
+def test_results_on_a_full_disk_are_a_write_error(tmp_path: Path, command: str) -> None:
+    (tmp_path / "a").write_bytes(RESULT)
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [*PROGRAM, *command.split()], stdout=full, stderr=subprocess.PIPE, cwd=tmp_path, timeout=60
+        )
+    assert (done.returncode, done.stderr) == (1, b"memcodec: error: write error: no space left on device\n")
+
+
 def test_standard_output_on_a_full_disk_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.memz").write_bytes(RESULT)
     with Path("/dev/full").open("w") as full:

@@ -244,6 +244,10 @@ def test_commands_are_completed_where_nothing_is_a_terminal() -> None:
     assert b"plain,decompress\n" in done.stdout
 
 
+def test_the_version_is_printed_as_gzip_does(run: Run) -> None:
+    assert run("-V").stdout == run("--version").stdout == f"memcodec {memcodec.__version__}\n"
+
+
 def test_python_m_memcodec_runs_the_program(tmp_path: Path) -> None:
     done = subprocess.run([PROGRAM[0], "-m", "memcodec", "--version"], capture_output=True, timeout=60)
     assert done.stdout.decode() == f"memcodec {memcodec.__version__}\n"

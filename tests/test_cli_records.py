@@ -56,6 +56,8 @@ ARRAY = json.dumps([{"text": "a"}, {"text": "b"}])
         ("o.jsonl", json.dumps({"text": "a"}, indent=1).encode(), "jq -c '.[]'"),
         ("a.json", ARRAY.encode(), "a.json, line 1: it is not an object, and has no field 'text': give one record per"),
         ("b.json", b'{"text": "a"}\n{"text"\n', "b.json, line 2: not valid JSON"),
+        ("s.csv", b"id;text\n1;a\n", "s.csv: its first row has semicolons instead of commas: save it with commas"),
+        ("t.csv", b"id\ttext\n1\ta\n", "t.csv: its first row has tabs instead of commas: save it with commas"),
         ("t.tsv", b"text\tid\na\tb\tc\n", "t.tsv, row 1: it has more cells than the first row: quote texts with tabs"),
     ],
     ids=str,

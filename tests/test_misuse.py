@@ -115,6 +115,25 @@ def test_errors_while_a_file_is_read_have_its_name(
         memcodec.open(io.BytesIO(b"x" * 99))
 
 
+def test_a_message_that_cannot_be_a_frame_has_its_number(tiny: Codec) -> None:
+    with pytest.raises(TypeError, match="message 1: give bytes, bytes-like data or str, not NoneType"):
+        tiny.encode_frames(["a", None])  # type: ignore[list-item]
+    with pytest.raises(EncodeError, match="message 1 has 70,000 bytes: frames have 65,536 at most"):
+        tiny.encode_frames(["a", "b" * 70_000])
+
+
+def test_a_column_whose_metadata_is_lost(tiny: Codec) -> None:
+    """As a column of a DataFrame: the error was that the series does not hold frames."""
+    packed = tables.encode_series(FRAME["text"], tables.Column.of(tiny))
+    with pytest.raises(memcodec.FormatError, match="or has lost it"):
+        tables.decode_series(pandas.DataFrame({"text": packed})["text"], tiny)
+
+
+def test_a_full_disk_is_named(tiny: Codec) -> None:
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        memcodec.open("/dev/full", "wb", codec=tiny).close()
+
+
 def test_token_map_takes_the_bytes_of_a_file(tiny: Codec) -> None:
     blob = tiny.encode("the quick brown fox jumps over the lazy dog " + "x" * 2000)
     assert len(list(memcodec.token_map(tiny, blob))) == len(list(memcodec.token_map(tiny, unpack(blob)))) > 0

@@ -134,7 +134,9 @@ class Column:
         """
         entries = {_text(key): _text(value) for key, value in (metadata or {}).items()}
         if _KEY not in entries:
-            raise FormatError("the column has no metadata of memcodec: it does not hold frames")
+            raise FormatError(
+                "the column has no metadata of memcodec: it does not hold frames, or has lost it (of a series, attrs)"
+            )
         try:
             about = json.loads(entries[_KEY])
             numbers = {name: about[name] for name in _NUMBERS}
