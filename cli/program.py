@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -23,9 +24,11 @@ from memcodec_cli.bench import bench
 from memcodec_cli.compress import compress
 from memcodec_cli.decompress import cat, decompress
 from memcodec_cli.errors import describe, print_error
+from memcodec_cli.inputs import EXTENSION
 from memcodec_cli.inspect import inspect
 from memcodec_cli.list import list_files
 from memcodec_cli.models import models
+from memcodec_cli.names import display_name
 from memcodec_cli.primer import primer
 from memcodec_cli.verify import verify
 
@@ -92,6 +95,16 @@ class Program(click.Group):
                     words.append((name, [name]))
         ignored = set() if command == ["compress"] else _WITHOUT_EFFECT - _options_of(self.commands[command[0]]).keys()
         return [*command, *(word for name, group in words if name not in ignored for word in group)]
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command. Raises UsageError, with advice if a file is named without a command, as for gzip."""
+        name = args[0]
+        if name not in self.commands and Path(name).exists() and not ctx.resilient_parsing:
+            command = "decompress" if name.endswith(EXTENSION) else "compress"
+            raise click.UsageError(f"{display_name(name)} is no command: use memcodec {command} FILE", ctx)
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command, and flush standard output."""

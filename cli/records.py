@@ -18,6 +18,14 @@ from memcodec_cli.options import field_option, option
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _JSON_LINES = (".jsonl", ".ndjson", ".json")
 _MAX_CELL = 1 << 30  # characters: cells of any length can be read, and documents have a limit of their own
+_OTHER_FORMATS = {
+    b"\x1f\x8b": "compressed with gzip: pipe it through zcat",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd: pipe it through zstdcat",
+    b"\xfd7zXZ\0": "compressed with xz: pipe it through xzcat",
+    b"BZh": "compressed with bzip2: pipe it through bzcat",
+    b"PK\3\4": "a zip file or a spreadsheet (.xlsx): save it as CSV in UTF-8",
+    b"PAR1": "a Parquet file: encode its columns in Python (docs/integrations.md)",
+}  # by the first bytes of a file
 _CONVERT = "convert the file, as with iconv -f LATIN1 -t UTF-8"
 _ONE_PER_LINE = "give one record per line, as jq -c '.[]' writes them"
 
@@ -53,6 +61,8 @@ def read_records(name: str, field: str | None, key: str | None) -> Iterator[Reco
         yield from _read_directory(path)
         return
     shown, data = display_name(name), inputs.read(name)
+    if other := next((about for start, about in _OTHER_FORMATS.items() if data.startswith(start)), None):
+        raise click.ClickException(f"{shown}: it is {other}")
     kind = path.suffix.lower()
     is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     if kind in _DELIMITERS:

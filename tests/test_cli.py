@@ -453,6 +453,15 @@ def test_wrong_usage_exits_with_status_2(run: Run, args: list[str]) -> None:
     assert message.endswith("(see memcodec compress --help)\n")
 
 
+def test_a_file_without_a_command(run: Run) -> None:
+    """As for gzip: the error was that there is no such command."""
+    Path("a").write_bytes(b"a")
+    Path("a.memz").write_bytes(RESULT)
+    for name, command in (("a", "compress"), ("a.memz", "decompress")):
+        message = f"{name} is no command: use memcodec {command} FILE (see memcodec --help)"
+        assert refused(run(name), 2) == f"memcodec: error: {message}\n"
+
+
 def test_a_bad_value_is_named_by_what_set_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """The variable was named even if an option had the bad value, and the option if the variable had it."""
     usage = "(see memcodec compress --help)\n"

@@ -1,5 +1,6 @@
 """What `pack`, `primer train` and `bench --messages` read: tables, JSON lines and text as other programs write them."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -56,6 +57,8 @@ ARRAY = json.dumps([{"text": "a"}, {"text": "b"}])
         ("o.jsonl", json.dumps({"text": "a"}, indent=1).encode(), "jq -c '.[]'"),
         ("a.json", ARRAY.encode(), "a.json, line 1: it is not an object, and has no field 'text': give one record per"),
         ("b.json", b'{"text": "a"}\n{"text"\n', "b.json, line 2: not valid JSON"),
+        ("m.jsonl.gz", gzip.compress(b'{"text": "a"}'), "m.jsonl.gz: it is compressed with gzip: pipe it through zcat"),
+        ("m.txt", b"PK\3\4\0\0", "m.txt: it is a zip file or a spreadsheet (.xlsx): save it as CSV in UTF-8"),
         ("s.csv", b"id;text\n1;a\n", "s.csv: its first row has semicolons instead of commas: save it with commas"),
         ("t.csv", b"id\ttext\n1\ta\n", "t.csv: its first row has tabs instead of commas: save it with commas"),
         ("t.tsv", b"text\tid\na\tb\tc\n", "t.tsv, row 1: it has more cells than the first row: quote texts with tabs"),
