@@ -2,6 +2,8 @@
 
 import io
 import re
+import sqlite3
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,11 @@ import pyarrow
 import pytest
 
 import memcodec
+import memcodec.integrations.fsspec as ours
 from memcodec import Archive, Codec, EncodeError, Primer
 from memcodec.container import unpack
 from memcodec.files.open import BadFileError
-from memcodec.integrations import tables
+from memcodec.integrations import arrays, sql, tables
 
 FRAME = pandas.DataFrame({"text": ["one", "two"]})
 BYTES_OF_A_FILE = r"give bytes or bytes-like data, not {}: the bytes of a file are open\(path, 'rb'\).read\(\)"
@@ -69,6 +72,17 @@ def test_a_path_is_no_bytes(tiny: Codec, function: Callable[[Codec, Any], object
         ),
         (lambda codec: tables.encode_table(pyarrow.table({"t": ["x"]}), "t", codec), "column: give a Column"),
         (lambda codec: tables.decode_table(FRAME, "text"), "table: give a Table, such as .*, not DataFrame"),
+        (
+            lambda codec: tables.Column.of(codec).encoder("text")({"text": "one"}),
+            "column 'text': call map with batched",
+        ),
+        (lambda codec: tables.Column.of(codec).decoder("text")({"text": b"x"}), "column 'text': call map with"),
+        (lambda codec: sql.register(sqlite3.connect(":memory:"), "smollm2-135m"), "codec: give a Codec"),
+        (lambda codec: ours.register(codec="smollm2-135m"), "codec: give a Codec"),
+        (lambda codec: memcodec.open("a", "w", codec="smollm2-135m"), "codec: give a Codec"),
+        (lambda codec: Archive.create("a", ["x"], codec="smollm2-135m"), "codec: give a Codec"),
+        (lambda codec: Archive("a", "smollm2-135m"), "codec: give a Codec"),
+        (lambda codec: codec.fit_memory(b"x"), "text: give str, not bytes"),
         (lambda codec: tables.Column.of("smollm2-135m"), r"codec: give a Codec, such as memcodec.Codec.load\(\)"),
     ],
     ids=str,
@@ -127,6 +141,20 @@ def test_a_column_whose_metadata_is_lost(tiny: Codec) -> None:
     packed = tables.encode_series(FRAME["text"], tables.Column.of(tiny))
     with pytest.raises(memcodec.FormatError, match="or has lost it"):
         tables.decode_series(pandas.DataFrame({"text": packed})["text"], tiny)
+
+
+def test_a_file_that_is_no_zip_is_none(tiny: Codec, tmp_path: Path) -> None:
+    """zipfile seeks to before the start, and expects the error of a file."""
+    with memcodec.open(tmp_path / "a.memz", "wb", codec=tiny) as file:
+        file.write(b"x")
+    with memcodec.open(tmp_path / "a.memz", codec=tiny) as file, pytest.raises(zipfile.BadZipFile):
+        zipfile.ZipFile(file)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("settings", [{"effort": 0}, {"memory_share": 0.9}, {"context": "most"}], ids=str)
+def test_settings_of_arrays_are_checked_when_they_are_made(settings: dict[str, Any]) -> None:
+    with pytest.raises(EncodeError, match=next(iter(settings)).replace("_", " ")):
+        arrays.ArraySettings(**settings)
 
 
 def test_a_full_disk_is_named(tiny: Codec) -> None:

@@ -70,3 +70,9 @@ def as_source(data: "Data | BinaryIO | Source", name: str) -> Source:
     if isinstance(data, bytes | bytearray | memoryview | str) or not hasattr(data, "read"):
         return Source.of(as_bytes(data, name))
     return Source(data)
+
+
+def check_type(name: str, given: object, wanted: type, example: str) -> None:
+    """Raise TypeError for an argument of another type; example: an expression that gives the right one."""
+    if not isinstance(given, wanted):
+        raise TypeError(f"{name}: give a {wanted.__name__}, such as {example}, not {type(given).__name__}")

@@ -13,7 +13,7 @@ from typing import Any, TypedDict, Unpack, overload
 from memcodec import container
 from memcodec.codec import Codec, codec_for
 from memcodec.container import ModelId, Needs, Reader, Settings, pack_column, pack_settings, read_settings, varint
-from memcodec.document.inputs import as_many
+from memcodec.document.inputs import as_many, check_type
 from memcodec.errors import ChecksumError, EncodeError, FormatError, MachineError
 from memcodec.files.keys import as_keys, check_keys, pack_keys, unpack_keys
 from memcodec.frames import FrameSettings
@@ -53,6 +53,8 @@ class Archive(Sequence[bytes]):
 
         Raises FormatError, ChecksumError, OSError; ModelMismatchError when documents are decoded.
         """
+        if codec is not None:
+            check_type("codec", codec, Codec, "memcodec.Codec.load()")
         self.batch = DEFAULT_BATCH
         self._name = os.fspath(path)  # for messages
         self._path = Path(path).absolute()  # stays valid if the working directory changes
@@ -112,6 +114,8 @@ class Archive(Sequence[bytes]):
         """
         if unknown := settings.keys() - ArchiveOptions.__annotations__.keys():
             raise TypeError(f"{', '.join(sorted(unknown))}: not a setting of an archive")
+        if codec is not None:
+            check_type("codec", codec, Codec, "memcodec.Codec.load()")
         check_writable(path)
         if not overwrite and Path(path).exists():
             raise FileExistsError(f"{os.fspath(path)} exists: give overwrite=True, or append to it")

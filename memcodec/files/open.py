@@ -12,6 +12,7 @@ from memcodec import container
 from memcodec.codec import Codec, codec_for
 from memcodec.container import Container
 from memcodec.container.assembly import without_model
+from memcodec.document.inputs import check_type
 from memcodec.document.source import Source
 from memcodec.errors import ChecksumError, FormatError, MemcodecError
 from memcodec.files.decoded import Decoded
@@ -113,6 +114,8 @@ class MemzFile(io.BufferedIOBase):
             raise TypeError(f"file: it is open for text: open it with mode '{mode}b'")
         if not isinstance(file, str | os.PathLike) and not hasattr(file, "read" if mode == "r" else "write"):
             raise TypeError(f"file: give a path, a URL or an open file, not {type(file).__name__}")
+        if codec is not None:
+            check_type("codec", codec, Codec, "memcodec.Codec.load()")
         self._file = file
         self.mode = f"{mode}b"
         self._codec = codec

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from memcodec.codec import Codec, codec_for
 from memcodec.container import ModelId, Needs
-from memcodec.document.inputs import as_bytes
+from memcodec.document.inputs import as_bytes, check_type
 from memcodec.errors import ChecksumError, EncodeError, FormatError
 from memcodec.frames import FrameSettings
 from memcodec.integrations import column_types
@@ -56,7 +56,7 @@ class Column:
         cls, codec: Codec, settings: FrameSettings = FrameSettings(), *, type: str = "string"  # noqa: B008 (frozen)
     ) -> "Column":  # fmt: skip
         """The column of a loaded codec and its primer. type: "string" or "binary", for datasets; others set it."""
-        _check_type("codec", codec, Codec, "memcodec.Codec.load()")
+        check_type("codec", codec, Codec, "memcodec.Codec.load()")
         column = cls(codec.name, codec.primer.to_bytes() if codec.primer else b"", settings, type)
         _known[column.model, column.primer] = codec
         return column
@@ -166,9 +166,12 @@ class MapColumn:
     forth: bool
 
     def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-        """The changed column. Raises as `Column.encode` and `Column.decode`."""
+        """The changed column. Raises as `Column.encode` and `Column.decode`; TypeError for a row instead of a batch."""
+        values = batch[self.name]
+        if values is None or isinstance(values, str | bytes):  # a row, whose characters would become the rows
+            raise TypeError(f"column {self.name!r}: call map with batched=True")
         with _naming(f"column {self.name!r}"):
-            return {self.name: (self.column.encode if self.forth else self.column.decode)(list(batch[self.name]))}
+            return {self.name: (self.column.encode if self.forth else self.column.decode)(list(values))}
 
 
 # ---- Arrow
@@ -181,8 +184,8 @@ def encode_table(table: "pyarrow.Table", name: str, column: Column) -> "pyarrow.
     """
     import pyarrow
 
-    _check_type("table", table, pyarrow.Table, "pyarrow.Table.from_pandas(frame)")
-    _check_type("column", column, Column, "Column.of(codec)")
+    check_type("table", table, pyarrow.Table, "pyarrow.Table.from_pandas(frame)")
+    check_type("column", column, Column, "Column.of(codec)")
     field, what = table.schema.field(name), f"column {name!r}"
     old = field.metadata or {}
     if _KEY.encode() in old:
@@ -203,7 +206,7 @@ def decode_table(table: "pyarrow.Table", name: str, codec: Codec | None = None) 
     """A table with a column of frames turned into what it was. Raises as `Column.from_metadata`, `Column.decode`."""
     import pyarrow
 
-    _check_type("table", table, pyarrow.Table, "pyarrow.parquet.read_table(file)")
+    check_type("table", table, pyarrow.Table, "pyarrow.parquet.read_table(file)")
     field, what = table.schema.field(name), f"column {name!r}"
     old = field.metadata
     with _naming(what):
@@ -287,8 +290,8 @@ def encode_series(series: "pandas.Series", column: Column) -> "pandas.Series":
     """
     import pandas
 
-    _check_type("series", series, pandas.Series, "frame['text']")
-    _check_type("column", column, Column, "Column.of(codec)")
+    check_type("series", series, pandas.Series, "frame['text']")
+    check_type("column", column, Column, "Column.of(codec)")
     what = f"series {series.name!r}"
     if _KEY in series.attrs:
         raise EncodeError(f"{what} holds frames already: turn it into text with decode_series first")
@@ -317,7 +320,7 @@ def decode_series(series: "pandas.Series", codec: Codec | None = None) -> "panda
     """A series of frames turned into what it was. Raises as `Column.from_metadata` and `Column.decode`."""
     import pandas
 
-    _check_type("series", series, pandas.Series, "frame['text']")
+    check_type("series", series, pandas.Series, "frame['text']")
     with _naming(f"series {series.name!r}"):
         column = Column.from_metadata(series.attrs, codec)
         dtype = column_types.pandas_type(column.pandas, column.type)
@@ -343,12 +346,6 @@ _known: dict[tuple[str, bytes], Codec] = {}  # by model and primer: what this pr
 @cache
 def _loaded(model: str) -> Codec:
     return Codec.load(model)
-
-
-def _check_type(name: str, given: object, wanted: type, example: str) -> None:
-    """Raise TypeError for an argument of another type; example: an expression that gives the right one."""
-    if not isinstance(given, wanted):
-        raise TypeError(f"{name}: give a {wanted.__name__}, such as {example}, not {type(given).__name__}")
 
 
 def _text(value: Any) -> str:
