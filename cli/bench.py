@@ -56,8 +56,8 @@ class BenchOptions:
     messages: str | None = option(
         "--messages",
         metavar="FILE",
-        help="Measure short messages instead of files: JSON lines (.jsonl), CSV (.csv), or text (each line is a "
-        "message).  [default: measure files]",
+        help="Measure short messages instead of files: JSON lines (.jsonl, .ndjson or .json), CSV or TSV (.csv, .tsv), "
+        "or text (each line is a message).  [default: measure files]",
     )
     field: str | None = field_option()
     fresh: bool = option("--fresh", is_flag=True, help="Measure everything again.  [default: reuse earlier results]")

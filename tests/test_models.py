@@ -245,7 +245,7 @@ def test_names_that_are_no_model(tmp_path: Path) -> None:
 def test_revisions_are_names_and_no_paths(revision: str) -> None:
     with pytest.raises(ModelNotFoundError, match="no model"):
         registry.resolve(f"someone/tiny@{revision}")
-    with pytest.raises(ModelNotFoundError, match="give its directory as --model"):
+    with pytest.raises(ModelNotFoundError, match="give its directory as model"):
         registry.resolve_named(f"someone/tiny@{revision}", allow_download=True)
 
 
@@ -352,7 +352,10 @@ def test_a_file_that_names_a_hub_model_fetches_nothing_unasked(hub: list[str], t
         command("decompress", tmp_path / "text.memz", "-o", tmp_path / "back"),
         command("verify", "--decode", tmp_path / "text.memz"),
     ):
-        assert refused.returncode == 1 and "give --allow-download to fetch it" in refused.stderr
+        assert (
+            refused.returncode == 1
+            and "to fetch it, allow the download (allow_download, --allow-download)" in refused.stderr
+        )
         assert refused.stderr.count("\n") == 1 and hub == []
     back = command("decompress", tmp_path / "text.memz", "-o", tmp_path / "back", "--allow-download")
     assert (back.returncode, back.stderr) == (0, "") and hub

@@ -60,14 +60,16 @@ class Needs:
         if here.identity != self.model.identity:
             raise ModelMismatchError(
                 f"the file needs model {self.model.name!r} ({self.model.identity.hex()}); {here.name!r} is "
-                f"{here.identity.hex()}: pass the right one, as codec or --model"
+                f"{here.identity.hex()}: give the right one as codec or model (--model)"
             )
 
     def check_primer(self, here: bytes) -> None:
         """Raise PrimerMismatchError if a primer is needed, and `here` is another one or empty."""
         if self.primer and here != self.primer:
             given = f"the one given is {here.hex()}" if here else "none is given"
-            raise PrimerMismatchError(f"the file needs the primer {self.primer.hex()}; {given}: pass it as --primer")
+            raise PrimerMismatchError(
+                f"the file needs the primer {self.primer.hex()}; {given}: give it as primer (--primer)"
+            )
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,9 @@ def resolve_named(name: str, allow_download: bool = False, progress: ByteProgres
     if name in BUILT_IN:
         return ModelFolder(name, pull(name, progress))
     if not HUB_ID.fullmatch(name):
-        raise ModelNotFoundError(f"the file needs the local model {name[:60]!r}: give its directory as --model")
+        raise ModelNotFoundError(
+            f"the file needs the local model {name[:60]!r}: give its directory as model (--model), or a loaded codec"
+        )
     return ModelFolder(name, fetch(name, progress, offline=not allow_download))
 
 
