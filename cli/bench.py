@@ -140,8 +140,10 @@ def _profile(
     texts = [Text.cut(name, data, None if options.full else options.bytes) for name, data in contents]
     seconds = {text.name: stages.profile(codec, text.data, options.context, compute.batch) for text in texts}
     if options.as_json:
-        return json.dumps({"machine": machine(), "seconds": seconds})
-    return "\n\n".join(f"{text.name}\n{stages.render(text.data, seconds[text.name])}" for text in texts)
+        return json.dumps({"machine": machine(), "kernels": codec.lm.implementation.kernels, "seconds": seconds})
+    return f"kernels: {codec.lm.implementation.kernels}\n\n" + "\n\n".join(
+        f"{text.name}\n{stages.render(text.data, seconds[text.name])}" for text in texts
+    )
 
 
 def _measure_messages(

@@ -7,7 +7,6 @@ computation yields the same tables. Their hash is in the specification, and the 
 
 import hashlib
 import math
-from collections.abc import Callable
 from functools import cache
 
 import numpy as np
@@ -52,7 +51,7 @@ def exp2(below: np.ndarray) -> np.ndarray:
     """
     below = np.minimum(below, EXP2_END)
     fraction = below & 1023
-    total = np.int64(EXP2[3])
+    total = np.full_like(below, EXP2[3])
     for coefficient in EXP2[2::-1]:
         total = coefficient - (fraction * total >> 10)
     return total >> (below >> 10)

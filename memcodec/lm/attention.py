@@ -4,8 +4,9 @@ import numpy as np
 
 from memcodec.lm import arithmetic
 from memcodec.lm.compiled import fetch, float_at, float_of, not_inlined, put_float, subkernel, taken
+from memcodec.lm.instructions import QUAD
 from memcodec.lm.powers import exp2
-from memcodec.lm.product import COLUMNS, PANEL_ROW, QUAD, TILE_ROWS, multiply, multiply_shares
+from memcodec.lm.product import COLUMNS, PANEL_ROW, TILE_ROWS, multiply, multiply_shares
 from memcodec.lm.quantize import root_scale, rotary, to_integers, transform
 
 f4 = np.float32
@@ -184,7 +185,8 @@ def _attend(sizes, cache, space, rows, layer, group, first, count, worker):
     for d0 in range(0, size, COLUMNS):
         if shared:
             multiply_shares(shares, _ZERO, positions, count * repeat, cache.shared_values,
-                            (shared_head * width + d0) * shared, shared // QUAD, tile, second, _COLUMNS, plain)  # fmt: skip
+                            (shared_head * width + d0) * shared, shared // QUAD, tile, second, _COLUMNS,
+                            plain)  # fmt: skip
         at = 0
         while at < count:
             slot, alike = rows.slot[first + at], 1

@@ -43,6 +43,7 @@ class CpuLM:
 
     def __init__(self, weights: ExactWeights, team: Team, plain: bool) -> None:
         """plain: see `product.multiply`."""
+        self.kernels = f"numba, {'plain' if plain else CHOSEN.name}"
         self.architecture = weights.architecture
         self.vocabulary = weights.architecture.vocabulary
         self.team = team

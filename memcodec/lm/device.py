@@ -41,6 +41,7 @@ class DeviceLM:
         """
         self.device = torch.device(check_device(device))
         self.fixed_steps = self.device.type == "cuda" if fixed_steps is None else fixed_steps
+        self.kernels = f"torch on {self.device}, {'float32' if fallback else 'int8'}"
         self.architecture = weights.architecture
         self.vocabulary = weights.architecture.vocabulary
         self.operations = Operations(weights, self.device, fallback)

@@ -11,9 +11,10 @@ import numpy as np
 from memcodec.lm import arithmetic
 from memcodec.lm.attention import attention_stage, head_stage
 from memcodec.lm.compiled import kernel, not_inlined, subkernel, taken, wait_for_all
+from memcodec.lm.instructions import QUAD
 from memcodec.lm.layout import COUNTERS_APART, FEW_ROWS
 from memcodec.lm.powers import EXP2_ONE, exp2
-from memcodec.lm.product import COLUMNS, QUAD, TILE_ROWS, multiply
+from memcodec.lm.product import COLUMNS, TILE_ROWS, multiply
 from memcodec.lm.quantize import root_scale, to_integers, transform
 
 f4 = np.float32
@@ -26,11 +27,12 @@ _UNITS = 12  # units of work of a stage for each worker, at least
 _ZERO, _ONE, _COLUMNS = np.int64(0), np.int64(1), np.int64(COLUMNS)
 
 
-
-
 @subkernel
 def _units_of(panels, rows, workers):
-    """How a product is divided into units, each one panel and a range of rows: ranges for each panel, rows of a range."""
+    """How a product is divided into units, each one panel and a range of rows.
+
+    Returns the ranges for each panel, and the rows of a range.
+    """
     ranges = 1
     if panels < _UNITS * workers:
         ranges = min((rows + TILE_ROWS - 1) // TILE_ROWS, (_UNITS * workers + panels - 1) // panels)
@@ -141,7 +143,10 @@ def _inputs_stage(sizes, space, rows, kind, few, worker, workers):
 
 @kernel
 def logits_of(sizes, head, head_scale, head_bias, space, rows, out, worker, workers):
-    """Logits in units, int32 [rows, columns of the head]. rows: of the inputs as `forward` leaves them, int64 [rows]."""
+    """Logits in units, int32 [rows, columns of the head].
+
+    rows: of the inputs as `forward` leaves them, int64 [rows].
+    """
     panels, tile = len(head_scale) // COLUMNS, space.tile[worker]
     whole, stride = (sizes.hidden + QUAD - 1) // QUAD * QUAD, space.inputs.shape[1]
     ranges, height = _units_of(panels, len(rows), workers)

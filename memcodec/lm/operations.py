@@ -229,7 +229,10 @@ class Operations:
         near = g.clamp(-arithmetic.GATE_REACH, arithmetic.GATE_REACH)
         u = near * (first + second * (near * near))
         below = torch.round(u.abs() * float(arithmetic.LOGIT_SCALE)).to(torch.int32)
-        e, one = self._exp2[below.clamp(0, arithmetic.EXP2_END)], float(1 << arithmetic.ATTENTION_BITS)  # as in `attend`
+        e, one = (
+            self._exp2[below.clamp(0, arithmetic.EXP2_END)],
+            float(1 << arithmetic.ATTENTION_BITS),
+        )  # as in `attend`
         z = g * torch.div(torch.where(u < 0, e, one), e + one)
         if a.gated:
             z = z * y[:, a.inner :]

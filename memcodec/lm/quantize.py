@@ -13,7 +13,8 @@ from numba.extending import intrinsic
 
 from memcodec.lm import arithmetic
 from memcodec.lm.compiled import float_at, not_inlined, put_byte, put_float, subkernel
-from memcodec.lm.product import QUAD, ZERO
+from memcodec.lm.instructions import QUAD
+from memcodec.lm.product import ZERO
 
 f4 = np.float32
 _LARGEST = f4(arithmetic.LARGEST)
@@ -178,9 +179,7 @@ def _butterflies_16(context: Any, address: Any, distance: Any) -> Any:
     """The sums and differences of 16 float32 at an address and 16 others at a distance in bytes, in their places."""
 
     def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-        first, second = (
-            b.inttoptr(x, _FLOATS.as_pointer()) for x in (arguments[0], b.add(arguments[0], arguments[1]))
-        )
+        first, second = (b.inttoptr(x, _FLOATS.as_pointer()) for x in (arguments[0], b.add(arguments[0], arguments[1])))
         x, y = b.load(first), b.load(second)
         x.align = y.align = 4
         b.store(b.fadd(x, y), first).align = 4
