@@ -49,10 +49,15 @@ def subkernel(function: F) -> Any:
     return kernel(function, no_cpython_wrapper=True)
 
 
+def allocating(function: F) -> Any:
+    """A kernel that makes arrays of its own."""
+    return kernel(function, _nrt=True)
+
+
 def kernel(function: F, **more: Any) -> Any:
     """Compile a function for the CPU when it is first called. It runs without the interpreter lock.
 
-    Kernels allocate no arrays, so numba's counting of references to arrays, which would take most of the time of short
+    Kernels allocate no arrays (but see `allocating`), so numba's counting of references to arrays, which would take most of the time of short
     functions, is off.
     """
     settings: dict[str, Any] = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True, "_nrt": False} | more

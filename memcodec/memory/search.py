@@ -21,7 +21,7 @@ from memcodec.coding.steering import (
     new_bits,
     tilt_of,
 )
-from memcodec.lm.compiled import kernel, not_inlined, subkernel
+from memcodec.lm.compiled import allocating, not_inlined, subkernel
 from memcodec.lm.product import COLUMNS, multiply
 from memcodec.lm.seeded import word
 from memcodec.lm.team import Team
@@ -233,7 +233,7 @@ def _trace(best, steps, share, entropy, parents, entered, memory):
         best = parents[step, best]
 
 
-@kernel
+@allocating
 def _search(chunk, share, effort, steering, tables, buffers, memory):
     """Search the memory of one chunk; writes its bits to `memory`."""
     count, now, steps = np.int64(1), 0, 0
