@@ -83,8 +83,8 @@ ALLOWED = {
 }
 # The modules of the exact LM in order: each may import those before it.
 LM_ORDER = [
-    "compiled", "team", "architecture", "arithmetic", "seeded", "rotation", "weights", "sequences", "selftest",
-    "product", "layout", "norms", "attention", "kernels", "cpu", "operations", "device", "model",
+    "instructions", "compiled", "team", "architecture", "arithmetic", "seeded", "rotation", "weights", "sequences", "selftest",
+    "product", "quantize", "layout", "attention", "kernels", "cpu", "operations", "device", "model",
 ]  # fmt: skip
 
 

