@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from memcodec.codec import Codec
 from memcodec.errors import EncodeError, MachineError, ModelNotFoundError
-from memcodec.lm import architecture, arithmetic, compiled, cpu, product, selftest
+from memcodec.lm import architecture, arithmetic, compiled, cpu, selftest
 from memcodec.lm.model import ExactLM, logits_of
 from memcodec.lm.sequences import SequenceInput
 from memcodec.lm.team import Team, team_of
@@ -253,25 +253,6 @@ def test_known_answers_are_those_of_plain_integers() -> None:
         logits = Reference(selftest.tiny(name))(selftest.TOKENS.tolist())
         assert selftest.answer(logits) == known
         assert len(np.unique(logits)) > 1000
-
-
-def test_products_at_their_extremes() -> None:
-    left, right = selftest.extremes()
-    truth = left @ right.astype(np.int64).T
-    assert np.abs(truth).max() == left.shape[1] * 127 * 127
-    for fallback in (False, True):
-        assert np.array_equal(product.multiply_matrices(left, right, fallback), truth)
-
-
-@pytest.mark.parametrize("rows", [1, 2, 3, 5, 7, 12, 31])
-@pytest.mark.parametrize(("inner", "columns"), [(2, 1), (6, 33), (34, 32), (130, 100)])
-def test_products_of_every_shape(rows: int, inner: int, columns: int) -> None:
-    random = np.random.default_rng(rows * inner)
-    left = random.integers(-127, 128, (rows, inner))
-    right = random.integers(-127, 128, (columns, inner)).astype(np.int8)
-    truth = left @ right.astype(np.int64).T
-    for fallback in (False, True):
-        assert np.array_equal(product.multiply_matrices(left, right, fallback), truth)
 
 
 def test_a_saturating_product_is_not_used() -> None:
