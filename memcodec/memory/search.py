@@ -220,7 +220,7 @@ def _cheapest(count, wanted, costs, buckets, kept):
     return n
 
 
-@subkernel
+@allocating
 def _trace(best, steps, share, entropy, parents, entered, memory):
     """Write the bits that led to the state `best`, from the last step to the first."""
     used, energy, number = np.int64(0), np.int64(0), 0
