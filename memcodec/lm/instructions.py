@@ -7,11 +7,12 @@ return the same integers:
 - `vectors`: both sides extended to 16 bits, and LLVM's choice of an instruction that multiplies pairs of them and adds
   the two products (pmaddwd, smlal). pmaddubsw, which needs no extension, would saturate.
 
-The set is chosen when this module is imported, by what the processor has, or by the variable MEMCODEC_INSTRUCTIONS. The
-self-test checks it, and if it fails, `product.multiply` multiplies one pair at a time ("plain").
+The set is chosen when this module is imported, by what the processor has. The variable MEMCODEC_INSTRUCTIONS names
+another one that it has, for tests and measurements. The self-test checks the set, and if it fails, `product.multiply` multiplies one pair at a time ("plain").
 """
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,17 +123,22 @@ ALL: dict[str, Instructions] = {
 }
 
 
+_NEEDS = {
+    "avx512-vnni": {"avx512vnni", "avx512bw"},
+    "avx-vnni": {"avxvnni", "avx2"},
+    "vectors-64": {"avx512bw"},
+    "vectors-32": {"avx2"},
+    "vectors-16": set[str](),
+}
+
+
 def available() -> list[str]:
     """The instruction sets of this processor, the fastest first."""
-    has = {name for name, found in llvmlite.binding.get_host_cpu_features().items() if found}
-    needs = {
-        "avx512-vnni": {"avx512vnni", "avx512bw"},
-        "avx-vnni": {"avxvnni", "avx2"},
-        "vectors-64": {"avx512bw"},
-        "vectors-32": {"avx2"},
-        "vectors-16": set[str](),
-    }
-    return [name for name in ALL if needs[name] <= has]
+    has: set[str] = set()
+    if not os.environ.get("NUMBA_CPU_NAME"):  # otherwise, numba compiles for a processor that is not this one
+        with suppress(RuntimeError):  # where LLVM cannot tell
+            has = {name for name, found in llvmlite.binding.get_host_cpu_features().items() if found}
+    return [name for name in ALL if _NEEDS[name] <= has]
 
 
 def _chosen() -> Instructions:

@@ -28,6 +28,19 @@ _ZERO, _ONE, _COLUMNS = np.int64(0), np.int64(1), np.int64(COLUMNS)
 
 
 @subkernel
+def _next_unit(counters, stage, unit, units, few, worker, workers):
+    """The next unit of a stage for this worker, or `units` at the end. unit: the one before, or -1.
+
+    With few rows, weights are read at the speed of memory, which is highest if each worker reads on without gaps.
+    """
+    if few:
+        first = units * worker // workers
+        following = max(unit + 1, first)
+        return following if following < units * (worker + 1) // workers else units
+    return taken(counters, stage)
+
+
+@subkernel
 def _units_of(panels, rows, workers):
     """How a product is divided into units, each one panel and a range of rows.
 
@@ -53,8 +66,9 @@ def _product_stage(
     stride, tile = space.inputs.shape[1], space.tile[worker]
     panels, whole = len(scale) // COLUMNS, (inner + QUAD - 1) // QUAD * QUAD
     ranges, height = _units_of(panels, rows, workers)
-    unit = taken(space.counters, stage)
-    while unit < panels * ranges:
+    few, units = rows <= FEW_ROWS, panels * ranges
+    unit = _next_unit(space.counters, stage, -1, units, few, worker, workers)
+    while unit < units:
         column, top = unit // ranges * COLUMNS, unit % ranges * height
         for m0 in range(top, min(top + height, rows), TILE_ROWS):
             count = min(TILE_ROWS, rows - m0)
@@ -69,7 +83,7 @@ def _product_stage(
                         row[c + j] += y
                     else:
                         row[c + j] = y
-        unit = taken(space.counters, stage)
+        unit = _next_unit(space.counters, stage, unit, units, few, worker, workers)
 
 
 @subkernel
@@ -81,8 +95,9 @@ def _up_stage(sizes, space, first, rows, weights, scale, bias, stage, worker, wo
     ranges, height = _units_of(panels, rows, workers)
     gated, half = sizes.gated, u8(COLUMNS // 2)
     width = half if gated else u8(COLUMNS)
-    unit = taken(space.counters, stage)
-    while unit < panels * ranges:
+    few, units = rows <= FEW_ROWS, panels * ranges
+    unit = _next_unit(space.counters, stage, -1, units, few, worker, workers)
+    while unit < units:
         column, top = unit // ranges * COLUMNS, unit % ranges * height
         for m0 in range(top, min(top + height, rows), TILE_ROWS):
             count = min(TILE_ROWS, rows - m0)
@@ -101,7 +116,7 @@ def _up_stage(sizes, space, first, rows, weights, scale, bias, stage, worker, wo
                     e = exp2(np.int32(np.rint(abs(u) * _LOGIT_SCALE)))
                     z = g * (f4(e if u < f4(0.0) else EXP2_ONE) / f4(np.int32(e + EXP2_ONE)))
                     row[to + j] = z * gates[half + j] if gated else z
-        unit = taken(space.counters, stage)
+        unit = _next_unit(space.counters, stage, unit, units, few, worker, workers)
 
 
 @subkernel
@@ -150,8 +165,9 @@ def logits_of(sizes, head, head_scale, head_bias, space, rows, out, worker, work
     panels, tile = len(head_scale) // COLUMNS, space.tile[worker]
     whole, stride = (sizes.hidden + QUAD - 1) // QUAD * QUAD, space.inputs.shape[1]
     ranges, height = _units_of(panels, len(rows), workers)
-    unit = taken(space.counters, _ONE)
-    while unit < panels * ranges:
+    few, units = len(rows) <= FEW_ROWS, panels * ranges
+    unit = _next_unit(space.counters, _ONE, -1, units, few, worker, workers)
+    while unit < units:
         column, top = unit // ranges * COLUMNS, unit % ranges * height
         m0 = top
         end = min(top + height, len(rows))
@@ -169,7 +185,7 @@ def logits_of(sizes, head, head_scale, head_bias, space, rows, out, worker, work
                     y = f4(tile[t + j]) * s * head_scale[c + j] + head_bias[c + j]
                     row[c + j] = np.int32(np.rint(min(max(y * _LOGIT_SCALE, -_FAR), _FAR)))
             m0 += count
-        unit = taken(space.counters, _ONE)
+        unit = _next_unit(space.counters, _ONE, unit, units, few, worker, workers)
 
 
 @subkernel
