@@ -12,7 +12,7 @@ from memcodec.coding.distribution import BLOCK, COMPETITORS, LATE, Predictions, 
 from memcodec.coding.steering import Steering
 from memcodec.groups import EncodedGroup
 from memcodec.lm import arithmetic
-from memcodec.lm.compiled import kernel
+from memcodec.lm.compiled import allocating
 from memcodec.lm.team import Team
 from memcodec.lm.weights import Head
 from memcodec.memory.search import search
@@ -23,7 +23,7 @@ TEAM = Team(2)
 # ---- the range coder
 
 
-@kernel
+@allocating
 def encode_bits(bits, zeros, out):  # type: ignore[no-untyped-def]
     state = np.empty(rangecoder.ENCODER_STATE, dtype=np.int64)
     rangecoder.start_encoder(state)
@@ -32,7 +32,7 @@ def encode_bits(bits, zeros, out):  # type: ignore[no-untyped-def]
     return rangecoder.finish_encoder(state, out)
 
 
-@kernel
+@allocating
 def decode_bits(data, start, end, zeros, bits):  # type: ignore[no-untyped-def]
     state = np.empty(rangecoder.DECODER_STATE, dtype=np.int64)
     rangecoder.start_decoder(state, data, start, end)
@@ -100,13 +100,13 @@ def test_any_bytes_decode_to_bits(data: bytes) -> None:
 # ---- frequencies
 
 
-@kernel
+@allocating
 def frequencies_of(below, out):  # type: ignore[no-untyped-def]
     for i in range(len(below)):
         out[i] = frequency(below[i], POWERS)
 
 
-@kernel
+@allocating
 def logarithms_of(values, out):  # type: ignore[no-untyped-def]
     for i in range(len(values)):
         out[i] = log2_units(values[i], LOGARITHMS)

@@ -57,8 +57,8 @@ def allocating(function: F) -> Any:
 def kernel(function: F, **more: Any) -> Any:
     """Compile a function for the CPU when it is first called. It runs without the interpreter lock.
 
-    Kernels allocate no arrays (but see `allocating`), so numba's counting of references to arrays, which would take most
-    of the time of short functions, is off.
+    Kernels allocate no arrays (but see `allocating`), so numba's counting of references to arrays is off: it would take
+    most of the time of short functions.
     """
     settings: dict[str, Any] = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True, "_nrt": False} | more
     before = numba.config.CACHE_DIR

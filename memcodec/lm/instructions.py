@@ -8,7 +8,8 @@ return the same integers:
   the two products (pmaddwd, smlal). pmaddubsw, which needs no extension, would saturate.
 
 The set is chosen when this module is imported, by what the processor has. The variable MEMCODEC_INSTRUCTIONS names
-another one that it has, for tests and measurements. The self-test checks the set, and if it fails, `product.multiply` multiplies one pair at a time ("plain").
+another one that it has, for tests and measurements. The self-test checks the set, and if it fails, `product.multiply`
+multiplies one pair at a time ("plain").
 """
 
 import os
