@@ -281,6 +281,12 @@ class Adapted:
                 w = w + (b[:, r, None] * a[r]) * scale
         return w
 
+    def mean(self, norm: str, size: int) -> Array | None:
+        """The mean of what a norm returns, or None if there are none of any norm."""
+        if norm + ".mean" in self.tensors:
+            return self.tensor(norm + ".mean")
+        return np.zeros(size, dtype=f4) if any(name.endswith(".mean") for name in self.tensors) else None
+
 
 # ---- 3. the exact LM: conversion
 
@@ -327,11 +333,23 @@ def stored(w: Array) -> tuple[Array, Array]:
     return np.rint(w * (127 / a)[:, None]).astype(np.int8), (a / 127).astype(f4)
 
 
-def stored_rotated(w: Array, gain: Array | None = None) -> tuple[Array, Array]:
-    """The same of rotated rows of a large matrix, a part at a time."""
-    parts = [stored(rotate(part if gain is None else part * gain)) for part in np.split(w, range(4096, len(w), 4096))]
-    integers, scales = zip(*parts, strict=True)
-    return np.concatenate(integers), np.concatenate(scales)
+def tensors_of(name: str, w: Array, mean: Array | None = None) -> Tensors:
+    """The same by name, and the bias that corrects it if the mean of its inputs is known."""
+    integers, scale = stored(w)
+    result = {name: integers, name + ".scale": scale}
+    if mean is not None:
+        lost, mu = w - integers * scale.astype(f8)[:, None], rotate(mean)
+        total = lost[:, 0] * mu[0]
+        for k in range(1, len(mu)):
+            total = total + lost[:, k] * mu[k]
+        result[name + ".bias"] = total.astype(f4)
+    return result
+
+
+def tensors_of_large(name: str, w: Array, gain: Array | float, mean: Array | None = None) -> Tensors:
+    """The same of the rotated rows of a large matrix, a part at a time."""
+    parts = [tensors_of(name, rotate(part * gain), mean) for part in np.split(w, range(4096, len(w), 4096))]
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
 def spread_of(head: Array, scale: Array) -> float:
@@ -369,15 +387,14 @@ class Weights:
         }  # fmt: skip
         stacked: dict[str, list[Array]] = {}
         for layer in range(self.a["layers"]):
-            for name, w in self.layer(source, f"model.layers.{layer}.").items():
-                for key, part in zip((name, name + ".scale"), stored(w), strict=True):
-                    stacked.setdefault(key, []).append(part)
+            for key, part in self.layer(source, f"model.layers.{layer}.").items():
+                stacked.setdefault(key, []).append(part)
         self.t: Tensors = {name: np.stack(parts) for name, parts in stacked.items()}
         embedding = source.read("model.embed_tokens.weight")
         head = embedding if self.a["tied"] else source.read("lm_head.weight")
         gain = source.read("model.norm.weight").astype(f8)
-        self.t["embedding"], self.t["embedding.scale"] = stored_rotated(embedding)
-        self.t["head"], self.t["head.scale"] = stored_rotated(head, gain)
+        self.t |= tensors_of_large("embedding", embedding, 1.0)
+        self.t |= tensors_of_large("head", head, gain, self.mean(source, "model.norm"))
         self.t["spread"] = np.array([spread_of(self.t["head"], self.t["head.scale"])])
         size = self.a["head_size"]
         angles = [
@@ -387,7 +404,7 @@ class Weights:
             self.t[name] = np.array([[round(2**16 * function(x)) / 2**16 for x in row] for row in angles], dtype=f4)
 
     def layer(self, source: "Safetensors | GGUF | Adapted", at: str) -> Tensors:
-        """The matrices of one layer, float64, with the norms in them, and rotated."""
+        """The tensors of one layer, with the norms in them, and rotated."""
         size, groups = self.a["head_size"], self.a["key_heads"]
         block = min(power_of_two(self.a["inner"]), 128)
 
@@ -398,16 +415,21 @@ class Weights:
         values = qkv[-groups * size :]  # a part of qkv, which changes with it
         values[:] = rotate_columns(values.reshape(groups, size, -1)).reshape(values.shape)
         mix = read("self_attn.o_proj")
-        return {
-            "qkv": qkv,
-            "mix": rotate_columns(rotate(mix.reshape(-1, size)).reshape(mix.shape)),
-            "up": rotate(read("mlp.gate_proj", "mlp.up_proj") * read("post_attention_layernorm")),
-            "down": rotate_columns(hadamard(read("mlp.down_proj"), block) / block),
-        }
+        up = rotate(read("mlp.gate_proj", "mlp.up_proj") * read("post_attention_layernorm"))
+        return (
+            tensors_of("qkv", qkv, self.mean(source, at + "input_layernorm"))
+            | tensors_of("mix", rotate_columns(rotate(mix.reshape(-1, size)).reshape(mix.shape)))
+            | tensors_of("up", up, self.mean(source, at + "post_attention_layernorm"))
+            | tensors_of("down", rotate_columns(hadamard(read("mlp.down_proj"), block) / block))
+        )
+
+    def mean(self, source: "Safetensors | GGUF | Adapted", norm: str) -> Array | None:
+        """The mean of what a norm returns, if the adapter has means."""
+        return source.mean(norm + ".weight", self.a["hidden"]) if isinstance(source, Adapted) else None
 
     def identity(self) -> bytes:
         """SHA-256 of everything that takes part in the computation."""
-        tables = "0fa3b279de25054af9c2cc25d1dd193e447abc7802d30141d7d66eba1d971f9b"
+        tables = "073b39bb194a7e6301fb985eddef3634d706cfbb62d8244e60cb65e80e924b4c"
         text = json.dumps(self.a, sort_keys=True, separators=(",", ":"))
         about = [text, self.prefix, table_hash(self.bytes_of), tables]
         digest = hashlib.sha256(json.dumps(about, separators=(",", ":")).encode())
@@ -465,7 +487,8 @@ class LM:
 
     def linear(self, name: str, layer: int, v: Array, s: np.float32) -> Array:
         """`linear` of one layer."""
-        return (self.matrices[name][layer] @ v).astype(f4) * s * self.w.t[name + ".scale"][layer]
+        y = (self.matrices[name][layer] @ v).astype(f4) * s * self.w.t[name + ".scale"][layer]
+        return y + self.w.t[name + ".bias"][layer] if name + ".bias" in self.w.t else y
 
     def turn(self, x: Array) -> Array:
         """Rotary positions of one head, and its transform."""
@@ -516,6 +539,7 @@ class LM:
         self.position += 1
         v, s = norm(x, a["epsilon"])
         y = (self.head @ v).astype(f4) * s * self.w.t["head.scale"]
+        y = y + self.w.t["head.bias"] if "head.bias" in self.w.t else y
         return np.rint(np.clip(y * f4(1024 * math.log2(math.e)), f4(-(2.0**29)), f4(2.0**29))).astype(np.int64)
 
 

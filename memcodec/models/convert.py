@@ -34,9 +34,16 @@ class _NamedTensors:
     def has(self, name: str) -> bool:
         return name in self._names or self._base + name in self._names
 
+    def _full(self, name: str) -> str:
+        return name if name in self._names else self._base + name
+
+    def mean(self, name: str, size: int) -> np.ndarray | None:
+        """The mean of what a norm returns before its gain, float32 [size], if it is known."""
+        return self._source.mean(self._full(name), size)
+
     def read(self, name: str, shape: tuple[int | None, ...]) -> np.ndarray:
         """A tensor of this shape, in which None stands for any length. Raises ModelNotFoundError."""
-        full = name if name in self._names else self._base + name
+        full = self._full(name)
         if full not in self._names:
             raise ModelNotFoundError(f"{self._folder}: its weights lack {full}")
         tensor = self._source.read(full)
@@ -77,14 +84,12 @@ def convert(
     embedding = checkpoint.read(names.embedding, (a.vocabulary, a.hidden))
     if progress is not None:
         progress("converting the weights", a.layers, a.layers + 4)
-    tensors["embedding"], tensors["embedding.scale"] = _in_blocks(embedding, lambda rows: _written(a, rows))
+    tensors |= _stored_in_blocks("embedding", embedding, lambda rows: Linear(_written(a, rows)))
     if progress is not None:
         progress("converting the weights", a.layers + 2, a.layers + 4)
     head = embedding if a.tied else checkpoint.read(names.head, (a.vocabulary, a.hidden))
     norm = _norm(a, checkpoint, names.norm)
-    tensors["head"], tensors["head.scale"] = _in_blocks(head, lambda rows: _read(Linear(rows), norm).matrix)
-    if a.layer_norm:
-        tensors["head.bias"] = _bias(_shifted(Linear(head), norm))
+    tensors |= _stored_in_blocks("head", head, lambda rows: _corrected(_read(Linear(rows), norm), norm))
     if names.position:
         position = checkpoint.read(names.position, (None, a.hidden))[: a.positions]
         if len(position) < a.positions:
@@ -109,10 +114,14 @@ class Linear:
 
 @dataclass(frozen=True)
 class Norm:
-    """What a norm does after it divides. gain, shift: [hidden]; shift: None for RMSNorm."""
+    """What a norm does after it divides. gain, shift: [hidden]; shift: None for RMSNorm.
+
+    mean: of what it returns before its gain, over some text, if it is known.
+    """
 
     gain: np.ndarray
     shift: np.ndarray | None
+    mean: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -140,16 +149,13 @@ def _rotated(a: Architecture, layer: Layer) -> Tensors:
     block = arithmetic.block_of(a.inner, arithmetic.MOST_ROTATED)
     down = hadamard(layer.down.matrix, block) / block
     result: Tensors = {name: gain.astype(np.float32) for name, gain in layer.heads.items()}
-    for key, linear in (
-        ("qkv", qkv),
-        ("mix", _writing(a, Linear(mix, layer.mix.bias))),
-        ("up", _read(layer.up, layer.mlp_norm)),
-        ("down", _writing(a, Linear(down, layer.down.bias))),
-    ):
-        result[key], result[key + ".scale"] = to_rows(linear.matrix)
-        if linear.bias is not None:
-            result[key + ".bias"] = _bias(linear)
-    return result
+    return (
+        result
+        | _stored("qkv", _corrected(qkv, layer.attention_norm))
+        | _stored("mix", _writing(a, Linear(mix, layer.mix.bias)))
+        | _stored("up", _corrected(_read(layer.up, layer.mlp_norm), layer.mlp_norm))
+        | _stored("down", _writing(a, Linear(down, layer.down.bias)))
+    )
 
 
 def _read(linear: Linear, norm: Norm) -> Linear:
@@ -176,15 +182,33 @@ def _writing(a: Architecture, linear: Linear) -> Linear:
     return Linear(_written(a, linear.matrix.T).T, bias)
 
 
-def _bias(linear: Linear) -> np.ndarray:
-    assert linear.bias is not None
-    return linear.bias.astype(np.float32)
+def _corrected(linear: Linear, norm: Norm) -> Linear:
+    """A rotated layer whose bias makes up for what rounding its matrix does to the mean of its inputs.
+
+    That mean is large in an LM: half of the squares of what a norm returns (Nagel et al., "Data-Free Quantization
+    through Weight Equalization and Bias Correction", arXiv 1906.04721).
+    """
+    if norm.mean is None:
+        return linear
+    integers, scale = to_rows(linear.matrix)
+    lost = linear.matrix - integers * scale.astype(np.float64)[:, None]
+    bias = products_with(lost, rotate(norm.mean[None])[0])
+    return Linear(linear.matrix, bias if linear.bias is None else linear.bias + bias)
 
 
-def _in_blocks(matrix: np.ndarray, change: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of a large matrix, changed and then as integers, a few at a time: float64 takes much memory."""
-    blocks = [to_rows(change(matrix[start : start + _BLOCK])) for start in range(0, len(matrix), _BLOCK)]
-    return np.concatenate([block for block, _ in blocks]), np.concatenate([scale for _, scale in blocks])
+def _stored(name: str, linear: Linear) -> Tensors:
+    """A layer as exact tensors."""
+    result: Tensors = {}
+    result[name], result[name + ".scale"] = to_rows(linear.matrix)
+    if linear.bias is not None:
+        result[name + ".bias"] = linear.bias.astype(np.float32)
+    return result
+
+
+def _stored_in_blocks(name: str, matrix: np.ndarray, change: Callable[[np.ndarray], Linear]) -> Tensors:
+    """The rows of a large matrix, changed and then stored, a few at a time: float64 takes much memory."""
+    blocks = [_stored(name, change(matrix[start : start + _BLOCK])) for start in range(0, len(matrix), _BLOCK)]
+    return {key: np.concatenate([block[key] for block in blocks]) for key in blocks[0]}
 
 
 _BLOCK = 4096  # rows
@@ -218,7 +242,9 @@ _NAMES = dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), _Names("embed_tok
 
 
 def _norm(a: Architecture, c: _NamedTensors, name: str) -> Norm:
-    return Norm(c.read(name + ".weight", (a.hidden,)), c.read(name + ".bias", (a.hidden,)) if a.layer_norm else None)
+    gain = c.read(name + ".weight", (a.hidden,))
+    shift = c.read(name + ".bias", (a.hidden,)) if a.layer_norm else None
+    return Norm(gain, shift, c.mean(name + ".weight", a.hidden))
 
 
 def _linear(c: _NamedTensors, parts: dict[str, int], inner: int) -> Linear:
