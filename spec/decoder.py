@@ -311,7 +311,7 @@ def rotate(x: Array) -> Array:
     n = x.shape[-1]
     block = power_of_two(n)
     k, m = block.bit_length() - 1, n // block
-    turned = x.astype(f8) * np.array([-1.0 if word(19, i) >> 63 else 1.0 for i in range(n)])
+    turned = x.astype(f8) * np.array([-1.0 if word(26, i) >> 63 else 1.0 for i in range(n)])
     if m > 1:
         runs = turned.reshape(-1, m)
         t = runs[:, 0]

@@ -53,7 +53,7 @@ def rotate(x: np.ndarray) -> np.ndarray:
     n = len(x)
     k = power_of_two(n).bit_length() - 1
     m = n >> k
-    x = np.where(words(19, 0, n) >> np.uint64(63), -x.astype(f8), x.astype(f8)).reshape(1 << k, m)
+    x = np.where(words(26, 0, n) >> np.uint64(63), -x.astype(f8), x.astype(f8)).reshape(1 << k, m)
     if m > 1:
         for run in x:
             run -= in_order(run) * (2 / m)

