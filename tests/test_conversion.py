@@ -13,6 +13,7 @@ from memcodec.lm import arithmetic, rotation
 from memcodec.lm.architecture import describe
 from memcodec.lm.model import ExactLM, logits_of
 from memcodec.lm.weights import ExactWeights
+from memcodec.models.checkpoint import Checkpoint
 from memcodec.models.convert import convert
 
 from . import reference
@@ -38,7 +39,7 @@ def random_lm(kind: str) -> Any:
     return lm.eval()
 
 
-class Source:
+class Source(Checkpoint):
     """The weights of such an LM, as a checkpoint."""
 
     def __init__(self, kind: str, change: Change = lambda tensor: tensor) -> None:

@@ -14,6 +14,7 @@ from memcodec.lm.architecture import describe
 from memcodec.lm.device import DeviceLM, DeviceSequences, needs_fallback
 from memcodec.lm.sequences import SequenceInput
 from memcodec.lm.weights import ExactWeights
+from memcodec.models.checkpoint import Checkpoint
 from memcodec.models.convert import convert
 
 from .conftest import TINY
@@ -22,7 +23,7 @@ from .reference import Reference, Stepping
 LMS = (*TINY, *selftest.KNOWN_ANSWERS)
 
 
-class Random:
+class Random(Checkpoint):
     """The weights of a random model, as a checkpoint: wide enough that all integers vary."""
 
     def __init__(self, lm: torch.nn.Module) -> None:
