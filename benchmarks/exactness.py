@@ -2,16 +2,17 @@
 
     python benchmarks/exactness.py [--out FOLDER] [--quick]
 
-For each environment (instruction sets of numba, oneDNN and ATen, threads, kernels), a separate process hashes the
-logits of the default model and of a tiny model of every architecture: full and cached passes, batches 1, 3 and 64. All
-hashes of a model must be equal. Then the bits per token of the benchmark's texts are measured, with the exact LM and in
-float32. Writes exactness.json and exactness.md to --out.
+For each environment (instruction sets of the kernels, of numba, oneDNN and ATen), a separate process hashes the logits
+of the default model and of a tiny model of every architecture: numba and torch, full and cached passes, batches 1, 3
+and 64, 1 and 2 threads. All hashes of a model must be equal. Then the bits per token of the benchmark's texts are
+measured, with the exact LM and in float32. Writes exactness.json and exactness.md to --out.
 """
 
 import argparse
 import hashlib
 import json
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -27,19 +28,25 @@ from memcodec.bench.results import machine, today
 from memcodec.codec import Codec
 from memcodec.document import spans
 from memcodec.document.plan import cut_chunks
+from memcodec.lm import instructions
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gpt2")
 BYTES = 20_480
 _ATEN: tuple[dict[str, str], ...] = ({}, {"ATEN_CPU_CAPABILITY": "default"}, {"ATEN_CPU_CAPABILITY": "avx2"})
 _ONEDNN = tuple({"ONEDNN_MAX_CPU_ISA": isa} for isa in ("SSE41", "AVX2", "AVX512_CORE"))
-_NUMBA = tuple(
-    {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": ""} for name in ("x86-64-v2", "x86-64-v3", "skylake-avx512")
-)
+# Processors for which numba compiles, with the best instructions that each has.
+_PROCESSORS = {"x86-64-v2": "vectors-16", "x86-64-v3": "vectors-32", "skylake-avx512": "vectors-64"}
 
 
 def environments() -> list[dict[str, str]]:
     """The variables that are set in each process; none in the first."""
-    return [*_ATEN, *_ONEDNN, *_NUMBA]
+    available = instructions.available()
+    processors = [
+        {"NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": "", "MEMCODEC_INSTRUCTIONS": name}
+        for processor, name in _PROCESSORS.items()
+        if name in available and platform.machine() in ("x86_64", "AMD64")
+    ]
+    return [*_ATEN, *_ONEDNN, *({"MEMCODEC_INSTRUCTIONS": name} for name in available[1:]), *processors]
 
 
 def main() -> None:
@@ -85,7 +92,7 @@ def run(changes: dict[str, str], names: dict[str, str]) -> dict[str, Any]:
 
 
 def hashes(names: dict[str, str]) -> dict[str, Any]:
-    """By model: a hash for each way to compute the same logits, and the products that torch needs here."""
+    """By model: a hash for each way to compute the same logits; the instructions, and the products that torch needs."""
     from memcodec.lm import model
     from memcodec.lm.device import needs_fallback
     from memcodec.models.registry import load_exact, resolve
@@ -94,10 +101,13 @@ def hashes(names: dict[str, str]) -> dict[str, Any]:
     for name, folder in names.items():
         weights, _ = load_exact(resolve(folder))
         count, found = (10 if name == folder else 40), {}
-        for kernels, threads in (("numba", 1), ("numba", 2), ("torch", 2)):
-            lm = model.ExactLM(weights, "cpu", threads, kernels)
+        for kernels, threads, plain in (("numba", 1, None), ("numba", 2, None), ("numba", 2, True), ("torch", 2, None)):
+            if plain and name == folder:
+                continue  # it would take minutes
+            lm = model.ExactLM(weights, "cpu", threads, kernels, plain)
             tokens = np.arange(1, count + 1) * 37 % lm.vocabulary
-            found[f"{kernels}, {threads} threads, full pass"] = digest(model.logits_of(lm, tokens))
+            way = f"{kernels}, {threads} threads" + (", plain products" if plain else "")
+            found[f"{way}, full pass"] = digest(model.logits_of(lm, tokens))
             for batch in (1, 3, 64):
                 sequences = lm.sequences(batch, count, batch)
                 steps = []
@@ -105,10 +115,14 @@ def hashes(names: dict[str, str]) -> dict[str, Any]:
                     sequences.step(np.full(batch, tokens[t]))
                     steps.append(sequences.logits(slice(None, batch))[:, : lm.vocabulary].copy())
                 for row in {0, batch - 1}:
-                    name_ = f"{kernels}, {threads} threads, cached, batch {batch}, row {row}"
+                    name_ = f"{way}, cached, batch {batch}, row {row}"
                     found[name_] = digest(np.stack([step[row] for step in steps]))
         result[name] = found
-    return {"hashes": result, "torch_products": "float32" if needs_fallback("cpu") else "int8"}
+    return {
+        "hashes": result,
+        "instructions": instructions.CHOSEN.name,
+        "torch_products": "float32" if needs_fallback("cpu") else "int8",
+    }
 
 
 def digest(logits: np.ndarray) -> str:
@@ -165,7 +179,7 @@ def bits(size: int) -> list[dict[str, Any]]:
 
 def render(found: dict[str, Any]) -> str:
     """Two tables in Markdown."""
-    lines = ["| variables | torch's products | hashes | all equal |", "| --- | --- | ---: | --- |"]
+    lines = ["| variables | instructions | torch's products | hashes | all equal |", "| --- | --- | --- | ---: | --- |"]
     for row in found["environments"]:
         variables = ", ".join(f"{k}={v}" for k, v in row["variables"].items() if v) or "none"
         count = sum(map(len, row["hashes"].values()))
@@ -173,7 +187,8 @@ def render(found: dict[str, Any]) -> str:
             set(some.values()) == set(found["environments"][0]["hashes"][name].values())
             for name, some in row["hashes"].items()
         )
-        lines.append(f"| {variables} | {row['torch_products']} | {count} | {'yes' if same else 'NO'} |")
+        products = f"{row['instructions']} | {row['torch_products']}"
+        lines.append(f"| {variables} | {products} | {count} | {'yes' if same else 'NO'} |")
     lines += ["", "| text | bytes | tokens | float32, bits per token | exact | difference |"]
     lines.append("| --- | ---: | ---: | ---: | ---: | ---: |")
     for row in found["bits"]:

@@ -133,7 +133,7 @@ def with_header(data: bytes) -> bytes:
     """A file whose tensors are these bytes, of which the first belong to the memories."""
     (memories,), body = struct.unpack("<H", data[:2]), data[2:] + bytes(4)
     memories = min(memories, len(body) - 4)
-    header: dict[str, object] = {"__metadata__": {"memcodec": "2", "model": "tiny"}}
+    header: dict[str, object] = {"__metadata__": {"memcodec": "3", "model": "tiny"}}
     if memories:
         header["memories"] = {"dtype": "U8", "shape": [memories], "data_offsets": [0, memories]}
     entry = {"dtype": "U8", "shape": [len(body) - memories], "data_offsets": [memories, len(body)]}

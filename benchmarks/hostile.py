@@ -229,9 +229,9 @@ def headers(good: bytes) -> Iterator[Hostile]:
     yield Hostile("header of 64 KB + 1, complete", struct.pack("<Q", (1 << 16) + 1) + b"{" + b" " * (1 << 16) + good)
     nested = b'{"memcodec":' + b"[" * 60_000
     yield Hostile("60,000 brackets", struct.pack("<Q", len(nested)) + nested)
-    many = json.dumps({"__metadata__": {"memcodec": "2"}} | {f"t{i}": [] for i in range(5000)}).encode()
+    many = json.dumps({"__metadata__": {"memcodec": "3"}} | {f"t{i}": [] for i in range(5000)}).encode()
     yield Hostile("5,000 tensors", struct.pack("<Q", len(many)) + many)
-    digits = b'{"__metadata__":{"memcodec":"2"},"document":{"dtype":"U8","shape":[' + b"9" * 60_000 + b"]}}"
+    digits = b'{"__metadata__":{"memcodec":"3"},"document":{"dtype":"U8","shape":[' + b"9" * 60_000 + b"]}}"
     yield Hostile("a number of 60,000 digits", struct.pack("<Q", len(digits)) + digits)
     header = json.loads(good[8 : 8 + length])
     size = len(good) - 8 - length

@@ -278,7 +278,8 @@ def render(found: dict[str, Any]) -> str:
         lines.append(f"| {name} | {kind['messages']} | " + " | ".join(cells) + " |")
     lines += [
         "",
-        "| messages/s | primer, tokens | encode | decode | with it: encode | decode | archive over frames |",
+        "| messages per second | tokens of the primer | encode, no primer | decode, no primer | encode, primer | "
+        "decode, primer | archive: bytes over frames |",
     ]
     lines.append("| --- |" + " ---: |" * 6)
     for name, kind in found["kinds"].items():
@@ -298,7 +299,8 @@ def render(found: dict[str, Any]) -> str:
         lines.append("| ---: | ---: | ---: | ---: |")
         for row in found["lengths"]:
             lines.append(f"| {row['tokens']} | {row['bytes']:.1f} | {row['encode']:.1f} | {row['decode']:.1f} |")
-        lines += ["", "| 1,000 log lines, primer, tokens | LM alone, s | encode, s | LM alone, s | decode, s |"]
+        title = "tokens of the primer; seconds for 1,000 log lines"
+        lines += ["", f"| {title} | encode: LM alone | encode | decode: LM alone | decode |"]
         lines.append("| ---: | ---: | ---: | ---: | ---: |")
         for row in found["beside_the_lm"]:
             seconds = (row["lm_passes"], row["encode"], row["lm_steps"], row["decode"])

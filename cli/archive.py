@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from memcodec.storage.write import replace
+from memcodec.wording import counted
 from memcodec_cli.errors import FileErrors
 from memcodec_cli.library import load_codec, open_archive, read_primer
 from memcodec_cli.names import STANDARD_STREAM, display_name
@@ -18,13 +19,14 @@ from memcodec_cli.options import (
     ComputeOptions,
     DecodingModelOptions,
     PrimedModelOptions,
+    ProgressOptions,
     QuietOptions,
     no_verify_option,
     option,
     takes_options,
 )
 from memcodec_cli.outputs import Output, is_special
-from memcodec_cli.progress import ProgressBar
+from memcodec_cli.progress import ProgressBar, wants_summary
 from memcodec_cli.records import Record, RecordOptions, read_records
 
 _MAX_NAME_BYTES = 255  # of a file, in every usual file system
@@ -57,12 +59,12 @@ class PackOptions:
 @takes_options
 def pack(
     names: tuple[str, ...], options: PackOptions, records: RecordOptions, model: PrimedModelOptions,
-    compute: ComputeOptions, progress: QuietOptions,
+    compute: ComputeOptions, progress: ProgressOptions,
 ) -> None:  # fmt: skip
     """Compress many short documents into one ARCHIVE, from which each can be read alone.
 
-    FILE is a directory (each file is a document, its path the key), JSON lines (.jsonl), CSV (.csv), or text (each
-    line is a document; with --field or --key, each line is JSON).
+    FILE is a directory (each file is a document, its path the key), JSON lines (.jsonl, .ndjson or .json), CSV or TSV
+    (.csv, .tsv), or text (each line is a document; with --field or --key, each line is JSON). - is standard input.
 
     \b
     Examples:
@@ -75,39 +77,70 @@ def pack(
     if options.append:
         if target.path is None or is_special(target.path):
             raise click.UsageError("-a is for an ARCHIVE that is a file")
+        _check_appended(target, documents)
     elif target.path is not None and target.path.is_file() and not options.force:
         raise click.ClickException(f"{target.name} exists: overwrite it with -f, or add to it with -a")
     else:
         target.check(binary=True)
-    with ProgressBar(progress.quiet) as bar:
+    with ProgressBar(progress.quiet, progress.no_progress) as bar:
         count, size = _write_archive(target, documents, options, model, compute, bar)
-    if not progress.quiet:
-        click.echo(f"{target.name}: {count:,} documents, {size:,} bytes", err=True)
+    if wants_summary(progress):
+        click.echo(f"{target.name}: {counted(count, 'document')}, {counted(size, 'byte')}", err=True)
 
 
 def _check_records(records: list[Record]) -> None:
     """Raise ClickException, with the place of the record, for documents and keys that an archive cannot have."""
     from memcodec.files.archive import MAX_DOCUMENT_BYTES
+    from memcodec.files.keys import MAX_KEY_BYTES
 
     seen: dict[str, str] = {}
-    with_key = next((record for record in records if record.key), None)
+    with_key = next((record for record in records if record.key is not None), None)
     for record in records:
-        if with_key is not None and not record.key:
-            raise click.ClickException(
-                f"{record.where}: it has no key, but {with_key.where} has one: use --key, or directories only"
-            )
-        if record.key in seen and record.key:
-            raise click.ClickException(
-                f"{record.where}: its key {record.key!r} is also that of {seen[record.key]}: give each its own"
-            )
-        if "\0" in record.key:
-            raise click.ClickException(f"{record.where}: its key {record.key!r} contains NUL")
+        where, key = record.where, record.key
         if len(record.document) > MAX_DOCUMENT_BYTES:
             raise click.ClickException(
-                f"{record.where}: it has {len(record.document):,} bytes, and documents of an archive at most "
+                f"{where}: it has {len(record.document):,} bytes, and documents of an archive at most "
                 f"{MAX_DOCUMENT_BYTES:,}: compress it alone"
             )
-        seen[record.key] = record.where
+        if key is None:
+            if with_key is not None:
+                raise click.ClickException(
+                    f"{where}: it has no key, but {with_key.where} has one: use --key, or directories only"
+                )
+            continue
+        if not key:
+            raise click.ClickException(f"{where}: its key is empty: give it one, or pack without --key")
+        if key in seen:
+            raise click.ClickException(f"{where}: its key {key!r} is also that of {seen[key]}: give each its own")
+        if "\0" in key:
+            raise click.ClickException(f"{where}: its key {key!r} contains NUL")
+        if (size := len(key.encode())) > MAX_KEY_BYTES:
+            raise click.ClickException(f"{where}: its key has {size:,} bytes: keys have {MAX_KEY_BYTES:,} at most")
+        seen[key] = where
+
+
+def _check_appended(target: Output, records: list[Record]) -> None:
+    """Raise ClickException, before a model is loaded, for new documents whose keys do not fit those of the archive."""
+    with FileErrors(several=False).caught(str(target.path)):
+        archive = open_archive(str(target.path))
+    keys = archive.keys()
+    if not records or not len(archive):
+        return
+    if keys and records[0].key is None:
+        raise click.ClickException(
+            f"{target.name}: its documents have keys, but {records[0].where} has none: use --key, or a directory"
+        )
+    taken = set(keys)
+    for record in records:
+        if record.key in taken:
+            raise click.ClickException(
+                f"{record.where}: its key {record.key!r} is in {target.name} already: give it another"
+            )
+    if not keys and records[0].key is not None:
+        raise click.ClickException(
+            f"{target.name}: its documents have no keys, but {records[0].where} has one: pack without --key, or into "
+            "another archive"
+        )
 
 
 def _write_archive(
@@ -120,7 +153,10 @@ def _write_archive(
 
     codec = load_codec(model.model, compute, bar)
     primer = read_primer(model.primer)
-    documents, keys = [record.document for record in records], [record.key for record in records if record.key]
+    documents, keys = (
+        [record.document for record in records],
+        [record.key for record in records if record.key is not None],
+    )
     progress = bar.document(sum(len(document) for document in documents), "fit")
     if options.append:
         assert target.path is not None
@@ -161,7 +197,7 @@ def unpack(
     archive_name: str, selection: tuple[str, ...], options: UnpackOptions, model: DecodingModelOptions,
     compute: ComputeOptions, progress: QuietOptions,
 ) -> None:  # fmt: skip
-    """Read the documents of ARCHIVE: all of them, or those with the given KEYs.
+    """Read the documents of ARCHIVE: all of them, or those with the given KEYs; - is standard input.
 
     In an archive without keys, KEY is the number of a document, from 0. The documents are written to standard output,
     one per line: as {"key": ..., "text": ...}, or as a JSON string if the archive has no keys.

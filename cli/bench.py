@@ -56,8 +56,8 @@ class BenchOptions:
     messages: str | None = option(
         "--messages",
         metavar="FILE",
-        help="Measure short messages instead of files: JSON lines (.jsonl), CSV (.csv), or text (each line is a "
-        "message).  [default: measure files]",
+        help="Measure short messages instead of files: JSON lines (.jsonl, .ndjson or .json), CSV or TSV (.csv, .tsv), "
+        "or text (each line is a message).  [default: measure files]",
     )
     field: str | None = field_option()
     fresh: bool = option("--fresh", is_flag=True, help="Measure everything again.  [default: reuse earlier results]")
@@ -140,8 +140,10 @@ def _profile(
     texts = [Text.cut(name, data, None if options.full else options.bytes) for name, data in contents]
     seconds = {text.name: stages.profile(codec, text.data, options.context, compute.batch) for text in texts}
     if options.as_json:
-        return json.dumps({"machine": machine(), "seconds": seconds})
-    return "\n\n".join(f"{text.name}\n{stages.render(text.data, seconds[text.name])}" for text in texts)
+        return json.dumps({"machine": machine(), "kernels": codec.lm.implementation.kernels, "seconds": seconds})
+    return f"kernels: {codec.lm.implementation.kernels}\n\n" + "\n\n".join(
+        f"{text.name}\n{stages.render(text.data, seconds[text.name])}" for text in texts
+    )
 
 
 def _measure_messages(

@@ -12,7 +12,7 @@ from memcodec import MemcodecError, container
 from memcodec.document.source import Source
 from memcodec_cli import inputs, outputs
 from memcodec_cli.encoding import EncodingOptions
-from memcodec_cli.errors import FileErrors
+from memcodec_cli.errors import FileErrors, print_warning
 from memcodec_cli.library import EncodingCodec
 from memcodec_cli.names import display_name
 from memcodec_cli.options import (
@@ -179,7 +179,7 @@ class _Compressor:
                 with self.errors.caught(name):
                     source = stack.enter_context(inputs.opened(name))
                     if inputs.is_compressed(source):
-                        click.echo(f"memcodec: warning: {display_name(name)}: is already compressed", err=True)
+                        print_warning(f"{display_name(name)}: is already compressed")
                     document = _Document(name, target, source)
                     if (blob := without_model(source)) is not None:
                         self._write(document, blob, watch)

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from memcodec import FormatError, container
+from memcodec.wording import counted
 from memcodec_cli import inputs, outputs
 from memcodec_cli.errors import FileErrors
 from memcodec_cli.library import DecodingCodecs, decode, decode_range, decode_small, salvage
@@ -226,10 +227,12 @@ def _write_undamaged(name: str, target: Output, page: Output | None, codecs: Dec
         facts = {"file": name, "original_bytes": whole, "written_bytes": size, "lost": lost, "unread_bytes": unread}
         page.write([json.dumps(facts, indent=1).encode() + b"\n"])
     for gap in lost:
-        click.echo(f"memcodec: lost: {gap['end'] - gap['start']:,} bytes, starting at byte {gap['start']:,}", err=True)
+        click.echo(
+            f"memcodec: lost: {counted(gap['end'] - gap['start'], 'byte')}, starting at byte {gap['start']:,}", err=True
+        )
     if unread:
         click.echo(
-            f"memcodec: not read: the last {unread:,} bytes of the file, which are not a readable memcodec file",
+            f"memcodec: not read: {counted(unread, 'byte')} at the end of the file, not a readable memcodec file",
             err=True,
         )
     if lost or unread:

@@ -14,8 +14,14 @@ from memcodec_cli.names import display_name, escaped
 
 def describe(error: OSError) -> str:
     """The message of the operating system, preceded by the name of the file if it is known."""
-    reason = (error.strerror or str(error)).lower()
+    reason = reason_of(error)
     return f"{display_name(os.fsdecode(error.filename))}: {reason}" if error.filename else reason
+
+
+def reason_of(error: OSError) -> str:
+    """The message of the operating system, as part of a sentence."""
+    reason = error.strerror or str(error)
+    return reason[:1].lower() + reason[1:] if reason[1:2].islower() else reason
 
 
 def with_file_name(error: OSError, name: str) -> OSError:
@@ -23,10 +29,15 @@ def with_file_name(error: OSError, name: str) -> OSError:
     return OSError(error.errno, error.strerror or str(error), name)
 
 
-def print_error(message: str) -> None:
+def print_error(message: str, kind: str = "error") -> None:
     """Print an error as one line on standard error, without characters that could control the terminal."""
     line = re.sub(r"\s*\n\s*", " ", message.strip())
-    click.echo(f"memcodec: error: {escaped(line)}", err=True)
+    click.echo(f"memcodec: {kind}: {escaped(line)}", err=True)
+
+
+def print_warning(message: str) -> None:
+    """Print a warning, as `print_error` does."""
+    print_error(message, "warning")
 
 
 class FileErrors:

@@ -1,5 +1,6 @@
 """Input files: which files a command reads, and reading them from disk, standard input or a URL."""
 
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import click
 from memcodec import FormatError, container
 from memcodec.document.source import Source
 from memcodec.storage import remote
-from memcodec_cli.errors import with_file_name
+from memcodec_cli.errors import print_warning, with_file_name
 from memcodec_cli.names import STANDARD_STREAM, display_name
 
 EXTENSION = ".memz"
@@ -22,21 +23,46 @@ def find_inputs(names: tuple[str, ...], recursive: bool, compressed: bool) -> li
     """Pairs of a file and the directory argument that it was found in ("" if it was named itself).
 
     Without names: standard input. recursive: also the files in directories, those that end in .memz if `compressed`,
-    all others if not. Raises UsageError.
+    all others if not, and subdirectories that cannot be read, whose errors then have their names. Links in directories
+    are left out. A directory without such files is an error if nothing else is read, otherwise a warning. Raises
+    UsageError, ClickException.
     """
     if not names:
         if sys.stdin is not None and sys.stdin.isatty():
             raise click.UsageError("no input: name a FILE, or pipe data to standard input")
         return [(STANDARD_STREAM, "")]
     inputs: list[tuple[str, str]] = []
+    without: list[str] = []
     for name in names:
         if not (recursive and name != STANDARD_STREAM and Path(name).is_dir()):
             inputs.append((name, ""))
             continue
-        for path in sorted(Path(name).rglob("*")):
-            if path.is_file() and not path.is_symlink() and (path.suffix == EXTENSION) is compressed:
-                inputs.append((str(path), name))
+        found = [file for file in files_in(name) if file.is_dir() or (file.suffix == EXTENSION) is compressed]
+        inputs += [(name_of(file), name) for file in found]
+        if not found:
+            without.append(name)
+    kind = f"no {EXTENSION} files" if compressed else f"no files other than {EXTENSION} files"
+    if compressed and not inputs:
+        raise click.ClickException(f"{', '.join(map(display_name, without))}: there are {kind} in it")
+    for name in without:
+        print_warning(f"{display_name(name)}: there are {kind} in it")
     return inputs
+
+
+def files_in(directory: str) -> list[Path]:
+    """The files in a directory and those below it, sorted, without links; and directories that cannot be read."""
+    unreadable: list[Path] = []
+    found = [
+        Path(folder, name)
+        for folder, _, names in os.walk(directory, onerror=lambda error: unreadable.append(Path(error.filename)))
+        for name in names
+    ]
+    return sorted([path for path in found if path.is_file() and not path.is_symlink()] + unreadable)
+
+
+def name_of(file: Path) -> str:
+    """The name of a file, which standard input does not have: "./-" is a file."""
+    return f"./{file}" if str(file) == STANDARD_STREAM else str(file)
 
 
 def read(name: str) -> bytes:

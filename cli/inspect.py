@@ -9,6 +9,7 @@ import click
 
 from memcodec import container
 from memcodec.view.inspection import inspect_all
+from memcodec.wording import counted
 from memcodec_cli import inputs, tokenmap
 from memcodec_cli.errors import FileErrors
 from memcodec_cli.library import DecodingCodecs
@@ -57,9 +58,9 @@ def inspect(
 ) -> None:  # fmt: skip
     """Print the header of each FILE, the size of its parts in bytes, and its groups of chunks.
 
-    No model is needed, except for --tokens and --html: they decode the file to show the cost of each token in bits,
-    and whether the model, the memory or a correction wrote it. The options --model, --allow-download, --primer,
-    --device, --batch and --threads have an effect only with them.
+    - is standard input. No model is needed, except for --tokens and --html: they decode the file to show the cost of
+    each token in bits, and whether the model, the memory or a correction wrote it. The options --model,
+    --allow-download, --primer, --device, --batch and --threads have an effect only with them.
 
     \b
     Examples:
@@ -96,7 +97,7 @@ def _table(facts: dict[str, Any]) -> list[str]:
     """The lines that are printed about a file; facts: what `memcodec.inspect` returns."""
     lines = [
         f"format version  {facts['format_version']}",
-        f"original        {facts['original_bytes']:,} bytes",
+        f"original        {counted(facts['original_bytes'], 'byte')}",
         f"file            {facts['file_bytes']:,} bytes ({facts['ratio']:.2f}x)",
         f"SHA-256         {facts['sha256_start']}...",
     ]

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 import click
 from click.core import ParameterSource
 
-from memcodec import MemcodecError
+from memcodec import ChecksumError, FormatError, MemcodecError
 from memcodec.container import Container
+from memcodec.wording import counted
 from memcodec_cli import inputs
 from memcodec_cli.names import display_name
 from memcodec_cli.options import ComputeOptions, DecodingModelOptions, EngineOptions, PrimedModelOptions
@@ -51,7 +52,10 @@ def open_archive(name: str, primer: "Primer | None" = None, data: bytes | None =
     from memcodec.files.archive import Archive
 
     with inputs.local_path(name, data) as path:
-        return Archive(path, primer=primer)
+        try:
+            return Archive(path, primer=primer)
+        except (FormatError, ChecksumError) as error:  # the path may be that of a copy
+            raise type(error)(str(error).removeprefix(f"{path}: ")) from error
 
 
 class EncodingCodec:
@@ -189,7 +193,7 @@ def decode_range(
     start, length = byte_range
     size = sum(parsed.size for parsed in containers)
     if start > size:
-        raise EncodeError(f"range starts at byte {start:,}, but the document has {size:,} bytes")
+        raise EncodeError(f"range starts at byte {start:,}, but the document has {counted(size, 'byte')}")
     reader = Decoded(containers, lambda parsed: codecs.codec_for(parsed, bar))
     reader.seek(start)
     remaining = size - start if length is None else min(length, size - start)

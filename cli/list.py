@@ -25,7 +25,8 @@ class ListOptions:
 def list_files(names: tuple[str, ...], options: ListOptions) -> None:
     """List the compressed and original size of each FILE in bytes, or of the documents of an archive.
 
-    No model is needed. The original sizes of the documents in an archive are not stored, and not listed.
+    - is standard input. No model is needed. The original sizes of the documents in an archive are not stored, and not
+    listed.
 
     \b
     Example:

@@ -21,7 +21,7 @@ from typing import Any, get_type_hints
 import click
 
 from memcodec.models.registry import BUILT_IN, DEFAULT_MODEL
-from memcodec.settings import DEFAULT_BATCH, MAX_CONTEXT, MOST_SHARE, SHARE_STEPS, Context
+from memcodec.settings import DEFAULT_BATCH, DEVICES, MAX_CONTEXT, MOST_SHARE, SHARE_STEPS, Context
 
 _FILE_NAMES = {
     *(
@@ -105,8 +105,9 @@ def field_option() -> Any:
     return option(
         "--field",
         metavar="NAME",
-        help="Field of a JSON line, or column of a CSV file, that holds the document.  [default: the whole JSON line; "
-        "the only column of a CSV file besides the key]",
+        help="Field of a JSON line, or column of a CSV file, that holds the document. A value that is not a string is "
+        "used as JSON.  [default: the whole JSON line, or the string that it is; the only column of a CSV file besides "
+        "the key]",
     )
 
 
@@ -185,7 +186,7 @@ class ComputeOptions:
 
     device: str = option(
         "--device",
-        type=click.Choice(["auto", "cpu", "cuda"]),
+        type=click.Choice(DEVICES),
         default="auto",
         show_default=True,
         envvar="MEMCODEC_DEVICE",

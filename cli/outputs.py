@@ -1,5 +1,6 @@
 """Output files: where each result is written. A file is written completely or not at all."""
 
+import errno
 import os
 import shutil
 import stat
@@ -15,7 +16,7 @@ import click
 from memcodec import MemcodecError, container
 from memcodec.storage import remote
 from memcodec.storage.write import replace
-from memcodec_cli.errors import with_file_name
+from memcodec_cli.errors import reason_of, with_file_name
 from memcodec_cli.inputs import EXTENSION, has_own_name, opened, read_containers
 from memcodec_cli.names import STANDARD_STREAM, display_name
 from memcodec_cli.options import OutputOptions
@@ -42,7 +43,10 @@ def output_name(name: str, directory: str, output_dir: str | None) -> str:
     if remote.is_url(output_dir):
         return f"{output_dir.rstrip('/')}/{relative}"
     path = Path(output_dir) / relative
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), error.filename) from error
     return str(path)
 
 
@@ -69,17 +73,20 @@ class Output:
         if options.to_stdout or (name if options.output is None else options.output) == STANDARD_STREAM:
             return cls(None, options.force)
         if Path(name).is_dir():
+            os.scandir(name).close()  # raises for a folder that may not be read
             raise click.ClickException(f"{display_name(name)}: is a directory: use -r for the files in it")
         if options.output is None and not remote.is_url(name) and not has_own_name(name):
             raise click.UsageError(
                 f"{display_name(name)} is a pipe or a device: name the output with -o, or use -c for standard output"
             )
         target = options.output or default
+        if not target and not remote.is_url(name) and not Path(name).exists():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
         if not target:
             raise click.UsageError(f"{display_name(name)} does not end in {EXTENSION}: name the output with -o")
         if remote.is_url(target):
             return cls(None, options.force, None, target)
-        source, path = Path(name), Path(target)
+        source, path = Path(name), _path_of(target)
         if name == STANDARD_STREAM:
             return cls(path, options.force)
         if source.exists() and path.exists() and path.samefile(source):
@@ -91,7 +98,7 @@ class Output:
         """An output with a given name; "-" is standard output."""
         if name == STANDARD_STREAM:
             return cls(None, force)
-        return cls(None, force, None, name) if remote.is_url(name) else cls(Path(name), force)
+        return cls(None, force, None, name) if remote.is_url(name) else cls(_path_of(name), force)
 
     @property
     def name(self) -> str:
@@ -127,7 +134,8 @@ class Output:
                 raise click.ClickException("standard output is closed")
             if binary and not self.force and sys.stdout.isatty():
                 raise click.ClickException(
-                    "standard output is a terminal: name the output with -o, or use -f to write to the terminal"
+                    "standard output is a terminal: redirect it, name a file with -o, or use -f to write to the "
+                    "terminal"
                 )
             return
         if self.path.is_dir():
@@ -199,7 +207,8 @@ class DistinctOutputs:
 def remove_input(name: str, output: Output) -> None:
     """Remove an input file whose output has been written.
 
-    Raises ClickException if the output is not a regular file, or if the input has changed since it was read.
+    Raises ClickException if the output is not a regular file, if the input has changed since it was read, or if it
+    cannot be removed.
     """
     path = Path(name)
     if output.path is None or not output.path.is_file() or not path.is_file():
@@ -209,13 +218,25 @@ def remove_input(name: str, output: Output) -> None:
         before.st_size, before.st_mtime_ns, before.st_ino
     ):  # fmt: skip
         raise click.ClickException(f"{display_name(name)}: not removed, because it changed while it was read")
-    path.unlink()
+    try:
+        path.unlink()
+    except OSError as error:
+        raise click.ClickException(
+            f"{display_name(name)}: not removed: {reason_of(error)}; its output {output.name} was written"
+        ) from error
 
 
 def check_streams(first: Output, second: Output | None) -> None:
     """Raise UsageError if two outputs of a command are both standard output."""
     if second is not None and not (first.path or first.url or second.path or second.url):
         raise click.UsageError("only one output can be standard output: name the other")
+
+
+def _path_of(name: str) -> Path:
+    """The path of an output. Raises OSError for a name that ends in a slash, which only a folder can have."""
+    if name.endswith("/") and not Path(name).is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), name)
+    return Path(name)
 
 
 def is_special(path: Path) -> bool:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import click
 
+from memcodec.wording import counted
+from memcodec_cli.errors import FileErrors
 from memcodec_cli.library import load_codec, read_primer
 from memcodec_cli.options import ComputeOptions, EncodingModelOptions, QuietOptions, option, takes_options
 from memcodec_cli.outputs import Output
@@ -47,9 +49,9 @@ def train(
 ) -> None:  # fmt: skip
     """Choose, from the messages in each FILE, those that help most as context for similar messages.
 
-    FILE is JSON lines (.jsonl), CSV (.csv), a directory, or text (each line is a message; with --field, each
-    line is JSON). Up to a quarter of the messages, 50 at most, are not used for training; the average size in bytes
-    of these, without the primer and with it, is printed.
+    FILE is JSON lines (.jsonl, .ndjson or .json), CSV or TSV (.csv, .tsv), a directory, or text (each line is a
+    message; with --field, each line is JSON). - is standard input. Up to a quarter of the messages, 50 at most, are not
+    used for training; the average size in bytes of these, without the primer and with it, is printed.
 
     \b
     Example:
@@ -70,19 +72,20 @@ def train(
         from memcodec.primer import Primer, bits
 
         codec = load_codec(model.model, compute, bar)
-        trained = Primer.train(
-            codec, messages[len(test) :], options.tokens,
-            progress=lambda done, total: bar.count("choosing messages", done, total),
-        )  # fmt: skip
+        with FileErrors(several=False).caught(names[0]):
+            trained = Primer.train(
+                codec, messages[len(test) :], options.tokens,
+                progress=lambda done, total: bar.count("choosing messages", done, total),
+            )  # fmt: skip
         bar.activity("measuring")
         before, after = bits(codec, test), bits(codec.with_primer(trained), test)
     target.write([trained.to_bytes()])
     if not progress.quiet:
         bits_of_all = 8 * max(len(test), 1)
         click.echo(
-            f"{target.name}: {len(trained.tokens)} tokens; the average message needs "
+            f"{target.name}: {counted(len(trained.tokens), 'token')}; the average message needs "
             f"{before / bits_of_all:.1f} bytes without the primer, {after / bits_of_all:.1f} with it (measured on "
-            f"{len(test)} other messages)",
+            f"{counted(len(test), 'other message')})",
             err=True,
         )
 
@@ -91,7 +94,7 @@ def train(
 @click.argument("name", metavar="P")
 @takes_options
 def show(name: str) -> None:
-    """Print the text of the primer file P."""
+    """Print the text of the primer file P; - is standard input."""
     shown = read_primer(name)
     assert shown is not None
     click.echo(shown.text.decode("utf-8", "replace"), nl=False)

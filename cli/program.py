@@ -1,5 +1,7 @@
 """The program `memcodec`: its commands, its short options, its exit status, and how errors and signals end it."""
 
+import atexit
+import errno
 import io
 import os
 import signal
@@ -9,9 +11,11 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
+from click.core import ParameterSource
 from click.shell_completion import get_completion_class
 
 import memcodec
@@ -20,13 +24,17 @@ from memcodec_cli.bench import bench
 from memcodec_cli.compress import compress
 from memcodec_cli.decompress import cat, decompress
 from memcodec_cli.errors import describe, print_error
+from memcodec_cli.inputs import EXTENSION
 from memcodec_cli.inspect import inspect
 from memcodec_cli.list import list_files
 from memcodec_cli.models import models
+from memcodec_cli.names import display_name
 from memcodec_cli.primer import primer
 from memcodec_cli.verify import verify
 
 _SHORT_COMMANDS = {"z": ["compress"], "d": ["decompress"], "t": ["verify", "--decode"], "l": ["list"]}
+
+_WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # without a name: of standard output, or a temporary file
 
 _WITHOUT_EFFECT = {
     *("-c", "--stdout", "-f", "--force", "-k", "--keep", "-v", "--verbose", "--no-progress", "--no-verify"),
@@ -53,7 +61,7 @@ class Program(click.Group):
             and not any(stream is None or stream.isatty() for stream in (sys.stdin, sys.stdout))
         ):
             args = ["compress"]
-        elif args and args[0].startswith("-") and args[0] not in (*ctx.help_option_names, "--version"):
+        elif args and args[0].startswith("-") and args[0] not in (*ctx.help_option_names, "-V", "--version"):
             args = self.with_command(args)
         return super().parse_args(ctx, args)
 
@@ -88,6 +96,16 @@ class Program(click.Group):
         ignored = set() if command == ["compress"] else _WITHOUT_EFFECT - _options_of(self.commands[command[0]]).keys()
         return [*command, *(word for name, group in words if name not in ignored for word in group)]
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command. Raises UsageError, with advice if a file is named without a command, as for gzip."""
+        name = args[0]
+        if name not in self.commands and Path(name).exists() and not ctx.resilient_parsing:
+            command = "decompress" if name.endswith(EXTENSION) else "compress"
+            raise click.UsageError(f"{display_name(name)} is no command: use memcodec {command} FILE", ctx)
+        return super().resolve_command(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command, and flush standard output."""
         try:
@@ -116,19 +134,21 @@ class Program(click.Group):
             sys.exit(2)
         except click.UsageError as error:
             command = error.ctx.command_path if error.ctx else "memcodec"
-            _exit(f"{error.format_message().rstrip('.')} (see {command} --help)", 2)
+            _exit(f"{_usage_message(error).rstrip('.')} (see {command} --help)", 2)
         except click.ClickException as error:
             _exit(error.format_message(), error.exit_code)
         except memcodec.MemcodecError as error:
             _exit(str(error), 1)
         except OSError as error:
-            _exit(describe(error), 1)
+            is_write = not error.filename and error.errno in _WRITE_ERRORS
+            _exit(f"write error: {describe(error)}" if is_write else describe(error), 1)
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise  # a bug: show the traceback
             _exit("out of memory: try a smaller --batch, or --device cpu", 1)
         finally:
             sys.unraisablehook = hook
+            _forget_reset_of_colours()
         sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -160,13 +180,29 @@ def _exit(message: str, status: int) -> NoReturn:
     sys.exit(status)
 
 
+def _usage_message(error: click.UsageError) -> str:
+    """What is wrong with the arguments. A bad value has the name of what set it: an option, or its variable."""
+    parameter, context = error.param if isinstance(error, click.BadParameter) else None, error.ctx
+    if not isinstance(parameter, click.Option) or context is None or isinstance(error, click.MissingParameter):
+        return error.format_message()
+    from_environment = context.get_parameter_source(parameter.name or "") is ParameterSource.ENVIRONMENT
+    name = parameter.envvar if from_environment else max(parameter.opts, key=len)
+    return f"{name}: {error.message.replace('is not a valid integer range', 'is not a whole number')}"
+
+
+def _forget_reset_of_colours() -> None:
+    """At exit print no escape sequence, as colorama would, which numba uses if it is installed."""
+    if (colorama := sys.modules.get("colorama.initialise")) is not None:
+        atexit.unregister(colorama.reset_all)
+
+
 def _is_out_of_memory(error: BaseException) -> bool:
     names = ("MemoryError", "OutOfMemoryError")
     return type(error).__name__ in names or "can't allocate memory" in str(error)
 
 
 @click.group(name="memcodec", cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(memcodec.__version__, message="memcodec %(version)s")
+@click.version_option(memcodec.__version__, "-V", "--version", message="memcodec %(version)s")
 def main() -> None:
     """Lossless text compression with memory embeddings under a frozen language model.
 

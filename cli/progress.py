@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from memcodec.document.source import Source
 from memcodec.progress import ByteProgress, Progress, ProgressCallback
+from memcodec.wording import counted
 from memcodec_cli.names import display_name
 from memcodec_cli.options import ProgressOptions
 
@@ -86,7 +87,9 @@ def print_summary(name: str, size: int, compressed: int, seconds: float, origina
     """Print the sizes in bytes, their ratio and the time; original: for the size with zstd -19, unless it is large."""
     from memcodec.document.spans import zstd_size
 
-    line = f"{display_name(name)}: {size:,} bytes, {compressed:,} compressed ({size / max(compressed, 1):.2f}x); "
+    line = (
+        f"{display_name(name)}: {counted(size, 'byte')}, {compressed:,} compressed ({size / max(compressed, 1):.2f}x); "
+    )
     if original is not None and size < ZSTD_LIMIT_BYTES:
         zstd = zstd_size(original.read(0, size))
         line += f"zstd -19: {zstd:,} ({size / max(zstd, 1):.2f}x); "

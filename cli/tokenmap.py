@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from memcodec.container import Container, StoredSpan
+from memcodec.wording import counted
 from memcodec_cli.progress import ZSTD_LIMIT_BYTES, ProgressBar
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def _pieces(items: "list[TokenInfo | StoredSpan]") -> Iterator[tuple[str, int | 
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for item in items:
         if isinstance(item, StoredSpan):
-            yield f"[{item.size:,} bytes stored]", None, "stored"
+            yield f"[{counted(item.size, 'byte')} stored]", None, "stored"
             continue
         level = next(n for n, (limit, _) in enumerate(_COLOURS) if item.bits < limit or limit == _NO_LIMIT)
         text = "".join(c if c.isprintable() or c in "\n\t" else "?" for c in decoder.decode(item.data))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import click
 
 from memcodec import MemcodecError, container
+from memcodec.wording import counted
 from memcodec_cli import inputs
 from memcodec_cli.errors import describe, print_error
 from memcodec_cli.library import DecodingCodecs, decode, open_archive
@@ -40,7 +41,7 @@ def verify(
     names: tuple[str, ...], options: VerifyOptions, model: DecodingModelOptions, compute: EngineOptions,
     progress: QuietOptions,
 ) -> None:  # fmt: skip
-    """Check that each FILE, or archive, is undamaged.
+    """Check that each FILE, or archive, is undamaged; - is standard input.
 
     The structure and the checksums of the compressed data are checked, which needs no model; with --decode, the
     documents are decoded and checked too. All files are checked; the exit status is 1 if any of them is damaged. The
@@ -80,7 +81,7 @@ def _check(name: str, decodes: bool, codecs: DecodingCodecs, bar: ProgressBar) -
     with bar:
         for _ in decode(containers, codecs, bar):
             pass
-    return f", decodes to {sum(parsed.size for parsed in containers):,} bytes"
+    return f", decodes to {counted(sum(parsed.size for parsed in containers), 'byte')}"
 
 
 def _check_archive(name: str, data: bytes, decodes: bool, codecs: DecodingCodecs) -> str:
@@ -90,4 +91,4 @@ def _check_archive(name: str, data: bytes, decodes: bool, codecs: DecodingCodecs
         archive.batch = codecs.batch
         for _ in archive:
             pass
-    return f", an archive of {len(archive):,} documents" + (", decoded" if decodes else "")
+    return f", an archive of {counted(len(archive), 'document')}" + (", decoded" if decodes else "")

@@ -16,7 +16,7 @@ from memcodec.errors import (
     PrimerMismatchError,
 )
 from memcodec.progress import Progress
-from memcodec.settings import DEFAULT_MODEL, EncodeSettings, Prompt, Readout
+from memcodec.settings import DEFAULT_MODEL, EncodeSettings, Prompt, Readout, check_device
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from memcodec.view.inspection import inspect
     from memcodec.view.tokenmap import TokenInfo, token_map
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __all__ = [
     "Archive",
@@ -91,6 +91,7 @@ def encode(
 
     source = as_source(data, "data")
     EncodeSettings(**settings)  # raises for what is out of range, before a model is loaded
+    check_device(device)
     if (stored := without_model(source)) is not None:
         return stored
     with opened(engine, None, threads, device) as (started, own_device):
@@ -119,14 +120,15 @@ def decode(
     from memcodec import container
     from memcodec.codec import codec_for
     from memcodec.container.assembly import document_of
-    from memcodec.document.inputs import as_bytes
+    from memcodec.document.inputs import as_binary
     from memcodec.engines import opened
     from memcodec.settings import DEFAULT_BATCH
 
+    check_device(device)
     pieces: list[bytes] = []
     loaded: dict[str, Codec] = {}  # by the name of the model
     with opened(engine, None, threads, device) as (started, own_device):
-        for parsed in container.unpack_all(as_bytes(blob, "blob")):
+        for parsed in container.unpack_all(as_binary(blob, "blob")):
             if (needs := parsed.needs) is None:
                 pieces += document_of(parsed, [], None)
                 continue

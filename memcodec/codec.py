@@ -27,7 +27,7 @@ from memcodec.memory.sites import site_of
 from memcodec.models import registry
 from memcodec.models.loaded import LoadedModel, LoadOptions
 from memcodec.models.tokenizer import ByteTokenizer
-from memcodec.primer import Primer
+from memcodec.primer import Primer, as_primer
 from memcodec.progress import ByteProgress, ProgressCallback, Reporter
 from memcodec.settings import (
     DEFAULT_BATCH,
@@ -40,6 +40,7 @@ from memcodec.settings import (
     Readout,
     SiteSettings,
     check_batch,
+    check_device,
 )
 from memcodec.storage.journal import Journal, journal_key
 from memcodec.verification import verify
@@ -73,8 +74,9 @@ class Codec:
 
         device: "auto", "cpu" or "cuda"; threads: CPU threads, by default one per core; kernels: "numba" (CPU only),
         "torch" or "auto": two implementations of the same arithmetic. A model whose architecture the exact LM does not
-        support is loaded for `fit_memory` alone. Raises ModelNotFoundError, MachineError.
+        support is loaded for `fit_memory` alone. Raises ModelNotFoundError, MachineError, EncodeError.
         """
+        check_device(device)
         return cls(LoadedModel.load(registry.resolve(model, progress), device, threads, kernels, progress))
 
     def with_primer(self, primer: Primer | None) -> "Codec":
@@ -84,7 +86,7 @@ class Codec:
         if the primer was made for another model.
         """
         other = copy(self)
-        other.primer = primer
+        other.primer = as_primer(primer)
         other.model = primer.put_before(self.model) if primer else self.model.behind()
         return other
 
@@ -233,7 +235,7 @@ class Codec:
         batch: groups decoded side by side. Raises FormatError, ChecksumError, ModelMismatchError; EncodeError for a
         batch out of range.
         """
-        files = container.unpack_all(as_bytes(blob, "blob"))
+        files = container.unpack_all(as_binary(blob, "blob"))
         return b"".join(piece for parsed in files for piece in self.decode_pieces(parsed, batch, progress))
 
     def decode_pieces(
@@ -265,7 +267,7 @@ class Codec:
         wrong bytes. Raises FormatError if the index itself is damaged, ModelMismatchError.
         """
         check_batch(batch)
-        parsed = container.unpack(as_bytes(blob, "blob"), damaged=True)
+        parsed = container.unpack(as_binary(blob, "blob"), damaged=True)
         return assembly.salvage_of(parsed, self.tokens(parsed, batch, progress=progress), self.tokenizer)
 
     def tokens(
@@ -332,7 +334,7 @@ class Codec:
         A frame is at most 1 byte and the checksum longer than its message. Frames are not decoded to verify them.
         Raises EncodeError for settings out of range and for messages that are too long.
         """
-        data = [as_bytes(message, "message") for message in as_many(messages, "messages")]
+        data = [as_bytes(message, f"message {n}") for n, message in enumerate(as_many(messages, "messages"))]
         return frames.encode(self.model, data, settings, progress)
 
     def decode_frames(
@@ -370,8 +372,7 @@ class Codec:
         """Fit one memory to one text: a reversible sentence embedding, without a file format around it.
 
         site: the settings of the fit; callback: called with a `FitStep` after every step. In floating point, for any
-        Hugging Face causal LM. A memory is returned even if it does not reproduce the text exactly. Raises EncodeError;
-        MissingDependencyError without PyTorch.
+        Hugging Face causal LM. It may not reproduce the text. Raises EncodeError; MissingDependencyError without torch.
         """
         return MemoryEmbedding.fit_to(self.model, text, site or Prompt(), callback)
 
@@ -388,11 +389,10 @@ def codec_for(
     (PrimerMismatchError for the primer), MachineError.
     """
     if codec is None:
+        check_device(options.get("device", "auto"))
         progress = options.get("progress")
-        if model:
-            folder = registry.resolve(model, progress)
-        else:
-            folder = registry.resolve_named(needs.model.name, allow_download, progress)
+        named = partial(registry.resolve_named, needs.model.name, allow_download)
+        folder = registry.resolve(model, progress) if model else named(progress)
         codec = Codec(LoadedModel.load(folder, **options))
     needs.check_model(ModelId.of(codec.name, codec.model.identity))
     chosen = (primer or codec.primer) if needs.primer else None

@@ -23,6 +23,7 @@ from memcodec.memory.sites import readout_site
 from memcodec.models.loaded import LoadedModel
 from memcodec.progress import ProgressCallback, Reporter
 from memcodec.settings import DEFAULT_CHUNK_TOKENS, DEFAULT_EFFORT, Readout, check_chunk_tokens
+from memcodec.wording import counted
 
 T = TypeVar("T")
 
@@ -74,8 +75,12 @@ def encode(
 ) -> list[bytes]:
     """Messages as frames. Raises EncodeError."""
     packer = Packer(settings)
-    if messages and (longest := max(map(len, messages))) > settings.max_bytes:
-        raise EncodeError(f"a message of {longest:,} bytes: frames have {settings.max_bytes:,} at most (max_bytes)")
+    for number, message in enumerate(messages):
+        if len(message) > settings.max_bytes:
+            what = f"message {number}" if len(messages) > 1 else "the message"
+            raise EncodeError(
+                f"{what} has {len(message):,} bytes: frames have {settings.max_bytes:,} at most (max_bytes)"
+            )
     texts = [_tokens_of(message, model) for message in messages]
     groups = [cut_chunks(tokens, settings.chunk_tokens) for tokens in texts if len(tokens)]
     report = Reporter(progress, "fit", sum(map(len, messages)), [len(chunk) for group in groups for chunk in group])
@@ -166,7 +171,9 @@ class Packer:
         """The message of a frame, or the group that the LM must decode. Raises FormatError, ChecksumError."""
         end = len(frame) - self._settings.checksum
         if end < 1:
-            raise FormatError(f"a frame of {len(frame)} bytes: frames have {1 + self._settings.checksum} at least")
+            raise FormatError(
+                f"a frame of {counted(len(frame), 'byte')}: frames have {1 + self._settings.checksum} at least"
+            )
         kind, body = frame[0], frame[1:end]
         if kind in (_ZSTD, _ZSTD_DICTIONARY, _RAW):
             message = body if kind == _RAW else self._expand(body, kind == _ZSTD_DICTIONARY)

@@ -14,7 +14,7 @@ import safetensors
 import safetensors.numpy
 
 from memcodec.container import PRIMER_BYTES
-from memcodec.document.inputs import as_many
+from memcodec.document.inputs import as_binary, as_many
 from memcodec.document.plan import visible_tokens
 from memcodec.document.spans import is_worthwhile
 from memcodec.errors import EncodeError, FormatError, ModelMismatchError
@@ -24,6 +24,7 @@ from memcodec.models.loaded import HasModel, LoadedModel
 from memcodec.models.tokenizer import ByteTokenizer
 from memcodec.settings import DEFAULT_MODEL, DEFAULT_PRIMER_TOKENS, MAX_PRIMER_TOKENS
 from memcodec.storage.write import replace
+from memcodec.wording import counted
 
 _CANDIDATES = 5  # messages that each round of training tries
 _JUDGES = 12  # messages that the candidates are judged by
@@ -47,7 +48,7 @@ class Primer:
             raise EncodeError(f"a primer of {len(self.tokens):,} tokens: give 1 to {MAX_PRIMER_TOKENS:,}")
 
     def __repr__(self) -> str:
-        return f"<memcodec.Primer {self.identity.hex()}: {len(self.tokens)} tokens>"
+        return f"<memcodec.Primer {self.identity.hex()}: {counted(len(self.tokens), 'token')}>"
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Primer):
@@ -112,7 +113,7 @@ class Primer:
     def from_bytes(cls, data: bytes, name: str = "primer") -> "Primer":
         """The primer from what `to_bytes` returned. name: for error messages. Raises FormatError."""
         try:
-            tensors = safetensors.numpy.load(data)
+            tensors = safetensors.numpy.load(as_binary(data, "data"))
             text, tokens = tensors["text"], tensors["tokens"]
         except (safetensors.SafetensorError, KeyError, ValueError) as error:
             raise FormatError(f"{name}: not a primer: make one with memcodec primer train") from error
@@ -153,13 +154,17 @@ class Primer:
         random choices; progress: is called with the tokens selected so far, and `tokens`. Messages that frames would
         not give to the LM are left out. Raises EncodeError for fewer than 4 different ones.
         """
+        if isinstance(model, str):
+            raise TypeError("model: give what Codec.load returns, not str")
         loaded = model.model
         tokenizer = loaded.tokenizer
-        given = dict.fromkeys(_line(message) for message in messages)
+        given = dict.fromkeys(_line(message) for message in as_many(messages, "messages"))
         different = [text for text in given if is_worthwhile(text.encode(), len(tokenizer.encode(text)))]
         random.Random(seed).shuffle(different)
         if len(different) < 4:
-            raise EncodeError(f"{len(different)} different messages of text: give 4 or more to train a primer")
+            raise EncodeError(
+                f"{counted(len(different), 'different message')} of text: give 4 or more to train a primer"
+            )
         picked = np.empty(0, dtype=np.int64)
         judges = different[: min(_JUDGES, len(different) // 2)]
         pool = [new for text in different[len(judges) :] if len(new := tokenizer.encode(text))]
@@ -182,6 +187,13 @@ class Primer:
         if not len(picked):
             picked = pool[0][:tokens]
         return cls(tokenizer.decode(picked), picked)
+
+
+def as_primer(primer: Primer | None) -> Primer | None:
+    """The same primer, or None. Raises TypeError for anything else, such as the name of its file."""
+    if not isinstance(primer, Primer | None):
+        raise TypeError(f"primer: give what Primer.load returns, not {type(primer).__name__}")
+    return primer
 
 
 def bits(model: HasModel, messages: Sequence[str | bytes]) -> float:

@@ -21,6 +21,7 @@ DEFAULT_CHUNK_TOKENS = 200
 MAX_CONTEXT = 1 << 15  # tokens that the LM may see before a position: limits the cache of a decoder
 DEFAULT_BATCH = 64  # groups decoded side by side
 MAX_THREADS = 1024
+DEVICES = ("auto", "cpu", "cuda")  # auto is cuda if there is a GPU
 
 MAX_PRIMER_TOKENS = 1 << 15
 DEFAULT_PRIMER_TOKENS = 400
@@ -147,6 +148,12 @@ def check_chunk_tokens(chunk_tokens: int) -> None:
     """Raise EncodeError for a number of tokens out of range."""
     if not 1 <= chunk_tokens <= MAX_CHUNK_TOKENS:
         raise EncodeError(f"chunk tokens {chunk_tokens}: give 1 to {MAX_CHUNK_TOKENS}")
+
+
+def check_device(device: str) -> None:
+    """Raise EncodeError for the name of a device that does not exist."""
+    if device not in DEVICES:
+        raise EncodeError(f"device {device!r}: give {', '.join(DEVICES[:-1])} or {DEVICES[-1]}")
 
 
 def check_batch(batch: int) -> None:

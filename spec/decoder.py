@@ -28,7 +28,6 @@ Tensors = dict[str, Array]
 P = [round(2**30 * 2 ** (-i / 1024)) for i in range(1024)]
 L = [round(1024 * math.log2(1 + i / 1024)) for i in range(1024)]
 POWERS = np.array(P, dtype=np.int64)
-SIGMOID = np.array([round(2**20 / (1 + math.exp(-(i - 10240) / 512))) / 2**20 for i in range(20481)], dtype=f4)
 
 
 # ---- 1. container
@@ -80,7 +79,7 @@ class File:
 
     def __init__(self, blob: bytes) -> None:
         metadata, parts = safetensors(blob)
-        assert metadata["memcodec"] == "2"
+        assert metadata["memcodec"] == "3"
         assert zlib.crc32(blob[:-4]) == int.from_bytes(blob[-4:], "little"), "the file is damaged"
         rest = Bytes(parts["document"][2][:-4])
         apart = Bytes(parts["memories"][2]) if "memories" in parts else rest
@@ -282,11 +281,75 @@ class Adapted:
                 w = w + (b[:, r, None] * a[r]) * scale
         return w
 
+    def mean(self, norm: str, size: int) -> Array | None:
+        """The mean of what a norm returns, or None if there are none of any norm."""
+        if norm + ".mean" in self.tensors:
+            return self.tensor(norm + ".mean")
+        return np.zeros(size, dtype=f4) if any(name.endswith(".mean") for name in self.tensors) else None
 
-def rows(w: Array) -> tuple[Array, Array]:
-    """A matrix as int8 with a scale for each row."""
-    a = np.maximum(np.abs(w).max(axis=1), f4(2.0**-100))
-    return np.rint(w * (f4(127) / a)[:, None]).astype(np.int8), a / f4(127)
+
+# ---- 3. the exact LM: conversion
+
+
+def hadamard(x: Array, block: int, step: int = 1) -> Array:
+    """The transform of each `block` entries that are `step` apart in the last axis of x, in its own type."""
+    h = step
+    while h < block * step:
+        pairs = x.reshape(-1, 2, h)
+        a, b = pairs[:, 0], pairs[:, 1]
+        x, h = np.stack([a + b, a - b], axis=1).reshape(x.shape), h * 2
+    return x
+
+
+def power_of_two(n: int) -> int:
+    """The largest power of two that divides n."""
+    return n & -n
+
+
+def rotate(x: Array) -> Array:
+    """`rotate` of each row (the last axis), float64."""
+    n = x.shape[-1]
+    block = power_of_two(n)
+    k, m = block.bit_length() - 1, n // block
+    turned = x.astype(f8) * np.array([-1.0 if word(26, i) >> 63 else 1.0 for i in range(n)])
+    if m > 1:
+        runs = turned.reshape(-1, m)
+        t = runs[:, 0]
+        for column in runs.T[1:]:
+            t = t + column
+        turned = (runs - (t * (2 / m))[:, None]).reshape(x.shape)
+    scale = 2.0 ** -(k // 2) if k % 2 == 0 else 2.0 ** -((k + 1) // 2) * 1.4142135623730951
+    return hadamard(turned, block, m) * scale
+
+
+def rotate_columns(w: Array) -> Array:
+    """`rotate` of each column of a matrix (or of each one of several)."""
+    return rotate(w.swapaxes(-1, -2)).swapaxes(-1, -2)
+
+
+def stored(w: Array) -> tuple[Array, Array]:
+    """A matrix, float64, as int8 with a scale for each row."""
+    a = np.maximum(np.abs(w).max(axis=1), 2.0**-100)
+    return np.rint(w * (127 / a)[:, None]).astype(np.int8), (a / 127).astype(f4)
+
+
+def tensors_of(name: str, w: Array, mean: Array | None = None) -> Tensors:
+    """The same by name, and the bias that corrects it if the mean of its inputs is known."""
+    integers, scale = stored(w)
+    result = {name: integers, name + ".scale": scale}
+    if mean is not None:
+        lost, mu = w - integers * scale.astype(f8)[:, None], rotate(mean)
+        total = lost[:, 0] * mu[0]
+        for k in range(1, len(mu)):
+            total = total + lost[:, k] * mu[k]
+        result[name + ".bias"] = total.astype(f4)
+    return result
+
+
+def tensors_of_large(name: str, w: Array, gain: Array | float, mean: Array | None = None) -> Tensors:
+    """The same of the rotated rows of a large matrix, a part at a time."""
+    parts = [tensors_of(name, rotate(part * gain), mean) for part in np.split(w, range(4096, len(w), 4096))]
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
 def spread_of(head: Array, scale: Array) -> float:
@@ -323,30 +386,16 @@ class Weights:
             "tied": bool(c.get("tie_word_embeddings", False)), "vocabulary": c["vocab_size"],
         }  # fmt: skip
         stacked: dict[str, list[Array]] = {}
-
-        def keep(name: str, parts: list[str], layer: int) -> None:
-            values = np.concatenate([source.read(f"model.layers.{layer}.{part}.weight") for part in parts])
-            if values.ndim == 1:
-                stacked.setdefault(name, []).append(values)
-                return
-            for key, part in zip((name, name + ".scale"), rows(values), strict=True):
-                stacked.setdefault(key, []).append(part)
-
         for layer in range(self.a["layers"]):
-            keep("qkv", [f"self_attn.{x}_proj" for x in "qkv"], layer)
-            keep("mix", ["self_attn.o_proj"], layer)
-            keep("up", ["mlp.gate_proj", "mlp.up_proj"], layer)
-            keep("down", ["mlp.down_proj"], layer)
-            keep("attention.gain", ["input_layernorm"], layer)
-            keep("mlp.gain", ["post_attention_layernorm"], layer)
+            for key, part in self.layer(source, f"model.layers.{layer}.").items():
+                stacked.setdefault(key, []).append(part)
         self.t: Tensors = {name: np.stack(parts) for name, parts in stacked.items()}
-        self.t["embedding"], self.t["embedding.scale"] = rows(source.read("model.embed_tokens.weight"))
-        if not self.a["tied"]:
-            self.t["head"], self.t["head.scale"] = rows(source.read("lm_head.weight"))
-        self.head = self.t["embedding" if self.a["tied"] else "head"]
-        self.head_scale = self.t["embedding.scale" if self.a["tied"] else "head.scale"]
-        self.t["spread"] = np.array([spread_of(self.head, self.head_scale)])
-        self.t["gain"] = source.read("model.norm.weight")
+        embedding = source.read("model.embed_tokens.weight")
+        head = embedding if self.a["tied"] else source.read("lm_head.weight")
+        gain = source.read("model.norm.weight").astype(f8)
+        self.t |= tensors_of_large("embedding", embedding, 1.0)
+        self.t |= tensors_of_large("head", head, gain, self.mean(source, "model.norm"))
+        self.t["spread"] = np.array([spread_of(self.t["head"], self.t["head.scale"])])
         size = self.a["head_size"]
         angles = [
             [p * (1.0 / math.pow(theta, 2 * i / size)) for i in range(size // 2)] for p in range(self.a["positions"])
@@ -354,9 +403,33 @@ class Weights:
         for name, function in (("cosine", math.cos), ("sine", math.sin)):
             self.t[name] = np.array([[round(2**16 * function(x)) / 2**16 for x in row] for row in angles], dtype=f4)
 
+    def layer(self, source: "Safetensors | GGUF | Adapted", at: str) -> Tensors:
+        """The tensors of one layer, with the norms in them, and rotated."""
+        size, groups = self.a["head_size"], self.a["key_heads"]
+        block = min(power_of_two(self.a["inner"]), 128)
+
+        def read(*parts: str) -> Array:
+            return np.concatenate([source.read(f"{at}{part}.weight") for part in parts]).astype(f8)
+
+        qkv = rotate(read(*(f"self_attn.{x}_proj" for x in "qkv")) * read("input_layernorm"))
+        values = qkv[-groups * size :]  # a part of qkv, which changes with it
+        values[:] = rotate_columns(values.reshape(groups, size, -1)).reshape(values.shape)
+        mix = read("self_attn.o_proj")
+        up = rotate(read("mlp.gate_proj", "mlp.up_proj") * read("post_attention_layernorm"))
+        return (
+            tensors_of("qkv", qkv, self.mean(source, at + "input_layernorm"))
+            | tensors_of("mix", rotate_columns(rotate(mix.reshape(-1, size)).reshape(mix.shape)))
+            | tensors_of("up", up, self.mean(source, at + "post_attention_layernorm"))
+            | tensors_of("down", rotate_columns(hadamard(read("mlp.down_proj"), block) / block))
+        )
+
+    def mean(self, source: "Safetensors | GGUF | Adapted", norm: str) -> Array | None:
+        """The mean of what a norm returns, if the adapter has means."""
+        return source.mean(norm + ".weight", self.a["hidden"]) if isinstance(source, Adapted) else None
+
     def identity(self) -> bytes:
         """SHA-256 of everything that takes part in the computation."""
-        tables = "0fa3b279de25054af9c2cc25d1dd193e447abc7802d30141d7d66eba1d971f9b"
+        tables = "073b39bb194a7e6301fb985eddef3634d706cfbb62d8244e60cb65e80e924b4c"
         text = json.dumps(self.a, sort_keys=True, separators=(",", ":"))
         about = [text, self.prefix, table_hash(self.bytes_of), tables]
         digest = hashlib.sha256(json.dumps(about, separators=(",", ":")).encode())
@@ -368,22 +441,32 @@ class Weights:
 # ---- 3. the exact LM: a pass
 
 
-def quantize(x: Array, q: int) -> tuple[Array, np.float32]:
+def quantize(x: Array) -> tuple[Array, np.float32]:
     """Integers (as float64, in which their sums are exact) and their scale."""
     a = max(np.abs(x).max(), f4(2.0**-100))
-    return np.rint(x * (f4(q) / a)).astype(f8), a / f4(q)
+    return np.rint(x * (f4(127) / a)).astype(f8), a / f4(127)
 
 
-def limit(k: int) -> int:
-    """q(K)."""
-    return min(32639, (2**31 - 1) // (127 * k))
+def norm(x: Array, epsilon: float) -> tuple[Array, np.float32]:
+    """The same, normed."""
+    n, s = quantize(x)
+    u = f8(max(np.abs(x).max(), f4(2.0**-100))) / 127
+    return n, s * f4(1 / math.sqrt(float(n @ n) / len(x) * (u * u) + epsilon))
 
 
-def root_scale(x: Array, epsilon: float) -> np.float32:
-    """The factor r of RMSNorm."""
-    n, _ = quantize(x, 32767)
-    u = f8(max(np.abs(x).max(), f4(2.0**-100))) / f8(32767)
-    return f4(1.0 / math.sqrt(float(n @ n) / len(x) * (u * u) + epsilon))
+def exp2(d: Array) -> Array:
+    """2^(20 - d/1024), nearly, in integers."""
+    f, whole = d % 1024, np.minimum(d // 1024, 21)
+    t = 242403 - ((f * 41553) >> 10)
+    u = 725186 - ((f * t) >> 10)
+    return np.where(d < 21504, (1048576 - ((f * u) >> 10)) >> whole, 0)
+
+
+def silu(g: Array) -> Array:
+    """The gate of Llama models."""
+    near = np.clip(g, f4(-20), f4(20))
+    e = exp2(np.rint(np.abs(near) * f4(1024 * math.log2(math.e))).astype(np.int64))
+    return g * (np.where(near < 0, e, 2**20).astype(f4) / (2**20 + e).astype(f4))
 
 
 class LM:
@@ -392,7 +475,7 @@ class LM:
     def __init__(self, weights: Weights) -> None:
         self.w, self.a, t = weights, weights.a, weights.t
         self.matrices = {name: t[name].astype(f8) for name in ("qkv", "mix", "up", "down")}
-        self.head = weights.head.astype(f8)
+        self.head = t["head"].astype(f8)
         self.restart()
 
     def restart(self) -> None:
@@ -404,64 +487,59 @@ class LM:
 
     def linear(self, name: str, layer: int, v: Array, s: np.float32) -> Array:
         """`linear` of one layer."""
-        return (self.matrices[name][layer] @ v).astype(f4) * s * self.w.t[name + ".scale"][layer]
-
-    def norm(self, x: Array, gain: Array) -> tuple[Array, np.float32]:
-        """RMSNorm, as integers."""
-        v, s = quantize(x * gain, limit(len(x)))
-        return v, s * root_scale(x, self.a["epsilon"])
+        y = (self.matrices[name][layer] @ v).astype(f4) * s * self.w.t[name + ".scale"][layer]
+        return y + self.w.t[name + ".bias"][layer] if name + ".bias" in self.w.t else y
 
     def turn(self, x: Array) -> Array:
-        """Rotary positions of one head."""
+        """Rotary positions of one head, and its transform."""
         c, s = self.w.t["cosine"][self.position], self.w.t["sine"][self.position]
         a, b = np.split(x, 2)
-        return np.concatenate([a * c - b * s, b * c + a * s])
+        return hadamard(np.concatenate([a * c - b * s, b * c + a * s]), power_of_two(len(x)))
 
     def attend(self, q: Array, sq: np.float32, kept: int) -> Array:
         """One head of queries over all positions so far."""
         sk, sv = (np.array(x, dtype=f4) for x in zip(*self.scales[kept], strict=True))
-        factor = sq * f4(1024 * math.log2(math.e) / math.sqrt(len(q)))
+        factor = sq * f4(1024 * math.log2(math.e) / (math.sqrt(len(q)) * power_of_two(len(q))))
         t = (np.stack(self.keys[kept]) @ q).astype(f4)
         units = np.rint(np.clip(t * factor * sk, f4(-(2.0**29)), f4(2.0**29))).astype(np.int64)
-        d = units.max() - units
-        e = np.where(d < 21504, POWERS[d % 1024] >> np.minimum(10 + d // 1024, 62), 0)
+        e = exp2(units.max() - units)
         w = e.astype(f4) * sv
         c = w.max()
-        a = np.rint(w * (f4(32767) / c)).astype(np.int64)
-        k = next(k for k in range(64) if int(a.sum()) >> k <= 65536)
-        b = (a + ((1 << k) >> 1)) >> k
-        mixed = (b.astype(f8) @ np.stack(self.values[kept])).astype(f4)
-        return mixed * f4(f8(c) * f8(2**k) / (f8(32767) * f8(int(e.sum()))))
+        b = np.rint(w * (f4(255) / c)).astype(f8)
+        return (b @ np.stack(self.values[kept])).astype(f4) * f4(f8(c) / (255 * int(e.sum())))
 
     def token(self, i: int) -> Array:
         """Read a token, and return the logits of the next one."""
-        return self.vector(self.w.t["embedding"][i].astype(f4) * self.w.t["embedding.scale"][i])
+        return self.read(self.w.t["embedding"][i].astype(f4) * self.w.t["embedding.scale"][i])
 
-    def vector(self, x: Array) -> Array:
-        """The same for a vector instead of a token, float32 [hidden] -> int64 [vocabulary]."""
-        a, t, size = self.a, self.w.t, self.a["head_size"]
+    def vector(self, v: Array) -> Array:
+        """The same for a vector of a memory."""
+        return self.read(rotate(v).astype(f4))
+
+    def read(self, x: Array) -> Array:
+        """The logits after an entry of the residual stream, float32 [hidden] -> int64 [vocabulary]."""
+        a, size = self.a, self.a["head_size"]
         groups, repeat = a["key_heads"], a["heads"] // a["key_heads"]
         for layer in range(a["layers"]):
-            y = self.linear("qkv", layer, *self.norm(x, t["attention.gain"][layer])).reshape(-1, size)
+            y = self.linear("qkv", layer, *norm(x, a["epsilon"])).reshape(-1, size)
             z = []
             for g in range(groups):
                 kept = layer * groups + g
-                k, sk = quantize(self.turn(y[a["heads"] + g]), 127)
-                v, sv = quantize(y[a["heads"] + groups + g], 127)
+                k, sk = quantize(self.turn(y[a["heads"] + g]))
+                v, sv = quantize(y[a["heads"] + groups + g])
                 self.keys[kept].append(k)
                 self.values[kept].append(v)
                 self.scales[kept].append((sk, sv))
                 for j in range(g * repeat, (g + 1) * repeat):
-                    z.append(self.attend(*quantize(self.turn(y[j]), min(1023, (2**24 - 1) // (127 * size))), kept))
-            flat = np.concatenate(z)
-            x = x + self.linear("mix", layer, *quantize(flat, limit(len(flat))))
-            y = self.linear("up", layer, *self.norm(x, t["mlp.gain"][layer]))
-            gate, up = np.split(y, 2)
-            index = np.rint(np.clip(gate, f4(-20), f4(20)) * f4(512)).astype(np.int64) + 10240
-            x = x + self.linear("down", layer, *quantize(gate * SIGMOID[index] * up, limit(len(up))))
+                    z.append(self.attend(*quantize(self.turn(y[j])), kept))
+            x = x + self.linear("mix", layer, *quantize(np.concatenate(z)))
+            gate, up = np.split(self.linear("up", layer, *norm(x, a["epsilon"])), 2)
+            mixed = hadamard(silu(gate) * up, min(power_of_two(len(up)), 128))
+            x = x + self.linear("down", layer, *quantize(mixed))
         self.position += 1
-        v, s = self.norm(x, t["gain"])
-        y = (self.head @ v).astype(f4) * s * self.w.head_scale
+        v, s = norm(x, a["epsilon"])
+        y = (self.head @ v).astype(f4) * s * self.w.t["head.scale"]
+        y = y + self.w.t["head.bias"] if "head.bias" in self.w.t else y
         return np.rint(np.clip(y * f4(1024 * math.log2(math.e)), f4(-(2.0**29)), f4(2.0**29))).astype(np.int64)
 
 
@@ -482,14 +560,10 @@ def log2u(n: int) -> int:
     return 1024 * (exponent - 1) + L[int((fraction * 2 - 1) * 1024)]
 
 
-EARLY = [(512, 512), (731, 256), (788, 102)] + [(853, 102)] * 3 + [(914, 0)] * 14
-
-
-def tempered(row: Array, t: int) -> Array:
-    """The logits at one of the first positions of a group."""
-    k, b = EARLY[t]
+def tempered(row: Array) -> Array:
+    """The logits at the first position of a group."""
     rare = np.array([log2u(i + 100) for i in range(len(row))])
-    return -((np.minimum(row.max() - row, 2**20) * k >> 10) + (b * rare >> 10))
+    return -((np.minimum(row.max() - row, 2**20) * 704 >> 10) + (64 * rare >> 10))
 
 
 def entropy(below: Array) -> int:
@@ -515,7 +589,7 @@ class Readout:
 
     def __init__(self, memory: bytes, share: int, weights: Weights) -> None:
         self.bits = [byte >> i & 1 for byte in memory for i in range(8)]
-        self.share, self.head, self.scale = share, weights.head, weights.head_scale
+        self.share, self.head, self.scale = share, weights.t["head"], weights.t["head.scale"]
         self.unit = 1 / math.sqrt(64 * max(float(weights.t["spread"][0]), 1e-30))
         self.energy = self.used = self.window = 0
 
@@ -539,7 +613,7 @@ class Readout:
 
 
 def vectors_of(memory: bytes, bits: int, dimensions: int) -> Array:
-    """The vectors of a memory at the prompt site."""
+    """The vectors of a memory at the prompt site, float32."""
     if bits == 16:
         return np.frombuffer(memory, dtype="<f2").reshape(-1, dimensions).astype(f4)
     rest, found = Bytes(memory), []
@@ -633,8 +707,8 @@ def ids_of(file: File, number: int, corrections: bytes, weights: Weights, prefix
                     row = lm.vector(vector)
             else:
                 row = lm.token(ids[-1])
-            if cold and len(ids) < len(EARLY):
-                row = tempered(row, len(ids))
+            if cold and not ids:
+                row = tempered(row)
             ids.append(token(coder, row, lambda h, some, t=t, r=readout: r.moves(t, h, some)))  # type: ignore[misc]
     return ids
 

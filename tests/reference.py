@@ -6,38 +6,84 @@ from fractions import Fraction
 import numpy as np
 
 from memcodec.lm import arithmetic
+from memcodec.lm.seeded import words
 from memcodec.lm.weights import ExactWeights
 
 f4, f8 = np.float32, np.float64
 
 
-def integers(x: np.ndarray, limit: int) -> tuple[np.ndarray, np.float32]:
-    """round(x * (limit / max|x|)), int64, and max|x| / limit."""
-    most = max(np.abs(x).max(), f4(2.0**-100))
-    return np.rint(x * (f4(limit) / most)).astype(np.int64), most / f4(limit)
+def largest(x: np.ndarray) -> np.float32:
+    return max(np.abs(x).max(), f4(2.0**-100))
 
 
-def moments(x: np.ndarray) -> tuple[int, int, float]:
-    found, _ = integers(x, 32767)
-    unit = f8(max(np.abs(x).max(), f4(2.0**-100))) / f8(32767)
-    return int(found.sum()), int((found * found).sum()), unit
+def quantize(x: np.ndarray) -> tuple[np.ndarray, np.float32]:
+    """round(x * (127 / a)), int64, and a / 127, with a = max|x|."""
+    return np.rint(x * (f4(127) / largest(x))).astype(np.int64), largest(x) / f4(127)
 
 
 def root_scale(x: np.ndarray, epsilon: float) -> np.float32:
-    _, squares, unit = moments(x)
-    return f4(1.0 / math.sqrt(squares / f8(len(x)) * (unit * unit) + epsilon))
+    n, _ = quantize(x)
+    u = f8(largest(x)) / 127
+    return f4(1 / math.sqrt(int(n @ n) / len(x) * (u * u) + epsilon))
 
 
-def norm(x: np.ndarray, gain: np.ndarray, shift: np.ndarray | None, epsilon: float) -> tuple[np.ndarray, np.float32]:
-    limit = arithmetic.highest_input(len(x))
-    if shift is None:
-        found, unit = integers(x * gain, limit)
-        return found, unit * root_scale(x, epsilon)
-    total, squares, unit = moments(x)
-    mean = f4(f8(total) / f8(len(x)) * unit)
-    spread = f8(len(x) * squares - total * total) / (f8(len(x)) * f8(len(x)))
-    scale = f4(1.0 / math.sqrt(spread * (unit * unit) + epsilon))
-    return integers((x - mean) * scale * gain + shift, limit)
+def norm(x: np.ndarray, epsilon: float) -> tuple[np.ndarray, np.float32]:
+    n, scale = quantize(x)
+    return n, scale * root_scale(x, epsilon)
+
+
+def power_of_two(size: int) -> int:
+    """The largest that divides a size."""
+    return next(1 << i for i in range(size) if size % (2 << i))
+
+
+def hadamard(x: np.ndarray, block: int) -> np.ndarray:
+    """The transform of each block of a vector, in its own type, not scaled."""
+    x, h = x.copy(), 1
+    while h < block:
+        for i in range(len(x)):
+            if i // h % 2 == 0:
+                x[i], x[i + h] = x[i] + x[i + h], x[i] - x[i + h]
+        h *= 2
+    return x
+
+
+def rotate(x: np.ndarray) -> np.ndarray:
+    """The rotation of a vector, float64."""
+    n = len(x)
+    k = power_of_two(n).bit_length() - 1
+    m = n >> k
+    x = np.where(words(26, 0, n) >> np.uint64(63), -x.astype(f8), x.astype(f8)).reshape(1 << k, m)
+    if m > 1:
+        for run in x:
+            run -= in_order(run) * (2 / m)
+    for column in range(m):
+        x[:, column] = hadamard(x[:, column], 1 << k)
+    return x.reshape(-1) * (2.0 ** (-(k // 2)) if k % 2 == 0 else 2.0 ** (-(k + 1) // 2) * 1.4142135623730951)
+
+
+def in_order(x: np.ndarray) -> float:
+    """The sum from the first entry to the last, float64."""
+    total = x[0]
+    for entry in x[1:]:
+        total = total + entry
+    return total
+
+
+def exp2(below: int) -> int:
+    f = below % 1024
+    t = 242403 - (f * 41553 >> 10)
+    u = 725186 - (f * t >> 10)
+    return (1048576 - (f * u >> 10)) >> below // 1024 if below < 21504 else 0
+
+
+def gate(g: np.float32, name: str) -> np.float32:
+    """g times a sigmoid, from the integer powers."""
+    first, second = arithmetic.gate(name)
+    near = min(max(g, f4(-20)), f4(20))
+    u = near * (first + second * (near * near))
+    e = exp2(int(np.rint(abs(u) * f4(1024 * math.log2(math.e)))))
+    return g * (f4(e if u < 0 else 1048576) / f4(1048576 + e))
 
 
 class Reference:
@@ -54,74 +100,69 @@ class Reference:
         y = sums.astype(f4) * scale * self.t[name + ".scale"][at]
         return y + self.t[name + ".bias"][at] if name + ".bias" in self.t else y
 
-    def head(self, x: np.ndarray, gain: str, layer: int, position: int) -> tuple[np.ndarray, np.float32]:
-        """One head, normed and rotated, and a factor of its scale."""
-        scale = f4(1)
-        if self.a.head_norm:
-            scale = root_scale(x, self.a.epsilon)
-            x = x * self.t[gain][layer]
-        if self.a.rotary is not None:
-            cosine, sine = self.t["cosine"][position], self.t["sine"][position]
-            a, b = np.split(x, 2)
-            x = np.concatenate([a * cosine - b * sine, b * cosine + a * sine])
-        return x, scale
+    def vector(self, v: np.ndarray) -> np.ndarray:
+        """What enters the residual stream for a vector of a memory, float32."""
+        v = v.astype(f8)
+        return rotate(v - in_order(v) / len(v) if self.a.layer_norm else v).astype(f4)
 
-    def attend(self, q: np.ndarray, factor: np.float32, keys: list, values: list) -> np.ndarray:
+    def head(self, x: np.ndarray, gain: str, layer: int, position: int) -> tuple[np.ndarray, np.float32]:
+        """A head of queries or keys, as integers and their scale."""
+        a, factor = self.a, None
+        if a.head_norm:
+            factor = root_scale(x, a.epsilon)
+            x = x * self.t[gain][layer]
+        if a.rotary is not None:
+            cosine, sine = self.t["cosine"][position], self.t["sine"][position]
+            first, second = np.split(x, 2)
+            x = np.concatenate([first * cosine - second * sine, second * cosine + first * sine])
+        n, scale = quantize(hadamard(x, power_of_two(a.head_size)))
+        return n, scale if factor is None else scale * factor
+
+    def attend(self, q: np.ndarray, scale: np.float32, keys: list, values: list) -> np.ndarray:
+        """One head of queries over all positions so far."""
+        size = self.a.head_size
+        factor = scale * f4(1024 * math.log2(math.e) / (math.sqrt(size) * power_of_two(size)))
         units = []
         for k, scale in keys:
             y = f4(int(q @ k)) * factor * scale
             units.append(int(np.rint(min(max(y, f4(-(2.0**29))), f4(2.0**29)))))
-        below = [max(units) - unit for unit in units]
-        powers = arithmetic.powers()
-        weights = [int(powers[b % 1024]) >> 10 + b // 1024 if b < 21 * 1024 else 0 for b in below]
-        portions = [f4(w) * scale for w, (_, scale) in zip(weights, values, strict=True)]
+        powers = [exp2(max(units) - unit) for unit in units]
+        portions = [f4(e) * scale for e, (_, scale) in zip(powers, values, strict=True)]
         most = max(portions)
-        shares = [int(np.rint(p * (f4(32767) / most))) for p in portions]
-        shift = next(s for s in range(40) if sum(shares) >> s <= 65536)
-        shares = [(s + (1 << shift >> 1)) >> shift for s in shares]
-        mixed = sum(s * v for s, (v, _) in zip(shares, values, strict=True))
-        assert np.abs(mixed).max() < 2**24
-        return mixed.astype(f4) * f4(f8(most) * f8(1 << shift) / (f8(32767) * f8(sum(weights))))
+        shares = [int(np.rint(w * (f4(255) / most))) for w in portions]
+        mixed = sum(share * v for share, (v, _) in zip(shares, values, strict=True))
+        assert np.abs(mixed).max() < 2**31
+        return mixed.astype(f4) * f4(f8(most) / (255 * sum(powers)))
 
     def __call__(self, tokens: list[int], vectors: np.ndarray | None = None) -> np.ndarray:
         a, t = self.a, self.t
         rows = [t["embedding"][i].astype(f4) * t["embedding.scale"][i] for i in tokens]
-        rows = [*(vectors if vectors is not None else []), *rows]
+        rows = [*(self.vector(v) for v in (vectors if vectors is not None else [])), *rows]
         cache: list[tuple[list, list]] = [([], []) for _ in range(a.layers * a.key_heads)]
         return np.stack([self.position(row, p, cache) for p, row in enumerate(rows)])
 
     def position(self, x: np.ndarray, position: int, cache: list[tuple[list, list]]) -> np.ndarray:
         a, t = self.a, self.t
-        shifts = {n: t.get(n) for n in ("attention.shift", "mlp.shift", "shift")}
         if a.rotary is None:
             x = x + t["position"][position]
         for layer in range(a.layers):
-            shift = None if shifts["attention.shift"] is None else shifts["attention.shift"][layer]
-            y = self.linear("qkv", layer, *norm(x, t["attention.gain"][layer], shift, a.epsilon))
-            heads = y.reshape(-1, a.head_size)
+            heads = self.linear("qkv", layer, *norm(x, a.epsilon)).reshape(-1, a.head_size)
             z = []
             for group in range(a.key_heads):
                 keys, values = cache[layer * a.key_heads + group]
-                k, scale = self.head(heads[a.heads + group], "key.gain", layer, position)
-                k, unit = integers(k, 127)
-                keys.append((k, unit * scale))
-                values.append(integers(heads[a.heads + a.key_heads + group], 127))
+                keys.append(self.head(heads[a.heads + group], "key.gain", layer, position))
+                values.append(quantize(heads[a.heads + a.key_heads + group]))
                 for e in range(a.heads // a.key_heads):
                     q, scale = self.head(heads[group * (a.heads // a.key_heads) + e], "query.gain", layer, position)
-                    q, unit = integers(q, arithmetic.highest_query(a.head_size))
-                    factor = unit * scale * arithmetic.attention_scale(a.head_size)
-                    z.append(self.attend(q, factor, keys, values))
-            flat = np.concatenate(z)
-            x = x + self.linear("mix", layer, *integers(flat, arithmetic.highest_input(len(flat))))
-            shift = None if shifts["mlp.shift"] is None else shifts["mlp.shift"][layer]
-            y = self.linear("up", layer, *norm(x, t["mlp.gain"][layer], shift, a.epsilon))
-            index = np.rint(np.clip(y[: a.inner], f4(-20), f4(20)) * f4(512)).astype(np.int64) + 10240
-            z = y[: a.inner] * arithmetic.gate(a.gate)[index]
+                    z.append(self.attend(q, scale, keys, values))
+            x = x + self.linear("mix", layer, *quantize(np.concatenate(z)))
+            y = self.linear("up", layer, *norm(x, a.epsilon))
+            z = np.array([gate(g, a.gate) for g in y[: a.inner]])
             if a.gated:
                 z = z * y[a.inner :]
-            x = x + self.linear("down", layer, *integers(z, arithmetic.highest_input(len(z))))
-        y = self.linear("embedding" if a.tied else "head", None, *norm(x, t["gain"], shifts["shift"], a.epsilon))
-        y = np.clip(y * arithmetic.LOGIT_SCALE, f4(-(2.0**29)), f4(2.0**29))
+            x = x + self.linear("down", layer, *quantize(hadamard(z, min(power_of_two(a.inner), 128))))
+        y = self.linear("head", None, *norm(x, a.epsilon))
+        y = np.clip(y * f4(1024 * math.log2(math.e)), f4(-(2.0**29)), f4(2.0**29))
         return np.rint(y).astype(np.int64)
 
 
@@ -138,9 +179,12 @@ class Stepping:
 
     def token(self, i: int) -> np.ndarray:
         t = self.reference.t
-        return self.vector(t["embedding"][i].astype(f4) * t["embedding.scale"][i])
+        return self._step(t["embedding"][i].astype(f4) * t["embedding.scale"][i])
 
-    def vector(self, x: np.ndarray) -> np.ndarray:
+    def vector(self, v: np.ndarray) -> np.ndarray:
+        return self._step(self.reference.vector(v))
+
+    def _step(self, x: np.ndarray) -> np.ndarray:
         self.place += 1
         return self.reference.position(x, self.place - 1, self.cache)
 

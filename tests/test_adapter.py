@@ -12,6 +12,8 @@ import torch
 from safetensors.numpy import save_file
 
 from memcodec import Codec, ModelNotFoundError
+from memcodec.lm.rotation import rotate
+from memcodec.models import registry
 from memcodec.models.adapter import FILE_NAME, Adapter, merged
 from memcodec.models.checkpoint import open_checkpoint
 from spec import decoder
@@ -23,6 +25,7 @@ QUERY = "model.layers.0.self_attn.q_proj.weight"
 KEY = "model.layers.0.self_attn.k_proj.weight"
 GATE = "model.layers.1.mlp.gate_proj.weight"
 NORM = "model.norm.weight"
+FIRST_NORM = "model.layers.0.input_layernorm.weight"
 
 
 def tensors_for(folder: Path) -> tuple[Tensors, dict[str, str]]:
@@ -44,6 +47,8 @@ def tensors_for(folder: Path) -> tuple[Tensors, dict[str, str]]:
         f"{GATE}.b": random.normal(size=(rows[GATE][0], 2)).astype(np.float32),
         f"{GATE}.scale": np.array([0.05, 0.02], dtype=np.float32),
         f"{NORM}.add": random.normal(size=rows[NORM]).astype(np.float32) / 8,
+        f"{NORM}.mean": random.normal(size=rows[NORM]).astype(np.float32),
+        f"{FIRST_NORM}.mean": random.normal(size=rows[NORM]).astype(np.float32),
     }, {KEY: QUERY}
 
 
@@ -74,6 +79,22 @@ def test_each_step_of_a_merge_is_rounded_by_itself() -> None:
                 value = np.float32(value + np.float32(np.float32(int(b[row, r]) * int(a[r, column])) * scale[r]))
             expected[row, column] = value
     assert np.array_equal(merged(w, a, b, scale), expected)
+
+
+def test_means_correct_what_rounding_does_to_the_mean_of_the_inputs(folder: Path) -> None:
+    codec = Codec.load(str(folder), device="cpu")
+    weights = registry.load_exact(codec.model.folder, None)[0]
+    checkpoint, t = open_checkpoint(folder), weights.tensors
+    gain = checkpoint.read(FIRST_NORM).astype(np.float64)
+    keys = [f"model.layers.0.self_attn.{name}_proj.weight" for name in "qk"]
+    rows = np.concatenate([checkpoint.read(name) for name in keys]).astype(np.float64) * gain
+    mean = checkpoint.mean(FIRST_NORM, len(gain))
+    assert mean is not None
+    stored = t["qkv"][0][: len(rows)] * t["qkv.scale"][0][: len(rows), None].astype(np.float64)
+    right, found = rows @ mean, stored @ rotate(mean[None])[0]
+    assert np.abs(right - found).max() > 1e-5
+    assert np.allclose(found + t["qkv.bias"][0][: len(rows)], right, atol=1e-6)
+    assert not t["qkv.bias"][1].any()  # of a norm without a mean
 
 
 def test_the_adapter_changes_the_tensors_that_it_names(folder: Path, llama_folder: Path) -> None:

@@ -216,6 +216,15 @@ def test_an_output_that_is_the_input_is_refused(run: Run) -> None:
     assert "a is both input and output" in refused(run("decompress", "a", "-o", "./a", "-f"))
 
 
+def test_an_output_with_a_slash_at_its_end_is_a_folder(run: Run) -> None:
+    """`-o folder/`, if there is no such folder, wrote a file of that name."""
+    Path("a").write_bytes(bytes(range(256)))
+    for args in (["compress", "a", "-o", "x/"], ["pack", "a", "-o", "x/"], ["compress", "-o", "x/"]):
+        assert refused(run(*args, stdin=b"a")) == "memcodec: error: x/: not a directory\n"
+    assert refused(run("compress", "a", "--output-dir", "a")) == "memcodec: error: a: not a directory\n"
+    assert names() == ["a"]
+
+
 def test_an_output_that_is_a_directory_is_refused(run: Run) -> None:
     Path("a.memz").write_bytes(RESULT)
     Path("a").mkdir()
@@ -266,6 +275,16 @@ def test_a_failed_write_leaves_nothing(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("command", ["verify a", "list a", "inspect a", "inspect --json a", "models list", "--help"])
+def test_results_on_a_full_disk_are_a_write_error(tmp_path: Path, command: str) -> None:
+    (tmp_path / "a").write_bytes(RESULT)
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [*PROGRAM, *command.split()], stdout=full, stderr=subprocess.PIPE, cwd=tmp_path, timeout=60
+        )
+    assert (done.returncode, done.stderr) == (1, b"memcodec: error: write error: no space left on device\n")
+
+
 def test_standard_output_on_a_full_disk_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.memz").write_bytes(RESULT)
     with Path("/dev/full").open("w") as full:
@@ -432,6 +451,40 @@ def test_wrong_usage_exits_with_status_2(run: Run, args: list[str]) -> None:
     Path("a").write_text("x")
     message = refused(run("compress", "a", *args), 2)
     assert message.endswith("(see memcodec compress --help)\n")
+
+
+def test_a_file_without_a_command(run: Run) -> None:
+    """As for gzip: the error was that there is no such command."""
+    Path("a").write_bytes(b"a")
+    Path("a.memz").write_bytes(RESULT)
+    for name, command in (("a", "compress"), ("a.memz", "decompress")):
+        message = f"{name} is no command: use memcodec {command} FILE (see memcodec --help)"
+        assert refused(run(name), 2) == f"memcodec: error: {message}\n"
+
+
+def test_a_bad_value_is_named_by_what_set_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variable was named even if an option had the bad value, and the option if the variable had it."""
+    usage = "(see memcodec compress --help)\n"
+    for args, message in (
+        (["--batch", "x"], "--batch: 'x' is not a whole number"),
+        (["-T", "0"], "--threads: 0 is not in the range 1<=x<=1024"),
+        (["--device", "gpu"], "--device: 'gpu' is not one of 'auto', 'cpu', 'cuda'"),
+        (["--context", "most"], "--context: use auto, max, or a number from 0 to 32768"),
+    ):
+        assert refused(run("compress", "a", *args), 2) == f"memcodec: error: {message} {usage}"
+    monkeypatch.setenv("MEMCODEC_BATCH", "x")
+    assert refused(run("compress", "a"), 2) == f"memcodec: error: MEMCODEC_BATCH: 'x' is not a whole number {usage}"
+
+
+def test_nothing_is_printed_to_the_terminal_at_exit(tmp_path: Path) -> None:
+    """numba's colours were reset at exit, which printed an escape sequence."""
+    code = "import colorama, sys; colorama.init(); from memcodec_cli import main; main(['verify', 'a'])"
+    (tmp_path / "a").write_bytes(RESULT)
+    primary, terminal = pty.openpty()
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, stdout=terminal, stderr=subprocess.PIPE, timeout=60)
+    os.close(terminal)
+    assert os.read(primary, 1000) == b"a: ok\r\n"
+    os.close(primary)
 
 
 def test_missing_arguments_are_wrong_usage(run: Run) -> None:
@@ -645,5 +698,5 @@ def test_binary_is_not_written_to_a_terminal(tmp_path: Path) -> None:
     (tmp_path / "a").write_text(TEXT)
     status, seen, _ = on_terminal(["compress", str(tmp_path / "a"), "-c"], stdout_too=True)
     assert status == 1
-    message = "standard output is a terminal: name the output with -o, or use -f to write to the terminal"
+    message = "standard output is a terminal: redirect it, name a file with -o, or use -f to write to the terminal"
     assert seen.replace("\r\n", "") == f"memcodec: error: {message}"

@@ -1,11 +1,13 @@
 """The command line with many files: folders, short options, removed inputs, ranges, and errors of some of them."""
 
+import errno
 import json
 import os
 import pty
 import stat
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -242,6 +244,10 @@ def test_commands_are_completed_where_nothing_is_a_terminal() -> None:
     assert b"plain,decompress\n" in done.stdout
 
 
+def test_the_version_is_printed_as_gzip_does(run: Run) -> None:
+    assert run("-V").stdout == run("--version").stdout == f"memcodec {memcodec.__version__}\n"
+
+
 def test_python_m_memcodec_runs_the_program(tmp_path: Path) -> None:
     done = subprocess.run([PROGRAM[0], "-m", "memcodec", "--version"], capture_output=True, timeout=60)
     assert done.stdout.decode() == f"memcodec {memcodec.__version__}\n"
@@ -265,6 +271,80 @@ def test_verify_and_list_search_folders(run: Run) -> None:
     assert run("verify", "-r", "in").stdout == "in/a.memz: ok\n"
     assert run("list", "-r", "in").stdout.endswith("in/a.memz\n")
     assert "is a directory: use -r" in refused(run("decompress", "in"))
+
+
+@pytest.mark.parametrize("command", ["decompress", "verify", "list"])
+def test_a_folder_without_files_to_read_is_named(run: Run, command: str) -> None:
+    """It was success without a word, as if the files in it had been read."""
+    Path("empty").mkdir()
+    Path("other").mkdir()
+    Path("other/a").write_bytes(RESULT)
+    message = "empty: there are no .memz files in it\n"
+    assert refused(run(command, "-r", "empty")) == f"memcodec: error: {message}"
+    assert "empty, other: there are no .memz files" in refused(run(command, "-r", "empty", "other"))
+    Path("other/a").rename("other/a.memz")
+    done = run(command, "-r", "empty", "other")
+    assert (done.exit_code, done.stderr) == (0, f"memcodec: warning: {message}")
+
+
+def test_nothing_to_compress_is_a_warning(run: Run) -> None:
+    """So that a command that runs every hour may find nothing new."""
+    Path("in").mkdir()
+    Path("in/a.memz").write_bytes(RESULT)
+    done = run("compress", "-r", "in")
+    message = "memcodec: warning: in: there are no files other than .memz files in it\n"
+    assert (done.exit_code, done.stderr) == (0, message)
+
+
+def test_a_folder_that_cannot_be_read_does_not_go_unnoticed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("in/closed").mkdir(parents=True)
+    Path("in/a").write_bytes(b"\0" * 200)
+    Path("in/closed/b").write_bytes(b"\0" * 200)
+    scandir = os.scandir
+
+    def denied(path: str) -> Any:
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    done = run("compress", "-r", "in")
+    assert done.exit_code == 1 and Path("in/a.memz").exists()
+    assert done.stderr.startswith("memcodec: error: in/closed: permission denied\nmemcodec: 1 of 2 files failed")
+
+
+def test_a_file_that_is_called_like_standard_input(run: Run) -> None:
+    Path("-").write_bytes(b"\0" * 200)
+    assert run("compress", "-r", ".", stdin=b"other").exit_code == 0
+    assert Path("-.memz").exists() and run("cat", "./-.memz").stdout_bytes == b"\0" * 200
+
+
+@pytest.mark.parametrize("name", ["none", "none.txt", "none.memz", "folder/none"])
+def test_a_missing_file_is_missing_whatever_its_name(run: Run, name: str) -> None:
+    """Of names without .memz, the error was that the output needs a name."""
+    Path("folder").mkdir()
+    for args in (["decompress"], ["decompress", "-r"], ["decompress", "--salvage"], ["-d"]):
+        assert refused(run(*args, name)) == f"memcodec: error: {name}: no such file or directory\n"
+
+
+@pytest.mark.parametrize("command", [["compress"], ["decompress"]])
+def test_an_input_that_cannot_be_removed(run: Run, command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a folder that is only readable: the error did not say that the output had been written."""
+    name = "a.memz" if command == ["decompress"] else "a"
+    Path(name).write_bytes(RESULT if command == ["decompress"] else NOISE)
+
+    unlink = Path.unlink
+
+    def denied(path: Path, missing_ok: bool = False) -> None:
+        if path.name == name:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", denied)
+    assert refused(run(*command, "--rm", name, "-o", "out")) == (
+        f"memcodec: error: {name}: not removed: permission denied; its output out was written\n"
+    )
+    assert Path("out").exists() and Path(name).exists()
 
 
 @pytest.mark.parametrize("options", [["-dc"], ["-cd"], ["-d", "-c"], ["-dqc"]])

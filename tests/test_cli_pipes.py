@@ -111,7 +111,7 @@ def test_resume_does_not_read_a_pipe_twice(run: Run, fifo: str, name: str) -> No
 def test_archives_are_read_from_urls(run: Run, llama_folder: Path) -> None:
     Path("m").write_text("one\ntwo\n")
     model = ("--model", llama_folder)
-    assert run("pack", "m", "-o", "memory://pipes/a", *model).stderr.startswith("memory://pipes/a: 2 documents, ")
+    assert run("pack", "m", "-o", "memory://pipes/a", "-v", *model).stderr.startswith("memory://pipes/a: 2 documents, ")
     assert run("unpack", "memory://pipes/a", "--lines", *model).stdout == "one\ntwo\n"
     assert run("verify", "memory://pipes/a").stdout == "memory://pipes/a: ok, an archive of 2 documents\n"
     assert run("list", "memory://pipes/a").stdout.count("memory://pipes/a: ") == 2
@@ -169,7 +169,7 @@ def test_every_output_can_be_standard_output(run: Run, tiny: Codec, llama_folder
     Path("m").write_text("".join(f"user {i} signed in from port {i * 7 % 100}\n" for i in range(40)))
     Path("x").write_bytes(RESULT)
     before = [*names()]
-    done = run("pack", "m", "-o", "-", *model)
+    done = run("pack", "m", "-o", "-", "-v", *model)
     assert done.stderr.startswith("standard output: 40 documents, ")
     assert run("unpack", "-", "-o", "-", "--lines", *model, stdin=done.stdout_bytes).stdout == Path("m").read_text()
     primer = run("primer", "train", "m", "-o", "-", "--tokens", "60", *model)

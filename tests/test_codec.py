@@ -302,9 +302,8 @@ def test_a_decoder_written_from_the_page_agrees(
     assert parsed.sizes["corrections"] > 40
     if context:
         assert len(parsed.groups) < len(parsed.segments) < len(parsed.chunks), "a group goes on behind what is stored"
-    head = "embedding" if weights.architecture.tied else "head"
     known: Any = SimpleNamespace(
-        head=weights.tensors[head], head_scale=weights.tensors[head + ".scale"], t=weights.tensors,
+        head=weights.tensors["head"], head_scale=weights.tensors["head.scale"], t=weights.tensors,
         prefix=list(weights.prefix),
         bytes_of={i: codec.tokenizer.decode(np.array([i])) for i in range(weights.architecture.vocabulary)},
     )  # fmt: skip

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memcodec.coding import corrections, rangecoder
-from memcodec.coding.distribution import BLOCK, COMPETITORS, EARLY, Predictions, frequencies, frequency, log2_units
+from memcodec.coding.distribution import BLOCK, COMPETITORS, LATE, Predictions, frequencies, frequency, log2_units
 from memcodec.coding.steering import Steering
 from memcodec.groups import EncodedGroup
 from memcodec.lm import arithmetic
-from memcodec.lm.compiled import kernel
+from memcodec.lm.compiled import allocating
 from memcodec.lm.team import Team
 from memcodec.lm.weights import Head
 from memcodec.memory.search import search
@@ -23,7 +23,7 @@ TEAM = Team(2)
 # ---- the range coder
 
 
-@kernel
+@allocating
 def encode_bits(bits, zeros, out):  # type: ignore[no-untyped-def]
     state = np.empty(rangecoder.ENCODER_STATE, dtype=np.int64)
     rangecoder.start_encoder(state)
@@ -32,7 +32,7 @@ def encode_bits(bits, zeros, out):  # type: ignore[no-untyped-def]
     return rangecoder.finish_encoder(state, out)
 
 
-@kernel
+@allocating
 def decode_bits(data, start, end, zeros, bits):  # type: ignore[no-untyped-def]
     state = np.empty(rangecoder.DECODER_STATE, dtype=np.int64)
     rangecoder.start_decoder(state, data, start, end)
@@ -100,13 +100,13 @@ def test_any_bytes_decode_to_bits(data: bytes) -> None:
 # ---- frequencies
 
 
-@kernel
+@allocating
 def frequencies_of(below, out):  # type: ignore[no-untyped-def]
     for i in range(len(below)):
         out[i] = frequency(below[i], POWERS)
 
 
-@kernel
+@allocating
 def logarithms_of(values, out):  # type: ignore[no-untyped-def]
     for i in range(len(values)):
         out[i] = log2_units(values[i], LOGARITHMS)
@@ -148,12 +148,11 @@ def test_predictions_have_the_best_tokens_and_the_sums(vocabulary: int) -> None:
     logits = spread_logits(vocabulary, 20, vocabulary)
     logits[3] = 5  # all equal: lower ids come first
     tokens = np.random.default_rng(0).integers(0, vocabulary, 20)
-    predicted = predict(logits, tokens, len(EARLY))
-    early = predict(logits, tokens, len(EARLY) - 15)
-    for t in range(15):
-        below = max(tempered(logits[t], t + 5)) - tempered(logits[t], t + 5)
-        assert early.near[t, tokens[t] % BLOCK] == below[tokens[t]] and early.total[t] == frequencies(below).sum()
-    assert early.total[15:].tolist() == predicted.total[15:].tolist()
+    predicted = predict(logits, tokens, LATE)
+    first = predict(logits, tokens, 0)
+    below = max(tempered(logits[0])) - tempered(logits[0])
+    assert first.near[0, tokens[0] % BLOCK] == below[tokens[0]] and first.total[0] == frequencies(below).sum()
+    assert first.total[1:].tolist() == predicted.total[1:].tolist()
     for t in range(20):
         order = np.lexsort((np.arange(vocabulary), -logits[t]))[: COMPETITORS + 1]
         below = logits[t].max() - logits[t]
@@ -217,7 +216,7 @@ def test_every_token_comes_back(vocabulary: int, share: int) -> None:
 
 def test_corrections_cost_what_the_tokens_probabilities_say() -> None:
     raw = spread_logits(1, 300, 2000)
-    logits = np.array([tempered(row, t) if t < len(EARLY) else row for t, row in enumerate(raw)])
+    logits = np.array([tempered(raw[0]), *raw[1:]])
     shares = np.exp(logits * (math.log(2) / 1024))
     shares /= shares.sum(axis=1, keepdims=True)
     random = np.random.default_rng(3)
@@ -232,7 +231,7 @@ def test_corrections_cost_what_the_tokens_probabilities_say() -> None:
 
 def test_what_the_memory_writes_alone_takes_no_bytes() -> None:
     logits = spread_logits(2, 50, 500)
-    best = [np.argmax(tempered(row, t) if t < len(EARLY) else row) for t, row in enumerate(logits)]
+    best = [np.argmax(row) for row in (tempered(logits[0]), *logits[1:])]
     assert round_trip(logits, np.array(best), b"", 0)[0] == b""
 
 

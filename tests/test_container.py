@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from memcodec import container, inspect
+from memcodec import container, decode, inspect
 from memcodec.container import (
     Chunk,
     Container,
@@ -133,7 +133,7 @@ def test_safetensors_reads_it(tmp_path: Path) -> None:
     with safe_open(path, "np") as file:
         assert set(file.keys()) == {"memories", "document"}
         assert file.get_tensor("memories").nbytes == 10 * (9 + 10 + 11)
-        assert file.metadata() == {"memcodec": "2", "model": "smollm2-135m"}
+        assert file.metadata() == {"memcodec": "3", "model": "smollm2-135m"}
 
 
 def test_few_memories_have_no_tensor_of_their_own() -> None:
@@ -229,7 +229,7 @@ def test_noise_is_not_a_file(data: bytes) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda h: h["__metadata__"].update(memcodec="3"), "version '3' is not supported"),
+        (lambda h: h["__metadata__"].update(memcodec="4"), "version '4' is not supported"),
         (lambda h: h["__metadata__"].update(memcodec=""), "version"),
         (lambda h: h["__metadata__"].update(memcodec=2), "metadata"),
         (lambda h: h["__metadata__"].pop("model"), "without a model"),
@@ -332,15 +332,25 @@ def test_other_safetensors_are_not_ours() -> None:
             unpack(save({"weight": np.zeros(300)}, metadata=metadata))
 
 
+def test_files_of_format_2_are_refused_by_name() -> None:
+    """Files as memcodec 0.2 wrote them."""
+    blob = pack(example(3)).replace(b'{"memcodec":"3"', b'{"memcodec":"2"')
+    message = r"^format 2 \(memcodec 0\.2\) is not supported: .* memcodec 0\.2 and compress it again$"
+    for read in (unpack, container.unpack_all, inspect, decode):  # without a look for the model
+        with pytest.raises(FormatError, match=message):
+            read(blob)
+
+
 def test_files_of_format_1_are_refused_by_name() -> None:
-    """Files as version 0.1.0 wrote them."""
+    """Files as memcodec 0.1 wrote them."""
     header = {
         "__metadata__": {"v": "1", "n": "13", "h": "x" * 43},
         "s": {"dtype": "U8", "shape": [14], "data_offsets": [0, 14]},
         "i": {"dtype": "U8", "shape": [11], "data_offsets": [14, 25]},
     }
     text = json.dumps(header, separators=(",", ":")).encode()
-    with pytest.raises(FormatError, match="format version 1 is not supported"):
+    message = r"^format 1 \(memcodec 0\.1\) is not supported: .* memcodec 0\.1 and compress it again$"
+    with pytest.raises(FormatError, match=message):
         unpack(struct.pack("<Q", len(text)) + text + bytes(25))
 
 

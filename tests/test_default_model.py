@@ -22,7 +22,7 @@ MIXED = "Él dijo: «mañana será otro día». Она ответила: мож�
 CLAUSE = LICENCE[1504:1586]  # about twenty tokens
 
 # SHA-256 of the logits that follow the first 30 tokens of CLAUSE repeated: those of every machine.
-KNOWN_ANSWER = "ac4244ce161e719d87e18a6eca9fe5a1cbb48ecffac21598e0ec4afbb894c66a"
+KNOWN_ANSWER = "618021a263f91e37388951d595c64b25fe80560731856e6baaaf6db4bd43fb1e"
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ def test_every_flip_is_noticed_with_a_checksum_of_four_bytes(tiny: Codec) -> Non
     ("frame", "message"),
     [
         (b"", "a frame of 0 bytes"),
-        (b"\x05", "a frame of 1 bytes"),
+        (b"\x05", "a frame of 1 byte:"),
         (b"\xe5xx", "a frame of kind 229"),
         (b"\x00x", "no tokens"),
         (b"\xfc\xff\xff\xff\x7fx", "more than 65536 bytes"),

@@ -80,6 +80,15 @@ def test_the_command_line_takes_urls(run: Run, llama_folder: Path) -> None:
     assert "not removed" in refused(run("compress", "memory://a.txt", "-f", "--rm", *usual))
 
 
+def test_urls_that_need_more_packages(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object) -> None:
+        raise ImportError('HTTPFileSystem requires "requests" and "aiohttp" to be installed')
+
+    monkeypatch.setattr(fsspec, "open", missing)
+    message = "https://example.org/a.memz: these URLs need more packages: pip install requests aiohttp"
+    assert message in refused(run("inspect", "https://example.org/a.memz"))
+
+
 def test_fsspec_infers_the_compression(tiny: Codec, tmp_path: Path) -> None:
     ours.register(codec=tiny)
     try:
@@ -226,7 +235,7 @@ def test_a_column_without_metadata_or_of_another_model(column: Column, tiny: Cod
     with pytest.raises(FormatError, match="no metadata"):
         tables.decode_table(table, "text", tiny)
     packed = tables.encode_table(table, "text", column)
-    with pytest.raises(ModelMismatchError, match="as codec or --model"):
+    with pytest.raises(ModelMismatchError, match="as codec or model"):
         tables.decode_table(packed, "text", llama)
     with pytest.raises(memcodec.ModelNotFoundError, match="local model"):
         tables.decode_table(packed, "text")

@@ -28,7 +28,7 @@ def found(path: Path, *options: str) -> str:
 
 @pytest.mark.parametrize("path", VECTORS, ids=lambda path: path.stem)
 def test_files_are_recognized(path: Path) -> None:
-    assert found(path) == "memcodec compressed text, version 2"
+    assert found(path) == "memcodec compressed text, version 3"
     assert found(path, "--mime-type") == "application/vnd.memcodec"
     assert found(path, "--extension") == "memz"
 

@@ -379,7 +379,7 @@ def test_pure_file_round_trip(llama: Codec) -> None:
 
 def test_vectors_that_cannot_pay_are_refused_before_the_fit(llama: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fits, "fit", None)
-    with pytest.raises(EncodeError, match="use --pure"):
+    with pytest.raises(EncodeError, match="use a pure site"):
         llama.encode(TEXT, site=Prompt(bits=16), chunk_tokens=6)
     assert llama.decode(llama.encode(b"\xff" * 100, site=Prompt())) == b"\xff" * 100  # nothing to fit
 

@@ -11,6 +11,8 @@ from memcodec.lm.compiled import kernel
 from memcodec.lm.seeded import word, words
 from memcodec.lm.team import Team
 from memcodec.memory import readout
+from memcodec.memory.search import _new_buffers as new_buffers
+from memcodec.memory.search import _respond as respond
 from memcodec.memory.search import memory_bytes, search
 from memcodec.settings import Readout
 
@@ -155,6 +157,26 @@ def test_search_finds_memories_that_pay() -> None:
     some, more = corrected(found[16]), corrected(found[4096])
     assert more[0] < some[0] < blind[0] and more[1] > blind[1]
     assert none - more[0] > 0.6 * size, "more than half of the memory is saved in corrections"
+
+
+@kernel
+def responses_of(position, ids, head, buffers):  # type: ignore[no-untyped-def]
+    respond(position, ids, head, buffers)
+
+
+@pytest.mark.parametrize("hidden", [2, 18, 34, 64, 576])
+def test_search_sees_the_sums_that_steer(hidden: int) -> None:
+    random = np.random.default_rng(hidden)
+    head = random.integers(-127, 128, (40, hidden)).astype(np.int8)
+    head[3] = 127
+    ids = np.concatenate([random.permutation(40)[:30], [3, -1]]).astype(np.int32)
+    buffers = new_buffers(1, 32, hidden)
+    for position in (5, 6):  # the second in used buffers
+        responses_of(position, ids, head, buffers)
+        at = np.arange(position * hidden, (position + 1) * hidden)
+        bits = np.array([splitmix(2, int(i)) for i in at], dtype=np.uint64)[:, None] >> np.arange(64, dtype=np.uint64)
+        expected = head[np.maximum(ids, 0)].astype(np.int64) @ (1 - 2 * (bits & np.uint64(1)).astype(np.int64))
+        assert np.array_equal(buffers.responses.reshape(32, 64), expected)
 
 
 def test_search_is_as_wide_as_told_and_works_without_anything_to_do() -> None:

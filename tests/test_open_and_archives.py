@@ -505,6 +505,32 @@ def test_what_is_no_list_of_documents_or_keys_is_a_type_error(tiny: Codec, tmp_p
     assert Archive.create(tmp_path / "c", [b"x", b"y"], np.array(["k", "l"]), codec=tiny).keys() == ["k", "l"]
 
 
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["a", ""], "the key of document 1 is empty: give it one, or give no keys at all"),
+        (["a", "k" * 4097], "the key of document 1 has 4,097 bytes: keys have 4,096 at most"),
+        (["a"], "1 key for 2 documents: give each its own"),
+    ],
+    ids=["empty", "long", "few"],
+)
+def test_keys_that_could_not_be_read_back_are_refused(
+    tiny: Codec, tmp_path: Path, keys: list[str], message: str
+) -> None:
+    with pytest.raises(EncodeError, match=message):
+        Archive.create(tmp_path / "a", ["x", "y"], keys, codec=tiny)
+    assert not list(tmp_path.iterdir())
+    longest = ["k" * 4096, "l" * 4096]
+    assert Archive.create(tmp_path / "a", ["x", "y"], longest, codec=tiny).keys() == longest
+
+
+def test_append_says_whether_the_archive_has_keys(tiny: Codec, tmp_path: Path) -> None:
+    with pytest.raises(EncodeError, match="the archive has keys: give one for each document"):
+        Archive.create(tmp_path / "a", ["x"], ["k"], codec=tiny).append(["y"])
+    with pytest.raises(EncodeError, match="the archive has no keys: give none"):
+        Archive.create(tmp_path / "b", ["x"], codec=tiny).append(["y"], ["k"])
+
+
 def test_archives_pickle_as_their_path_and_codec(tiny: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     primer = Primer.from_texts([TEXT], 40, tiny)
     Archive.create(tmp_path / "a", DOCUMENTS, codec=tiny, primer=primer, with_primer=False)

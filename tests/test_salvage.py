@@ -118,9 +118,9 @@ def test_the_command(run: Run, llama_folder: Path, tiny: Codec) -> None:
     report = json.loads(Path("r.json").read_text())
     assert done.exit_code == 3 and "memcodec: lost: 182 bytes, starting at byte 417" in done.stderr
     back = Path("a").read_bytes()
-    assert report["original_bytes"] == len(WHOLE) and report["written_bytes"] == len(back) > 500
+    assert report["original_bytes"] == len(WHOLE) and report["written_bytes"] == len(back) > 400
     start = report["lost"][0]["start"]
-    assert start > 200 and back[:start] == WHOLE[:start]
+    assert start > 100 and back[:start] == WHOLE[:start]
     Path("a.memz").write_bytes(blob)
     done = run(*args, "-f")
     assert done.exit_code == 0 and Path("a").read_bytes() == WHOLE

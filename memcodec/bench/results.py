@@ -15,6 +15,7 @@ from typing import Any
 
 import memcodec
 from memcodec.cache import cache_folder
+from memcodec.lm.instructions import CHOSEN
 
 _HARNESS = 2  # increase this when the meaning of a measurement changes
 
@@ -67,6 +68,7 @@ def machine() -> dict[str, Any]:
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
+        "instructions": CHOSEN.name,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": {name: version(name) for name in names if find_spec(name)},

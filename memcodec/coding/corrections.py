@@ -36,14 +36,14 @@ from memcodec.coding.steering import (
 )
 from memcodec.coding.tokens import decode_token, encode_token, find_winner, levels_of, probability
 from memcodec.lm import arithmetic
-from memcodec.lm.compiled import kernel, subkernel
+from memcodec.lm.compiled import allocating, kernel, subkernel
 from memcodec.lm.team import Team
 
 _TOKEN_BYTES = 48  # the most that a token costs: at most 16 bits for each of its decisions
 _END_BYTES = 16
 
 
-@kernel
+@allocating
 def _encode(chunk, share, memory, steering, powers, state, out):
     """The corrections of one chunk into `out`; returns the number of tokens for which the winner is right."""
     moves, changes = np.zeros(COMPETITORS, dtype=np.int32), np.zeros(COMPETITORS, dtype=np.int64)
@@ -172,7 +172,7 @@ def _start(coders, data, starts, ends):
         rangecoder.start_decoder(coders[row], data, starts[row], ends[row])
 
 
-@kernel
+@allocating
 def _decode(position, logits, share, steering, tables, groups, buffers, tokens, worker, workers):
     """The tokens at one position of the first groups."""
     moves, changes = np.zeros(COMPETITORS, dtype=np.int32), np.zeros(COMPETITORS, dtype=np.int64)
@@ -284,7 +284,7 @@ class Explained:
     shares: np.ndarray
 
 
-@kernel
+@allocating
 def _explain(chunk, share, memory, steering, powers, winners, chosen, wholes, steered):
     """The winner, and the frequencies of the token, of all tokens, and of the best ones, as in `_encode`."""
     moves, changes = np.zeros(COMPETITORS, dtype=np.int32), np.zeros(COMPETITORS, dtype=np.int64)

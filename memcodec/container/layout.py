@@ -14,7 +14,7 @@ import zstandard
 from memcodec.errors import ChecksumError, FormatError, ModelMismatchError, PrimerMismatchError
 from memcodec.settings import DEFAULT_CHUNK_TOKENS
 
-VERSION = 2
+VERSION = 3
 MAX_HEADER = 1 << 16
 HASH_BYTES = 16  # of the document's SHA-256 that are stored
 IDENTITY_BYTES = 8  # of the LM's identity that are stored
@@ -60,14 +60,16 @@ class Needs:
         if here.identity != self.model.identity:
             raise ModelMismatchError(
                 f"the file needs model {self.model.name!r} ({self.model.identity.hex()}); {here.name!r} is "
-                f"{here.identity.hex()}: pass the right one, as codec or --model"
+                f"{here.identity.hex()}: give the right one as codec or model (--model)"
             )
 
     def check_primer(self, here: bytes) -> None:
         """Raise PrimerMismatchError if a primer is needed, and `here` is another one or empty."""
         if self.primer and here != self.primer:
             given = f"the one given is {here.hex()}" if here else "none is given"
-            raise PrimerMismatchError(f"the file needs the primer {self.primer.hex()}; {given}: pass it as --primer")
+            raise PrimerMismatchError(
+                f"the file needs the primer {self.primer.hex()}; {given}: give it as primer (--primer)"
+            )
 
 
 @dataclass(frozen=True)

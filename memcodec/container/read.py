@@ -44,8 +44,16 @@ def check_start(start: bytes) -> None:
         if b'"memcodec"' in head:
             return
         if b'"v":"1"' in head and b'"i":{' in head:
-            raise FormatError("format version 1 is not supported: encode the original again")
+            raise FormatError(older("1"))
         raise FormatError("not a memcodec file: another kind of safetensors file")
+
+
+def older(version: str) -> str:
+    """The message about a file of an older version of the format, which memcodec 0.VERSION wrote."""
+    return (
+        f"format {version} (memcodec 0.{version}) is not supported: "
+        f"decompress it with memcodec 0.{version} and compress it again"
+    )
 
 
 def is_archive(blob: bytes | memoryview) -> bool:
@@ -121,6 +129,8 @@ def unpack(blob: bytes | memoryview, damaged: bool = False) -> Container:
         )
     metadata, tensors, header_size, ends = read_tensors(view, ("memories", "document"), damaged)
     version = metadata.get("memcodec", "")
+    if version == "2":
+        raise FormatError(older(version))
     if version != str(VERSION):
         raise FormatError(f"format version {version[:20]!r} is not supported: install a newer memcodec")
     document, memories = tensors.get("document", memoryview(b"")), tensors.get("memories")

@@ -47,7 +47,7 @@ def worthwhile(blocks: Iterable[Block], settings: Prompt, dimensions: int) -> It
         if chunks and assembly.STORE_SMALLER and chunks * size >= (whole := len(pack(assembly.stored(block.source)))):
             raise EncodeError(
                 f"{chunks} chunks with {size:,} bytes of vectors each: the file that stores the text has {whole:,} "
-                "bytes; use --pure for vectors whatever their size, fewer --bits, or longer chunks"
+                "bytes; use a pure site (--pure) for vectors whatever their size, fewer bits (--bits), or longer chunks"
             )
         yield block
 

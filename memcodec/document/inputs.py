@@ -1,7 +1,8 @@
 """The types that callers may pass as documents and messages: bytes, text, open files."""
 
 import io
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 from typing import Any, BinaryIO, TypeVar
 
 from memcodec.document.source import Source
@@ -29,20 +30,34 @@ def as_bytes(data: Any, name: str) -> bytes:
     try:
         return memoryview(data).tobytes()
     except TypeError:
-        raise TypeError(f"{name}: give bytes, bytes-like data or str, not {type(data).__name__}") from None
+        advice = f": {_OF_A_FILE}" if isinstance(data, os.PathLike) else ""
+        raise TypeError(f"{name}: give bytes, bytes-like data or str, not {type(data).__name__}{advice}") from None
+
+
+_OF_A_FILE = "the bytes of a file are open(path, 'rb').read()"
 
 
 def as_binary(data: Any, name: str) -> bytes:
-    """The bytes of bytes-like data. Raises TypeError for other types, text included."""
-    if isinstance(data, str):
-        raise TypeError(f"{name}: give bytes or bytes-like data, not str")
-    return as_bytes(data, name)
+    """The bytes of bytes-like data. Raises TypeError for other types, text and names of files included."""
+    if isinstance(data, bytes):
+        return data
+    try:
+        return memoryview(data).tobytes()
+    except TypeError:
+        is_file = isinstance(data, str | os.PathLike) or hasattr(data, "read")
+        advice = f": {_OF_A_FILE}" if is_file else ""
+        raise TypeError(f"{name}: give bytes or bytes-like data, not {type(data).__name__}{advice}") from None
 
 
 def as_many(items: Iterable[T], name: str) -> Iterable[T]:
-    """The same iterable. Raises TypeError if it is a single text or the bytes of a single document."""
+    """The same iterable. Raises TypeError for a single text, the bytes of a single document, a mapping or a table.
+
+    Of these, the names of keys or columns would be taken.
+    """
     if isinstance(items, str | bytes | bytearray | memoryview):
         raise TypeError(f"{name}: give a list of them, not one {type(items).__name__}")
+    if isinstance(items, Mapping) or hasattr(items, "columns"):
+        raise TypeError(f"{name}: give a list of them, or one column, not {type(items).__name__}")
     return items
 
 
@@ -55,3 +70,9 @@ def as_source(data: "Data | BinaryIO | Source", name: str) -> Source:
     if isinstance(data, bytes | bytearray | memoryview | str) or not hasattr(data, "read"):
         return Source.of(as_bytes(data, name))
     return Source(data)
+
+
+def check_type(name: str, given: object, wanted: type, example: str) -> None:
+    """Raise TypeError for an argument of another type; example: an expression that gives the right one."""
+    if not isinstance(given, wanted):
+        raise TypeError(f"{name}: give a {wanted.__name__}, such as {example}, not {type(given).__name__}")

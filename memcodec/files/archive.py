@@ -10,25 +10,23 @@ from operator import index
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, overload
 
-import zstandard
-
 from memcodec import container
 from memcodec.codec import Codec, codec_for
 from memcodec.container import ModelId, Needs, Reader, Settings, pack_column, pack_settings, read_settings, varint
-from memcodec.document.inputs import as_many
+from memcodec.document.inputs import as_many, check_type
 from memcodec.errors import ChecksumError, EncodeError, FormatError, MachineError
+from memcodec.files.keys import as_keys, check_keys, pack_keys, unpack_keys
 from memcodec.frames import FrameSettings
 from memcodec.models.loaded import LoadOptions
 from memcodec.primer import Primer
 from memcodec.progress import ProgressCallback
 from memcodec.settings import DEFAULT_BATCH, DEFAULT_EFFORT, MAX_CONTEXT, MOST_SHARE, SHARE_STEPS
 from memcodec.storage.write import check_writable, hold, replace
+from memcodec.wording import counted
 
 VERSION = "archive 1"  # in place of the format version of a file of one document
 _CHECKSUM_BYTES = 2  # of each document's CRC-32, at the end of its frame
 _MAX_DOCUMENTS = 1 << 30
-_MAX_KEY_BYTES = 1 << 12  # of one key
-_MAX_KEYS_BYTES = 1 << 26  # of all keys
 MAX_DOCUMENT_BYTES = 1 << 20
 _READ_TOGETHER = 256  # documents that are decoded at one time while many are read
 
@@ -55,14 +53,20 @@ class Archive(Sequence[bytes]):
 
         Raises FormatError, ChecksumError, OSError; ModelMismatchError when documents are decoded.
         """
+        if codec is not None:
+            check_type("codec", codec, Codec, "memcodec.Codec.load()")
         self.batch = DEFAULT_BATCH
         self._name = os.fspath(path)  # for messages
         self._path = Path(path).absolute()  # stays valid if the working directory changes
         self._codec = codec
-        self._read(Path(path).read_bytes(), primer)
+        blob = Path(path).read_bytes()
+        try:
+            self._read(blob, primer)
+        except (FormatError, ChecksumError) as error:
+            raise type(error)(f"{self._name}: {error}") from error
 
     def __repr__(self) -> str:
-        return f"<memcodec.Archive {self._name!r}: {len(self)} documents>"
+        return f"<memcodec.Archive {self._name!r}: {counted(len(self), 'document')}>"
 
     def _read(self, blob: bytes, primer: Primer | None) -> None:
         metadata, tensors = _tensors(blob)
@@ -73,7 +77,7 @@ class Archive(Sequence[bytes]):
         count = reader.varint()
         if count > min(_MAX_DOCUMENTS, len(reader)):
             raise FormatError("damaged archive: more documents than the file has room for")
-        self._keys = _unpack_keys(reader, count)
+        self._keys = unpack_keys(reader, count)
         lengths = reader.column(count) if count else []
         if sum(lengths) != len(reader):
             raise FormatError("damaged archive: lengths do not add up to the file's")
@@ -105,11 +109,13 @@ class Archive(Sequence[bytes]):
         codec: a loaded one (default: the built-in model); primer: instead of the codec's; with_primer: put the primer
         into the file; overwrite: replace a file that exists. settings: memory_share (default 0) and effort, as in
         `Readout`; verify (default true): decode the documents, `batch` side by side, and compare; progress. Raises
-        FileExistsError; EncodeError for keys that are not one for each document, not unique, or contain NUL; TypeError
-        for keys that are not str, and for one document instead of several; MachineError; OSError.
+        FileExistsError; EncodeError for keys that are not one for each document, empty, too long, the same, or
+        with NUL; TypeError for keys that are not str, and for one document instead of several; MachineError; OSError.
         """
         if unknown := settings.keys() - ArchiveOptions.__annotations__.keys():
             raise TypeError(f"{', '.join(sorted(unknown))}: not a setting of an archive")
+        if codec is not None:
+            check_type("codec", codec, Codec, "memcodec.Codec.load()")
         check_writable(path)
         if not overwrite and Path(path).exists():
             raise FileExistsError(f"{os.fspath(path)} exists: give overwrite=True, or append to it")
@@ -123,8 +129,8 @@ class Archive(Sequence[bytes]):
         share = round(options.memory_share * SHARE_STEPS)
         written = Settings("readout", (share,), options.chunk_tokens, MAX_CONTEXT, primer_identity)
         originals = list(as_many(documents, "documents"))
-        keys = _as_keys(keys)
-        _check_keys(keys, len(originals))
+        keys = as_keys(keys)
+        check_keys(keys, len(originals))
         frames = codec.encode_frames(
             originals, _frame_settings(written, options.effort), progress=settings.get("progress")
         )
@@ -149,11 +155,12 @@ class Archive(Sequence[bytes]):
         Raises EncodeError too if the file was changed after it was read.
         """
         originals = list(as_many(documents, "documents"))
-        new = _as_keys(keys)
+        new = as_keys(keys)
         if len(self) and originals and bool(self._keys) != bool(new):
-            raise EncodeError("keys: give one for each document, or none at all, as the archive has them")
-        _check_keys(new, len(originals))
-        _check_keys([*self._keys, *new] if new else (), len(self) + len(originals))
+            has = "has keys: give one for each document" if self._keys else "has no keys: give none"
+            raise EncodeError(f"{self._name}: the archive {has}")
+        check_keys(new, len(originals))
+        check_keys([*self._keys, *new] if new else (), len(self) + len(originals))
         settings = _frame_settings(self.settings)
         frames = self.codec.encode_frames(originals, settings, progress=progress)
         if verify:
@@ -343,31 +350,8 @@ def _verify(
         raise MachineError("an encoded document decodes to other bytes here: nothing was written")
 
 
-def _as_keys(keys: Iterable[str] | None) -> list[str]:
-    """Keys as a list, empty without any. Raises TypeError for one text, and for keys that are none."""
-    given = list(as_many(() if keys is None else keys, "keys"))
-    for key in given:
-        if not isinstance(key, str):
-            raise TypeError(f"keys: give str, not {type(key).__name__} ({key!r})")
-    return given
-
-
-def _check_keys(keys: Sequence[str], count: int) -> None:
-    if keys and len(keys) != count:
-        raise EncodeError(f"{len(keys)} keys for {count} documents: give each its own")
-    first: dict[str, int] = {}
-    for number, key in enumerate(keys):
-        if first.setdefault(key, number) != number:
-            raise EncodeError(f"documents {first[key]} and {number} have the same key {key!r}: give each its own")
-        try:
-            if b"\0" in key.encode():
-                raise EncodeError(f"the key {key!r} contains NUL")
-        except UnicodeEncodeError as error:
-            raise EncodeError(f"the key {key!r} cannot be encoded as UTF-8") from error
-
-
 def _pack(model: ModelId, settings: Settings, keys: Sequence[str], frames: Sequence[bytes], primer: bytes) -> bytes:
-    names = zstandard.ZstdCompressor(level=19).compress("\0".join(keys).encode()) if keys else b""
+    names = pack_keys(keys)
     index = model.identity + pack_settings(settings) + varint(len(frames)) + varint(len(names)) + names
     if frames:
         index += pack_column([len(frame) for frame in frames])
@@ -399,18 +383,3 @@ def _tensors(blob: bytes) -> tuple[dict[str, str], dict[str, memoryview]]:
     if zlib.crc32(view[:-4]) != struct.unpack("<I", view[-4:])[0]:
         raise ChecksumError("damaged file: its checksum does not match")
     return metadata, tensors
-
-
-def _unpack_keys(reader: Reader, count: int) -> list[str]:
-    length = reader.varint()
-    packed = reader.take(length)
-    if not length:
-        return []
-    try:
-        most = min(_MAX_KEYS_BYTES, _MAX_KEY_BYTES * count)
-        data = zstandard.ZstdDecompressor().stream_reader(bytes(packed)).read(most + 1)
-        if len(data) > most or data.count(b"\0") != count - 1:
-            raise FormatError("damaged archive: the numbers of keys and of documents do not match")
-        return data.decode().split("\0")
-    except (zstandard.ZstdError, UnicodeDecodeError) as error:
-        raise FormatError("damaged archive: its keys cannot be read") from error

@@ -52,7 +52,8 @@ class Decoded(io.RawIOBase):
         if base is None:
             raise ValueError(f"whence {whence}: give 0, 1 or 2")
         if base + offset < 0:
-            raise ValueError(f"negative position {base + offset}")
+            # A ValueError as that of io.BytesIO, and an OSError as that of a file, on which zipfile relies.
+            raise io.UnsupportedOperation(f"negative position {base + offset}")
         self._position = base + offset
         return self._position
 

@@ -12,8 +12,9 @@ from memcodec import container
 from memcodec.codec import Codec, codec_for
 from memcodec.container import Container
 from memcodec.container.assembly import without_model
+from memcodec.document.inputs import check_type
 from memcodec.document.source import Source
-from memcodec.errors import ChecksumError, FormatError
+from memcodec.errors import ChecksumError, FormatError, MemcodecError
 from memcodec.files.decoded import Decoded
 from memcodec.primer import Primer
 from memcodec.settings import EncodeOptions, EncodeSettings
@@ -109,6 +110,12 @@ class MemzFile(io.BufferedIOBase):
     ) -> None:
         if mode not in ("r", "w", "x"):
             raise ValueError(f"mode {mode!r}: give r, w or x")
+        if isinstance(file, io.TextIOBase):
+            raise TypeError(f"file: it is open for text: open it with mode '{mode}b'")
+        if not isinstance(file, str | os.PathLike) and not hasattr(file, "read" if mode == "r" else "write"):
+            raise TypeError(f"file: give a path, a URL or an open file, not {type(file).__name__}")
+        if codec is not None:
+            check_type("codec", codec, Codec, "memcodec.Codec.load()")
         self._file = file
         self.mode = f"{mode}b"
         self._codec = codec
@@ -119,7 +126,7 @@ class MemzFile(io.BufferedIOBase):
         self._dropped = False
         self.name = os.fspath(file) if isinstance(file, str | os.PathLike) else getattr(file, "name", "")
         if mode == "r":
-            with _as_os_error():
+            with self._named_errors():
                 blob = _contents(file)
                 self._reader = io.BufferedReader(Decoded(container.unpack_all(blob), self._codec_for))
             return
@@ -146,6 +153,19 @@ class MemzFile(io.BufferedIOBase):
         """True: while a file is written, its bytes are kept, so that even they can be changed."""
         return True
 
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        """Errors have the name of the file; those of its content become BadFileError."""
+        where = f"{self.name}: " if self.name and isinstance(self.name, str) else ""
+        try:
+            yield
+        except OSError:  # a BadFileError among them
+            raise
+        except (FormatError, ChecksumError) as error:
+            raise BadFileError(f"{where}{error}") from error
+        except MemcodecError as error:
+            raise type(error)(f"{where}{error}") from error
+
     def _reading(self) -> io.BufferedReader:
         if self.closed:
             raise ValueError("I/O operation on closed file")
@@ -155,32 +175,32 @@ class MemzFile(io.BufferedIOBase):
 
     def read(self, size: int | None = -1) -> bytes:
         """`size` bytes, or all that follow."""
-        with _as_os_error():
+        with self._named_errors():
             return self._reading().read(-1 if size is None else size)
 
     def read1(self, size: int = -1) -> bytes:
         """At most `size` bytes, with as little decoding as possible."""
-        with _as_os_error():
+        with self._named_errors():
             return self._reading().read1(size)
 
     def readinto(self, buffer: Any) -> int:
         """Fill a buffer, as far as the file goes; returns the number of bytes."""
-        with _as_os_error():
+        with self._named_errors():
             return self._reading().readinto(buffer)
 
     def readinto1(self, buffer: Any) -> int:
         """Read into a buffer with as little decoding as possible; returns the number of bytes."""
-        with _as_os_error():
+        with self._named_errors():
             return self._reading().readinto1(buffer)
 
     def peek(self, size: int = 0) -> bytes:
         """The next bytes, without moving the position."""
-        with _as_os_error():
+        with self._named_errors():
             return self._reading().peek(size)
 
     def readline(self, size: int | None = -1) -> bytes:
         """The next line."""
-        with _as_os_error():
+        with self._named_errors():
             return self._reading().readline(-1 if size is None else size)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
@@ -274,14 +294,3 @@ def _contents(file: PathOrFile) -> bytes:
     if remote.is_url(file):
         return remote.read(str(file))
     return Path(file).read_bytes() if isinstance(file, str | os.PathLike) else file.read()
-
-
-@contextmanager
-def _as_os_error() -> Iterator[None]:
-    """Turn errors of the file's content into BadFileError."""
-    try:
-        yield
-    except OSError:  # a BadFileError among them
-        raise
-    except (FormatError, ChecksumError) as error:
-        raise BadFileError(str(error)) from error

@@ -18,7 +18,7 @@ from memcodec.codec import Codec
 from memcodec.container.assembly import document_of, stored, without_model
 from memcodec.document.source import Source
 from memcodec.errors import FormatError
-from memcodec.settings import DEFAULT_EFFORT, DEFAULT_MODEL, Readout
+from memcodec.settings import DEFAULT_EFFORT, DEFAULT_MODEL, EncodeSettings, Readout
 
 _WHOLE, _STRINGS = b"\0", b"\1"
 _MAX_LENGTHS_BYTES = 1 << 30
@@ -32,6 +32,11 @@ class ArraySettings:
     memory_share: float = Readout.share
     effort: int = DEFAULT_EFFORT
     context: int | str = "auto"
+
+    def __post_init__(self) -> None:
+        """Raises EncodeError for settings out of range."""
+        context: Any = self.context
+        EncodeSettings(site=Readout(self.memory_share, self.effort), context=context)
 
     def config(self) -> dict[str, Any]:
         """The settings as values for JSON."""

@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from memcodec.codec import Codec
+from memcodec.document.inputs import check_type
 from memcodec.errors import EncodeError, FormatError, MissingDependencyError
 from memcodec.frames import FrameSettings
 from memcodec.primer import Primer
@@ -35,6 +36,7 @@ def register(
     with `Codec.encode_frames` and `executemany`. settings: of the frames. Raises TypeError for another connection,
     MissingDependencyError.
     """
+    check_type("codec", codec, Codec, "memcodec.Codec.load()")
     settings.check()
     codec_of = _codecs(codec)
 

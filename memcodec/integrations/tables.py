@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from memcodec.codec import Codec, codec_for
 from memcodec.container import ModelId, Needs
-from memcodec.document.inputs import as_bytes
+from memcodec.document.inputs import as_bytes, check_type
 from memcodec.errors import ChecksumError, EncodeError, FormatError
 from memcodec.frames import FrameSettings
 from memcodec.integrations import column_types
 from memcodec.primer import Primer
 from memcodec.settings import DEFAULT_MODEL
+from memcodec.wording import counted
 
 if TYPE_CHECKING:
     import pandas
@@ -55,6 +56,7 @@ class Column:
         cls, codec: Codec, settings: FrameSettings = FrameSettings(), *, type: str = "string"  # noqa: B008 (frozen)
     ) -> "Column":  # fmt: skip
         """The column of a loaded codec and its primer. type: "string" or "binary", for datasets; others set it."""
+        check_type("codec", codec, Codec, "memcodec.Codec.load()")
         column = cls(codec.name, codec.primer.to_bytes() if codec.primer else b"", settings, type)
         _known[column.model, column.primer] = codec
         return column
@@ -89,7 +91,7 @@ class Column:
             data = as_bytes(value, f"row {row:,}")
             if len(data) > self.settings.max_bytes:
                 most = f"frames have {self.settings.max_bytes:,} at most: raise max_bytes"
-                raise EncodeError(f"row {row:,} has {len(data):,} bytes: {most}")
+                raise EncodeError(f"row {row:,} has {counted(len(data), 'byte')}: {most}")
             found.append(data)
         return found
 
@@ -132,7 +134,9 @@ class Column:
         """
         entries = {_text(key): _text(value) for key, value in (metadata or {}).items()}
         if _KEY not in entries:
-            raise FormatError("the column has no metadata of memcodec: it does not hold frames")
+            raise FormatError(
+                "the column has no metadata of memcodec: it does not hold frames, or has lost it (of a series, attrs)"
+            )
         try:
             about = json.loads(entries[_KEY])
             numbers = {name: about[name] for name in _NUMBERS}
@@ -162,9 +166,12 @@ class MapColumn:
     forth: bool
 
     def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-        """The changed column. Raises as `Column.encode` and `Column.decode`."""
+        """The changed column. Raises as `Column.encode` and `Column.decode`; TypeError for a row instead of a batch."""
+        values = batch[self.name]
+        if values is None or isinstance(values, str | bytes):  # a row, whose characters would become the rows
+            raise TypeError(f"column {self.name!r}: call map with batched=True")
         with _naming(f"column {self.name!r}"):
-            return {self.name: (self.column.encode if self.forth else self.column.decode)(list(batch[self.name]))}
+            return {self.name: (self.column.encode if self.forth else self.column.decode)(list(values))}
 
 
 # ---- Arrow
@@ -177,6 +184,8 @@ def encode_table(table: "pyarrow.Table", name: str, column: Column) -> "pyarrow.
     """
     import pyarrow
 
+    check_type("table", table, pyarrow.Table, "pyarrow.Table.from_pandas(frame)")
+    check_type("column", column, Column, "Column.of(codec)")
     field, what = table.schema.field(name), f"column {name!r}"
     old = field.metadata or {}
     if _KEY.encode() in old:
@@ -197,6 +206,7 @@ def decode_table(table: "pyarrow.Table", name: str, codec: Codec | None = None) 
     """A table with a column of frames turned into what it was. Raises as `Column.from_metadata`, `Column.decode`."""
     import pyarrow
 
+    check_type("table", table, pyarrow.Table, "pyarrow.parquet.read_table(file)")
     field, what = table.schema.field(name), f"column {name!r}"
     old = field.metadata
     with _naming(what):
@@ -280,6 +290,8 @@ def encode_series(series: "pandas.Series", column: Column) -> "pandas.Series":
     """
     import pandas
 
+    check_type("series", series, pandas.Series, "frame['text']")
+    check_type("column", column, Column, "Column.of(codec)")
     what = f"series {series.name!r}"
     if _KEY in series.attrs:
         raise EncodeError(f"{what} holds frames already: turn it into text with decode_series first")
@@ -308,6 +320,7 @@ def decode_series(series: "pandas.Series", codec: Codec | None = None) -> "panda
     """A series of frames turned into what it was. Raises as `Column.from_metadata` and `Column.decode`."""
     import pandas
 
+    check_type("series", series, pandas.Series, "frame['text']")
     with _naming(f"series {series.name!r}"):
         column = Column.from_metadata(series.attrs, codec)
         dtype = column_types.pandas_type(column.pandas, column.type)

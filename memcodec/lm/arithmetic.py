@@ -7,7 +7,6 @@ computation yields the same tables. Their hash is in the specification, and the 
 
 import hashlib
 import math
-from collections.abc import Callable
 from functools import cache
 
 import numpy as np
@@ -15,41 +14,47 @@ import numpy as np
 from memcodec.lm.architecture import Architecture, frequencies
 
 UNIT = 1024  # logits, entropies and costs are integers in 1/1024 bit
-HIGHEST = 32767  # the largest activation: int16
-HALVES = 127 * 256 + 127  # the largest activation that can be split into two signed bytes, 256 * high + low
-WEIGHT = 127  # the largest weight, key or value: int8
-QUERY = 1023  # the largest entry of a query (but see `highest_query`)
+LARGEST = 127  # the largest integer of a weight, activation, query, key or value: int8
+SHARE = 255  # the largest attention weight
 TINY = 2.0**-100  # the least value used as the largest entry of a vector, so that nothing becomes subnormal
 FAR = 2.0**29  # logits are clamped to plus or minus this, in units, so that two differ by less than 2**31
 ONE = 30  # bits of the 1 in the table of powers
-ATTENTION_BITS = 20  # bits of the 1 in attention weights
-MASS = 1 << 16  # the sum of the integer attention weights of a query is at most about this
-GATE_STEPS = 512  # entries of the table of a gate for each unit of its argument
-GATE_REACH = 20  # the table covers arguments from minus this to plus this
+ATTENTION_BITS = 20  # bits of the 1 of `exp2`
+EXP2 = (1 << ATTENTION_BITS, 725_186, 242_403, 41_553)  # coefficients of a cubic, see `exp2`
+EXP2_END = (ATTENTION_BITS + 1) << 10  # from here on, `exp2` is 0
+MOST_ROTATED = 128  # entries of a block of the Hadamard transform before the second matrix of an MLP, at most
+# A gate is a sigmoid of x * (first + second * x**2); of gelu, the two least wrong ones (0.0003 at most).
+GATES = {"silu": (1.0, 0.0), "gelu": (1.6, 0.0695), "gelu_tanh": (1.5957691216057308, 0.07135481627159866)}
+GATE_REACH = 20  # the argument is limited to plus or minus this
 
 LOG2E = 1.4426950408889634
 LN2 = 0.6931471805599453
 LOGIT_SCALE = np.float32(UNIT * LOG2E)  # units in a nat
 
-TABLES_SHA256 = "0fa3b279de25054af9c2cc25d1dd193e447abc7802d30141d7d66eba1d971f9b"
+TABLES_SHA256 = "073b39bb194a7e6301fb985eddef3634d706cfbb62d8244e60cb65e80e924b4c"
 
 
-def highest_input(size: int) -> int:
-    """The largest integer in a vector of `size` activations before a product.
-
-    Sums of products with weights stay within int32, and both halves within a signed byte.
-    """
-    return min(HALVES, (2**31 - 1) // (WEIGHT * size))
-
-
-def highest_query(head_size: int) -> int:
-    """The largest integer in a query: a sum of head_size products with a key stays below 2**24."""
-    return min(QUERY, (2**24 - 1) // (WEIGHT * head_size))
+def block_of(size: int, most: int = 1 << 30) -> int:
+    """The largest power of two that divides a size and is at most `most`."""
+    return min(size & -size, most)
 
 
 def attention_scale(head_size: int) -> np.float32:
-    """The factor that turns a product of a query and a key into units, float32."""
-    return np.float32(UNIT * LOG2E / math.sqrt(head_size))
+    """The factor that turns a product of a transformed query and key into units, float32."""
+    return np.float32(UNIT * LOG2E / (math.sqrt(head_size) * block_of(head_size)))
+
+
+def exp2(below: np.ndarray) -> np.ndarray:
+    """2**(20 - below / 1024) as an integer, with a relative error below 1e-4; integers >= 0, int64.
+
+    A cubic in integers, because vectors of processors have products and no tables.
+    """
+    below = np.minimum(below, EXP2_END)
+    fraction = below & 1023
+    total = np.full_like(below, EXP2[3])
+    for coefficient in EXP2[2::-1]:
+        total = coefficient - (fraction * total >> 10)
+    return total >> (below >> 10)
 
 
 # ---- functions, as series of IEEE operations
@@ -104,21 +109,6 @@ def cosine_sine(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def sigmoid(x: np.ndarray) -> np.ndarray:
-    """1 / (1 + e^-x), float64."""
-    return 1 / (1 + exp(-x))
-
-
-def normal_below(x: np.ndarray) -> np.ndarray:
-    """The standard normal distribution function, float64, with an error of about 1e-9."""
-    near = np.clip(x, -7.0, 7.0)
-    term = total = near
-    for i in range(3, 220, 2):
-        term = term * near * near / i
-        total = total + term
-    return 0.5 + total * exp(-near * near / 2) * 0.3989422804014327
-
-
 # ---- tables
 
 
@@ -138,20 +128,10 @@ def logarithms() -> np.ndarray:
     return np.rint(log(1 + np.arange(UNIT) / UNIT) * (LOG2E * UNIT)).astype(np.int32)
 
 
-def _gelu_tanh(x: np.ndarray) -> np.ndarray:
-    return sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
-
-
-@cache
-def gate(name: str) -> np.ndarray:
-    """The factor of an entry x, for x = (i - 10240) / 512, on a grid of 2**-20; float32 [20481]."""
-    shape: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-        "silu": sigmoid,
-        "gelu": normal_below,
-        "gelu_tanh": _gelu_tanh,
-    }
-    reach = GATE_REACH * GATE_STEPS
-    return _on_grid(shape[name](np.arange(-reach, reach + 1) / GATE_STEPS), 20)
+def gate(name: str) -> tuple[np.float32, np.float32]:
+    """The coefficients of a gate, see `GATES`."""
+    first, second = GATES[name]
+    return np.float32(first), np.float32(second)
 
 
 def rotation(architecture: Architecture) -> tuple[np.ndarray, np.ndarray]:
@@ -167,5 +147,5 @@ def rotation(architecture: Architecture) -> tuple[np.ndarray, np.ndarray]:
 @cache
 def tables_hash() -> str:
     """SHA-256 over the tables that are the same for all models, in hexadecimal."""
-    tables = [powers(), logarithms(), gate("silu"), gate("gelu"), gate("gelu_tanh")]
+    tables = [powers(), logarithms()]
     return hashlib.sha256(b"".join(table.tobytes() for table in tables)).hexdigest()

@@ -3,205 +3,230 @@
 import numpy as np
 
 from memcodec.lm import arithmetic
-from memcodec.lm.compiled import float_of, not_inlined, subkernel
-from memcodec.lm.norms import largest, root_scale, to_integers
-from memcodec.lm.product import COLUMNS, TILE_ROWS, multiply
+from memcodec.lm.compiled import fetch, float_at, float_of, not_inlined, put_float, subkernel, taken
+from memcodec.lm.instructions import QUAD
+from memcodec.lm.powers import exp2
+from memcodec.lm.product import COLUMNS, PANEL_ROW, TILE_ROWS, multiply, multiply_shares
+from memcodec.lm.quantize import root_scale, rotary, to_integers, transform
 
 f4 = np.float32
-u8 = np.uint64  # for indices in inner loops (see `norms`)
-_HIGHEST = f4(arithmetic.HIGHEST)
-_WEIGHT = f4(arithmetic.WEIGHT)
+u8 = np.uint64  # for indices in inner loops (see `quantize`)
+_LARGEST, _SHARE = f4(arithmetic.LARGEST), f4(arithmetic.SHARE)
 _FAR = f4(arithmetic.FAR)
-_ATTENTION_SHIFT = np.int32(arithmetic.ONE - arithmetic.ATTENTION_BITS)
-_ATTENTION_END = np.int32((arithmetic.ATTENTION_BITS + 1) << 10)  # units below the largest from which on a weight is 0
-_MASS = arithmetic.MASS
-_ZERO, _COLUMNS = np.int64(0), np.int64(COLUMNS)  # not literals (see `kernels`)
+_ZEROS = np.uint32(0x80808080)  # added to the bytes of a quad without a carry, 128 each
+_SUMMED = 1024  # weights whose sum fits 32 bits
+_ZERO, _COLUMNS = np.int64(0), np.int64(COLUMNS)  # not literals, since numba gives each literal a type of its own
 
 
 # ---- queries, keys and values of new rows
 
 
 @subkernel
-def _rotate(sizes, values, start, gain, cosine, sine):
-    """One head of a query or key, normed and rotated to its position, in place; returns a factor of its scale."""
-    not_inlined()
+def _turned(sizes, head, gain, cosine, sine, integers):
+    """A head of a query or key, in place: normed, turned to its position, and transformed; returns a factor of its
+    scale. Addresses of float32; integers: of a buffer of bytes."""
     size = sizes.head_size
     scale = f4(1.0)
     if sizes.head_norm:
-        scale = root_scale(values, start, size, sizes.epsilon)
-        for i in range(u8(size)):
-            values[u8(start) + i] = values[u8(start) + i] * gain[i]
+        most, _, squares = to_integers(head, size, integers)
+        scale = root_scale(most, squares, size, sizes.epsilon)
+        for i in range(size):
+            at = np.uint64(4 * i)
+            put_float(head + at, float_at(head + at) * float_at(gain + at))
     if sizes.rotary:
-        first, second = u8(start), u8(start + size // 2)
-        for i in range(u8(size // 2)):
-            a, b = values[first + i], values[second + i]
-            values[first + i] = a * cosine[i] - b * sine[i]
-            values[second + i] = b * cosine[i] + a * sine[i]
+        rotary(head, size, cosine, sine)
+    transform(head, size, sizes.head_block)
     return scale
 
 
 @subkernel
-def _store_key(values, start, size, factor, keys, base, position):
+def _store_key(integers, size, keys, base, position):
     """Write a key into the panels that begin at `base`, where it is a column."""
-    at = u8(base + position // COLUMNS * (COLUMNS * size) + position % COLUMNS * 2)
-    first, step, two, one = u8(start), u8(2 * COLUMNS), u8(2), u8(1)
-    for i in range(u8(size // 2)):
-        keys[at + i * step] = np.int32(np.rint(values[first + two * i] * factor))
-        keys[at + i * step + one] = np.int32(np.rint(values[first + two * i + one] * factor))
+    whole = (size + QUAD - 1) // QUAD * QUAD
+    at = u8(base + position // COLUMNS * (COLUMNS * whole) + position % COLUMNS * QUAD) // u8(QUAD)
+    quads, stored = integers.view(np.uint32), keys.view(np.uint32)
+    for i in range(u8(whole // QUAD)):
+        stored[at + i * u8(COLUMNS)] = quads[i] ^ _ZEROS
 
 
 @subkernel
-def _store_value(values, start, size, factor, store, base, position, positions):
-    """Write a value into the panels that begin at `base`, where it is every second byte of the row of a pair."""
-    at = base + position // 2 * 2 * COLUMNS + position % 2
+def _store_value(integers, size, store, base, position, positions):
+    """Write a value into the panels that begin at `base`, where it is every fourth byte of the row of a quad."""
+    at = base + position // QUAD * PANEL_ROW + position % QUAD
     for d0 in range(0, size, COLUMNS):
-        panel, first = u8(d0 * positions + at), u8(start + d0)
+        panel = u8(d0 * positions + at)
         for i in range(u8(min(COLUMNS, size - d0))):
-            store[panel + u8(2) * i] = np.int32(np.rint(values[first + i] * factor))
+            store[panel + u8(QUAD) * i] = integers[u8(d0) + i]
 
 
 @subkernel
-def head_stage(sizes, weights, cache, space, rows, layer, worker, workers):
+def _head_rows(sizes, weights, cache, space, rows, layer, group, m, integers):
+    """The queries of a row that use one key head, as integers; its key and value, into the cache."""
+    size, repeat = sizes.head_size, sizes.heads // sizes.key_heads
+    whole = (size + QUAD - 1) // QUAD * QUAD
+    slot, position = rows.slot[m], rows.position[m]
+    own = cache.key_scale.shape[3] - cache.shared
+    angle = np.uint64(2 * size * (position if sizes.rotary else 0))  # bytes
+    cosine, sine = weights.cosine.ctypes.data + angle, weights.sine.ctypes.data + angle
+    y, head_bytes = space.outputs.ctypes.data + np.uint64(4 * m * space.outputs.shape[1]), np.uint64(4 * size)
+    buffer, gains = integers.ctypes.data, np.uint64(4 * layer * size)
+    for e in range(repeat):
+        head = y + head_bytes * np.uint64(group * repeat + e)
+        factor = _turned(sizes, head, weights.query_gain.ctypes.data + gains, cosine, sine, buffer)
+        at = (group * len(space.x) + m) * repeat + e
+        most, offset, _ = to_integers(head, size, space.queries.ctypes.data + np.uint64(at * whole))
+        space.query_scale[at] = most / _LARGEST * factor * sizes.attention_scale
+        space.query_offset[at] = offset
+    slot_head = (layer * cache.keys.shape[1] + slot) * sizes.key_heads + group
+    head = y + head_bytes * np.uint64(sizes.heads + group)
+    factor = _turned(sizes, head, weights.key_gain.ctypes.data + gains, cosine, sine, buffer)
+    most, _, _ = to_integers(head, size, buffer)
+    cache.key_scale[layer, slot, group, position] = most / _LARGEST * factor
+    _store_key(integers, size, cache.flat_keys, slot_head * cache.keys.shape[3], position - cache.shared)
+    most, _, _ = to_integers(head + head_bytes * np.uint64(sizes.key_heads), size, buffer)
+    cache.value_scale[layer, slot, group, position] = most / _LARGEST
+    values_at = slot_head * cache.values.shape[3]
+    _store_value(integers, size, cache.flat_values, values_at, position - cache.shared, own)
+
+
+@subkernel
+def head_stage(sizes, weights, cache, space, rows, layer, stage, worker):
     """Heads of each row: queries as integers; keys and values into the cache."""
     not_inlined()
-    size, heads, key_heads = sizes.head_size, sizes.heads, sizes.key_heads
-    keys_size, values_size = cache.keys.shape[3], cache.values.shape[3]
-    own = cache.key_scale.shape[3] - cache.shared
-    keys, values, outputs = cache.flat_keys, cache.flat_values, space.outputs
-    query_gain, key_gain = weights.query_gain[layer], weights.key_gain[layer]
-    for m in range(worker, len(rows.slot), workers):
-        y, slot, position = outputs[m], rows.slot[m], rows.position[m]
-        own_position = position - cache.shared
-        angle = position if sizes.rotary else 0
-        cosine, sine, row = weights.cosine[angle], weights.sine[angle], space.queries[m]
-        for head in range(heads):
-            scale = _rotate(sizes, y, head * size, query_gain, cosine, sine)
-            scale = to_integers(y, head * size, size, sizes.query_limit, row, head * size) * scale
-            space.query_scale[m, head] = scale * sizes.attention_scale
-        for group in range(key_heads):
-            sequence = (layer * cache.keys.shape[1] + slot) * key_heads + group
-            at = (heads + group) * size
-            scale = _rotate(sizes, y, at, key_gain, cosine, sine)
-            most = largest(y, at, size)
-            _store_key(y, at, size, _WEIGHT / most, keys, sequence * keys_size, own_position)
-            cache.key_scale[layer, slot, group, position] = most / _WEIGHT * scale
-            at = (heads + key_heads + group) * size
-            most = largest(y, at, size)
-            _store_value(y, at, size, _WEIGHT / most, values, sequence * values_size, own_position, own)
-            cache.value_scale[layer, slot, group, position] = most / _WEIGHT
+    integers = space.shares[worker].view(np.int8)
+    units = len(rows.slot) * sizes.key_heads
+    unit = taken(space.counters, stage)
+    while unit < units:
+        m, group = unit // sizes.key_heads, unit % sizes.key_heads
+        _head_rows(sizes, weights, cache, space, rows, layer, group, m, integers)
+        unit = taken(space.counters, stage)
 
 
 # ---- attention
 
 
 @subkernel
-def _softmax(scores, start, count, factor, key_scale, value_scale, powers, portions, shares):
-    """Softmax of a query's products with keys, times the scales of the values, as integers; returns their scale.
+def _softmax(scores, at, count, factor, key_scale, value_scale, portions, shares):
+    """Attention weights of `count` positions, as integers; returns the scale of the sum of their products with values.
 
-    scores: int32, of which the products are [start, start + count); portions: a buffer, float32; shares: int16, written
-    to from `start` on.
+    scores: int32, products of the query with the keys, from `at` on; portions: a buffer; shares: uint8, the result,
+    from `at` on.
     """
     not_inlined()
+    at = u8(at)
+    count = u8(count)
     most = np.int32(-(2**31))
-    at, count = u8(start), u8(count)
     for n in range(count):
-        y = min(max(f4(scores[at + n]) * factor * key_scale[n], -_FAR), _FAR)
-        unit = np.int32(np.rint(y))
+        y = f4(scores[at + n]) * factor * key_scale[n]
+        unit = np.int32(np.rint(min(max(y, -_FAR), _FAR)))
         scores[at + n] = unit
         most = max(most, unit)
-    weights = portions.view(np.int32)
+    bits = portions.view(np.int32)
+    total, top = np.int64(0), np.int32(0)
+    for first in range(u8(0), count, u8(_SUMMED)):
+        part = np.int32(0)
+        for n in range(first, min(count, first + u8(_SUMMED))):
+            weight = exp2(np.int32(most - scores[at + n]))
+            part = np.int32(part + weight)
+            portions[n] = f4(weight) * value_scale[n]
+        total += np.int64(part)
     for n in range(count):
-        scores[at + n] = min(most - scores[at + n], _ATTENTION_END)
-    for n in range(count):  # a loop of its own: table look-ups are not vectorized, the shifts below are
-        weights[n] = powers[u8(scores[at + n] & np.int32(1023))]
-    total = np.int64(0)
-    for n in range(count):
-        weight = weights[n] >> (_ATTENTION_SHIFT + (scores[at + n] >> np.int32(10)))
-        weights[n] = weight
-        total += np.int64(weight)
-    for n in range(count):
-        portions[n] = f4(weights[n]) * value_scale[n]
-    top = np.int32(0)
-    for n in range(count):
-        top = max(top, weights[n])  # the bits of portions, none of which is negative
+        top = max(top, bits[n])  # the bits of portions, none of which is negative
     c = float_of(top)
-    factor = _HIGHEST / c
-    mass = np.int32(0)
+    factor = _SHARE / c
     for n in range(count):
-        share = np.int32(np.rint(portions[n] * factor))
-        scores[at + n] = share
-        mass += share
-    shift = np.int32(0)
-    while mass >> shift > _MASS:
-        shift += np.int32(1)
-    half = np.int32(1) << shift >> np.int32(1)
-    for n in range(count):
-        shares[at + n] = (scores[at + n] + half) >> shift
-    return f4(np.float64(c) * np.float64(1 << shift) / (np.float64(_HIGHEST) * np.float64(total)))
+        shares[at + n] = np.uint8(np.int32(np.rint(portions[n] * factor)))
+    return f4(np.float64(c) / (np.float64(_SHARE) * np.float64(total)))
 
 
 @subkernel
-def attention_stage(sizes, powers, cache, space, rows, layer, worker, workers):
-    """Attention into the outputs: of each sequence, the new positions attend to all keys and values so far.
+def _attend(sizes, cache, space, rows, layer, group, first, count, worker):
+    """Attention of `count` rows from `first` on, over the keys and values of one key head, into the outputs.
 
-    One key head of one sequence is a unit of work. Its queries are taken in blocks of up to TILE_ROWS rows.
+    The rows may be of several sequences, whose numbers follow each other.
+    """
+    size, repeat, positions = sizes.head_size, sizes.heads // sizes.key_heads, cache.key_scale.shape[3]
+    whole = (size + QUAD - 1) // QUAD * QUAD
+    width = (size + COLUMNS - 1) // COLUMNS * COLUMNS
+    shared, plain = cache.shared, sizes.plain
+    scores, shares, portions = space.scores[worker], space.shares[worker], space.portions[worker]
+    tile, scales = space.tile[worker], space.attention_scale[worker]
+    second = len(tile) // 2
+    query = (group * len(space.x) + first) * repeat
+    shared_head = layer * sizes.key_heads + group
+    for panel in range(shared // COLUMNS):
+        multiply(space.queries, query * whole, whole, count * repeat, space.query_offset, query, cache.shared_keys,
+                 (shared_head * shared + panel * COLUMNS) * whole, whole // QUAD, scores, panel * COLUMNS, positions,
+                 plain)  # fmt: skip
+    at = 0
+    while at < count:  # the rows of one sequence after those of another
+        slot, alike = rows.slot[first + at], 1
+        while at + alike < count and rows.slot[first + at + alike] == slot:
+            alike += 1
+        head = (layer * cache.keys.shape[1] + slot) * sizes.key_heads + group
+        key_scale, value_scale = cache.key_scale[layer, slot, group], cache.value_scale[layer, slot, group]
+        end = rows.position[first + at + alike - 1] + 1 - shared
+        row = at * repeat
+        values_at = cache.flat_values.ctypes.data + np.uint64(head * cache.values.shape[3])
+        for d0 in range(0, size, COLUMNS):
+            fetch(values_at + np.uint64(d0 * (positions - shared)), end * COLUMNS)
+        for panel in range((end + COLUMNS - 1) // COLUMNS):
+            multiply(space.queries, (query + row) * whole, whole, alike * repeat, space.query_offset, query + row,
+                     cache.flat_keys, head * cache.keys.shape[3] + panel * COLUMNS * whole, whole // QUAD, scores,
+                     row * positions + shared + panel * COLUMNS, positions, plain)  # fmt: skip
+        quads = (end + QUAD - 1) // QUAD
+        for r in range(row, row + alike * repeat):
+            visible = rows.position[first + r // repeat] + 1
+            scales[r] = _softmax(scores, r * positions, visible, space.query_scale[query + r], key_scale, value_scale,
+                                 portions, shares)  # fmt: skip
+            for n in range(visible, shared + QUAD * quads):
+                shares[r * positions + n] = 0
+        at += alike
+    for d0 in range(0, size, COLUMNS):
+        if shared:
+            multiply_shares(shares, _ZERO, positions, count * repeat, cache.shared_values,
+                            (shared_head * width + d0) * shared, shared // QUAD, tile, second, _COLUMNS,
+                            plain)  # fmt: skip
+        at = 0
+        while at < count:
+            slot, alike = rows.slot[first + at], 1
+            while at + alike < count and rows.slot[first + at + alike] == slot:
+                alike += 1
+            head = (layer * cache.keys.shape[1] + slot) * sizes.key_heads + group
+            end = rows.position[first + at + alike - 1] + 1 - shared
+            row = at * repeat
+            multiply_shares(shares, row * positions + shared, positions, alike * repeat, cache.flat_values,
+                            head * cache.values.shape[3] + d0 * (positions - shared), (end + QUAD - 1) // QUAD, tile,
+                            row * COLUMNS, _COLUMNS, plain)  # fmt: skip
+            at += alike
+        if shared:
+            for i in range(u8(count * repeat * COLUMNS)):
+                tile[i] = np.int32(tile[i] + tile[u8(second) + i])
+        for r in range(count * repeat):
+            y, scale = space.outputs[first + r // repeat], scales[r]
+            to, t = u8((group * repeat + r % repeat) * size + d0), u8(r * COLUMNS)
+            for j in range(u8(min(COLUMNS, size - d0))):
+                y[to + j] = f4(tile[t + j]) * scale
+
+
+@subkernel
+def attention_stage(sizes, weights, cache, space, rows, layer, stage, worker, with_heads):
+    """Attention into the outputs: each new position attends to all keys and values of its sequence so far.
+
+    A unit of work is one key head and a few rows. with_heads: do the work of `head_stage` for the same rows, which is
+    possible if no sequence has more than one.
     """
     not_inlined()
-    size, repeat, positions = sizes.head_size, sizes.heads // sizes.key_heads, cache.key_scale.shape[3]
-    width = (size + COLUMNS - 1) // COLUMNS * COLUMNS
-    keys, values, shared = cache.flat_keys, cache.flat_values, cache.shared
-    shared_keys, shared_values, fallback = cache.shared_keys, cache.shared_values, sizes.fallback
-    queries, query_scale, outputs = space.queries, space.query_scale, space.outputs
-    tile, scores, shares = space.tile[worker], space.scores[worker], space.shares[worker]
-    query_block, scales, portions = space.query_block[worker], space.block_scale[worker], space.portions[worker]
-    second = len(tile) // 2
-    at_once = max(1, TILE_ROWS // repeat)
-    first_row = np.int64(0)  # of the sequence
-    for unit in range(len(rows.slots) * sizes.key_heads):
-        sequence, group = unit // sizes.key_heads, unit % sizes.key_heads
-        slot, start, count = rows.slots[sequence], rows.starts[sequence], rows.counts[sequence]
-        if group == 0 and sequence > 0:
-            first_row += rows.counts[sequence - 1]
-        if unit % workers != worker:
-            continue
-        own_head = (layer * cache.keys.shape[1] + slot) * sizes.key_heads + group
-        shared_head = layer * sizes.key_heads + group
-        keys_start, values_start = own_head * cache.keys.shape[3], own_head * cache.values.shape[3]
-        key_scale, value_scale = cache.key_scale[layer, slot, group], cache.value_scale[layer, slot, group]
-        for b0 in range(0, count, at_once):
-            new = min(at_once, count - b0)
-            for i in range(new):
-                row = queries[first_row + b0 + i]
-                for e in range(repeat):
-                    scales[i * repeat + e] = query_scale[first_row + b0 + i, group * repeat + e]
-                first, to = u8(group * repeat * size), u8(i * repeat * size)
-                for j in range(u8(repeat * size)):
-                    query_block[to + j] = row[first + j]
-            block = new * repeat  # rows of the block
-            end = start + b0 + new - shared
-            for panel in range(shared // COLUMNS):
-                multiply(query_block, _ZERO, size, block, shared_keys, (shared_head * shared + panel * COLUMNS) * size,
-                         size // 2, scores, panel * COLUMNS, positions, fallback)  # fmt: skip
-            for panel in range((end + COLUMNS - 1) // COLUMNS):
-                multiply(query_block, _ZERO, size, block, keys, keys_start + panel * COLUMNS * size, size // 2, scores,
-                         shared + panel * COLUMNS, positions, fallback)  # fmt: skip
-            pairs = (end + 1) // 2
-            for r in range(block):
-                visible = start + b0 + r // repeat + 1
-                scales[r] = _softmax(scores, r * positions, visible, scales[r], key_scale, value_scale, powers,
-                                     portions, shares)  # fmt: skip
-                for n in range(visible, shared + 2 * pairs):
-                    shares[r * positions + n] = 0
-            for d0 in range(0, size, COLUMNS):
-                multiply(shares, shared, positions, block, values, values_start + d0 * (positions - shared), pairs,
-                         tile, _ZERO, _COLUMNS, fallback)  # fmt: skip
-                if shared:
-                    multiply(shares, _ZERO, positions, block, shared_values, (shared_head * width + d0) * shared,
-                             shared // 2, tile, second, _COLUMNS, fallback)  # fmt: skip
-                    for i in range(u8(block * COLUMNS)):
-                        tile[i] += tile[u8(second) + i]
-                for r in range(block):
-                    y, scale = outputs[first_row + b0 + r // repeat], scales[r]
-                    first, t = u8((group * repeat + r % repeat) * size + d0), u8(r * COLUMNS)
-                    for j in range(u8(min(COLUMNS, size - d0))):
-                        y[first + j] = f4(tile[t + j]) * scale
+    n = len(rows.slot)
+    at_once = max(1, TILE_ROWS // (sizes.heads // sizes.key_heads))
+    blocks = (n + at_once - 1) // at_once
+    integers = space.shares[worker].view(np.int8)
+    unit = taken(space.counters, stage)
+    while unit < blocks * sizes.key_heads:
+        first, group = unit // sizes.key_heads * at_once, unit % sizes.key_heads
+        count = min(at_once, n - first)
+        if with_heads:
+            for m in range(first, first + count):
+                _head_rows(sizes, weights, cache, space, rows, layer, group, m, integers)
+        _attend(sizes, cache, space, rows, layer, group, first, count, worker)
+        unit = taken(space.counters, stage)

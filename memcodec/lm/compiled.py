@@ -18,11 +18,13 @@ from typing import Any, TypeVar
 
 import llvmlite.binding
 import numba
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
 from memcodec.cache import cache_folder
+from memcodec.lm.instructions import CHOSEN
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -37,8 +39,9 @@ def hash_of_sources(root: Path) -> str:
 
 @cache
 def kernels_folder() -> Path:
-    """The folder of compiled kernels of this version."""
-    return cache_folder() / "kernels" / f"{numba.__version__}-{hash_of_sources(Path(__file__).parent.parent)[:16]}"
+    """The folder of compiled kernels of this version, for the instructions that it uses."""
+    sources = hash_of_sources(Path(__file__).parent.parent)
+    return cache_folder() / "kernels" / f"{numba.__version__}-{CHOSEN.name}-{sources[:16]}"
 
 
 def subkernel(function: F) -> Any:
@@ -46,9 +49,18 @@ def subkernel(function: F) -> Any:
     return kernel(function, no_cpython_wrapper=True)
 
 
-def kernel(function: F, **more: bool) -> Any:
-    """Compile a function for the CPU when it is first called. It runs without the interpreter lock."""
-    settings: dict[str, Any] = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True} | more
+def allocating(function: F) -> Any:
+    """A kernel that makes arrays of its own."""
+    return kernel(function, _nrt=True)
+
+
+def kernel(function: F, **more: Any) -> Any:
+    """Compile a function for the CPU when it is first called. It runs without the interpreter lock.
+
+    Kernels allocate no arrays (but see `allocating`), so numba's counting of references to arrays is off: it would take
+    most of the time of short functions.
+    """
+    settings: dict[str, Any] = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True, "_nrt": False} | more
     before = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = str(kernels_folder())
     try:
@@ -161,6 +173,59 @@ def bits_of(context: Any, value: Any) -> Any:
 
 
 @intrinsic
+def float_at(context: Any, address: Any) -> Any:
+    """The float32 at an address. Arrays that are passed on or cut cost more than the work on a few numbers."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.load(builder.inttoptr(arguments[0], ir.FloatType().as_pointer()))
+
+    return types.float32(types.uint64), generate
+
+
+@intrinsic
+def put_float(context: Any, address: Any, value: Any) -> Any:
+    """Write a float32 to an address."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        builder.store(arguments[1], builder.inttoptr(arguments[0], ir.FloatType().as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(types.uint64, types.float32), generate
+
+
+@intrinsic
+def put_byte(context: Any, address: Any, value: Any) -> Any:
+    """Write an int8 to an address."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        builder.store(arguments[1], builder.inttoptr(arguments[0], ir.IntType(8).as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(types.uint64, types.int8), generate
+
+
+@intrinsic
+def _fetch_line(context: Any, address: Any) -> Any:
+    """Begin to bring the cache line of an address into the second cache."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer, name = ir.PointerType(ir.IntType(8)), "llvm.prefetch.p0"
+        kind = ir.FunctionType(ir.VoidType(), [pointer, _I32, _I32, _I32])
+        function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+        builder.call(function, [builder.inttoptr(arguments[0], pointer), *(ir.Constant(_I32, x) for x in (0, 2, 1))])
+        return context.get_dummy_value()
+
+    return types.void(types.uint64), generate
+
+
+@subkernel
+def fetch(address, size):
+    """Begin to bring `size` bytes into the second cache."""
+    for line in range(0, size, 64):
+        _fetch_line(address + np.uint64(line))
+
+
+@intrinsic
 def ones_in(context: Any, value: Any) -> Any:
     """The number of set bits of a uint64, int64."""
 
@@ -170,6 +235,7 @@ def ones_in(context: Any, value: Any) -> Any:
     return types.int64(types.uint64), generate
 
 
+_COUNTERS_APART = 8
 _SPINS = 2000  # checks of a barrier, about ten nanoseconds each, before a thread yields its processor
 
 
@@ -186,3 +252,9 @@ def wait_for_all(barrier, waits, workers):
         checks += 1
         if checks > _SPINS:
             _yield_processor()
+
+
+@subkernel
+def taken(counters, stage):
+    """The number of the next unit of work of a stage, which no other worker takes. counters: see `layout.Workspace`."""
+    return _increment(counters.ctypes.data + np.uint64(_COUNTERS_APART * 8) * np.uint64(stage))

@@ -8,8 +8,10 @@ import numpy as np
 
 from memcodec.errors import EncodeError
 from memcodec.lm import kernels, layout, selftest
+from memcodec.lm.instructions import CHOSEN
 from memcodec.lm.layout import PAGE
-from memcodec.lm.product import COLUMNS, multiply_matrices
+from memcodec.lm.product import COLUMNS, multiply_matrices, padded
+from memcodec.lm.rotation import turned
 from memcodec.lm.sequences import READ_ROWS, Rows, SequenceInput, check_numbers, check_pass, check_step
 from memcodec.lm.team import Team
 from memcodec.lm.weights import ExactWeights
@@ -19,7 +21,7 @@ _kernels: Any = kernels  # compiled functions have no types
 
 @dataclass(frozen=True)
 class Start:
-    """The state after a prefix: its keys and values, int8 and float32 [layers, key_heads, ...].
+    """The state after a prefix: its keys and values, as in `layout.Cache`, [layers, key_heads, ...].
 
     shared: its positions in whole pages, whose keys and values are stored once for all sequences; each sequence has a
     copy of the rest. logits: int32 [columns], of the token after the prefix.
@@ -27,9 +29,9 @@ class Start:
 
     length: int
     shared: int
-    keys: np.ndarray  # [..., shared * head_size]
+    keys: np.ndarray  # [..., shared * padded head_size]
     values: np.ndarray  # [..., width, shared]
-    rest_keys: np.ndarray  # [..., PAGE * head_size]
+    rest_keys: np.ndarray  # [..., PAGE * padded head_size]
     rest_values: np.ndarray  # [..., width / COLUMNS, PAGE * COLUMNS]
     key_scale: np.ndarray  # [..., length]
     value_scale: np.ndarray
@@ -39,12 +41,13 @@ class Start:
 class CpuLM:
     """The layers on a CPU, run by the threads of a team."""
 
-    def __init__(self, weights: ExactWeights, team: Team, fallback: bool) -> None:
-        """fallback: see `product.multiply`."""
+    def __init__(self, weights: ExactWeights, team: Team, plain: bool) -> None:
+        """plain: see `product.multiply`."""
+        self.kernels = f"numba, {'plain' if plain else CHOSEN.name}"
         self.architecture = weights.architecture
         self.vocabulary = weights.architecture.vocabulary
         self.team = team
-        self.sizes = layout.sizes_of(weights.architecture, fallback)
+        self.sizes = layout.sizes_of(weights.architecture, plain)
         self.weights = layout.pack(weights)
 
     def sequences(self, slots: int, positions: int, rows: int, start: Start | None = None) -> "CpuSequences":
@@ -63,15 +66,15 @@ class CpuLM:
             sequences.forward([SequenceInput(0, tokens)])
         logits = sequences.logits(slice(len(tokens) - 1, len(tokens)))[0].copy()
         cached, shared = sequences.cache, n // PAGE * PAGE
-        keys = cached.keys[:, 0]
+        keys, size = cached.keys[:, 0], padded(a.head_size)
         values = cached.values[:, 0].reshape(a.layers, a.key_heads, -1, cached.key_scale.shape[3] * COLUMNS)
-        rest_keys = np.zeros((a.layers, a.key_heads, PAGE * a.head_size), dtype=np.int8)
+        rest_keys = np.zeros((a.layers, a.key_heads, PAGE * size), dtype=np.uint8)
         rest_values = np.zeros((*values.shape[:3], PAGE * COLUMNS), dtype=np.int8)
         if n > shared:
-            rest_keys[:] = keys[..., shared * a.head_size :]
+            rest_keys[:] = keys[..., shared * size :]
             rest_values[:] = values[..., shared * COLUMNS :]
         return Start(
-            n, shared, np.ascontiguousarray(keys[..., : shared * a.head_size]),
+            n, shared, np.ascontiguousarray(keys[..., : shared * size]),
             np.ascontiguousarray(values[..., : shared * COLUMNS]), rest_keys, rest_values,
             cached.key_scale[:, 0, :, :n].copy(), cached.value_scale[:, 0, :, :n].copy(), logits,
         )  # fmt: skip
@@ -102,7 +105,7 @@ class CpuSequences:
         """Copy the state after a prefix into every slot."""
         a, c = self._lm.architecture, self.cache
         self.cache = c._replace(shared_keys=start.keys.reshape(-1), shared_values=start.values.reshape(-1))
-        c.keys[..., : PAGE * a.head_size] = start.rest_keys[:, None]
+        c.keys[..., : PAGE * padded(a.head_size)] = start.rest_keys[:, None]
         values = c.values.reshape(*c.values.shape[:3], -1, own * COLUMNS)
         values[..., : PAGE * COLUMNS] = start.rest_values[:, None]
         c.key_scale[..., : start.length] = start.key_scale[:, None]
@@ -122,7 +125,7 @@ class CpuSequences:
                 tokens.append(one.tokens)
             else:
                 tokens.append(np.where(one.tokens < 0, one.tokens - before, one.tokens))
-                vectors.append(one.vectors)
+                vectors.append(turned(one.vectors, lm.architecture.layer_norm))
                 before += len(one.vectors)
         position = np.concatenate([np.arange(start, start + n) for start, n in zip(starts, counts, strict=True)])
         self._run(
@@ -146,7 +149,7 @@ class CpuSequences:
         lm, space, count = self._lm, self._space, len(rows.tokens)
         if count > len(space.x):
             raise EncodeError(f"{count} rows in a pass: there is room for {len(space.x)}")
-        space.barrier[0] = 0
+        space.counters[:] = 0
 
         def work(worker: int, workers: int) -> None:
             _kernels.forward(lm.sizes, lm.weights, self.cache, space, rows, worker, workers)
@@ -162,15 +165,14 @@ class CpuSequences:
     def logits(self, rows: Rows) -> np.ndarray:
         """Logits of some rows of the last pass."""
         lm, space, w = self._lm, self._space, self._lm.weights
-        inputs, scale = space.inputs[rows], space.input_scale[rows]
-        if len(self._logits) < len(inputs):
-            self._logits = np.empty((len(inputs), len(w.head_scale)), dtype=np.int32)
-        out, flat, stride = self._logits[: len(inputs)], inputs.reshape(-1), inputs.shape[1]
+        taken = np.arange(len(space.x))[rows]
+        if len(self._logits) < len(taken):
+            self._logits = np.empty((len(taken), len(w.head_scale)), dtype=np.int32)
+        out = self._logits[: len(taken)]
+        space.counters[:] = 0
 
         def work(worker: int, workers: int) -> None:
-            _kernels.logits_of(
-                lm.sizes, w.head, w.head_scale, flat, stride, scale, space.tile, out, worker, workers
-            )  # fmt: skip
+            _kernels.logits_of(lm.sizes, w.head, w.head_scale, w.head_bias, space, taken, out, worker, workers)
 
         lm.team.run(work)
         return out
@@ -180,12 +182,12 @@ class CpuSequences:
 def needs_fallback(team: Team) -> bool:
     """Whether this machine needs the fallback products of the CPU kernels. Raises MachineError (see `selftest`)."""
 
-    def implementation(fallback: bool) -> tuple[selftest.Product, selftest.Logits]:
+    def implementation(plain: bool) -> tuple[selftest.Product, selftest.Logits]:
         def logits(weights: ExactWeights, tokens: np.ndarray) -> np.ndarray:
-            sequences = CpuLM(weights, team, fallback).sequences(1, len(tokens), len(tokens))
+            sequences = CpuLM(weights, team, plain).sequences(1, len(tokens), len(tokens))
             sequences.forward([SequenceInput(0, tokens)])
             return sequences.logits(slice(None, len(tokens)))[:, : weights.architecture.vocabulary]
 
-        return (lambda left, right: multiply_matrices(left, right, fallback)), logits
+        return (lambda left, right: multiply_matrices(left, right, plain)), logits
 
-    return selftest.choose(implementation, "the CPU")
+    return selftest.choose(implementation, f"the CPU ({CHOSEN.name})")

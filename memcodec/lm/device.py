@@ -8,7 +8,7 @@ import numpy as np
 
 from memcodec.errors import ModelNotFoundError, needs_torch
 from memcodec.lm import arithmetic, selftest
-from memcodec.lm.operations import Operations, full_precision, product_of, to_integers
+from memcodec.lm.operations import Operations, full_precision, norm, product_of
 from memcodec.lm.sequences import READ_ROWS, Rows, SequenceInput, check_numbers, check_pass, check_step
 from memcodec.lm.weights import ExactWeights
 
@@ -23,8 +23,8 @@ class Start:
     """The state after a prefix: keys and values, their scales, and the logits of the next token, int32 [vocabulary]."""
 
     length: int
-    cached: list[torch.Tensor]
-    scales: list[torch.Tensor]
+    cached: torch.Tensor
+    scales: torch.Tensor
     logits: np.ndarray
 
 
@@ -34,13 +34,14 @@ class DeviceLM:
     def __init__(
         self, weights: ExactWeights, device: str, fallback: bool = False, fixed_steps: bool | None = None
     ) -> None:
-        """fallback: see `operations.integer_product`. Raises ModelNotFoundError if torch has no such device.
+        """fallback: see `operations.Linear.products`. Raises ModelNotFoundError if torch has no such device.
 
         fixed_steps: run steps over tensors that stay in place, as CUDA graphs need; by default on CUDA only, where
         launching an operation takes longer than most operations.
         """
         self.device = torch.device(check_device(device))
         self.fixed_steps = self.device.type == "cuda" if fixed_steps is None else fixed_steps
+        self.kernels = f"torch on {self.device}, {'float32' if fallback else 'int8'}"
         self.architecture = weights.architecture
         self.vocabulary = weights.architecture.vocabulary
         self.operations = Operations(weights, self.device, fallback)
@@ -67,7 +68,11 @@ class DeviceLM:
 
 
 class DeviceSequences:
-    """`Sequences` on a device."""
+    """`Sequences` on a device.
+
+    cached: keys, then values, int8 [layers, slots, 2 * key_heads, positions, head_size]; scales: float32, with a last
+    axis of 1.
+    """
 
     def __init__(self, lm: DeviceLM, slots: int, positions: int, start: Start | None = None) -> None:
         a = lm.architecture
@@ -75,12 +80,12 @@ class DeviceSequences:
         self._first = 0 if start is None else start.length
         self._lengths = np.full(slots, self._first, dtype=np.int64)
         self._positions = min(positions, a.positions)
-        shape = (a.layers, slots, a.key_heads, positions)
-        self.cached = [torch.zeros(*shape, a.head_size, dtype=torch.int8, device=lm.device) for _ in range(2)]
-        self.scales = [torch.zeros(*shape, 1, device=lm.device) for _ in range(2)]
+        shape = (a.layers, slots, 2 * a.key_heads, positions)
+        self.cached = torch.zeros(*shape, a.head_size, dtype=torch.int8, device=lm.device)
+        self.scales = torch.zeros(*shape, 1, device=lm.device)
         if start is not None:
-            for tensor, prefix in zip([*self.cached, *self.scales], [*start.cached, *start.scales], strict=True):
-                tensor[:, :, :, : start.length] = prefix[:, :, :, : start.length]
+            self.cached[:, :, :, : start.length] = start.cached[:, :, :, : start.length]
+            self.scales[:, :, :, : start.length] = start.scales[:, :, :, : start.length]
         self._rows = np.empty(0, dtype=np.int64)  # of the last pass: the index of each row with padding
         self._integers: tuple[torch.Tensor, torch.Tensor] | None = None
         self._steps: dict[int, _Step] = {}
@@ -102,7 +107,8 @@ class DeviceSequences:
             tokens = torch.from_numpy(one.tokens).to(lm.device)
             x[i, : len(tokens)] = lm.operations.embed(tokens.clamp(min=0))
             if one.vectors is not None:
-                vectors = torch.from_numpy(one.vectors).to(lm.device)[(-1 - tokens).clamp(min=0)]
+                entering = torch.from_numpy(lm.operations.enter(one.vectors)).to(lm.device)
+                vectors = entering[(-1 - tokens).clamp(min=0)]
                 x[i, : len(tokens)] = torch.where((tokens < 0)[:, None], vectors, x[i, : len(tokens)])
         steps = np.arange(longest)
         real = steps < counts[:, None]
@@ -143,36 +149,27 @@ class DeviceSequences:
         n, steps = positions.shape
         flat = positions.reshape(-1)
         x = ops.add_positions(x, flat)
-        repeat, size = a.heads // a.key_heads, a.head_size
+        repeat = a.heads // a.key_heads
         row_slots = slots[:, None].expand(-1, steps).reshape(-1)[real]
         seen = torch.arange(end, device=x.device)[None, None, :] <= positions[:, :, None]
         seen = seen.repeat_interleave(repeat, dim=1)[:, None]
         for layer in range(a.layers):
-            linear = ops.layers[layer]
-            y = linear["qkv"](*ops.norm(x, "attention.gain", layer, linear["qkv"].limit))
-            q, k, v = y.view(n * steps, -1, size).tensor_split([a.heads, a.heads + a.key_heads], dim=1)
-            q, q_factor = ops.head_norm(q, "query.gain", layer)
-            k, k_factor = ops.head_norm(k, "key.gain", layer)
-            q, q_scale = to_integers(ops.rotate(q, flat), float(arithmetic.highest_query(size)))
-            k, k_scale = to_integers(ops.rotate(k, flat), float(arithmetic.WEIGHT))
-            v, v_scale = to_integers(v, float(arithmetic.WEIGHT))
-            new = (k, v), (k_scale * k_factor, v_scale)
-            for cached, scales, integers, scale in zip(self.cached, self.scales, *new, strict=True):
-                cached[layer, row_slots, :, flat[real]] = integers[real].to(torch.int8)
-                scales[layer, row_slots, :, flat[real]] = scale[real]
-            keys, values = (cached[layer, slots, :, :end].float() for cached in self.cached)
-            key_scale, value_scale = (scales[layer, slots, :, :end] for scales in self.scales)
-            q, q_scale = (self._by_key_head(x, n, steps) for x in (q, q_scale * q_factor))
+            integers, scale = ops.heads(x, flat, layer)
+            self.cached[layer, row_slots, :, flat[real]] = integers[real, a.heads :].to(torch.int8)
+            self.scales[layer, row_slots, :, flat[real]] = scale[real, a.heads :]
+            keys, values = self.cached[layer, slots, :, :end].float().chunk(2, dim=1)
+            key_scale, value_scale = self.scales[layer, slots, :, :end].chunk(2, dim=1)
+            q, q_scale = (self._by_key_head(part[:, : a.heads], n, steps) for part in (integers, scale))
             z = ops.attend(q, q_scale, keys, key_scale, values, value_scale, seen)
-            z = z.view(n, a.key_heads, steps, repeat, size).transpose(1, 2).reshape(n * steps, -1)
-            x = x + linear["mix"](*to_integers(z, linear["mix"].limit))
+            z = z.view(n, a.key_heads, steps, repeat, a.head_size).transpose(1, 2).reshape(n * steps, -1)
+            x = x + ops.mix(z, layer)
             x = x + ops.mlp(x, layer)
-        return ops.norm(x, "gain", None, ops.head.limit)
+        return norm(x, a.epsilon)
 
     def _by_key_head(self, x: torch.Tensor, n: int, steps: int) -> torch.Tensor:
         """[n * steps, heads, ...] -> [n, key_heads, steps * repeat, ...]."""
         heads = self.lm.architecture.key_heads
-        return x.view(n, steps, heads, -1, x.shape[-1]).transpose(1, 2).reshape(n, heads, -1, x.shape[-1])
+        return x.reshape(n, steps, heads, -1, x.shape[-1]).transpose(1, 2).reshape(n, heads, -1, x.shape[-1])
 
     def logits(self, rows: Rows) -> np.ndarray:
         """Logits of some rows of the last pass, int32 [rows, vocabulary] in units."""
@@ -216,7 +213,7 @@ class _Step:
 
     def _run(self) -> tuple[torch.Tensor, torch.Tensor]:
         sequences = self._sequences
-        end = sequences.cached[0].shape[3]
+        end = sequences.cached.shape[3]
         x = sequences.lm.operations.embed(self._tokens)
         return sequences.run_layers(x, self._rows, self._positions, self._rows, end)
 

@@ -1,64 +1,81 @@
 """The exact LM on a CPU: fused kernels over all rows of a pass (spec/FORMAT.md, in the same order and with its names).
 
-A pass takes new positions of several sequences at the same time. All workers of a team call `forward` together: each
-does its share of a stage and waits for the others at a barrier. No float32 becomes a float64, because numba keeps typed
-float32 as it is; every operation is one IEEE operation, and sums are sums of integers. The arguments are described in
-`layout`.
+A pass takes new positions of several sequences at the same time. All workers of a team call `forward` together. A stage
+is divided into units of work, each of which is taken by a worker that is free; then they wait for each other. No
+float32 becomes a float64, because numba keeps typed float32 as it is; every operation is one IEEE operation, and sums
+are sums of integers. The arguments are described in `layout`.
 """
 
 import numpy as np
 
 from memcodec.lm import arithmetic
 from memcodec.lm.attention import attention_stage, head_stage
-from memcodec.lm.compiled import kernel, not_inlined, subkernel, wait_for_all
-from memcodec.lm.norms import integer_stage, norm_stage
+from memcodec.lm.compiled import kernel, not_inlined, subkernel, taken, wait_for_all
+from memcodec.lm.instructions import QUAD
+from memcodec.lm.layout import COUNTERS_APART, FEW_ROWS
+from memcodec.lm.powers import EXP2_ONE, exp2
 from memcodec.lm.product import COLUMNS, TILE_ROWS, multiply
+from memcodec.lm.quantize import root_scale, to_integers, transform
 
 f4 = np.float32
-u8 = np.uint64  # for indices in inner loops (see `norms`)
-_FAR = f4(arithmetic.FAR)
-_GATE_STEPS, _GATE_REACH = f4(arithmetic.GATE_STEPS), f4(arithmetic.GATE_REACH)
-_GATE_MIDDLE = np.int32(arithmetic.GATE_STEPS * arithmetic.GATE_REACH)
+u8 = np.uint64  # for indices in inner loops: numba checks an index that may be negative, and then does not vectorize
+_FAR, _LARGEST = f4(arithmetic.FAR), f4(arithmetic.LARGEST)
+_GATE_REACH = f4(arithmetic.GATE_REACH)
 _LOGIT_SCALE = arithmetic.LOGIT_SCALE
+_UNITS = 12  # units of work of a stage for each worker, at least
 # Not literals, since numba gives each integer literal a type of its own.
 _ZERO, _ONE, _COLUMNS = np.int64(0), np.int64(1), np.int64(COLUMNS)
 
 
 @subkernel
-def _share_of(panels, rows, worker, workers):
+def _next_unit(counters, stage, unit, units, few, worker, workers):
+    """The next unit of a stage for this worker, or `units` at the end. unit: the one before, or -1.
+
+    With few rows, weights are read at the speed of memory, which is highest if each worker reads on without gaps.
+    """
+    if few:
+        first = units * worker // workers
+        following = max(unit + 1, first)
+        return following if following < units * (worker + 1) // workers else units
+    return taken(counters, stage)
+
+
+@subkernel
+def _units_of(panels, rows, workers):
     """How a product is divided into units, each one panel and a range of rows.
 
-    Returns the worker's first unit and the end of its units, the ranges for each panel, and the rows of a range.
+    Returns the ranges for each panel, and the rows of a range.
     """
     ranges = 1
-    if panels < 4 * workers:
-        ranges = min((rows + TILE_ROWS - 1) // TILE_ROWS, (4 * workers + panels - 1) // panels)
+    if panels < _UNITS * workers:
+        ranges = min((rows + TILE_ROWS - 1) // TILE_ROWS, (_UNITS * workers + panels - 1) // panels)
     height = (rows + ranges - 1) // ranges
     height = (height + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS
-    ranges = (rows + height - 1) // height
-    units = panels * ranges
-    return units * worker // workers, units * (worker + 1) // workers, ranges, height
+    return (rows + height - 1) // height, height
 
 
 @subkernel
 def _product_stage(
-    fallback, space, rows, inner, weights, scale, bias, width, out, adding, worker, workers
+    plain, space, first, rows, inner, weights, scale, bias, width, out, stage, worker, workers, adding
 ):  # fmt: skip
-    """The columns of a linear layer, written to `out` or added to it. width: the number of columns of `out`."""
+    """A linear layer of `rows` rows of inputs from `first` on, written to `out` or added to it.
+
+    width: the number of columns of `out`.
+    """
     not_inlined()
-    flat, stride, tile = space.flat, space.inputs.shape[1], space.tile[worker]
-    panels = len(scale) // COLUMNS
-    first, last, ranges, height = _share_of(panels, rows, worker, workers)
-    for unit in range(first, last):
-        column = unit // ranges * COLUMNS
-        top = unit % ranges * height
+    stride, tile = space.inputs.shape[1], space.tile[worker]
+    panels, whole = len(scale) // COLUMNS, (inner + QUAD - 1) // QUAD * QUAD
+    ranges, height = _units_of(panels, rows, workers)
+    few, units = rows <= FEW_ROWS, panels * ranges
+    unit = _next_unit(space.counters, stage, -1, units, few, worker, workers)
+    while unit < units:
+        column, top = unit // ranges * COLUMNS, unit % ranges * height
         for m0 in range(top, min(top + height, rows), TILE_ROWS):
             count = min(TILE_ROWS, rows - m0)
-            multiply(
-                flat, m0 * stride, stride, count, weights, column * inner, inner // 2, tile, _ZERO, _COLUMNS, fallback
-            )
+            multiply(space.flat, (first + m0) * stride, stride, count, space.input_offset, first + m0, weights,
+                     column * whole, whole // QUAD, tile, _ZERO, _COLUMNS, plain)  # fmt: skip
             for r in range(count):
-                s = space.input_scale[m0 + r]
+                s = space.input_scale[first + m0 + r]
                 t, c, row = u8(r * COLUMNS), u8(column), out[m0 + r]
                 for j in range(u8(min(COLUMNS, width - column))):
                     y = f4(tile[t + j]) * s * scale[c + j] + bias[c + j]
@@ -66,112 +83,182 @@ def _product_stage(
                         row[c + j] += y
                     else:
                         row[c + j] = y
+        unit = _next_unit(space.counters, stage, unit, units, few, worker, workers)
 
 
 @subkernel
-def _up_stage(sizes, space, rows, weights, scale, bias, table, worker, workers):
-    """The first layer of an MLP with its gate, into the outputs. table: the gate, float32 [20481]."""
+def _up_stage(sizes, space, first, rows, weights, scale, bias, stage, worker, workers):
+    """The first layer of an MLP with its gate, into the outputs."""
     not_inlined()
-    flat, stride, tile, out = space.flat, space.inputs.shape[1], space.tile[worker], space.outputs
-    gates, steps = space.gates[worker], space.steps[worker]
-    panels = len(scale) // COLUMNS
-    inner = sizes.hidden
-    first, last, ranges, height = _share_of(panels, rows, worker, workers)
+    stride, tile, out, gates = space.inputs.shape[1], space.tile[worker], space.outputs, space.gates[worker]
+    panels, whole = len(scale) // COLUMNS, (sizes.hidden + QUAD - 1) // QUAD * QUAD
+    ranges, height = _units_of(panels, rows, workers)
     gated, half = sizes.gated, u8(COLUMNS // 2)
-    for unit in range(first, last):
-        column = unit // ranges * COLUMNS
-        top = unit % ranges * height
+    width = half if gated else u8(COLUMNS)
+    few, units = rows <= FEW_ROWS, panels * ranges
+    unit = _next_unit(space.counters, stage, -1, units, few, worker, workers)
+    while unit < units:
+        column, top = unit // ranges * COLUMNS, unit % ranges * height
         for m0 in range(top, min(top + height, rows), TILE_ROWS):
             count = min(TILE_ROWS, rows - m0)
-            multiply(flat, m0 * stride, stride, count, weights, column * inner, inner // 2, tile, _ZERO, _COLUMNS,
-                     sizes.fallback)  # fmt: skip
+            multiply(space.flat, (first + m0) * stride, stride, count, space.input_offset, first + m0, weights,
+                     column * whole, whole // QUAD, tile, _ZERO, _COLUMNS, sizes.plain)  # fmt: skip
             for r in range(count):
-                s = space.input_scale[m0 + r]
+                s = space.input_scale[first + m0 + r]
                 t, c, row = u8(r * COLUMNS), u8(column), out[m0 + r]
-                for j in range(u8(COLUMNS)):  # if gated, half of the steps are not needed, but the loop is faster
-                    y = f4(tile[t + j]) * s * scale[c + j] + bias[c + j]
-                    gates[j] = y
-                    near = min(max(y, -_GATE_REACH), _GATE_REACH)
-                    step = np.int32(np.rint(near * _GATE_STEPS)) + _GATE_MIDDLE
-                    # A NaN would become an undefined index of the table, so the index is clamped too.
-                    steps[j] = min(max(step, np.int32(0)), np.int32(2) * _GATE_MIDDLE)
-                if gated:
-                    to = c >> u8(1)
-                    for j in range(half):  # a loop of its own: table look-ups are not vectorized, products are
-                        row[to + j] = table[u8(steps[j])]
-                    for j in range(half):
-                        row[to + j] = gates[j] * row[to + j] * gates[half + j]
-                else:
-                    for j in range(u8(COLUMNS)):
-                        row[c + j] = table[u8(steps[j])]
-                    for j in range(u8(COLUMNS)):
-                        row[c + j] = gates[j] * row[c + j]
+                for j in range(u8(COLUMNS)):
+                    gates[j] = f4(tile[t + j]) * s * scale[c + j] + bias[c + j]
+                to = c >> u8(1) if gated else c
+                for j in range(width):
+                    g = gates[j]
+                    near = min(max(g, -_GATE_REACH), _GATE_REACH)
+                    u = near * (sizes.gate_first + sizes.gate_second * (near * near))
+                    e = exp2(np.int32(np.rint(abs(u) * _LOGIT_SCALE)))
+                    z = g * (f4(e if u < f4(0.0) else EXP2_ONE) / f4(np.int32(e + EXP2_ONE)))
+                    row[to + j] = z * gates[half + j] if gated else z
+        unit = _next_unit(space.counters, stage, unit, units, few, worker, workers)
+
+
+@subkernel
+def _inputs_stage(sizes, space, rows, kind, few, worker, workers):
+    """The inputs of the next product, from the residual stream or from the outputs; returns their first row.
+
+    kind: 0 for the norm of the residual stream, 1 for outputs of attention, 2 for those of the first layer of the MLP.
+    few: each worker makes all of them for itself, and nobody waits.
+    """
+    not_inlined()
+    first, step = worker, workers
+    base = np.int64(0)
+    if few:
+        first, step = np.int64(0), np.int64(1)
+        base = len(space.x) + worker * FEW_ROWS
+    x, outputs = space.x.ctypes.data, space.outputs.ctypes.data
+    inputs, stride = space.inputs.ctypes.data, space.inputs.shape[1]
+    count, most, offset, squares = sizes.hidden, f4(0.0), np.int32(0), np.int32(0)
+    for m in range(first, rows, step):
+        out = inputs + u8((base + m) * stride)
+        root = f4(1.0)
+        if kind == 0:
+            most, offset, squares = to_integers(x + u8(4 * m * sizes.hidden), count, out)
+            root = root_scale(most, squares, count, sizes.epsilon)
+        elif kind == 1:
+            count = sizes.heads * sizes.head_size
+            most, offset, _ = to_integers(outputs + u8(4 * m * space.outputs.shape[1]), count, out)
+        else:
+            count, row = sizes.inner, space.row[worker]
+            y = space.outputs[m]
+            for i in range(u8(count)):
+                row[i] = y[i]
+            transform(row.ctypes.data, count, sizes.inner_block)
+            most, offset, _ = to_integers(row.ctypes.data, count, out)
+        space.input_scale[base + m] = most / _LARGEST * root
+        space.input_offset[base + m] = offset
+    return base
 
 
 @kernel
-def logits_of(sizes, head, head_scale, flat, stride, input_scale, tiles, out, worker, workers):
-    """Logits in units, int32 [rows, columns of the head], of rows as `forward` leaves them."""
-    panels, inner, tile, rows = len(head_scale) // COLUMNS, sizes.hidden, tiles[worker], len(input_scale)
-    first, last, ranges, height = _share_of(panels, rows, worker, workers)
-    for unit in range(first, last):
-        column = unit // ranges * COLUMNS
-        top = unit % ranges * height
-        for m0 in range(top, min(top + height, rows), TILE_ROWS):
-            count = min(TILE_ROWS, rows - m0)
-            multiply(flat, m0 * stride, stride, count, head, column * inner, inner // 2, tile, _ZERO, _COLUMNS,
-                     sizes.fallback)  # fmt: skip
+def logits_of(sizes, head, head_scale, head_bias, space, rows, out, worker, workers):
+    """Logits in units, int32 [rows, columns of the head].
+
+    rows: of the inputs as `forward` leaves them, int64 [rows].
+    """
+    panels, tile = len(head_scale) // COLUMNS, space.tile[worker]
+    whole, stride = (sizes.hidden + QUAD - 1) // QUAD * QUAD, space.inputs.shape[1]
+    ranges, height = _units_of(panels, len(rows), workers)
+    few, units = len(rows) <= FEW_ROWS, panels * ranges
+    unit = _next_unit(space.counters, _ONE, -1, units, few, worker, workers)
+    while unit < units:
+        column, top = unit // ranges * COLUMNS, unit % ranges * height
+        m0 = top
+        end = min(top + height, len(rows))
+        while m0 < end:
+            count = 1  # rows that follow each other
+            while count < TILE_ROWS and m0 + count < end and rows[m0 + count] == rows[m0] + count:
+                count += 1
+            first = rows[m0]
+            multiply(space.flat, first * stride, stride, count, space.input_offset, first, head, column * whole,
+                     whole // QUAD, tile, _ZERO, _COLUMNS, sizes.plain)  # fmt: skip
             for r in range(count):
-                s = input_scale[m0 + r]
+                s = space.input_scale[first + r]
                 t, c, row = u8(r * COLUMNS), u8(column), out[m0 + r]
                 for j in range(u8(COLUMNS)):
-                    y = f4(tile[t + j]) * s * head_scale[c + j]
+                    y = f4(tile[t + j]) * s * head_scale[c + j] + head_bias[c + j]
                     row[c + j] = np.int32(np.rint(min(max(y * _LOGIT_SCALE, -_FAR), _FAR)))
+            m0 += count
+        unit = _next_unit(space.counters, _ONE, unit, units, few, worker, workers)
+
+
+@subkernel
+def _embed(sizes, weights, space, rows, worker, workers):
+    """The residual stream before the first layer."""
+    x = space.x
+    for m in range(worker, len(rows.tokens), workers):
+        token = rows.tokens[m]
+        if token < 0:
+            for i in range(u8(sizes.hidden)):
+                x[m, i] = rows.vectors[-1 - token, i]
+        else:
+            scale, row = weights.embedding_scale[token], weights.embedding[token]
+            for i in range(u8(sizes.hidden)):
+                x[m, i] = f4(row[i]) * scale
+        if not sizes.rotary:
+            position = weights.position[rows.position[m]]
+            for i in range(u8(sizes.hidden)):
+                x[m, i] += position[i]
 
 
 @kernel
 def forward(sizes, weights, cache, space, rows, worker, workers):
     """One pass over new positions of some sequences. Leaves the inputs of the head in the workspace."""
     n, hidden, mixed, inner = len(rows.tokens), sizes.hidden, sizes.heads * sizes.head_size, sizes.inner
-    x, outputs, barrier, fallback = space.x, space.outputs, space.barrier, sizes.fallback
-    for m in range(worker, n, workers):
-        token = rows.tokens[m]
-        if token < 0:
-            x[m] = rows.vectors[-1 - token]
-        else:
-            scale, row = weights.embedding_scale[token], weights.embedding[token]
-            for i in range(u8(hidden)):
-                x[m, i] = f4(row[i]) * scale
-        if not sizes.rotary:
-            position = weights.position[rows.position[m]]
-            for i in range(u8(hidden)):
-                x[m, i] += position[i]
-    waits = np.int64(0)
-    for layer in range(sizes.layers):
-        # A worker embeds and norms the same rows, so the first norm need not wait.
-        norm_stage(sizes, space, n, weights.attention_gain[layer], weights.attention_shift[layer], worker, workers)
+    x, outputs, plain, barrier = space.x, space.outputs, sizes.plain, space.counters[:COUNTERS_APART]
+    few = n <= FEW_ROWS and workers > 1
+    single = len(rows.slots) == n
+    _embed(sizes, weights, space, rows, worker, workers)
+    waits = np.int64(0)  # of all workers for each other
+    stage = np.int64(1)
+    if few:
         wait_for_all(barrier, waits, workers)
-        _product_stage(fallback, space, n, hidden, weights.qkv[layer], weights.qkv_scale[layer],
-                       weights.qkv_bias[layer], outputs.shape[1], outputs, _ZERO, worker, workers)  # fmt: skip
+        waits += 1
+    for layer in range(sizes.layers):
+        # If each worker makes its own inputs, it embeds and norms the same rows, so the first norm need not wait.
+        first = _inputs_stage(sizes, space, n, 0, few, worker, workers)
+        if not few:
+            wait_for_all(barrier, waits, workers)
+            waits += 1
+        _product_stage(plain, space, first, n, hidden, weights.qkv[layer], weights.qkv_scale[layer],
+                       weights.qkv_bias[layer], outputs.shape[1], outputs, stage, worker, workers, _ZERO)  # fmt: skip
+        wait_for_all(barrier, waits, workers)
+        if not single:
+            head_stage(sizes, weights, cache, space, rows, layer, stage + 1, worker)
+            waits += 1
+            wait_for_all(barrier, waits, workers)
+        attention_stage(sizes, weights, cache, space, rows, layer, stage + 2, worker, single)
         wait_for_all(barrier, waits + 1, workers)
-        head_stage(sizes, weights, cache, space, rows, layer, worker, workers)
-        wait_for_all(barrier, waits + 2, workers)
-        attention_stage(sizes, weights.powers, cache, space, rows, layer, worker, workers)
-        wait_for_all(barrier, waits + 3, workers)
-        integer_stage(space, n, mixed, sizes.mixed_limit, worker, workers)
-        wait_for_all(barrier, waits + 4, workers)
-        _product_stage(fallback, space, n, mixed, weights.mix[layer], weights.mix_scale[layer],
-                       weights.mix_bias[layer], hidden, x, _ONE, worker, workers)  # fmt: skip
-        wait_for_all(barrier, waits + 5, workers)
-        norm_stage(sizes, space, n, weights.mlp_gain[layer], weights.mlp_shift[layer], worker, workers)
-        wait_for_all(barrier, waits + 6, workers)
-        _up_stage(sizes, space, n, weights.up[layer], weights.up_scale[layer], weights.up_bias[layer], weights.gate,
-                  worker, workers)  # fmt: skip
-        wait_for_all(barrier, waits + 7, workers)
-        integer_stage(space, n, inner, sizes.inner_limit, worker, workers)
-        wait_for_all(barrier, waits + 8, workers)
-        _product_stage(fallback, space, n, inner, weights.down[layer], weights.down_scale[layer],
-                       weights.down_bias[layer], hidden, x, _ONE, worker, workers)  # fmt: skip
-        wait_for_all(barrier, waits + 9, workers)
-        waits += 10
-    norm_stage(sizes, space, n, weights.gain, weights.shift, worker, workers)
-    wait_for_all(barrier, waits, workers)
+        first = _inputs_stage(sizes, space, n, 1, few, worker, workers)
+        waits += 2
+        if not few:
+            wait_for_all(barrier, waits, workers)
+            waits += 1
+        _product_stage(plain, space, first, n, mixed, weights.mix[layer], weights.mix_scale[layer],
+                       weights.mix_bias[layer], hidden, x, stage + 3, worker, workers, _ONE)  # fmt: skip
+        wait_for_all(barrier, waits, workers)
+        waits += 1
+        first = _inputs_stage(sizes, space, n, 0, few, worker, workers)
+        if not few:
+            wait_for_all(barrier, waits, workers)
+            waits += 1
+        _up_stage(sizes, space, first, n, weights.up[layer], weights.up_scale[layer], weights.up_bias[layer],
+                  stage + 4, worker, workers)  # fmt: skip
+        wait_for_all(barrier, waits, workers)
+        waits += 1
+        first = _inputs_stage(sizes, space, n, 2, few, worker, workers)
+        if not few:
+            wait_for_all(barrier, waits, workers)
+            waits += 1
+        _product_stage(plain, space, first, n, inner, weights.down[layer], weights.down_scale[layer],
+                       weights.down_bias[layer], hidden, x, stage + 5, worker, workers, _ONE)  # fmt: skip
+        wait_for_all(barrier, waits, workers)
+        waits += 1
+        stage += 6
+    _inputs_stage(sizes, space, n, 0, False, worker, workers)

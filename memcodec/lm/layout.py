@@ -9,14 +9,17 @@ import numpy as np
 
 from memcodec.lm import arithmetic
 from memcodec.lm.architecture import Architecture
-from memcodec.lm.product import COLUMNS, TILE_ROWS, columns_of, panels
+from memcodec.lm.product import COLUMNS, TILE_ROWS, columns_of, padded, panels
 from memcodec.lm.weights import ExactWeights
 
 PAGE = 2 * COLUMNS  # the positions of a cache are a multiple of this
+FEW_ROWS = 4  # of a pass in which each worker makes the inputs of products by itself, instead of waiting for others
+_LINE = 64  # bytes of a cache line
+COUNTERS_APART = _LINE // 8
 
 
 class Sizes(NamedTuple):
-    """The properties of the architecture that kernels need. Flags are 0 or 1; fallback: see `product.multiply`."""
+    """The properties of the architecture that kernels need. Flags are 0 or 1; plain: see `product.multiply`."""
 
     hidden: int
     layers: int
@@ -25,28 +28,23 @@ class Sizes(NamedTuple):
     head_size: int
     inner: int
     gated: int
-    layer_norm: int
     head_norm: int
     rotary: int
-    fallback: int
+    plain: int
+    head_block: int  # of the Hadamard transform of queries and keys
+    inner_block: int  # of the one before the second matrix of the MLP
     epsilon: float
     attention_scale: np.float32
-    input_limit: np.float32  # highest_input of `hidden` entries
-    mixed_limit: np.float32  # of heads * head_size entries
-    inner_limit: np.float32  # of `inner` entries
-    query_limit: np.float32
+    gate_first: np.float32  # see `arithmetic.GATES`
+    gate_second: np.float32
 
 
 class Weights(NamedTuple):
-    """Weights in panels, int8 [layers, bytes], with a scale and a bias for each column, float32 [layers, columns]."""
+    """Weights in panels, uint8 [layers, bytes], with a scale and a bias for each column, float32 [layers, columns]."""
 
     embedding: np.ndarray  # int8 [vocabulary, hidden]
     embedding_scale: np.ndarray  # float32 [vocabulary]
     position: np.ndarray  # float32 [positions, hidden]; empty for models with rotary positions
-    attention_gain: np.ndarray  # float32 [layers, hidden], like the next three
-    attention_shift: np.ndarray
-    mlp_gain: np.ndarray
-    mlp_shift: np.ndarray
     query_gain: np.ndarray  # float32 [layers, head_size]
     key_gain: np.ndarray
     qkv: np.ndarray
@@ -61,53 +59,54 @@ class Weights(NamedTuple):
     down: np.ndarray
     down_scale: np.ndarray
     down_bias: np.ndarray
-    gain: np.ndarray  # float32 [hidden], of the last norm
-    shift: np.ndarray
-    head: np.ndarray  # int8 [bytes]
+    head: np.ndarray  # uint8 [bytes]
     head_scale: np.ndarray  # float32 [columns]
+    head_bias: np.ndarray
     cosine: np.ndarray  # float32 [positions, head_size / 2]
     sine: np.ndarray
-    gate: np.ndarray  # float32 [20481]
-    powers: np.ndarray  # int32 [1024]
 
 
 class Cache(NamedTuple):
-    """Keys and values of each slot (one sequence), in panels: the columns are positions of keys, and pairs of values.
+    """Keys and values of each slot (one sequence), in panels: the columns are positions of keys, and entries of values.
 
     The first `shared` positions may be the same for all slots and are stored once; each slot's own come after them.
     Scales are stored for every slot and all positions.
     """
 
-    keys: np.ndarray  # int8 [layers, slots, key_heads, bytes]
+    keys: np.ndarray  # uint8 [layers, slots, key_heads, bytes]
     flat_keys: np.ndarray  # the same memory as one row
     key_scale: np.ndarray  # float32 [layers, slots, key_heads, positions]
-    values: np.ndarray
+    values: np.ndarray  # int8
     flat_values: np.ndarray
     value_scale: np.ndarray
     shared: int  # positions, whole pages
-    shared_keys: np.ndarray  # int8 [layers * key_heads * bytes]
+    shared_keys: np.ndarray  # uint8 [layers * key_heads * bytes]
     shared_values: np.ndarray
 
 
 class Workspace(NamedTuple):
-    """The results that the stages of a pass exchange, and buffers of each worker, [workers, ...]."""
+    """The results that the stages of a pass exchange, and buffers of each worker, [workers, ...].
+
+    After the rows of a pass, the inputs have FEW_ROWS rows for each worker.
+    """
 
     x: np.ndarray  # float32 [rows, hidden], the residual stream
-    inputs: np.ndarray  # int16 [rows, widest], of the next product
+    inputs: np.ndarray  # int8 [rows and more, widest], of the next product
     flat: np.ndarray  # the same memory as one row
-    input_scale: np.ndarray  # float32 [rows]
+    input_scale: np.ndarray  # float32 [rows and more]
+    input_offset: np.ndarray  # int32 [rows and more], see `product.multiply`
     outputs: np.ndarray  # float32 [rows, widest]
-    queries: np.ndarray  # int16 [rows, heads * head_size]
-    query_scale: np.ndarray  # float32 [rows, heads]
+    queries: np.ndarray  # int8 [key_heads * rows * heads of a key head * padded head_size]
+    query_scale: np.ndarray  # float32 [key_heads * rows * heads of a key head]
+    query_offset: np.ndarray  # int32, the same
+    row: np.ndarray  # float32 [workers, widest]
     tile: np.ndarray  # int32 [workers, ...], sums of products
     gates: np.ndarray  # float32 [workers, COLUMNS]
-    steps: np.ndarray  # int32 [workers, COLUMNS], indices into the table of the gate
-    query_block: np.ndarray  # int16 [workers, ...], queries that are multiplied together
-    block_scale: np.ndarray  # float32 [workers, ...], a scale of each
-    scores: np.ndarray  # int32 [workers, ...], their products with keys
+    scores: np.ndarray  # int32 [workers, ...], products of queries and keys
     portions: np.ndarray  # float32 [workers, positions], attention weights times scales of values
-    shares: np.ndarray  # int16 [workers, ...], the same as integers
-    barrier: np.ndarray  # int64 [1]
+    shares: np.ndarray  # uint8 [workers, ...], the same as integers
+    attention_scale: np.ndarray  # float32 [workers, ...], of each row of the shares
+    counters: np.ndarray  # int64; the first counts at barriers, the others the units of work that are taken in a stage
 
 
 class Rows(NamedTuple):
@@ -122,7 +121,7 @@ class Rows(NamedTuple):
     counts: np.ndarray  # [sequences], rows
 
 
-def sizes_of(a: Architecture, fallback: bool) -> Sizes:
+def sizes_of(a: Architecture, plain: bool) -> Sizes:
     """The sizes of an architecture."""
     return Sizes(
         hidden=a.hidden,
@@ -132,16 +131,15 @@ def sizes_of(a: Architecture, fallback: bool) -> Sizes:
         head_size=a.head_size,
         inner=a.inner,
         gated=int(a.gated),
-        layer_norm=int(a.layer_norm),
         head_norm=int(a.head_norm),
         rotary=int(a.rotary is not None),
-        fallback=int(fallback),
+        plain=int(plain),
+        head_block=arithmetic.block_of(a.head_size),
+        inner_block=arithmetic.block_of(a.inner, arithmetic.MOST_ROTATED),
         epsilon=float(a.epsilon),
         attention_scale=arithmetic.attention_scale(a.head_size),
-        input_limit=np.float32(arithmetic.highest_input(a.hidden)),
-        mixed_limit=np.float32(arithmetic.highest_input(a.heads * a.head_size)),
-        inner_limit=np.float32(arithmetic.highest_input(a.inner)),
-        query_limit=np.float32(arithmetic.highest_query(a.head_size)),
+        gate_first=arithmetic.gate(a.gate)[0],
+        gate_second=arithmetic.gate(a.gate)[1],
     )
 
 
@@ -157,28 +155,26 @@ def pack(exact: ExactWeights) -> Weights:
         columns = _gate_columns(a.inner) if name == "up" and a.gated else columns_of(rows)
         packed = np.stack([panels(layer, columns) for layer in tensors[name]])
         scale, bias = (
-            np.where(columns < 0, np.float32(0), x[:, columns])
+            np.ascontiguousarray(np.where(columns < 0, np.float32(0), x[:, columns]))
             for x in (tensors[name + ".scale"], row(name + ".bias", rows, 0))
         )
         return packed, scale, bias
 
     heads = (a.heads + 2 * a.key_heads) * a.head_size
-    head = "embedding" if a.tied else "head"
     columns = columns_of(a.vocabulary)
-    head_scale = np.where(columns < 0, np.float32(0), tensors[head + ".scale"][columns])
+    head_scale, head_bias = (
+        np.where(columns < 0, np.float32(0), x[columns])
+        for x in (tensors["head.scale"], row("head.bias", a.vocabulary, 0, None))
+    )
     no_rotation = np.zeros((1, a.head_size // 2), dtype=np.float32)
     return Weights(
         tensors["embedding"], tensors["embedding.scale"],
         tensors.get("position", np.empty((0, a.hidden), dtype=np.float32)),
-        row("attention.gain", a.hidden, 1), row("attention.shift", a.hidden, 0),
-        row("mlp.gain", a.hidden, 1), row("mlp.shift", a.hidden, 0),
         row("query.gain", a.head_size, 1), row("key.gain", a.head_size, 1),
         *linear("qkv", heads), *linear("mix", a.hidden),
         *linear("up", (1 + a.gated) * a.inner), *linear("down", a.hidden),
-        row("gain", a.hidden, 1, None), row("shift", a.hidden, 0, None),
-        panels(tensors[head], columns), head_scale,
-        tensors.get("cosine", no_rotation), tensors.get("sine", no_rotation), arithmetic.gate(a.gate),
-        arithmetic.powers(),
+        panels(tensors["head"], columns), head_scale, head_bias,
+        tensors.get("cosine", no_rotation), tensors.get("sine", no_rotation),
     )  # fmt: skip
 
 
@@ -196,11 +192,17 @@ def new_cache(a: Architecture, slots: int, own: int, shared: int) -> Cache:
     """An empty cache with `own` positions in each slot after `shared` ones, both whole pages."""
     width = -(-a.head_size // COLUMNS) * COLUMNS
     heads = (a.layers, slots, a.key_heads)
-    keys = np.zeros((*heads, own * a.head_size), dtype=np.int8)
+    keys = np.zeros((*heads, own * padded(a.head_size)), dtype=np.uint8)
     values = np.zeros((*heads, own * width), dtype=np.int8)
     key_scale, value_scale = (np.zeros((*heads, shared + own), dtype=np.float32) for _ in range(2))
-    nothing = np.zeros(0, dtype=np.int8)
-    return Cache(keys, keys.reshape(-1), key_scale, values, values.reshape(-1), value_scale, shared, nothing, nothing)
+    no_keys, no_values = np.zeros(0, dtype=np.uint8), np.zeros(0, dtype=np.int8)
+    return Cache(keys, keys.reshape(-1), key_scale, values, values.reshape(-1), value_scale, shared, no_keys, no_values)
+
+
+def attention_rows(a: Architecture) -> int:
+    """The rows of a pass, times the query heads of a key head, that one worker attends at a time."""
+    repeat = a.heads // a.key_heads
+    return max(1, TILE_ROWS // repeat) * repeat
 
 
 def new_workspace(a: Architecture, workers: int, rows: int, positions: int) -> Workspace:
@@ -208,26 +210,39 @@ def new_workspace(a: Architecture, workers: int, rows: int, positions: int) -> W
     mixed = a.heads * a.head_size
     heads = (a.heads + 2 * a.key_heads) * a.head_size
     widest = max(*(-(-n // COLUMNS) * COLUMNS for n in (heads, a.inner)), a.hidden, mixed)
-    inputs = np.empty((rows, max(a.hidden, mixed, a.inner)), dtype=np.int16)
-    block = max(TILE_ROWS, a.heads // a.key_heads)
+    more = rows + FEW_ROWS * workers
+    inputs = _aligned(more, -(-max(a.hidden, mixed, a.inner) // _LINE) * _LINE, np.int8)
+    block = attention_rows(a)
     return Workspace(
-        x=np.empty((rows, a.hidden), dtype=np.float32),
+        x=_aligned(rows, a.hidden, np.float32),
         inputs=inputs,
         flat=inputs.reshape(-1),
-        input_scale=np.empty(rows, dtype=np.float32),
-        outputs=np.empty((rows, widest), dtype=np.float32),
-        queries=np.empty((rows, mixed), dtype=np.int16),
-        query_scale=np.empty((rows, a.heads), dtype=np.float32),
-        tile=_buffers(workers, 2 * block * COLUMNS, np.int32),
+        input_scale=np.empty(more, dtype=np.float32),
+        input_offset=np.empty(more, dtype=np.int32),
+        outputs=_aligned(rows, widest, np.float32),
+        queries=_aligned(rows * a.heads, padded(a.head_size), np.int8).reshape(-1),
+        query_scale=np.empty(rows * a.heads, dtype=np.float32),
+        query_offset=np.empty(rows * a.heads, dtype=np.int32),
+        row=_aligned(workers, widest, np.float32),
+        tile=_buffers(workers, 2 * max(block, TILE_ROWS) * COLUMNS, np.int32),
         gates=_buffers(workers, COLUMNS, np.float32),
-        steps=_buffers(workers, COLUMNS, np.int32),
-        query_block=_buffers(workers, block * a.head_size, np.int16),
-        block_scale=_buffers(workers, block, np.float32),
         scores=_buffers(workers, block * positions, np.int32),
         portions=_buffers(workers, positions, np.float32),
-        shares=_buffers(workers, block * positions, np.int16),
-        barrier=np.zeros(1, dtype=np.int64),
+        shares=_buffers(workers, max(block * positions, padded(a.head_size)), np.uint8),
+        attention_scale=_buffers(workers, block, np.float32),
+        counters=np.zeros((1 + _STAGES * a.layers) * COUNTERS_APART, dtype=np.int64),
     )
+
+
+_STAGES = 8  # more than there are in a layer
+
+
+def _aligned(rows: int, columns: int, dtype: type) -> np.ndarray:
+    """An array [rows, columns] that begins at a cache line."""
+    size = rows * columns * np.dtype(dtype).itemsize
+    memory = np.empty(size + _LINE, dtype=np.uint8)
+    start = -memory.ctypes.data % _LINE
+    return memory[start : start + size].view(dtype).reshape(rows, columns)
 
 
 def _buffers(workers: int, size: int, dtype: type) -> np.ndarray:

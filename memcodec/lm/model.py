@@ -49,9 +49,8 @@ class ExactLM:
         self._start: Any = None
         self._unprimed_length = len(self.prefix)
         self.team = team_of(threads or cores())
-        name = "embedding" if weights.architecture.tied else "head"
         tensors = weights.tensors
-        self.head = Head(tensors[name], tensors[name + ".scale"], float(tensors["spread"][0]))
+        self.head = Head(tensors["head"], tensors["head.scale"], float(tensors["spread"][0]))
         self.device = "cpu" if kernels == "numba" else find_device(device)
         self.implementation: Implementation
         if self.device != "cpu" or kernels == "torch":

@@ -6,11 +6,13 @@ integers whose sums are exact. addcmul, compilers and TF32 are not used.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache, reduce
 
 import numpy as np
 
 from memcodec.errors import needs_torch
 from memcodec.lm import arithmetic
+from memcodec.lm.rotation import centre, rotate
 from memcodec.lm.weights import ExactWeights
 
 try:
@@ -19,66 +21,66 @@ except ImportError as error:
     raise needs_torch(error) from error
 
 _INT_MM_ROWS = 32  # the fewest rows of an integer product: CUDA's needs more than 16
-_BLOCK = (1 << 24) // (128 * arithmetic.WEIGHT)  # entries whose products with a signed byte sum up to less than 2**24
-_UNITS_END = (arithmetic.ATTENTION_BITS + 1) << 10  # units below the largest from which on an attention weight is 0
+# Entries whose products sum up to less than 2**24, so that float32 is exact in any order.
+_ENTRIES = (1 << 24) // (arithmetic.LARGEST * arithmetic.LARGEST)  # activations and weights; queries and keys
+_POSITIONS = (1 << 24) // (arithmetic.SHARE * arithmetic.LARGEST)  # shares and values
 
 
 class Linear:
     """A linear layer: integers [rows, inner] as input, float32 [rows, n] as output."""
 
     def __init__(self, matrix: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, fallback: bool) -> None:
+        """matrix: int8 [n, inner]; scale, bias: float32 [n]; fallback: see `products`."""
         self._rows, inner = matrix.shape
         # CUDA's int8 products need multiples of 8 on both sides.
         padded = torch.nn.functional.pad(matrix, (0, -inner % 8, 0, -self._rows % 8))
-        self._columns = padded.t() if not fallback else padded.t().float()
+        self._columns = padded.t().float() if fallback else padded.t()
         self._missing = -inner % 8
         self._scale = scale
         self._bias = bias
         self._fallback = fallback
-        self.limit = float(arithmetic.highest_input(inner))
 
     def __call__(self, integers: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """integers: integer-valued float32 [rows, inner]; scale: float32 [rows, 1]."""
-        if self._missing:
-            integers = torch.nn.functional.pad(integers, (0, self._missing))
-        products = integer_product(integers, self._columns, self._fallback)[:, : self._rows]
-        result = products.to(torch.float32) * scale * self._scale
+        result = self.products(integers).float() * scale * self._scale
         return result if self._bias is None else result + self._bias
 
+    def products(self, integers: torch.Tensor) -> torch.Tensor:
+        """int32 [rows, n], from integer-valued float32 [rows, inner] up to 127.
 
-def integer_product(left: torch.Tensor, columns: torch.Tensor, fallback: bool) -> torch.Tensor:
-    """int32 [rows, n], from integer-valued float32 [rows, inner] up to 32639 and weights [inner, n].
+        The fallback, with float32 products, is for devices whose int8 products saturate: on CPUs without VNNI, those of
+        torch are silently wrong.
+        """
+        rows = len(integers)
+        more = 0 if self._fallback else max(_INT_MM_ROWS - rows, 0)
+        if self._missing or more:
+            integers = torch.nn.functional.pad(integers, (0, self._missing, 0, more))
+        if self._fallback:
+            return exact_product(integers, self._columns, _ENTRIES)[:, : self._rows]
+        return torch._int_mm(integers.to(torch.int8), self._columns)[:rows, : self._rows]
 
-    The left side is split into two signed bytes, 256 * high + low. fallback: float32 products over few enough entries
-    to be exact, with float32 weights, for devices whose int8 products saturate: on CPUs without VNNI, the int8 products
-    of torch are silently wrong.
+
+def exact_product(left: torch.Tensor, right: torch.Tensor, block: int) -> torch.Tensor:
+    """int32 [..., rows, n], from integer-valued float32 [..., rows, inner] and [..., inner, n].
+
+    By float32 products over `block` entries, whose sums are exact in any order, and which are then added as integers:
+    float64 would be slow, or is not there, on many devices.
     """
-    high = torch.floor((left + 128) * (1 / 256))
-    low = left - high * 256
-    if fallback:
-        total = torch.zeros(len(left), columns.shape[1], dtype=torch.int32, device=left.device)
-        for start in range(0, columns.shape[0], _BLOCK):
-            block = columns[start : start + _BLOCK]
-            for half, factor in ((high, 256), (low, 1)):
-                total += torch.matmul(half[:, start : start + _BLOCK], block).to(torch.int32) * factor
-        return total
-    rows = max(len(left), _INT_MM_ROWS)
-    both = torch.zeros(2 * rows, left.shape[1], dtype=torch.int8, device=left.device)
-    both[: len(left)] = high.to(torch.int8)
-    both[rows : rows + len(left)] = low.to(torch.int8)
-    products = torch._int_mm(both, columns)
-    return products[: len(left)] * 256 + products[rows : rows + len(left)]
+    parts = zip(torch.split(left, block, -1), torch.split(right, block, -2), strict=True)
+    return reduce(torch.add, (torch.matmul(some, others).to(torch.int32) for some, others in parts))
 
 
 def product_of(left: np.ndarray, right: np.ndarray, device: str, fallback: bool) -> np.ndarray:
-    """int [rows, inner] times int8 [columns, inner] by `integer_product`, int32, for the self-test."""
-    matrix = torch.from_numpy(right).to(device)
+    """int [rows, inner] up to 127 times int8 [columns, inner] by `Linear.products`, int32, for the self-test."""
     one = torch.ones((), device=device)
-    linear = Linear(matrix, one, None, fallback)
-    integers = torch.nn.functional.pad(torch.from_numpy(left).to(device).float(), (0, linear._missing))
-    product = integer_product(integers, linear._columns, fallback)[:, : len(right)]
-    result: np.ndarray = product.cpu().numpy()
+    linear = Linear(torch.from_numpy(right).to(device), one, None, fallback)
+    result: np.ndarray = linear.products(torch.from_numpy(left).to(device).float()).cpu().numpy()
     return result
+
+
+@cache
+def _constant(values: float | tuple[tuple[float], ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    return torch.tensor(values, dtype=dtype, device=device)
 
 
 def _divide(a: torch.Tensor | float, b: torch.Tensor | float) -> torch.Tensor:
@@ -86,30 +88,45 @@ def _divide(a: torch.Tensor | float, b: torch.Tensor | float) -> torch.Tensor:
     like = a if isinstance(a, torch.Tensor) else b
     assert isinstance(like, torch.Tensor)
     first, second = (
-        value if isinstance(value, torch.Tensor) else torch.full((), value, dtype=like.dtype, device=like.device)
-        for value in (a, b)
+        value if isinstance(value, torch.Tensor) else _constant(value, like.dtype, like.device) for value in (a, b)
     )
     return torch.div(first, second)
 
 
-def to_integers(x: torch.Tensor, limit: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """round(x * (limit / max|x|)) over the last axis, integer-valued float32, and its scale."""
-    most = x.abs().amax(-1, keepdim=True).clamp_min(arithmetic.TINY)
-    return torch.round(x * _divide(limit, most)), _divide(most, limit)
+def _integers(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """round(x * (127 / max|x|)) over the last axis, integer-valued float32, and max|x|."""
+    largest = x.abs().amax(-1, keepdim=True).clamp_min(arithmetic.TINY)
+    return torch.round(x * _divide(arithmetic.LARGEST, largest)), largest
 
 
-def _moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    integers, _ = to_integers(x, float(arithmetic.HIGHEST))
-    integers = integers.to(torch.int64)
-    most = x.abs().amax(-1, keepdim=True).clamp_min(arithmetic.TINY)
-    unit = _divide(most.double(), float(arithmetic.HIGHEST))
-    return integers.sum(-1, keepdim=True), (integers * integers).sum(-1, keepdim=True), unit
+def quantize(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Vectors along the last axis as integers up to 127, integer-valued float32, and their scale."""
+    integers, largest = _integers(x)
+    return integers, _divide(largest, arithmetic.LARGEST)
 
 
-def root_scale(x: torch.Tensor, epsilon: float) -> torch.Tensor:
-    _, squares, unit = _moments(x)
-    mean = _divide(squares.double(), float(x.shape[-1]))
-    return _divide(1.0, torch.sqrt(mean * (unit * unit) + epsilon)).float()
+def norm(x: torch.Tensor, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same of vectors that are divided by their root mean square."""
+    integers, largest = _integers(x)
+    return integers, _divide(largest, arithmetic.LARGEST) * _factor(integers, largest, epsilon)
+
+
+def _factor(integers: torch.Tensor, largest: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """One by the root mean square of vectors, from their `_integers`."""
+    squares = (integers * integers).sum(-1, keepdim=True, dtype=torch.float64)  # exact: below 2**53
+    unit = _divide(largest.double(), arithmetic.LARGEST)
+    return _divide(1, torch.sqrt(_divide(squares, integers.shape[-1]) * (unit * unit) + epsilon)).float()
+
+
+def hadamard(x: torch.Tensor, block: int) -> torch.Tensor:
+    """The Hadamard transform of each block of the last axis, not scaled."""
+    y, signs = x, _constant(((1.0,), (-1.0,)), x.dtype, x.device)
+    step = 1
+    while step < block:
+        y = y.reshape(*x.shape[:-1], -1, 2, step)
+        y = y[..., :1, :] + y[..., 1:, :] * signs  # a + b and a - b
+        step *= 2
+    return y.reshape(x.shape)
 
 
 @contextmanager
@@ -127,56 +144,55 @@ class Operations:
     """The weights of an LM on a device, and one method for each operation of the specification."""
 
     def __init__(self, weights: ExactWeights, device: torch.device, fallback: bool) -> None:
-        """fallback: see `integer_product`."""
-        self.architecture = weights.architecture
+        """fallback: see `Linear.products`."""
+        self.architecture = a = weights.architecture
         tensors = weights.tensors
         self._tensors = {name: torch.from_numpy(np.array(value)).to(device) for name, value in tensors.items()}
         t = self._tensors
 
-        def linear(name: str, layer: int) -> Linear:
+        def linear(name: str, *layer: int) -> Linear:
             bias = t[name + ".bias"][layer] if name + ".bias" in t else None
             return Linear(t[name][layer], t[name + ".scale"][layer], bias, fallback)
 
-        layers = range(self.architecture.layers)
-        self.layers = [{name: linear(name, layer) for name in ("qkv", "mix", "up", "down")} for layer in layers]
-        head = "embedding" if self.architecture.tied else "head"
-        self.head = Linear(t[head], t[head + ".scale"], None, fallback)
-        self.powers = torch.from_numpy(_long_powers()).to(device)
-        self.gate = torch.from_numpy(arithmetic.gate(self.architecture.gate)).to(device)
+        self.layers = [{name: linear(name, i) for name in ("qkv", "mix", "up", "down")} for i in range(a.layers)]
+        self.head = linear("head")
+        self._exp2 = torch.from_numpy(arithmetic.exp2(np.arange(arithmetic.EXP2_END + 1)).astype(np.float32)).to(device)
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """int64 [rows] -> float32 [rows, hidden]."""
         t = self._tensors
         return t["embedding"][tokens].float() * t["embedding.scale"][tokens][:, None]
 
+    def enter(self, vectors: np.ndarray) -> np.ndarray:
+        """Vectors of a memory as they enter the residual stream, float32 [n, hidden]; on the host, in float64."""
+        return rotate(centre(vectors) if self.architecture.layer_norm else vectors).astype(np.float32)
+
     def add_positions(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Add learned positions, if the model has them."""
         return x if self.architecture.rotary is not None else x + self._tensors["position"][positions]
 
-    def norm(self, x: torch.Tensor, name: str, layer: int | None, limit: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """A norm: integers for the next product, and their scale. layer: None for the last norm."""
-        a, t = self.architecture, self._tensors
-        gain = t[name] if layer is None else t[name][layer]
-        if not a.layer_norm:
-            scale = root_scale(x, a.epsilon)
-            integers, unit = to_integers(x * gain, limit)
-            return integers, unit * scale
-        shift = t[name.replace("gain", "shift")]
-        shift = shift if layer is None else shift[layer]
-        total, squares, unit = _moments(x)
-        count = float(x.shape[-1])
-        mean = (_divide(total.double(), count) * unit).float()
-        spread = _divide((x.shape[-1] * squares - total * total).double(), count * count)
-        scale = _divide(1.0, torch.sqrt(spread * (unit * unit) + a.epsilon)).float()
-        return to_integers((x - mean) * scale * gain + shift, limit)
+    def heads(self, x: torch.Tensor, positions: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The heads of queries, keys and values, in this order, as integers with a scale for each.
 
-    def rotate(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Rotary positions, if the model has them: float32 [rows, heads, head_size], int64 [rows]."""
-        if self.architecture.rotary is None:
-            return x
-        cosine, sine = (self._tensors[name][positions][:, None] for name in ("cosine", "sine"))
-        first, second = x.chunk(2, dim=-1)
-        return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
+        x: float32 [rows, hidden]. Returns integer-valued float32 [rows, heads, head_size], scales [rows, heads, 1].
+        """
+        a, t = self.architecture, self._tensors
+        y = self.layers[layer]["qkv"](*norm(x, a.epsilon)).view(len(x), -1, a.head_size)
+        rotated = a.heads + a.key_heads
+        z = y[:, :rotated]
+        if a.head_norm:
+            factor = _factor(*_integers(z), a.epsilon)
+            queries, keys = (t[f"{name}.gain"][layer] for name in ("query", "key"))
+            z = torch.cat([z[:, : a.heads] * queries, z[:, a.heads :] * keys], dim=1)
+        if a.rotary is not None:
+            cosine, sine = (t[name][positions][:, None] for name in ("cosine", "sine"))
+            first, second = z.chunk(2, dim=-1)
+            z = torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
+        z = hadamard(z, arithmetic.block_of(a.head_size))
+        integers, scale = quantize(torch.cat([z, y[:, rotated:]], dim=1))
+        if a.head_norm:
+            scale[:, :rotated] *= factor
+        return integers, scale
 
     def attend(
         self, q: torch.Tensor, q_scale: torch.Tensor, k: torch.Tensor, k_scale: torch.Tensor, v: torch.Tensor,
@@ -186,49 +202,38 @@ class Operations:
 
         seen: the positions that each query attends to, bool [b, 1, n, p]. Returns float32 [b, key_heads, n, size].
         """
-        products = torch.matmul(q, k.transpose(2, 3))
+        products = torch.matmul(q, k.transpose(2, 3))  # exact, since the size of a head is at most 512
         logits = products * (q_scale * float(arithmetic.attention_scale(self.architecture.head_size)))
-        logits = (logits * k_scale.transpose(2, 3)).clamp(-arithmetic.FAR, arithmetic.FAR).round().to(torch.int64)
-        logits = logits.masked_fill(~seen, -(2**40))
+        logits = (logits * k_scale.transpose(2, 3)).clamp(-arithmetic.FAR, arithmetic.FAR).round().to(torch.int32)
+        logits = logits.masked_fill(~seen, -(1 << 30))
         below = logits.amax(-1, keepdim=True) - logits
-        weights = self.powers[below.clamp(max=_UNITS_END)] >> (arithmetic.ONE - arithmetic.ATTENTION_BITS)
-        weights = weights * seen
-        total = weights.sum(-1, keepdim=True)
-        portions = weights.float() * v_scale.transpose(2, 3)
+        # A NaN would become an undefined index of the table, so the index is clamped on both sides.
+        weights = self._exp2[below.clamp(0, arithmetic.EXP2_END)]
+        total = weights.sum(-1, keepdim=True, dtype=torch.float64)  # exact: below 2**33
+        portions = weights * v_scale.transpose(2, 3)
         most = portions.amax(-1, keepdim=True)
-        shares = torch.round(portions * _divide(float(arithmetic.HIGHEST), most)).to(torch.int64)
-        mass = shares.sum(-1, keepdim=True)
-        shift = torch.zeros_like(mass)
-        for s in range(31):
-            shift += mass >> s > arithmetic.MASS
-        shares = (shares + (torch.ones_like(shift) << shift >> 1)) >> shift
-        mixed = torch.matmul(shares.float(), v)
-        scale = _divide(most.double() * (torch.ones_like(shift) << shift).double(), arithmetic.HIGHEST * total.double())
-        return mixed * scale.float()
+        shares = torch.round(portions * _divide(arithmetic.SHARE, most))
+        scale = _divide(most.double(), total * arithmetic.SHARE).float()
+        return exact_product(shares, v, _POSITIONS).float() * scale
+
+    def mix(self, z: torch.Tensor, layer: int) -> torch.Tensor:
+        """The term that attention adds to the residual stream, from the results of `attend` for all query heads."""
+        return self.layers[layer]["mix"](*quantize(z))
 
     def mlp(self, x: torch.Tensor, layer: int) -> torch.Tensor:
         """The term that the MLP adds to the residual stream: float32 [rows, hidden], as the input."""
-        linear = self.layers[layer]
-        y = linear["up"](*self.norm(x, "mlp.gain", layer, linear["up"].limit))
-        inner = self.architecture.inner
-        g = y[:, :inner]
+        a, linear = self.architecture, self.layers[layer]
+        y = linear["up"](*norm(x, a.epsilon))
+        g = y[:, : a.inner]
+        first, second = map(float, arithmetic.gate(a.gate))
         near = g.clamp(-arithmetic.GATE_REACH, arithmetic.GATE_REACH)
-        middle = arithmetic.GATE_STEPS * arithmetic.GATE_REACH
-        index = torch.round(near * arithmetic.GATE_STEPS).to(torch.int64) + middle
-        # A NaN would become an undefined index of the table, so the index is clamped too.
-        z = g * self.gate[index.clamp(0, 2 * middle)]
-        if self.architecture.gated:
-            z = z * y[:, inner:]
-        return linear["down"](*to_integers(z, linear["down"].limit))
-
-    def head_norm(self, x: torch.Tensor, name: str, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The norm of each head of queries or keys, if the model has it; and a factor of its scale."""
-        if not self.architecture.head_norm:
-            return x, torch.ones(1, device=x.device)
-        return x * self._tensors[name][layer], root_scale(x, self.architecture.epsilon)
-
-
-def _long_powers() -> np.ndarray:
-    """2**-(i/1024) in units of 2**-30, int64, for all i up to the first at which an attention weight is 0."""
-    steps = np.arange(_UNITS_END + 1)
-    return arithmetic.powers()[steps & 1023].astype(np.int64) >> (steps >> 10)
+        u = near * (first + second * (near * near))
+        below = torch.round(u.abs() * float(arithmetic.LOGIT_SCALE)).to(torch.int32)
+        e, one = (
+            self._exp2[below.clamp(0, arithmetic.EXP2_END)],
+            float(1 << arithmetic.ATTENTION_BITS),
+        )  # as in `attend`
+        z = g * torch.div(torch.where(u < 0, e, one), e + one)
+        if a.gated:
+            z = z * y[:, a.inner :]
+        return linear["down"](*quantize(hadamard(z, arithmetic.block_of(a.inner, arithmetic.MOST_ROTATED))))

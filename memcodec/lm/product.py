@@ -1,11 +1,9 @@
-"""Products of integers: int16 activations times int8 weights, summed in int32.
+"""Products of 8-bit integers, summed in int32: weights, keys and values.
 
-One micro-kernel multiplies weights, keys and values. It is written in LLVM's vector operations: LLVM selects the
-instruction of each processor that multiplies pairs of 16-bit integers and adds them in 32 bits (pmaddwd, vpdpwssd,
-smlal). None of these saturates on numbers in our ranges, as products of 8-bit integers do on some processors.
-
-The right-hand side is stored in *panels* of 32 columns, int8 [panels, pairs, 32, 2]: two consecutive entries of the
-inner dimension are adjacent, for each of 32 columns.
+The right-hand side is stored in *panels* of 32 columns, [panels, quads, 32, 4]: four consecutive entries of the inner
+dimension, a *quad*, are adjacent, for each of 32 columns. Most processors multiply unsigned by signed bytes. So in the
+panels of weights and keys, each byte is the entry plus 128, and the sum of a row begins with its *offset*, -128 times
+the sum of its own entries. Values are signed, since the attention weights that multiply them are not.
 """
 
 from typing import Any
@@ -16,49 +14,78 @@ from numba import types
 from numba.extending import intrinsic
 
 from memcodec.lm.compiled import kernel, not_inlined, subkernel
+from memcodec.lm.instructions import CHOSEN
+from memcodec.lm.instructions import QUAD as QUAD
 
 COLUMNS = 32
-_LANES = 16
-_I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
-_SUMS, _PAIRS, _WIDE = ir.VectorType(_I32, _LANES), ir.VectorType(_I16, 2 * _LANES), ir.VectorType(_I32, 2 * _LANES)
-_BYTES = ir.VectorType(_I8, 2 * _LANES)
+PANEL_ROW = COLUMNS * QUAD  # bytes of a quad of all columns
+TILE_ROWS = CHOSEN.rows[0]  # of the largest tile
+ZERO = 128  # the byte of a zero in panels of weights and keys
+_LINE = 64  # bytes of a cache line
+_PANELS_AHEAD = 2  # that are fetched from memory while a panel is multiplied
+_PREFETCHING_ROWS = 2  # of a tile that fetches them; with fewer, the processor fetches fast enough by itself
+_PARTS, _PART = COLUMNS // CHOSEN.columns, CHOSEN.columns
+_I8, _I32, _I64 = (ir.IntType(bits) for bits in (8, 32, 64))
 
 
-def _constant(value: int) -> ir.Constant:
+def _number(value: int) -> ir.Constant:
     return ir.Constant(_I64, value)
 
 
-_ZERO = ir.Constant(_SUMS, [0] * _LANES)
-_EVEN, _ODD = (ir.Constant(_SUMS, list(range(first, 2 * _LANES, 2))) for first in (0, 1))
-
-
 class _Tile:
-    """Emits the code that multiplies a few rows by one panel."""
+    """Emits the code that multiplies a few rows by the columns of a tile."""
 
-    def __init__(self, builder: Any, rows: list[Any], panel: Any) -> None:
-        """rows: pointers to the pairs of each row; panel: a pointer to vectors of half a row of pairs."""
-        self.builder = builder
+    def __init__(self, builder: Any, rows: list[Any], columns: Any, unsigned_rows: bool) -> None:
+        """rows, columns: addresses."""
+        self.b = builder
         self.rows = rows
-        self.panel = panel
+        self.columns = columns
+        self.unsigned_rows = unsigned_rows
+        # With few sums, each addition would wait for the one before: then some quads are added up separately.
+        self.separate = max(1, min(4, 10 // (len(rows) * CHOSEN.sums)))
 
-    def loop(self, start: Any, limit: Any, unroll: int, sums: list[Any]) -> tuple[Any, list[Any]]:
-        """Add the products of pairs from `start` on, `unroll` at a time, while that many are left before `limit`."""
-        b = self.builder
-        before, body, after = b.block, b.append_basic_block("pairs"), b.append_basic_block("done")
-        end = b.sub(limit, _constant(unroll - 1))
+    def sums(self, quads: Any) -> list[Any]:
+        """The finished sums, vectors of one lane a column, row by row."""
+        each = len(self.rows) * CHOSEN.sums
+        self.ahead = self.b.mul(quads, _number(_PANELS_AHEAD * PANEL_ROW))
+        start: list[Any] = [CHOSEN.zero()] * (each * self.separate)
+        reached, sums = self._loop(_number(0), quads, self.separate, start)
+        if self.separate > 1:
+            _, rest = self._loop(reached, quads, 1, sums[:each])
+            sums = rest + sums[each:]
+            for part in range(1, self.separate):
+                sums[:each] = [self.b.add(x, sums[part * each + i]) for i, x in enumerate(sums[:each])]
+        result = []
+        for r in range(len(self.rows)):
+            result += CHOSEN.finished(self.b, sums[r * CHOSEN.sums : (r + 1) * CHOSEN.sums])
+        return result
+
+    def _prefetch(self, address: Any) -> None:
+        """Begin to bring what is at an address into the second cache. An address beyond the end does no harm."""
+        pointer, name = ir.PointerType(_I8), "llvm.prefetch.p0"
+        kind = ir.FunctionType(ir.VoidType(), [pointer, _I32, _I32, _I32])
+        function = self.b.module.globals.get(name) or ir.Function(self.b.module, kind, name)
+        self.b.call(function, [self.b.inttoptr(address, pointer), *(ir.Constant(_I32, x) for x in (0, 2, 1))])
+
+    def _loop(self, start: Any, limit: Any, unroll: int, sums: list[Any]) -> tuple[Any, list[Any]]:
+        """Add the products of quads from `start` on, `unroll` at a time, while that many are left before `limit`."""
+        b = self.b
+        before, body, after = b.block, b.append_basic_block("quads"), b.append_basic_block("done")
+        end = b.sub(limit, _number(unroll - 1))
         b.cbranch(b.icmp_signed("<", start, end), body, after)
         b.position_at_end(body)
-        pair = b.phi(_I64)
-        running = [b.phi(_SUMS) for _ in sums]
-        new = list(running)
+        quad = b.phi(_I64)
+        running = [b.phi(x.type) for x in sums]
+        each = len(sums) // unroll
+        new: list[Any] = []
         for step in range(unroll):
-            new = self._pair(b.add(pair, _constant(step)), new)
-        following = b.add(pair, _constant(unroll))
+            new += self._quad(b.add(quad, _number(step)), running[step * each : (step + 1) * each])
+        following = b.add(quad, _number(unroll))
         b.cbranch(b.icmp_signed("<", following, end), body, after)
         b.position_at_end(after)
-        merged = [b.phi(_SUMS) for _ in sums]
+        merged = [b.phi(x.type) for x in sums]
         reached = b.phi(_I64)
-        for phi, first, last in zip([pair, *running], [start, *sums], [following, *new], strict=True):
+        for phi, first, last in zip([quad, *running], [start, *sums], [following, *new], strict=True):
             phi.add_incoming(first, before)
             phi.add_incoming(last, body)
         for phi, first, last in zip([reached, *merged], [start, *sums], [following, *new], strict=True):
@@ -66,100 +93,137 @@ class _Tile:
             phi.add_incoming(last, body)
         return reached, merged
 
-    def _pair(self, pair: Any, sums: list[Any]) -> list[Any]:
-        b = self.builder
-        weights = []
-        for half in range(2):
-            loaded = b.load(b.gep(self.panel, [b.add(b.mul(pair, _constant(2)), _constant(half))]))
-            loaded.align = 1
-            weights.append(b.sext(b.sext(loaded, _PAIRS), _WIDE))
+    def _quad(self, quad: Any, sums: list[Any]) -> list[Any]:
+        b, n = self.b, CHOSEN.sums
+        at = b.add(self.columns, b.mul(quad, _number(PANEL_ROW)))
+        if len(self.rows) >= _PREFETCHING_ROWS:
+            for line in range(0, PANEL_ROW, _LINE):
+                self._prefetch(b.add(b.add(at, self.ahead), _number(line)))
+        step = CHOSEN.columns * QUAD // n
+        columns = [
+            CHOSEN.load_columns(b, b.add(at, _number(i * step)), not self.unsigned_rows) for i in range(n)
+        ]  # fmt: skip
         result = []
-        for r, row in enumerate(self.rows):
-            two = b.load(b.gep(row, [pair]))
-            two.align = 2
-            spread = b.insert_element(ir.Constant(_SUMS, ir.Undefined), two, ir.Constant(_I32, 0))
-            spread = b.shuffle_vector(spread, ir.Constant(_SUMS, ir.Undefined), _ZERO)
-            spread = b.sext(b.bitcast(spread, _PAIRS), _WIDE)
-            for half in range(2):
-                products = b.mul(spread, weights[half])  # LLVM recognizes products of 16 bits and sums of two
-                even, odd = (b.shuffle_vector(products, ir.Constant(_WIDE, ir.Undefined), i) for i in (_EVEN, _ODD))
-                result.append(b.add(sums[2 * r + half], b.add(even, odd)))
+        for r, address in enumerate(self.rows):
+            row = CHOSEN.load_row(b, b.add(address, b.mul(quad, _number(QUAD))), self.unsigned_rows)
+            result += [CHOSEN.dot(b, sums[r * n + i], row, columns[i], self.unsigned_rows) for i in range(n)]
         return result
 
 
-def _tile(rows: int) -> Any:
-    """int32 [rows, 32] = int16 [rows, 2 * pairs] times a panel, given as addresses and strides in entries."""
+def _all_rows(unsigned_rows: bool) -> Any:
+    """An intrinsic: int32 [rows, columns of a tile] = rows times columns, in tiles of as many rows as there are.
+
+    Arguments: addresses of the rows, of their offsets, of the columns, and of the result; strides in bytes and entries.
+    """
 
     @intrinsic
-    def tile(context, left, stride, panel, pairs, out, out_stride):
-        signature = types.void(types.uint64, types.int64, types.uint64, types.int64, types.uint64, types.int64)
+    def all_rows(context, left, stride, offsets, columns, quads, out, out_stride, rows):
+        u, i = types.uint64, types.int64
+        signature = types.void(u, i, u, u, i, u, i, i)
 
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            left, stride, panel, pairs, out, out_stride = arguments
-            starts = [builder.add(left, builder.mul(stride, _constant(2 * r))) for r in range(rows)]
-            pointers = [builder.inttoptr(start, _I32.as_pointer()) for start in starts]
-            tile = _Tile(builder, pointers, builder.inttoptr(panel, _BYTES.as_pointer()))
-            unroll = (
-                4 if rows <= 2 else 2 if rows <= 4 else 1
-            )  # with few sums, each addition would wait for the one before
-            reached, sums = tile.loop(_constant(0), pairs, unroll, [_ZERO] * (2 * rows))
-            if unroll > 1:
-                _, sums = tile.loop(reached, pairs, 1, sums)
-            for r in range(rows):
-                address = builder.add(out, builder.mul(out_stride, _constant(4 * r)))
-                target = builder.inttoptr(address, _SUMS.as_pointer())
-                for half in range(2):
-                    store = builder.store(sums[2 * r + half], builder.gep(target, [_constant(half)]))
-                    store.align = 4
+        def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+            left, stride, offsets, columns, quads, out, out_stride, rows = arguments
+            out_bytes = b.mul(out_stride, _number(4))
+            state = [left, offsets, out, rows]
+            for size in CHOSEN.rows:
+                before, head = b.block, b.append_basic_block(f"rows{size}")
+                body, after = b.append_basic_block("tile"), b.append_basic_block("after")
+                b.branch(head)
+                b.position_at_end(head)
+                current = [b.phi(_I64) for _ in state]
+                b.cbranch(b.icmp_signed(">=", current[3], _number(size)), body, after)
+                b.position_at_end(body)
+                addresses = [b.add(current[0], b.mul(stride, _number(r))) for r in range(size)]
+                sums = _Tile(b, addresses, columns, unsigned_rows).sums(quads)
+                each = len(sums) // size
+                for r in range(size):
+                    target = b.add(current[2], b.mul(out_bytes, _number(r)))
+                    offset = None if unsigned_rows else _splat(b, b.add(current[1], _number(4 * r)))
+                    for v in range(each):
+                        total = sums[r * each + v] if offset is None else b.add(sums[r * each + v], offset)
+                        place = b.inttoptr(b.add(target, _number(v * CHOSEN.width)), total.type.as_pointer())
+                        b.store(total, place).align = 4
+                moved = [
+                    b.add(current[0], b.mul(stride, _number(size))),
+                    b.add(current[1], _number(4 * size)),
+                    b.add(current[2], b.mul(out_bytes, _number(size))),
+                    b.sub(current[3], _number(size)),
+                ]
+                for phi, first, last in zip(current, state, moved, strict=True):
+                    phi.add_incoming(first, before)
+                    phi.add_incoming(last, b.block)
+                b.branch(head)
+                b.position_at_end(after)
+                state = list(current)
             return context.get_dummy_value()
 
         return signature, generate
 
-    return tile
+    return all_rows
 
 
-TILE_ROWS = 12  # of the largest tile: its 24 sums of 16 lanes and their operands fill 32 registers
-_tile_1, _tile_2, _tile_3, _tile_4, _tile_6, _tile_8, _tile_12 = (_tile(rows) for rows in (1, 2, 3, 4, 6, 8, TILE_ROWS))
+def _splat(b: Any, address: Any) -> Any:
+    """An int32 in memory, in every lane."""
+    vector = CHOSEN.zero().type
+    loaded = b.load(b.inttoptr(address, _I32.as_pointer()))
+    first = b.insert_element(ir.Constant(vector, ir.Undefined), loaded, ir.Constant(_I32, 0))
+    return b.shuffle_vector(first, ir.Constant(vector, ir.Undefined), CHOSEN.zero())
+
+
+_signed_rows, _unsigned_rows = _all_rows(False), _all_rows(True)
 
 
 @subkernel
-def multiply(left, start, stride, rows, right, panel, pairs, out, out_start, out_stride, fallback):
-    """int32 [rows, 32] = int16 [rows, 2 * pairs] times one panel.
+def multiply(left, start, stride, rows, offsets, first_offset, right, panel, quads, out, out_start, out_stride, plain):
+    """int32 [rows, 32] = int8 [rows, 4 * quads] times one panel of weights or keys.
 
-    left: int16, its rows begin at `start` and are `stride` apart; right: int8, the panel begins at `panel`; out: int32.
-    fallback: one product at a time, for machines on which the vector operations fail the self-test.
+    left: the rows begin at `start` and are `stride` apart; offsets: int32, of the rows, from `first_offset` on; right:
+    uint8, the panel begins at `panel`; out: int32. plain: one product at a time, for machines on which the vector
+    instructions fail the self-test.
     """
     not_inlined()
-    if fallback:
+    if plain:
+        for row in range(rows):
+            for column in range(COLUMNS):
+                total = offsets[first_offset + row]
+                for k in range(QUAD * quads):
+                    byte = right[panel + (k // QUAD) * PANEL_ROW + QUAD * column + k % QUAD]
+                    total = np.int32(total + np.int32(left[start + row * stride + k]) * np.int32(byte))
+                out[out_start + row * out_stride + column] = total
+        return
+    a, o = left.ctypes.data + np.uint64(start), offsets.ctypes.data + np.uint64(4 * first_offset)
+    w, c = right.ctypes.data + np.uint64(panel), out.ctypes.data + np.uint64(4 * out_start)
+    for _ in range(_PARTS):
+        _signed_rows(a, stride, o, w, quads, c, out_stride, rows)
+        w, c = w + np.uint64(_PART * QUAD), c + np.uint64(4 * _PART)
+
+
+@subkernel
+def multiply_shares(left, start, stride, rows, right, panel, quads, out, out_start, out_stride, plain):
+    """int32 [rows, 32] = uint8 [rows, 4 * quads] times one panel of values, int8. See `multiply`."""
+    not_inlined()
+    if plain:
         for row in range(rows):
             for column in range(COLUMNS):
                 total = np.int32(0)
-                for k in range(2 * pairs):
-                    weight = np.int32(right[panel + (k >> 1) * 2 * COLUMNS + 2 * column + (k & 1)])
-                    total += np.int32(left[start + row * stride + k]) * weight
+                for k in range(QUAD * quads):
+                    value = right[panel + (k // QUAD) * PANEL_ROW + QUAD * column + k % QUAD]
+                    total = np.int32(total + np.int32(left[start + row * stride + k]) * np.int32(value))
                 out[out_start + row * out_stride + column] = total
         return
-    a = left.ctypes.data + np.uint64(2 * start)
-    w = right.ctypes.data + np.uint64(panel)
+    a, w = left.ctypes.data + np.uint64(start), right.ctypes.data + np.uint64(panel)
     c = out.ctypes.data + np.uint64(4 * out_start)
-    while rows >= 12:
-        _tile_12(a, stride, w, pairs, c, out_stride)
-        a, c, rows = a + np.uint64(24 * stride), c + np.uint64(48 * out_stride), rows - 12
-    if rows >= 8:
-        _tile_8(a, stride, w, pairs, c, out_stride)
-        a, c, rows = a + np.uint64(16 * stride), c + np.uint64(32 * out_stride), rows - 8
-    if rows >= 6:
-        _tile_6(a, stride, w, pairs, c, out_stride)
-        a, c, rows = a + np.uint64(12 * stride), c + np.uint64(24 * out_stride), rows - 6
-    if rows >= 4:
-        _tile_4(a, stride, w, pairs, c, out_stride)
-        a, c, rows = a + np.uint64(8 * stride), c + np.uint64(16 * out_stride), rows - 4
-    if rows == 3:
-        _tile_3(a, stride, w, pairs, c, out_stride)
-    elif rows == 2:
-        _tile_2(a, stride, w, pairs, c, out_stride)
-    elif rows == 1:
-        _tile_1(a, stride, w, pairs, c, out_stride)
+    for _ in range(_PARTS):
+        _unsigned_rows(a, stride, a, w, quads, c, out_stride, rows)
+        w, c = w + np.uint64(_PART * QUAD), c + np.uint64(4 * _PART)
+
+
+# ---- panels
+
+
+def padded(inner: int) -> int:
+    """The entries of an inner dimension, in whole quads."""
+    return -(-inner // QUAD) * QUAD
 
 
 def columns_of(rows: int) -> np.ndarray:
@@ -170,8 +234,8 @@ def columns_of(rows: int) -> np.ndarray:
 
 
 def panels(matrix: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """A matrix int8 [rows, inner] as panels, int8 [bytes]; columns: the row in each column, -1 for zeros."""
-    out = np.empty(len(columns) * matrix.shape[1], dtype=np.int8)
+    """A matrix int8 [rows, inner] as panels of bytes with 128 added, uint8 [bytes]; columns: see `columns_of`."""
+    out = np.empty(len(columns) * padded(matrix.shape[1]), dtype=np.uint8)
     _lay_out(np.ascontiguousarray(matrix), columns, out)
     return out
 
@@ -179,32 +243,32 @@ def panels(matrix: np.ndarray, columns: np.ndarray) -> np.ndarray:
 @kernel
 def _lay_out(matrix, columns, out):
     inner = matrix.shape[1]
+    whole = (inner + QUAD - 1) // QUAD * QUAD
     for c in range(len(columns)):
-        base, two = np.uint64(c // COLUMNS * (COLUMNS * inner) + c % COLUMNS * 2), np.uint64(2)
-        step, one = np.uint64(2 * COLUMNS), np.uint64(1)
-        if columns[c] < 0:
-            for k in range(np.uint64(inner // 2)):
-                out[base + k * step] = 0
-                out[base + k * step + one] = 0
-        else:
-            row = matrix[columns[c]]
-            for k in range(np.uint64(inner // 2)):
-                out[base + k * step] = row[two * k]
-                out[base + k * step + one] = row[two * k + one]
+        base = c // COLUMNS * (COLUMNS * whole) + c % COLUMNS * QUAD
+        for k in range(whole):
+            entry = np.int32(0)
+            if columns[c] >= 0 and k < inner:
+                entry = np.int32(matrix[columns[c], k])
+            out[base + k // QUAD * PANEL_ROW + k % QUAD] = np.uint8(entry + ZERO)
 
 
-def multiply_matrices(left: np.ndarray, right: np.ndarray, fallback: bool = False) -> np.ndarray:
+def multiply_matrices(left: np.ndarray, right: np.ndarray, plain: bool = False) -> np.ndarray:
     """int [rows, inner] times int8 [columns, inner] by `multiply`, int32 [rows, columns]: for the self-test."""
     rows, inner = left.shape
     columns = columns_of(len(right))
     out = np.empty((rows, len(columns)), dtype=np.int32)
-    flat, packed = left.astype(np.int16).reshape(-1), panels(right, columns)
-    _multiply_all(flat, inner, rows, packed, len(columns) // COLUMNS, out.reshape(-1), int(fallback))
+    whole = np.zeros((rows, padded(inner)), dtype=np.int8)
+    whole[:, :inner] = left
+    offsets = (-ZERO * left.sum(axis=1)).astype(np.int32)
+    packed = panels(right, columns)
+    _multiply_all(whole.reshape(-1), rows, offsets, packed, len(columns) // COLUMNS, out.reshape(-1), int(plain))
     return out[:, : len(right)]
 
 
 @kernel
-def _multiply_all(left, inner, rows, right, count, out, fallback):
+def _multiply_all(left, rows, offsets, right, count, out, plain):
+    inner = len(left) // rows
     for panel in range(count):
-        multiply(left, np.int64(0), inner, rows, right, panel * COLUMNS * inner, inner // 2, out, panel * COLUMNS,
-                 count * COLUMNS, fallback)  # fmt: skip
+        multiply(left, np.int64(0), inner, rows, offsets, np.int64(0), right, panel * COLUMNS * inner, inner // QUAD,
+                 out, panel * COLUMNS, count * COLUMNS, plain)  # fmt: skip

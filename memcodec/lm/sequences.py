@@ -41,7 +41,12 @@ class Sequences(Protocol):
 
 
 class Implementation(Protocol):
-    """An implementation of the exact LM, on a CPU or in torch operations."""
+    """An implementation of the exact LM, on a CPU or in torch operations.
+
+    kernels: what computes its products, for people who measure.
+    """
+
+    kernels: str
 
     def sequences(self, slots: int, positions: int, rows: int, start: Any = None) -> Sequences:
         """A cache of `slots` sequences of `positions` positions, for passes of up to `rows` rows; start: of `start`."""

@@ -21,7 +21,7 @@ from memcodec.lm.architecture import Architecture
 
 Tensors = dict[str, np.ndarray]
 
-_FORMAT = "1"  # of the kept file; a file of another format is converted again
+_FORMAT = "2"  # of the kept file; a file of another format is converted again
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class ExactWeights:
     """Integers, scales and tables of one LM.
 
     tensors, with all layers stacked: matrices, int8 [layers, rows, inner]; their scales and biases, float32 [layers,
-    rows]; gains and shifts, float32. prefix: the token ids before every chunk; tokenizer: its hash.
+    rows]; learned positions and gains of heads, float32. prefix: the token ids before every chunk; tokenizer: its hash.
     """
 
     architecture: Architecture

@@ -46,6 +46,8 @@ class MemoryEmbedding:
         """Fit a memory to a text (`Codec.fit_memory`). Raises EncodeError; MissingDependencyError without PyTorch."""
         from memcodec.memory import fitting
 
+        if not isinstance(text, str):
+            raise TypeError(f"text: give str, not {type(text).__name__}")
         tokenizer = model.model.tokenizer
         tokens = tokenizer.encode(text)
         if not 1 <= len(tokens) <= MAX_CHUNK_TOKENS or tokenizer.decode(tokens) != text.encode():

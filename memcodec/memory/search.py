@@ -21,8 +21,8 @@ from memcodec.coding.steering import (
     new_bits,
     tilt_of,
 )
-from memcodec.lm.compiled import kernel, not_inlined, subkernel
-from memcodec.lm.product import COLUMNS, multiply
+from memcodec.lm.compiled import allocating, not_inlined, ones_in, subkernel
+from memcodec.lm.product import COLUMNS, PANEL_ROW, QUAD, ZERO, multiply, padded
 from memcodec.lm.seeded import word
 from memcodec.lm.team import Team
 
@@ -36,11 +36,12 @@ f4 = np.float32
 class _Buffers(NamedTuple):
     """The arrays of one search."""
 
-    signs: np.ndarray  # int8, the sign matrix of a position as panels
-    rows: np.ndarray  # int16 [COMPETITORS * inner], rows of the head
+    signs: np.ndarray  # uint8, the sign matrix of a position as panels
+    rows: np.ndarray  # int8 [COMPETITORS * inner], rows of the head
     responses: np.ndarray  # int32 [COMPETITORS * FEATURES], see `_respond`
-    panel: np.ndarray  # int8, see `_as_panel`
-    features: np.ndarray  # int16 [states * FEATURES], signs
+    panel: np.ndarray  # uint8, see `_as_panel`
+    features: np.ndarray  # int8 [states * FEATURES], signs
+    offsets: np.ndarray  # int32 [COMPETITORS or states], of rows or features (see `product.multiply`)
     products: np.ndarray  # int32 [states * COLUMNS]
     windows: np.ndarray  # int64 [2, states], before and after new bits enter, in turn
     costs: np.ndarray  # int32 [2, states], units
@@ -52,13 +53,14 @@ class _Buffers(NamedTuple):
 
 def _new_buffers(longest: int, states: int, hidden: int) -> _Buffers:
     """Buffers for chunks of up to `longest` tokens."""
-    inner = hidden + hidden % 2
+    inner = padded(hidden)
     return _Buffers(
-        signs=np.zeros(2 * (inner // 2) * 2 * COLUMNS, dtype=np.int8),
-        rows=np.zeros(COMPETITORS * inner, dtype=np.int16),
+        signs=np.zeros(FEATURES * inner, dtype=np.uint8),
+        rows=np.zeros(COMPETITORS * inner, dtype=np.int8),
         responses=np.empty(COMPETITORS * FEATURES, dtype=np.int32),
-        panel=np.empty(FEATURES // 2 * 2 * COLUMNS, dtype=np.int8),
-        features=np.empty(states * FEATURES, dtype=np.int16),
+        panel=np.empty(FEATURES * COLUMNS, dtype=np.uint8),
+        features=np.empty(states * FEATURES, dtype=np.int8),
+        offsets=np.empty(max(COMPETITORS, states), dtype=np.int32),
         products=np.empty(states * COLUMNS, dtype=np.int32),
         windows=np.empty((2, states), dtype=np.int64),
         costs=np.empty((2, states), dtype=np.int32),
@@ -99,28 +101,31 @@ def search(predictions: list[Predictions], steering: Steering, share: int, effor
 
 
 @subkernel
-def _respond(position, ids, head, signs, rows, responses):
+def _respond(position, ids, head, buffers):
     """How each feature moves each competitor, int32 [COMPETITORS, FEATURES], as sums over the integers of the head."""
+    signs, rows, offsets = buffers.signs, buffers.rows, buffers.offsets
     hidden = head.shape[1]
-    inner = hidden + hidden % 2
-    half = inner // 2 * 2 * COLUMNS
+    inner = (hidden + QUAD - 1) // QUAD * QUAD
+    half = inner * COLUMNS
     for i in range(hidden):
         bits = word(SIGN_STREAM, np.uint64(position) * np.uint64(hidden) + np.uint64(i))
-        base = np.uint64((i >> 1) * 2 * COLUMNS + (i & 1))
+        base = np.uint64(i // QUAD * PANEL_ROW + i % QUAD)
         for j in range(np.uint64(COLUMNS)):
-            signs[base + np.uint64(2) * j] = np.int8(1) - np.int8(2) * np.int8(bits >> j & np.uint64(1))
+            signs[base + np.uint64(QUAD) * j] = np.uint8(ZERO + 1) - np.uint8(2) * np.uint8(bits >> j & np.uint64(1))
         base += np.uint64(half)
+        bits >>= np.uint64(COLUMNS)
         for j in range(np.uint64(COLUMNS)):
-            signs[base + np.uint64(2) * j] = np.int8(1) - np.int8(2) * np.int8(
-                bits >> (j + np.uint64(32)) & np.uint64(1)
-            )
+            signs[base + np.uint64(QUAD) * j] = np.uint8(ZERO + 1) - np.uint8(2) * np.uint8(bits >> j & np.uint64(1))
     for k in range(COMPETITORS):
-        row = head[max(ids[k], 0)]
+        row, total = head[max(ids[k], 0)], np.int32(0)
         for i in range(np.uint64(hidden)):
             rows[np.uint64(k * inner) + i] = row[i]
+            total += np.int32(row[i])
+        offsets[k] = np.int32(-ZERO) * total
     for panel in range(2):
-        multiply(rows, np.int64(0), inner, np.int64(COMPETITORS), signs, np.int64(panel * half), inner // 2, responses,
-                 np.int64(panel * COLUMNS), np.int64(FEATURES), np.int64(0))  # fmt: skip
+        multiply(rows, np.int64(0), inner, np.int64(COMPETITORS), offsets, np.int64(0), signs, np.int64(panel * half),
+                 inner // QUAD, buffers.responses, np.int64(panel * COLUMNS), np.int64(FEATURES),
+                 np.int64(0))  # fmt: skip
 
 
 @subkernel
@@ -136,7 +141,7 @@ def _as_panel(responses, ids, steering, tilt, panel, factors):
         factor = f4(127.0) / f4(most)
         for j in range(FEATURES):
             rounded = np.int32(np.rint(f4(responses[k * FEATURES + j]) * factor))
-            panel[(j >> 1) * 2 * COLUMNS + 2 * k + (j & 1)] = rounded
+            panel[j // QUAD * PANEL_ROW + QUAD * k + j % QUAD] = np.uint8(rounded + np.int32(ZERO))
         factors[k] = f4(0.0)
         if ids[k] >= 0:
             factors[k] = f4(np.float64(most) / 127.0 * (np.float64(steering.scale[ids[k]]) * steering.unit) * tilt)
@@ -144,9 +149,10 @@ def _as_panel(responses, ids, steering, tilt, panel, factors):
 
 @subkernel
 def _expand(features, out, start):
-    """64 bits as signs, int16 [FEATURES]."""
+    """64 bits as signs, int8 [FEATURES]; returns their offset."""
     for j in range(np.uint64(FEATURES)):
-        out[np.uint64(start) + j] = np.int16(1) - np.int16(2) * np.int16(features >> j & np.uint64(1))
+        out[np.uint64(start) + j] = np.int8(1) - np.int8(2) * np.int8(features >> j & np.uint64(1))
+    return np.int32(-ZERO) * np.int32(np.int64(FEATURES) - np.int64(2) * ones_in(features))
 
 
 @subkernel
@@ -214,7 +220,7 @@ def _cheapest(count, wanted, costs, buckets, kept):
     return n
 
 
-@subkernel
+@allocating
 def _trace(best, steps, share, entropy, parents, entered, memory):
     """Write the bits that led to the state `best`, from the last step to the first."""
     used, energy, number = np.int64(0), np.int64(0), 0
@@ -233,7 +239,7 @@ def _trace(best, steps, share, entropy, parents, entered, memory):
         best = parents[step, best]
 
 
-@kernel
+@allocating
 def _search(chunk, share, effort, steering, tables, buffers, memory):
     """Search the memory of one chunk; writes its bits to `memory`."""
     count, now, steps = np.int64(1), 0, 0
@@ -260,12 +266,14 @@ def _search(chunk, share, effort, steering, tables, buffers, memory):
                     entered[steps, at] = b
             count, now, steps = np.int64(n * branches), after, steps + 1
         tilt = tilt_of(share, entropy[t])
-        _respond(t, ids[t], steering.head, buffers.signs, buffers.rows, buffers.responses)
+        _respond(t, ids[t], steering.head, buffers)
         _as_panel(buffers.responses, ids[t], steering, tilt, buffers.panel, factors)
         for s in range(count):
-            _expand(features_of(windows[now, s], steering.parities), features, s * FEATURES)
-        multiply(features, np.int64(0), np.int64(FEATURES), count, buffers.panel, np.int64(0), np.int64(FEATURES // 2),
-                 products, np.int64(0), np.int64(COLUMNS), np.int64(0))  # fmt: skip
+            seen = features_of(windows[now, s], steering.parities)
+            buffers.offsets[s] = _expand(seen, features, s * FEATURES)
+        multiply(features, np.int64(0), np.int64(FEATURES), count, buffers.offsets, np.int64(0), buffers.panel,
+                 np.int64(0), np.int64(FEATURES // QUAD), products, np.int64(0), np.int64(COLUMNS),
+                 np.int64(0))  # fmt: skip
         rest, target = chunk.total[t], -1
         for k in range(COMPETITORS):
             lower[k] = f4(1 << 20)

@@ -3,6 +3,9 @@
 An adapter is one safetensors file, `adapter.safetensors` in a model folder (spec/FORMAT.md, "Adapter"). For a matrix W
 it has two factors, and W becomes W + b a (Hu et al., "LoRA", arXiv 2106.09685). Every operation is a single IEEE
 operation in float32 in a fixed order, so that the merged weights are the same on every machine.
+
+The file may also have the means of what the norms return, with which the conversion corrects its rounding errors
+(`models.convert`).
 """
 
 import json
@@ -26,7 +29,7 @@ class Adapter:
         self._tensors, shared = _read(path)
         self._shared: dict[str, str] = shared  # names of matrices by the names of those whose factor `a` they use
         kinds = {name.rpartition(".")[2] for name in self._tensors}
-        if not kinds <= {"a", "b", "scale", "add"}:
+        if not kinds <= {"a", "b", "scale", "add", "mean"}:
             raise ModelNotFoundError(f"{path}: it has tensors that are no part of an adapter")
         for name, values in self._tensors.items():
             if values.dtype == np.float32 and not np.isfinite(values).all():
@@ -51,6 +54,16 @@ class Adapter:
         a = self._tensor(f"{self._shared.get(name, name)}.a", kind, (rank, values.shape[1]))
         b = self._tensor(f"{name}.b", kind, (len(values), rank))
         return merged(values, a, b, self._tensor(f"{name}.scale", np.float32, (rank,)))
+
+    def mean(self, name: str, size: int) -> np.ndarray | None:
+        """The mean of what a norm returns before its gain, float32 [size]; None if the file has no means.
+
+        It is zero for a norm without one. Raises ModelNotFoundError.
+        """
+        if f"{name}.mean" in self._tensors:
+            return self._tensor(f"{name}.mean", np.float32, (size,))
+        has_means = any(key.endswith(".mean") for key in self._tensors)
+        return np.zeros(size, dtype=np.float32) if has_means else None
 
     def _tensor(self, name: str, kind: type, shape: tuple[int, ...]) -> np.ndarray:
         found = self._tensors.get(name)

@@ -22,6 +22,10 @@ class Checkpoint(Protocol):
     def read(self, name: str) -> np.ndarray:
         """One tensor, float32."""
 
+    def mean(self, name: str, size: int) -> np.ndarray | None:
+        """The mean of what a norm returns before its gain, float32 [size], if an adapter has means."""
+        return None
+
 
 class SafetensorsCheckpoint(Checkpoint):
     """The safetensors files of a model folder. No other file is read, and nothing is unpickled."""
@@ -86,6 +90,10 @@ class AdaptedCheckpoint(Checkpoint):
     def read(self, name: str) -> np.ndarray:
         """One tensor, float32. Raises ModelNotFoundError."""
         return self._additions.add_to(name, self._checkpoint.read(name))
+
+    def mean(self, name: str, size: int) -> np.ndarray | None:
+        """The mean of what a norm returns before its gain. Raises ModelNotFoundError."""
+        return self._additions.mean(name, size)
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:

@@ -1,12 +1,19 @@
-"""The conversion of float weights to the integers of the exact LM (spec/FORMAT.md, "The exact LM")."""
+"""The conversion of float weights to the integers of the exact LM (spec/FORMAT.md, "Conversion").
 
-from collections.abc import Iterator
+Gains and shifts of norms become a part of the layers that read the norms; what writes to the residual stream loses its
+mean if the norms are LayerNorm, which makes them RMSNorm (SliceGPT, arXiv 2401.15024); everything is rotated (see
+`lm.rotation`). Each operation is a single IEEE operation on float64, so the integers are the same on every machine.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
 from memcodec.errors import ModelNotFoundError
 from memcodec.lm import arithmetic
 from memcodec.lm.architecture import Architecture
+from memcodec.lm.rotation import centre, hadamard, products_with, rotate
 from memcodec.lm.weights import ExactWeights, Tensors, spread
 from memcodec.models.checkpoint import Checkpoint
 from memcodec.models.tokenizer import PREFIX
@@ -27,9 +34,16 @@ class _NamedTensors:
     def has(self, name: str) -> bool:
         return name in self._names or self._base + name in self._names
 
+    def _full(self, name: str) -> str:
+        return name if name in self._names else self._base + name
+
+    def mean(self, name: str, size: int) -> np.ndarray | None:
+        """The mean of what a norm returns before its gain, float32 [size], if it is known."""
+        return self._source.mean(self._full(name), size)
+
     def read(self, name: str, shape: tuple[int | None, ...]) -> np.ndarray:
         """A tensor of this shape, in which None stands for any length. Raises ModelNotFoundError."""
-        full = name if name in self._names else self._base + name
+        full = self._full(name)
         if full not in self._names:
             raise ModelNotFoundError(f"{self._folder}: its weights lack {full}")
         tensor = self._source.read(full)
@@ -58,87 +72,222 @@ def convert(
     if not prefix or max(prefix) >= a.vocabulary:
         raise ModelNotFoundError(f"{name}: the tokens of {PREFIX!r} are missing in its tokenizer or its vocabulary")
     checkpoint = _NamedTensors(source, name)
-    tensors_of = _gpt2_tensors if family == "gpt2" else _llama_tensors
-    tensors: Tensors = {}
+    layer_of = _gpt2_layer if family == "gpt2" else _llama_layer
     stacked: dict[str, list[np.ndarray]] = {}
     for layer in range(a.layers):
         if progress is not None:
-            progress("converting the weights", layer, a.layers + 2)
-        for key, values in tensors_of(a, checkpoint, layer):
-            if values.ndim == 2:
-                integers, scale = to_rows(values)
-                stacked.setdefault(key, []).append(integers)
-                stacked.setdefault(key + ".scale", []).append(scale)
-            else:
-                stacked.setdefault(key, []).append(values)
-    for key in list(stacked):
-        tensors[key] = np.stack(stacked.pop(key))
-    embedding, norm, position, head_name = _NAMES[family]
-    tensors["embedding"], tensors["embedding.scale"] = to_rows(checkpoint.read(embedding, (a.vocabulary, a.hidden)))
+            progress("converting the weights", layer, a.layers + 4)
+        for key, values in _rotated(a, layer_of(a, checkpoint, layer)).items():
+            stacked.setdefault(key, []).append(values)
+    tensors: Tensors = {key: np.stack(stacked.pop(key)) for key in list(stacked)}
+    names = _NAMES[family]
+    embedding = checkpoint.read(names.embedding, (a.vocabulary, a.hidden))
     if progress is not None:
-        progress("converting the weights", a.layers + 1, a.layers + 2)
-    if not a.tied:
-        tensors["head"], tensors["head.scale"] = to_rows(checkpoint.read(head_name, (a.vocabulary, a.hidden)))
-    if position:
-        tensors["position"] = checkpoint.read(position, (None, a.hidden))[: a.positions]
-        if len(tensors["position"]) < a.positions:
-            raise ModelNotFoundError(f"{name}: {position} has fewer rows than config.json has positions")
-    head = "embedding" if a.tied else "head"
-    tensors["spread"] = np.array([spread(tensors[head], tensors[head + ".scale"])])
-    tensors["gain"] = checkpoint.read(norm + ".weight", (a.hidden,))
-    if a.layer_norm:
-        tensors["shift"] = checkpoint.read(norm + ".bias", (a.hidden,))
+        progress("converting the weights", a.layers, a.layers + 4)
+    tensors |= _stored_in_blocks("embedding", embedding, lambda rows: Linear(_written(a, rows)))
+    if progress is not None:
+        progress("converting the weights", a.layers + 2, a.layers + 4)
+    head = embedding if a.tied else checkpoint.read(names.head, (a.vocabulary, a.hidden))
+    norm = _norm(a, checkpoint, names.norm)
+    tensors |= _stored_in_blocks("head", head, lambda rows: _corrected(_read(Linear(rows), norm), norm))
+    if names.position:
+        position = checkpoint.read(names.position, (None, a.hidden))[: a.positions]
+        if len(position) < a.positions:
+            raise ModelNotFoundError(f"{name}: {names.position} has fewer rows than config.json has positions")
+        tensors["position"] = _written(a, position).astype(np.float32)
+    tensors["spread"] = np.array([spread(tensors["head"], tensors["head.scale"])])
     if a.rotary is not None:
         tensors["cosine"], tensors["sine"] = arithmetic.rotation(a)
     return ExactWeights(a, {key: np.ascontiguousarray(value) for key, value in tensors.items()}, prefix, tokenizer)
 
 
+# ---- what reads and writes the residual stream, rotated (spec/FORMAT.md, "Conversion", in the same order)
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear layer. matrix: [rows, inner]; bias: [rows], or None."""
+
+    matrix: np.ndarray
+    bias: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Norm:
+    """What a norm does after it divides. gain, shift: [hidden]; shift: None for RMSNorm.
+
+    mean: of what it returns before its gain, over some text, if it is known.
+    """
+
+    gain: np.ndarray
+    shift: np.ndarray | None
+    mean: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The float weights of a layer. heads: gains of the norms of heads, by the name of their tensor."""
+
+    attention_norm: Norm
+    qkv: Linear
+    mix: Linear
+    mlp_norm: Norm
+    up: Linear
+    down: Linear
+    heads: dict[str, np.ndarray]
+
+
+def _rotated(a: Architecture, layer: Layer) -> Tensors:
+    """The exact tensors of a layer."""
+    size, first = a.head_size, (a.heads + a.key_heads) * a.head_size
+    qkv = _read(layer.qkv, layer.attention_norm)
+    values = rotate(qkv.matrix[first:].reshape(a.key_heads, size, -1).swapaxes(1, 2).reshape(-1, size))
+    qkv.matrix[first:] = values.reshape(a.key_heads, -1, size).swapaxes(1, 2).reshape(-1, a.hidden)
+    if qkv.bias is not None:
+        qkv.bias[first:] = rotate(qkv.bias[first:].reshape(-1, size)).reshape(-1)
+    mix = rotate(layer.mix.matrix.reshape(-1, size)).reshape(a.hidden, -1)
+    block = arithmetic.block_of(a.inner, arithmetic.MOST_ROTATED)
+    down = hadamard(layer.down.matrix, block) / block
+    result: Tensors = {name: gain.astype(np.float32) for name, gain in layer.heads.items()}
+    return (
+        result
+        | _stored("qkv", _corrected(qkv, layer.attention_norm))
+        | _stored("mix", _writing(a, Linear(mix, layer.mix.bias)))
+        | _stored("up", _corrected(_read(layer.up, layer.mlp_norm), layer.mlp_norm))
+        | _stored("down", _writing(a, Linear(down, layer.down.bias)))
+    )
+
+
+def _read(linear: Linear, norm: Norm) -> Linear:
+    """A layer that reads the residual stream through a norm, with the norm in it, and rotated."""
+    return Linear(rotate(linear.matrix.astype(np.float64) * norm.gain.astype(np.float64)), _shifted(linear, norm).bias)
+
+
+def _shifted(linear: Linear, norm: Norm) -> Linear:
+    """A layer with the shift of the norm before it in its bias, float64."""
+    if norm.shift is None:
+        return Linear(linear.matrix, None if linear.bias is None else linear.bias.astype(np.float64))
+    bias = products_with(linear.matrix, norm.shift.astype(np.float64))
+    return Linear(linear.matrix, bias if linear.bias is None else linear.bias.astype(np.float64) + bias)
+
+
+def _written(a: Architecture, rows: np.ndarray) -> np.ndarray:
+    """Vectors that are added to the residual stream, rotated, and without their mean if the norms are LayerNorm."""
+    return rotate(centre(rows) if a.layer_norm else rows)
+
+
+def _writing(a: Architecture, linear: Linear) -> Linear:
+    """A layer whose outputs are added to the residual stream, rotated."""
+    bias = None if linear.bias is None else _written(a, linear.bias[None])[0]
+    return Linear(_written(a, linear.matrix.T).T, bias)
+
+
+def _corrected(linear: Linear, norm: Norm) -> Linear:
+    """A rotated layer whose bias makes up for what rounding its matrix does to the mean of its inputs.
+
+    That mean is large in an LM: half of the squares of what a norm returns (Nagel et al., "Data-Free Quantization
+    through Weight Equalization and Bias Correction", arXiv 1906.04721).
+    """
+    if norm.mean is None:
+        return linear
+    integers, scale = to_rows(linear.matrix)
+    lost = linear.matrix - integers * scale.astype(np.float64)[:, None]
+    bias = products_with(lost, rotate(norm.mean[None])[0])
+    return Linear(linear.matrix, bias if linear.bias is None else linear.bias + bias)
+
+
+def _stored(name: str, linear: Linear) -> Tensors:
+    """A layer as exact tensors."""
+    result: Tensors = {}
+    result[name], result[name + ".scale"] = to_rows(linear.matrix)
+    if linear.bias is not None:
+        result[name + ".bias"] = linear.bias.astype(np.float32)
+    return result
+
+
+def _stored_in_blocks(name: str, matrix: np.ndarray, change: Callable[[np.ndarray], Linear]) -> Tensors:
+    """The rows of a large matrix, changed and then stored, a few at a time: float64 takes much memory."""
+    blocks = [_stored(name, change(matrix[start : start + _BLOCK])) for start in range(0, len(matrix), _BLOCK)]
+    return {key: np.concatenate([block[key] for block in blocks]) for key in blocks[0]}
+
+
+_BLOCK = 4096  # rows
+
+
 def to_rows(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """float32 [rows, inner] as int8 with a scale for each row: round(w * (127 / max|w|)), and max|w| / 127."""
-    most = np.maximum(np.abs(matrix).max(axis=1), np.float32(arithmetic.TINY))
-    highest = np.float32(arithmetic.WEIGHT)
-    return np.rint(matrix * (highest / most)[:, None]).astype(np.int8), most / highest
+    """float64 [rows, inner] as int8 with a scale for each row, float32: round(w * (127 / max|w|)), and max|w| / 127."""
+    most = np.maximum(np.abs(matrix).max(axis=1), arithmetic.TINY)
+    return (
+        np.rint(matrix * (arithmetic.LARGEST / most)[:, None]).astype(np.int8),
+        (most / arithmetic.LARGEST).astype(np.float32),
+    )
 
 
-_NAMES = dict.fromkeys(
-    ("llama", "mistral", "qwen2", "qwen3"), ("embed_tokens.weight", "norm", "", "lm_head.weight")
-) | {"gpt2": ("wte.weight", "ln_f", "wpe.weight", "lm_head.weight")}
+# ---- the names of tensors
 
 
-def _llama_tensors(a: Architecture, c: _NamedTensors, layer: int) -> Iterator[tuple[str, np.ndarray]]:
+@dataclass(frozen=True)
+class _Names:
+    """The names of the tensors outside of layers."""
+
+    embedding: str
+    norm: str
+    position: str = ""
+    head: str = "lm_head.weight"
+
+
+_NAMES = dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), _Names("embed_tokens.weight", "norm")) | {
+    "gpt2": _Names("wte.weight", "ln_f", "wpe.weight")
+}
+
+
+def _norm(a: Architecture, c: _NamedTensors, name: str) -> Norm:
+    gain = c.read(name + ".weight", (a.hidden,))
+    shift = c.read(name + ".bias", (a.hidden,)) if a.layer_norm else None
+    return Norm(gain, shift, c.mean(name + ".weight", a.hidden))
+
+
+def _linear(c: _NamedTensors, parts: dict[str, int], inner: int) -> Linear:
+    """Layers by name, with their numbers of rows, as one: one after the other."""
+    matrix = np.concatenate([c.read(f"{name}.weight", (rows, inner)) for name, rows in parts.items()])
+    if not c.has(f"{next(iter(parts))}.bias"):
+        return Linear(matrix)
+    return Linear(matrix, np.concatenate([c.read(f"{name}.bias", (rows,)) for name, rows in parts.items()]))
+
+
+def _llama_layer(a: Architecture, c: _NamedTensors, layer: int) -> Layer:
     at = f"layers.{layer}."
+    attention, mlp = at + "self_attn.", at + "mlp."
     widths = {"q": a.heads * a.head_size, "k": a.key_heads * a.head_size, "v": a.key_heads * a.head_size}
-    attention = at + "self_attn."
-    yield "qkv", np.concatenate([c.read(f"{attention}{k}_proj.weight", (n, a.hidden)) for k, n in widths.items()])
-    if c.has(f"{attention}q_proj.bias"):
-        yield "qkv.bias", np.concatenate([c.read(f"{attention}{k}_proj.bias", (n,)) for k, n in widths.items()])
-    yield "mix", c.read(f"{attention}o_proj.weight", (a.hidden, a.heads * a.head_size))
-    if c.has(f"{attention}o_proj.bias"):
-        yield "mix.bias", c.read(f"{attention}o_proj.bias", (a.hidden,))
+    heads = {}
     if a.head_norm:
-        yield "query.gain", c.read(f"{attention}q_norm.weight", (a.head_size,))
-        yield "key.gain", c.read(f"{attention}k_norm.weight", (a.head_size,))
-    mlp = at + "mlp."
-    yield "up", np.concatenate([c.read(f"{mlp}{k}_proj.weight", (a.inner, a.hidden)) for k in ("gate", "up")])
-    if c.has(f"{mlp}up_proj.bias"):
-        yield "up.bias", np.concatenate([c.read(f"{mlp}{k}_proj.bias", (a.inner,)) for k in ("gate", "up")])
-    yield "down", c.read(f"{mlp}down_proj.weight", (a.hidden, a.inner))
-    if c.has(f"{mlp}down_proj.bias"):
-        yield "down.bias", c.read(f"{mlp}down_proj.bias", (a.hidden,))
-    yield "attention.gain", c.read(at + "input_layernorm.weight", (a.hidden,))
-    yield "mlp.gain", c.read(at + "post_attention_layernorm.weight", (a.hidden,))
+        heads = {
+            f"{name}.gain": c.read(f"{attention}{name[0]}_norm.weight", (a.head_size,)) for name in ("query", "key")
+        }
+    return Layer(
+        attention_norm=_norm(a, c, at + "input_layernorm"),
+        qkv=_linear(c, {f"{attention}{name}_proj": rows for name, rows in widths.items()}, a.hidden),
+        mix=_linear(c, {f"{attention}o_proj": a.hidden}, a.heads * a.head_size),
+        mlp_norm=_norm(a, c, at + "post_attention_layernorm"),
+        up=_linear(c, {f"{mlp}gate_proj": a.inner, f"{mlp}up_proj": a.inner}, a.hidden),
+        down=_linear(c, {f"{mlp}down_proj": a.hidden}, a.inner),
+        heads=heads,
+    )
 
 
-def _gpt2_tensors(a: Architecture, c: _NamedTensors, layer: int) -> Iterator[tuple[str, np.ndarray]]:
+def _gpt2_layer(a: Architecture, c: _NamedTensors, layer: int) -> Layer:
     at = f"h.{layer}."
-    for key, name, rows, inner in (
-        ("qkv", "attn.c_attn", 3 * a.hidden, a.hidden),
-        ("mix", "attn.c_proj", a.hidden, a.hidden),
-        ("up", "mlp.c_fc", a.inner, a.hidden),
-        ("down", "mlp.c_proj", a.hidden, a.inner),
-    ):
-        yield key, c.read(f"{at}{name}.weight", (inner, rows)).T  # GPT-2 stores its matrices transposed
-        yield key + ".bias", c.read(f"{at}{name}.bias", (rows,))
-    for key, name in (("attention", "ln_1"), ("mlp", "ln_2")):
-        yield key + ".gain", c.read(f"{at}{name}.weight", (a.hidden,))
-        yield key + ".shift", c.read(f"{at}{name}.bias", (a.hidden,))
+
+    def linear(name: str, rows: int, inner: int) -> Linear:
+        """GPT-2 stores its matrices transposed."""
+        return Linear(c.read(f"{at}{name}.weight", (inner, rows)).T, c.read(f"{at}{name}.bias", (rows,)))
+
+    return Layer(
+        attention_norm=_norm(a, c, at + "ln_1"),
+        qkv=linear("attn.c_attn", 3 * a.hidden, a.hidden),
+        mix=linear("attn.c_proj", a.hidden, a.hidden),
+        mlp_norm=_norm(a, c, at + "ln_2"),
+        up=linear("mlp.c_fc", a.inner, a.hidden),
+        down=linear("mlp.c_proj", a.hidden, a.inner),
+        heads={},
+    )

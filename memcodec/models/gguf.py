@@ -28,6 +28,10 @@ class GGUFCheckpoint:
         self._heads = dict(zip(("attn_q", "attn_k"), heads, strict=True))
         self._tensors = {_name(tensor.name): tensor for tensor in reader.tensors}
 
+    def mean(self, name: str, size: int) -> np.ndarray | None:
+        """None: a GGUF file has no means of norms."""
+        return None
+
     def names(self) -> set[str]:
         """All names."""
         return set(self._tensors)

@@ -34,8 +34,8 @@ def fetch(name: str, progress: ByteProgress | None, offline: bool = False) -> Pa
             return folder
     if offline:
         raise ModelNotFoundError(
-            f"the file needs {name!r} from the Hugging Face hub, which is not on this machine: give --allow-download "
-            "to fetch it, or a directory as --model"
+            f"the file needs {name!r} from the Hugging Face hub, which is not on this machine: to fetch it, allow the "
+            "download (allow_download, --allow-download), or give a directory as model (--model)"
         )
     silenced = progress is None and not hub.are_progress_bars_disabled()  # otherwise the hub shows its own bars
     if silenced:

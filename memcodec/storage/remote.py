@@ -64,5 +64,9 @@ def _named(url: str) -> Iterator[None]:
         raise FileNotFoundError(2, os.strerror(2), url) from error
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), url) from error
-    except (ValueError, ImportError) as error:  # an unknown protocol, or its library is not installed
+    except ImportError as error:  # the library of this kind of URL
+        packages = "requests aiohttp" if url.startswith(("http:", "https:")) else ""
+        advice = f"these URLs need more packages: pip install {packages}" if packages else str(error)
+        raise OSError(22, " ".join(advice.split()), url) from error
+    except ValueError as error:  # an unknown protocol
         raise OSError(22, " ".join(str(error).split()), url) from error

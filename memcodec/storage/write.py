@@ -39,8 +39,18 @@ def replace(
     """Write a file, or replace one, and return its size in bytes. After an error, the old file is unchanged.
 
     mode: permissions, before the umask; before: is called with the finished temporary file before it is renamed.
+    Errors of the system name the path.
     """
     check_writable(path)  # whose errors name the path, not the file beside it
+    try:
+        return _replace(path, pieces, mode, before)
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+
+
+def _replace(path: Path, pieces: Iterable[bytes], mode: int, before: Callable[[Path], object]) -> int:
     target = path.resolve()
     old = target.stat() if target.exists() else None
     if old is not None and not stat.S_ISREG(old.st_mode):  # a device or a pipe: a rename would replace it

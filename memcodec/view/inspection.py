@@ -3,6 +3,7 @@
 from typing import Any
 
 from memcodec import container
+from memcodec.document.inputs import as_binary
 from memcodec.settings import SHARE_STEPS
 
 
@@ -12,13 +13,16 @@ def inspect(blob: bytes | bytearray | memoryview) -> dict[str, Any]:
     A group that stored spans interrupt has several rows, the later ones of kind "continued". The sizes in "parts" add
     up to "file_bytes". Raises FormatError, ChecksumError.
     """
-    view = memoryview(blob)
+    view = memoryview(as_binary(blob, "blob"))
     return _describe(container.unpack(view), len(view))
 
 
 def inspect_all(blob: bytes | bytearray | memoryview) -> list[dict[str, Any]]:
     """`inspect` for each of several concatenated files."""
-    return [_describe(parsed, sum(parsed.sizes.values())) for parsed in container.unpack_all(memoryview(blob))]
+    return [
+        _describe(parsed, sum(parsed.sizes.values()))
+        for parsed in container.unpack_all(memoryview(as_binary(blob, "blob")))
+    ]
 
 
 def _describe(parsed: container.Container, file_bytes: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from memcodec.container import Container, Segment, StoredSpan
 from memcodec.document.spans import zstd_size
 from memcodec.settings import SHARE_STEPS
 from memcodec.view.tokenmap import CORRECTION, LM, MEMORY, TokenInfo
+from memcodec.wording import counted
 
 MOST_TOKENS = 20_000  # that a page shows
 _WRITERS = (LM, MEMORY, CORRECTION)
@@ -43,8 +44,8 @@ def _data(
     facts = "Everything is stored."
     if parsed.model is not None and parsed.settings is not None:
         settings = parsed.settings
-        facts = f"Model {parsed.model.name}, {len(parsed.chunks)} chunks in {len(parsed.groups)} groups, "
-        facts += f"context {settings.context}, site {settings.site}"
+        counts = f"{counted(len(parsed.chunks), 'chunk')} in {counted(len(parsed.groups), 'group')}"
+        facts = f"Model {parsed.model.name}, {counts}, context {settings.context}, site {settings.site}"
         if settings.site == "readout" and settings.fields:
             facts += f", memory share {settings.fields[0] / SHARE_STEPS:.3g}"
         facts += "."

@@ -9,9 +9,10 @@ import numpy as np
 from memcodec.codec import Codec, codec_for
 from memcodec.coding import corrections
 from memcodec.coding.steering import Steering
-from memcodec.container import Container, StoredSpan
+from memcodec.container import Container, StoredSpan, unpack
 from memcodec.container.assembly import DecodedChunk, decoded_chunks, encoded_groups, located_parts
 from memcodec.decoding import site_of_file
+from memcodec.document.inputs import Binary, as_binary
 from memcodec.errors import ChecksumError
 from memcodec.groups import predict
 from memcodec.models.tokenizer import ByteTokenizer
@@ -44,12 +45,13 @@ class TokenInfo:
 
 
 def token_map(
-    codec: Codec, parsed: Container, batch: int = DEFAULT_BATCH, progress: ProgressCallback | None = None
+    codec: Codec, file: Container | Binary, batch: int = DEFAULT_BATCH, progress: ProgressCallback | None = None
 ) -> Iterator[TokenInfo | StoredSpan]:
     """The tokens and stored spans of a file in document order. Decodes it, then runs the LM once more over it.
 
-    Raises as `Codec.decode`.
+    file: its bytes, or what `memcodec.container.unpack` returns. Raises as `Codec.decode`.
     """
+    parsed = file if isinstance(file, Container) else unpack(as_binary(file, "file"))
     if parsed.needs is None or parsed.settings is None:
         yield from (part for part in parsed.parts if isinstance(part, StoredSpan))
         return

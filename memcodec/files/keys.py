@@ -1,0 +1,72 @@
+"""The keys of the documents of an archive: what can be one, and how they are packed (spec/FRAMES.md, "Archive")."""
+
+from collections.abc import Iterable, Sequence
+
+import zstandard
+
+from memcodec.container import Reader
+from memcodec.document.inputs import as_many
+from memcodec.errors import EncodeError, FormatError
+from memcodec.wording import counted
+
+MAX_KEY_BYTES = 1 << 12  # of one key
+_MAX_KEYS_BYTES = 1 << 26  # of all keys
+
+
+def as_keys(keys: Iterable[str] | None) -> list[str]:
+    """Keys as a list, empty without any. Raises TypeError for one text, and for keys that are none."""
+    given = list(as_many(() if keys is None else keys, "keys"))
+    for key in given:
+        if not isinstance(key, str):
+            raise TypeError(f"keys: give str, not {type(key).__name__} ({key!r})")
+    return given
+
+
+def check_keys(keys: Sequence[str], count: int) -> None:
+    """Raise EncodeError for keys that are not one for each document, empty, too long, the same, or with NUL.
+
+    count: of the documents; no keys at all are right too.
+    """
+    if keys and len(keys) != count:
+        raise EncodeError(f"{counted(len(keys), 'key')} for {counted(count, 'document')}: give each its own")
+    first: dict[str, int] = {}
+    size = 0
+    for number, key in enumerate(keys):
+        if first.setdefault(key, number) != number:
+            raise EncodeError(f"documents {first[key]} and {number} have the same key {key!r}: give each its own")
+        try:
+            encoded = key.encode()
+        except UnicodeEncodeError as error:
+            raise EncodeError(f"the key {key!r} cannot be encoded as UTF-8") from error
+        if b"\0" in encoded:
+            raise EncodeError(f"the key {key!r} contains NUL")
+        if not encoded:
+            raise EncodeError(f"the key of document {number} is empty: give it one, or give no keys at all")
+        if len(encoded) > MAX_KEY_BYTES:
+            raise EncodeError(
+                f"the key of document {number} has {len(encoded):,} bytes: keys have {MAX_KEY_BYTES:,} at most"
+            )
+        size += len(encoded) + 1
+    if size > _MAX_KEYS_BYTES:
+        raise EncodeError(f"the keys have {size:,} bytes: all together have {_MAX_KEYS_BYTES:,} at most")
+
+
+def pack_keys(keys: Sequence[str]) -> bytes:
+    """Keys as bytes, none without any."""
+    return zstandard.ZstdCompressor(level=19).compress("\0".join(keys).encode()) if keys else b""
+
+
+def unpack_keys(reader: Reader, count: int) -> list[str]:
+    """The keys of `count` documents, empty if they have none. Raises FormatError."""
+    length = reader.varint()
+    packed = reader.take(length)
+    if not length:
+        return []
+    try:
+        most = min(_MAX_KEYS_BYTES, (MAX_KEY_BYTES + 1) * count)
+        data = zstandard.ZstdDecompressor().stream_reader(bytes(packed)).read(most + 1)
+        if len(data) > most or data.count(b"\0") != count - 1:
+            raise FormatError("damaged archive: the numbers of keys and of documents do not match")
+        return data.decode().split("\0")
+    except (zstandard.ZstdError, UnicodeDecodeError) as error:
+        raise FormatError("damaged archive: its keys cannot be read") from error

@@ -1,0 +1,167 @@
+"""Wrong arguments in Python: an error that names the argument and what to give instead, never one from inside."""
+
+import io
+import re
+import sqlite3
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas
+import pyarrow
+import pytest
+
+import memcodec
+import memcodec.integrations.fsspec as ours
+from memcodec import Archive, Codec, EncodeError, Primer
+from memcodec.container import unpack
+from memcodec.files.open import BadFileError
+from memcodec.integrations import arrays, sql, tables
+
+FRAME = pandas.DataFrame({"text": ["one", "two"]})
+BYTES_OF_A_FILE = r"give bytes or bytes-like data, not {}: the bytes of a file are open\(path, 'rb'\).read\(\)"
+
+
+@pytest.mark.parametrize("given", ["notes.memz", Path("notes.memz"), io.BytesIO(b"x")], ids=lambda x: type(x).__name__)
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda codec, given: memcodec.decode(given),
+        lambda codec, given: codec.decode(given),
+        lambda codec, given: codec.salvage(given),
+        lambda codec, given: codec.decode_many([given]),
+        lambda codec, given: codec.decode_frame(given),
+        lambda codec, given: memcodec.inspect(given),
+        lambda codec, given: list(memcodec.token_map(codec, given)),
+        lambda codec, given: Primer.from_bytes(given),
+    ],
+    ids=["decode", "Codec.decode", "salvage", "decode_many", "decode_frame", "inspect", "token_map", "Primer"],
+)
+def test_a_path_is_no_bytes(tiny: Codec, function: Callable[[Codec, Any], object], given: object) -> None:
+    with pytest.raises(TypeError, match=BYTES_OF_A_FILE.format(type(given).__name__)):
+        function(tiny, given)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (
+            lambda codec: memcodec.encode(Path("a")),
+            "data: give bytes, bytes-like data or str, not .*: the bytes of a file are",
+        ),
+        (lambda codec: codec.encode_frames({"a": "x"}), "messages: give a list of them, or one column, not dict"),
+        (lambda codec: codec.encode_frames(FRAME), "messages: give a list of them, or one column, not DataFrame"),
+        (lambda codec: list(codec.encode_many({"a": "x"})), "documents: give a list of them"),
+        (lambda codec: Archive.create("a", {"a": "x"}, codec=codec), "documents: give a list of them"),
+        (lambda codec: Primer.train(codec, "some text"), "messages: give a list of them, not one str"),
+        (lambda codec: Primer.train("smollm2-135m", ["a"]), "model: give what Codec.load returns, not str"),
+        (lambda codec: codec.with_primer("orders.primer"), "primer: give what Primer.load returns, not str"),
+        (lambda codec: memcodec.open(None), "file: give a path, a URL or an open file, not NoneType"),
+        (lambda codec: memcodec.open(io.StringIO("x")), "file: it is open for text: open it with mode 'rb'"),
+        (lambda codec: memcodec.open(io.StringIO("x"), "w"), "file: it is open for text: open it with mode 'wb'"),
+        (lambda codec: tables.encode_series(FRAME, tables.Column.of(codec)), r"series: give a Series, such as frame\["),
+        (
+            lambda codec: tables.encode_series(FRAME["text"], codec),
+            r"column: give a Column, such as Column.of\(codec\)",
+        ),
+        (lambda codec: tables.decode_series(FRAME), "series: give a Series, such as frame.*, not DataFrame"),
+        (
+            lambda codec: tables.encode_table(FRAME, "text", tables.Column.of(codec)),
+            "table: give a Table, such as pyar",
+        ),
+        (lambda codec: tables.encode_table(pyarrow.table({"t": ["x"]}), "t", codec), "column: give a Column"),
+        (lambda codec: tables.decode_table(FRAME, "text"), "table: give a Table, such as .*, not DataFrame"),
+        (
+            lambda codec: tables.Column.of(codec).encoder("text")({"text": "one"}),
+            "column 'text': call map with batched",
+        ),
+        (lambda codec: tables.Column.of(codec).decoder("text")({"text": b"x"}), "column 'text': call map with"),
+        (lambda codec: sql.register(sqlite3.connect(":memory:"), "smollm2-135m"), "codec: give a Codec"),
+        (lambda codec: ours.register(codec="smollm2-135m"), "codec: give a Codec"),
+        (lambda codec: memcodec.open("a", "w", codec="smollm2-135m"), "codec: give a Codec"),
+        (lambda codec: Archive.create("a", ["x"], codec="smollm2-135m"), "codec: give a Codec"),
+        (lambda codec: Archive("a", "smollm2-135m"), "codec: give a Codec"),
+        (lambda codec: codec.fit_memory(b"x"), "text: give str, not bytes"),
+        (lambda codec: tables.Column.of("smollm2-135m"), r"codec: give a Codec, such as memcodec.Codec.load\(\)"),
+    ],
+    ids=str,
+)
+def test_other_types_are_refused_by_name(
+    tiny: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: Callable[[Codec], object], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TypeError, match=message):
+        function(tiny)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_device_that_does_not_exist(tiny: Codec, llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it is called: the advice was an option of the command line, after the model had been fetched."""
+    blob = tiny.encode("the quick brown fox jumps over the lazy dog")
+    monkeypatch.setattr("memcodec.models.registry.resolve", None)
+    for function in (
+        lambda: Codec.load(str(llama_folder), device="gpu"),
+        lambda: memcodec.decode(blob, str(llama_folder), device="gpu"),
+    ):
+        with pytest.raises(EncodeError, match="device 'gpu': give auto, cpu or cuda"):
+            function()
+
+
+def test_errors_while_a_file_is_read_have_its_name(
+    tiny: Codec, llama: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = "The quick brown fox jumps over the lazy dog. She sells sea shells by the sea shore."
+    monkeypatch.setattr("memcodec.container.assembly.STORE_SMALLER", False)
+    blob = tiny.encode(text)
+    Path("short.memz").write_bytes(blob[:60])
+    Path("text.memz").write_text(text * 9)
+    Path("good.memz").write_bytes(blob)
+    for name in ("short.memz", "text.memz"):
+        with pytest.raises(BadFileError, match=f"^{re.escape(name)}: "):
+            memcodec.open(name)
+        with pytest.raises(memcodec.FormatError, match=f"^{re.escape(name)}: "):
+            Archive(name)
+    with pytest.raises(memcodec.ModelMismatchError, match=r"^good\.memz: the file needs model"):
+        memcodec.open("good.memz", codec=llama).read()
+    with pytest.raises(BadFileError, match=r"^not a memcodec file"):
+        memcodec.open(io.BytesIO(b"x" * 99))
+
+
+def test_a_message_that_cannot_be_a_frame_has_its_number(tiny: Codec) -> None:
+    with pytest.raises(TypeError, match="message 1: give bytes, bytes-like data or str, not NoneType"):
+        tiny.encode_frames(["a", None])  # type: ignore[list-item]
+    with pytest.raises(EncodeError, match="message 1 has 70,000 bytes: frames have 65,536 at most"):
+        tiny.encode_frames(["a", "b" * 70_000])
+
+
+def test_a_column_whose_metadata_is_lost(tiny: Codec) -> None:
+    """As a column of a DataFrame: the error was that the series does not hold frames."""
+    packed = tables.encode_series(FRAME["text"], tables.Column.of(tiny))
+    with pytest.raises(memcodec.FormatError, match="or has lost it"):
+        tables.decode_series(pandas.DataFrame({"text": packed})["text"], tiny)
+
+
+def test_a_file_that_is_no_zip_is_none(tiny: Codec, tmp_path: Path) -> None:
+    """zipfile seeks to before the start, and expects the error of a file."""
+    with memcodec.open(tmp_path / "a.memz", "wb", codec=tiny) as file:
+        file.write(b"x")
+    with memcodec.open(tmp_path / "a.memz", codec=tiny) as file, pytest.raises(zipfile.BadZipFile):
+        zipfile.ZipFile(file)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("settings", [{"effort": 0}, {"memory_share": 0.9}, {"context": "most"}], ids=str)
+def test_settings_of_arrays_are_checked_when_they_are_made(settings: dict[str, Any]) -> None:
+    with pytest.raises(EncodeError, match=next(iter(settings)).replace("_", " ")):
+        arrays.ArraySettings(**settings)
+
+
+def test_a_full_disk_is_named(tiny: Codec) -> None:
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        memcodec.open("/dev/full", "wb", codec=tiny).close()
+
+
+def test_token_map_takes_the_bytes_of_a_file(tiny: Codec) -> None:
+    blob = tiny.encode("the quick brown fox jumps over the lazy dog " + "x" * 2000)
+    assert len(list(memcodec.token_map(tiny, blob))) == len(list(memcodec.token_map(tiny, unpack(blob)))) > 0
