@@ -22,7 +22,7 @@ from .reference import Stepping
 
 # Heads of 10 to 96 entries; 1, 3, 4 and 7 query heads for each key head; inner sizes that are no multiples of 4 or 32.
 SIZES = {
-    "576": (576, 9, 3, 64, 100),
+    "576": (576, 9, 3, 64, 384),
     "96": (96, 4, 1, 10, 70),
     "80": (80, 3, 3, 34, 46),
     "60": (60, 7, 1, 80, 130),

@@ -17,6 +17,7 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from memcodec.models.checkpoint import open_checkpoint
 from memcodec.models.floats import FrozenLM
 from memcodec.models.tokenizer import ByteTokenizer
 
@@ -75,17 +76,17 @@ def main() -> None:
     for path in a.texts:
         tokens = tokenizer.encode(path.read_bytes().decode())[: a.tokens].astype(np.int64)
         sequences += [tokens[start : start + SEQUENCE] for start in range(0, len(tokens) - 1, SEQUENCE)]
-    means = means_of(FrozenLM.load(a.model, prefix), [s for s in sequences if len(s) > 1], len(prefix))
+    means = means_of(FrozenLM.load(a.model, prefix), sequences, len(prefix))
     tensors, metadata = {}, {"shared": json.dumps({})}
     if a.adapter.is_file():
         with safe_open(a.adapter, "np") as file:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a mapping)
-    tensors |= {f"{name}.mean": mean for name, mean in means.items()}
+    known = open_checkpoint(a.model).names()  # some families' checkpoints lack the prefix of transformers' names
+    tensors |= {f"{name if name in known else name.partition('.')[2]}.mean": mean for name, mean in means.items()}
     save_file(tensors, a.adapter, metadata)
-    print(
-        f"{a.adapter}: {a.adapter.stat().st_size:,} bytes, {len(means)} means over {sum(map(len, sequences)):,} tokens"
-    )
+    read = sum(len(s) - 1 for s in sequences)
+    print(f"{a.adapter}: {a.adapter.stat().st_size:,} bytes, {len(means)} means over {read:,} tokens")
 
 
 if __name__ == "__main__":

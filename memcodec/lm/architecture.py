@@ -100,6 +100,8 @@ def _check(a: Architecture) -> None:
         raise ValueError("a size is out of range")
     if a.heads % a.key_heads or a.hidden % 2 or a.head_size % 2 or a.inner % 2 or (a.heads * a.head_size) % 2:
         raise ValueError("sizes of layers and heads must be even, and heads must be a multiple of key heads")
+    if a.heads // a.key_heads > 256:
+        raise ValueError("more than 256 heads of queries for each one of keys")
     if a.head_size > 512 or max(a.hidden, a.heads * a.head_size) > 1 << 15 or a.inner > 1 << 17:
         raise ValueError("a size is too large for sums of 32 bits")
     if not 0 < a.epsilon < 1:

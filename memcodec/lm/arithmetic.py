@@ -16,7 +16,7 @@ from memcodec.lm.architecture import Architecture, frequencies
 UNIT = 1024  # logits, entropies and costs are integers in 1/1024 bit
 LARGEST = 127  # the largest integer of a weight, activation, query, key or value: int8
 SHARE = 255  # the largest attention weight
-TINY = 2.0**-100  # the least value used as the largest entry of a vector, so that nothing becomes subnormal
+TINY = 2.0**-100  # the least value used as the largest entry of a vector, so that no scale is subnormal
 FAR = 2.0**29  # logits are clamped to plus or minus this, in units, so that two differ by less than 2**31
 ONE = 30  # bits of the 1 in the table of powers
 ATTENTION_BITS = 20  # bits of the 1 of `exp2`

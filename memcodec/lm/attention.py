@@ -12,7 +12,7 @@ from memcodec.lm.quantize import root_scale, rotary, to_integers, transform
 f4 = np.float32
 u8 = np.uint64  # for indices in inner loops (see `quantize`)
 _LARGEST, _SHARE = f4(arithmetic.LARGEST), f4(arithmetic.SHARE)
-_FAR = f4(arithmetic.FAR)
+_FAR, _INFINITY = f4(arithmetic.FAR), f4(np.inf)
 _ZEROS = np.uint32(0x80808080)  # added to the bytes of a quad without a carry, 128 each
 _SUMMED = 1024  # weights whose sum fits 32 bits
 _ZERO, _COLUMNS = np.int64(0), np.int64(COLUMNS)  # not literals, since numba gives each literal a type of its own
@@ -22,7 +22,7 @@ _ZERO, _COLUMNS = np.int64(0), np.int64(COLUMNS)  # not literals, since numba gi
 
 
 @subkernel
-def _turned(sizes, head, gain, cosine, sine, integers):
+def _positioned(sizes, head, gain, cosine, sine, integers):
     """A head of a query or key, in place: normed, turned to its position, and transformed; returns a factor of its
     scale. Addresses of float32; integers: of a buffer of bytes."""
     size = sizes.head_size
@@ -72,14 +72,14 @@ def _head_rows(sizes, weights, cache, space, rows, layer, group, m, integers):
     buffer, gains = integers.ctypes.data, np.uint64(4 * layer * size)
     for e in range(repeat):
         head = y + head_bytes * np.uint64(group * repeat + e)
-        factor = _turned(sizes, head, weights.query_gain.ctypes.data + gains, cosine, sine, buffer)
+        factor = _positioned(sizes, head, weights.query_gain.ctypes.data + gains, cosine, sine, buffer)
         at = (group * len(space.x) + m) * repeat + e
         most, offset, _ = to_integers(head, size, space.queries.ctypes.data + np.uint64(at * whole))
         space.query_scale[at] = most / _LARGEST * factor * sizes.attention_scale
         space.query_offset[at] = offset
     slot_head = (layer * cache.keys.shape[1] + slot) * sizes.key_heads + group
     head = y + head_bytes * np.uint64(sizes.heads + group)
-    factor = _turned(sizes, head, weights.key_gain.ctypes.data + gains, cosine, sine, buffer)
+    factor = _positioned(sizes, head, weights.key_gain.ctypes.data + gains, cosine, sine, buffer)
     most, _, _ = to_integers(head, size, buffer)
     cache.key_scale[layer, slot, group, position] = most / _LARGEST * factor
     _store_key(integers, size, cache.flat_keys, slot_head * cache.keys.shape[3], position - cache.shared)
@@ -87,6 +87,11 @@ def _head_rows(sizes, weights, cache, space, rows, layer, group, m, integers):
     cache.value_scale[layer, slot, group, position] = most / _LARGEST
     values_at = slot_head * cache.values.shape[3]
     _store_value(integers, size, cache.flat_values, values_at, position - cache.shared, own)
+    sound = most < _INFINITY and cache.key_scale[layer, slot, group, position] < _INFINITY
+    for e in range(repeat):
+        sound = sound and space.query_scale[(group * len(space.x) + m) * repeat + e] < _INFINITY
+    if not sound:  # softmax could hide it, so that it would not reach the last scale, which is checked
+        space.x[m, 0] = f4(np.nan)
 
 
 @subkernel
@@ -143,14 +148,14 @@ def _softmax(scores, at, count, factor, key_scale, value_scale, portions, shares
 def _attend(sizes, cache, space, rows, layer, group, first, count, worker):
     """Attention of `count` rows from `first` on, over the keys and values of one key head, into the outputs.
 
-    The rows may be of several sequences, whose numbers follow each other.
+    The rows may be of several sequences; those of one follow each other.
     """
     size, repeat, positions = sizes.head_size, sizes.heads // sizes.key_heads, cache.key_scale.shape[3]
     whole = (size + QUAD - 1) // QUAD * QUAD
     width = (size + COLUMNS - 1) // COLUMNS * COLUMNS
     shared, plain = cache.shared, sizes.plain
     scores, shares, portions = space.scores[worker], space.shares[worker], space.portions[worker]
-    tile, scales = space.tile[worker], space.attention_scale[worker]
+    tile, scales = space.tile[worker], space.share_scale[worker]
     second = len(tile) // 2
     query = (group * len(space.x) + first) * repeat
     shared_head = layer * sizes.key_heads + group

@@ -235,7 +235,7 @@ def ones_in(context: Any, value: Any) -> Any:
     return types.int64(types.uint64), generate
 
 
-_COUNTERS_APART = 8
+COUNTERS_APART = 8  # int64 of a cache line, between counters that different threads change
 _SPINS = 2000  # checks of a barrier, about ten nanoseconds each, before a thread yields its processor
 
 
@@ -257,4 +257,4 @@ def wait_for_all(barrier, waits, workers):
 @subkernel
 def taken(counters, stage):
     """The number of the next unit of work of a stage, which no other worker takes. counters: see `layout.Workspace`."""
-    return _increment(counters.ctypes.data + np.uint64(_COUNTERS_APART * 8) * np.uint64(stage))
+    return _increment(counters.ctypes.data + np.uint64(COUNTERS_APART * 8) * np.uint64(stage))

@@ -11,7 +11,7 @@ from memcodec.lm import kernels, layout, selftest
 from memcodec.lm.instructions import CHOSEN
 from memcodec.lm.layout import PAGE
 from memcodec.lm.product import COLUMNS, multiply_matrices, padded
-from memcodec.lm.rotation import turned
+from memcodec.lm.rotation import rotated_vectors
 from memcodec.lm.sequences import READ_ROWS, Rows, SequenceInput, check_numbers, check_pass, check_step
 from memcodec.lm.team import Team
 from memcodec.lm.weights import ExactWeights
@@ -30,7 +30,7 @@ class Start:
     length: int
     shared: int
     keys: np.ndarray  # [..., shared * padded head_size]
-    values: np.ndarray  # [..., width, shared]
+    values: np.ndarray  # [..., width / COLUMNS, shared * COLUMNS]
     rest_keys: np.ndarray  # [..., PAGE * padded head_size]
     rest_values: np.ndarray  # [..., width / COLUMNS, PAGE * COLUMNS]
     key_scale: np.ndarray  # [..., length]
@@ -48,7 +48,7 @@ class CpuLM:
         self.vocabulary = weights.architecture.vocabulary
         self.team = team
         self.sizes = layout.sizes_of(weights.architecture, plain)
-        self.weights = layout.pack(weights)
+        self.weights = layout.pack(weights, team)
 
     def sequences(self, slots: int, positions: int, rows: int, start: Start | None = None) -> "CpuSequences":
         """A cache for `slots` sequences of `positions` positions, and buffers for passes of up to `rows` rows.
@@ -99,6 +99,7 @@ class CpuSequences:
         if start is not None:
             self._copy(start, own)
         self._space = layout.new_workspace(a, lm.team.workers, rows, shared + own)
+        self._count = 0  # rows of the last pass
         self._logits = np.empty((0, len(lm.weights.head_scale)), dtype=np.int32)
 
     def _copy(self, start: Start, own: int) -> None:
@@ -125,7 +126,7 @@ class CpuSequences:
                 tokens.append(one.tokens)
             else:
                 tokens.append(np.where(one.tokens < 0, one.tokens - before, one.tokens))
-                vectors.append(turned(one.vectors, lm.architecture.layer_norm))
+                vectors.append(rotated_vectors(one.vectors, lm.architecture.layer_norm))
                 before += len(one.vectors)
         position = np.concatenate([np.arange(start, start + n) for start, n in zip(starts, counts, strict=True)])
         self._run(
@@ -137,7 +138,7 @@ class CpuSequences:
 
     def step(self, tokens: np.ndarray) -> None:
         """One token of each of the first sequences."""
-        lm = self._lm
+        lm, tokens = self._lm, np.ascontiguousarray(tokens)  # another layout would compile all kernels again
         check_step(tokens, self._lengths, self._positions, lm.vocabulary)
         slots = np.arange(len(tokens))
         starts = self._lengths[: len(tokens)].copy()
@@ -154,6 +155,7 @@ class CpuSequences:
         def work(worker: int, workers: int) -> None:
             _kernels.forward(lm.sizes, lm.weights, self.cache, space, rows, worker, workers)
 
+        self._count = count
         lm.team.run(work)
         check_numbers(space.input_scale[:count])
         self._lengths[rows.slots] += rows.counts
@@ -165,7 +167,7 @@ class CpuSequences:
     def logits(self, rows: Rows) -> np.ndarray:
         """Logits of some rows of the last pass."""
         lm, space, w = self._lm, self._space, self._lm.weights
-        taken = np.arange(len(space.x))[rows]
+        taken = np.arange(self._count)[rows]
         if len(self._logits) < len(taken):
             self._logits = np.empty((len(taken), len(w.head_scale)), dtype=np.int32)
         out = self._logits[: len(taken)]

@@ -155,6 +155,9 @@ class DeviceSequences:
         seen = seen.repeat_interleave(repeat, dim=1)[:, None]
         for layer in range(a.layers):
             integers, scale = ops.heads(x, flat, layer)
+            x = (
+                x + (scale - scale).amax(dim=(1, 2))[:, None]
+            )  # 0, or NaN, which softmax could hide from `check_numbers`
             self.cached[layer, row_slots, :, flat[real]] = integers[real, a.heads :].to(torch.int8)
             self.scales[layer, row_slots, :, flat[real]] = scale[real, a.heads :]
             keys, values = self.cached[layer, slots, :, :end].float().chunk(2, dim=1)

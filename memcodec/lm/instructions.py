@@ -8,16 +8,15 @@ return the same integers:
   the two products (pmaddwd, smlal). pmaddubsw, which needs no extension, would saturate.
 
 The set is chosen when this module is imported, by what the processor has. The variable MEMCODEC_INSTRUCTIONS names
-another one that it has, for tests and measurements. The self-test checks the set, and if it fails, `product.multiply`
-multiplies one pair at a time ("plain").
+another one, for tests and measurements; one that the processor lacks is ignored. The self-test checks the set, and if
+it fails, `product.multiply` multiplies one pair at a time ("plain").
 """
 
 import os
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-import llvmlite.binding
+import numba
 from llvmlite import ir
 
 _I8, _I16, _I32 = (ir.IntType(bits) for bits in (8, 16, 32))
@@ -133,19 +132,27 @@ _NEEDS = {
 }
 
 
+def _features() -> set[str]:
+    """What numba uses of this processor: variables of numba can make it use less."""
+    if numba.config.CPU_NAME:  # it compiles for another processor
+        return set()
+    text = numba.config.CPU_FEATURES
+    if text is None:
+        text = numba.core.codegen.get_host_cpu_features()
+    return {feature[1:] for feature in text.split(",") if feature.startswith("+")}
+
+
 def available() -> list[str]:
     """The instruction sets of this processor, the fastest first."""
-    has: set[str] = set()
-    if not os.environ.get("NUMBA_CPU_NAME"):  # otherwise, numba compiles for a processor that is not this one
-        with suppress(RuntimeError):  # where LLVM cannot tell
-            has = {name for name, found in llvmlite.binding.get_host_cpu_features().items() if found}
+    has = _features()
     return [name for name in ALL if _NEEDS[name] <= has]
 
 
 def _chosen() -> Instructions:
     names = available()
-    wanted = os.environ.get("MEMCODEC_INSTRUCTIONS", "")
-    return ALL[wanted if wanted in names else names[0]]
+    wanted = ALL.get(os.environ.get("MEMCODEC_INSTRUCTIONS", ""))
+    # What is extended to 16 bits is not bound to a processor: LLVM finds instructions for it everywhere.
+    return wanted if wanted and (isinstance(wanted, Extended) or wanted.name in names) else ALL[names[0]]
 
 
 CHOSEN = _chosen()

@@ -1,18 +1,18 @@
 """The exact LM on a CPU: fused kernels over all rows of a pass (spec/FORMAT.md, in the same order and with its names).
 
 A pass takes new positions of several sequences at the same time. All workers of a team call `forward` together. A stage
-is divided into units of work, each of which is taken by a worker that is free; then they wait for each other. No
-float32 becomes a float64, because numba keeps typed float32 as it is; every operation is one IEEE operation, and sums
-are sums of integers. The arguments are described in `layout`.
+is divided into units of work, each of which is taken by a worker that is free, unless there are few rows; then they
+wait for each other. numba keeps typed float32 as it is, so nothing is a float64 that is not meant to be; every
+operation is one IEEE operation, and sums are sums of integers. The arguments are described in `layout`.
 """
 
 import numpy as np
 
 from memcodec.lm import arithmetic
 from memcodec.lm.attention import attention_stage, head_stage
-from memcodec.lm.compiled import kernel, not_inlined, subkernel, taken, wait_for_all
+from memcodec.lm.compiled import COUNTERS_APART, kernel, not_inlined, subkernel, taken, wait_for_all
 from memcodec.lm.instructions import QUAD
-from memcodec.lm.layout import COUNTERS_APART, FEW_ROWS
+from memcodec.lm.layout import FEW_ROWS
 from memcodec.lm.powers import EXP2_ONE, exp2
 from memcodec.lm.product import COLUMNS, TILE_ROWS, multiply
 from memcodec.lm.quantize import root_scale, to_integers, transform
@@ -22,7 +22,7 @@ u8 = np.uint64  # for indices in inner loops: numba checks an index that may be 
 _FAR, _LARGEST = f4(arithmetic.FAR), f4(arithmetic.LARGEST)
 _GATE_REACH = f4(arithmetic.GATE_REACH)
 _LOGIT_SCALE = arithmetic.LOGIT_SCALE
-_UNITS = 12  # units of work of a stage for each worker, at least
+_UNITS = 12  # units of work of a stage for each worker that are aimed at
 # Not literals, since numba gives each integer literal a type of its own.
 _ZERO, _ONE, _COLUMNS = np.int64(0), np.int64(1), np.int64(COLUMNS)
 
@@ -213,7 +213,9 @@ def forward(sizes, weights, cache, space, rows, worker, workers):
     n, hidden, mixed, inner = len(rows.tokens), sizes.hidden, sizes.heads * sizes.head_size, sizes.inner
     x, outputs, plain, barrier = space.x, space.outputs, sizes.plain, space.counters[:COUNTERS_APART]
     few = n <= FEW_ROWS and workers > 1
-    single = len(rows.slots) == n
+    single = True  # whether no sequence has more than one row
+    for count in rows.counts:
+        single = single and count <= 1
     _embed(sizes, weights, space, rows, worker, workers)
     waits = np.int64(0)  # of all workers for each other
     stage = np.int64(1)
@@ -221,7 +223,7 @@ def forward(sizes, weights, cache, space, rows, worker, workers):
         wait_for_all(barrier, waits, workers)
         waits += 1
     for layer in range(sizes.layers):
-        # If each worker makes its own inputs, it embeds and norms the same rows, so the first norm need not wait.
+        # Unless there are few rows, a worker norms those that it has embedded, so the first norm need not wait.
         first = _inputs_stage(sizes, space, n, 0, few, worker, workers)
         if not few:
             wait_for_all(barrier, waits, workers)

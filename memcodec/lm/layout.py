@@ -9,13 +9,14 @@ import numpy as np
 
 from memcodec.lm import arithmetic
 from memcodec.lm.architecture import Architecture
+from memcodec.lm.compiled import COUNTERS_APART
 from memcodec.lm.product import COLUMNS, TILE_ROWS, columns_of, padded, panels
+from memcodec.lm.team import Team
 from memcodec.lm.weights import ExactWeights
 
 PAGE = 2 * COLUMNS  # the positions of a cache are a multiple of this
 FEW_ROWS = 4  # of a pass in which each worker makes the inputs of products by itself, instead of waiting for others
 _LINE = 64  # bytes of a cache line
-COUNTERS_APART = _LINE // 8
 
 
 class Sizes(NamedTuple):
@@ -105,7 +106,7 @@ class Workspace(NamedTuple):
     scores: np.ndarray  # int32 [workers, ...], products of queries and keys
     portions: np.ndarray  # float32 [workers, positions], attention weights times scales of values
     shares: np.ndarray  # uint8 [workers, ...], the same as integers
-    attention_scale: np.ndarray  # float32 [workers, ...], of each row of the shares
+    share_scale: np.ndarray  # float32 [workers, ...], of each row of the shares
     counters: np.ndarray  # int64; the first counts at barriers, the others the units of work that are taken in a stage
 
 
@@ -143,7 +144,7 @@ def sizes_of(a: Architecture, plain: bool) -> Sizes:
     )
 
 
-def pack(exact: ExactWeights) -> Weights:
+def pack(exact: ExactWeights, team: Team) -> Weights:
     """The weights of an LM in panels."""
     a, tensors = exact.architecture, exact.tensors
 
@@ -153,7 +154,7 @@ def pack(exact: ExactWeights) -> Weights:
 
     def linear(name: str, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         columns = _gate_columns(a.inner) if name == "up" and a.gated else columns_of(rows)
-        packed = np.stack([panels(layer, columns) for layer in tensors[name]])
+        packed = panels(tensors[name], columns, team)
         scale, bias = (
             np.ascontiguousarray(np.where(columns < 0, np.float32(0), x[:, columns]))
             for x in (tensors[name + ".scale"], row(name + ".bias", rows, 0))
@@ -173,7 +174,7 @@ def pack(exact: ExactWeights) -> Weights:
         row("query.gain", a.head_size, 1), row("key.gain", a.head_size, 1),
         *linear("qkv", heads), *linear("mix", a.hidden),
         *linear("up", (1 + a.gated) * a.inner), *linear("down", a.hidden),
-        panels(tensors["head"], columns), head_scale, head_bias,
+        panels(tensors["head"][None], columns, team)[0], head_scale, head_bias,
         tensors.get("cosine", no_rotation), tensors.get("sine", no_rotation),
     )  # fmt: skip
 
@@ -229,7 +230,7 @@ def new_workspace(a: Architecture, workers: int, rows: int, positions: int) -> W
         scores=_buffers(workers, block * positions, np.int32),
         portions=_buffers(workers, positions, np.float32),
         shares=_buffers(workers, max(block * positions, padded(a.head_size)), np.uint8),
-        attention_scale=_buffers(workers, block, np.float32),
+        share_scale=_buffers(workers, block, np.float32),
         counters=np.zeros((1 + _STAGES * a.layers) * COUNTERS_APART, dtype=np.int64),
     )
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from memcodec.errors import needs_torch
 from memcodec.lm import arithmetic
-from memcodec.lm.rotation import centre, rotate
+from memcodec.lm.rotation import rotated_vectors
 from memcodec.lm.weights import ExactWeights
 
 try:
@@ -165,7 +165,7 @@ class Operations:
 
     def enter(self, vectors: np.ndarray) -> np.ndarray:
         """Vectors of a memory as they enter the residual stream, float32 [n, hidden]; on the host, in float64."""
-        return rotate(centre(vectors) if self.architecture.layer_norm else vectors).astype(np.float32)
+        return rotated_vectors(vectors, self.architecture.layer_norm)
 
     def add_positions(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Add learned positions, if the model has them."""

@@ -2,8 +2,8 @@
 
 The right-hand side is stored in *panels* of 32 columns, [panels, quads, 32, 4]: four consecutive entries of the inner
 dimension, a *quad*, are adjacent, for each of 32 columns. Most processors multiply unsigned by signed bytes. So in the
-panels of weights and keys, each byte is the entry plus 128, and the sum of a row begins with its *offset*, -128 times
-the sum of its own entries. Values are signed, since the attention weights that multiply them are not.
+panels of weights and keys, each byte is the entry plus 128, and the *offset* of the row is added to each sum: -128
+times the sum of its own entries. Values are signed, since the attention weights that multiply them are not.
 """
 
 from typing import Any
@@ -14,8 +14,8 @@ from numba import types
 from numba.extending import intrinsic
 
 from memcodec.lm.compiled import kernel, not_inlined, subkernel
-from memcodec.lm.instructions import CHOSEN
-from memcodec.lm.instructions import QUAD as QUAD
+from memcodec.lm.instructions import CHOSEN, QUAD
+from memcodec.lm.team import Team, team_of
 
 COLUMNS = 32
 PANEL_ROW = COLUMNS * QUAD  # bytes of a quad of all columns
@@ -233,11 +233,23 @@ def columns_of(rows: int) -> np.ndarray:
     return result
 
 
-def panels(matrix: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """A matrix int8 [rows, inner] as panels of bytes with 128 added, uint8 [bytes]; columns: see `columns_of`."""
-    out = np.empty(len(columns) * padded(matrix.shape[1]), dtype=np.uint8)
-    _lay_out(np.ascontiguousarray(matrix), columns, out)
+def panels(matrices: np.ndarray, columns: np.ndarray, team: Team) -> np.ndarray:
+    """Matrices int8 [n, rows, inner] as panels of bytes with 128 added, uint8 [n, bytes]; columns: see `columns_of`."""
+    out = np.empty((len(matrices), len(columns) * padded(matrices.shape[2])), dtype=np.uint8)
+    panel = COLUMNS * padded(matrices.shape[2])
+    parts = [(i, first) for i in range(len(matrices)) for first in range(0, len(columns), _LAID_OUT)]
+
+    def work(worker: int, workers: int) -> None:
+        for i, first in parts[worker::workers]:
+            some, start = columns[first : first + _LAID_OUT], first // COLUMNS * panel
+            _lay_out(matrices[i], some, out[i, start : start + len(some) // COLUMNS * panel])
+
+    matrices = np.ascontiguousarray(matrices)
+    team.run(work)
     return out
+
+
+_LAID_OUT = 128 * COLUMNS  # columns that a worker lays out at a time
 
 
 @kernel
@@ -261,7 +273,7 @@ def multiply_matrices(left: np.ndarray, right: np.ndarray, plain: bool = False) 
     whole = np.zeros((rows, padded(inner)), dtype=np.int8)
     whole[:, :inner] = left
     offsets = (-ZERO * left.sum(axis=1)).astype(np.int32)
-    packed = panels(right, columns)
+    packed = panels(right[None], columns, team_of(1))[0]
     _multiply_all(whole.reshape(-1), rows, offsets, packed, len(columns) // COLUMNS, out.reshape(-1), int(plain))
     return out[:, : len(right)]
 

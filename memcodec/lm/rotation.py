@@ -2,8 +2,9 @@
 
 Rotated, the activations and weights of an LM keep their precision in eight bits (QuaRot, arXiv 2404.00456). Products do
 not change when both of their sides are rotated, so the rotations are applied to the weights once, when a model is
-converted (`models.convert`). Only the transforms before the second matrix of an MLP, and of queries and keys, remain at
-run time (`quantize`). Every operation is a single IEEE operation in the order of spec/FORMAT.md.
+converted (`models.convert`). At run time, only the transforms before the second matrix of an MLP, and of queries and
+keys, remain (`quantize`), and the rotation of vectors of a memory. Every operation is a single IEEE operation in the
+order of spec/FORMAT.md.
 """
 
 import math
@@ -44,7 +45,7 @@ def centre(rows: np.ndarray) -> np.ndarray:
     return result
 
 
-def turned(vectors: np.ndarray, layer_norm: bool) -> np.ndarray:
+def rotated_vectors(vectors: np.ndarray, layer_norm: bool) -> np.ndarray:
     """Vectors of a memory as the LM reads them, float32 [n, hidden]. layer_norm: of the architecture."""
     return rotate(centre(vectors) if layer_norm else vectors).astype(np.float32)
 

@@ -19,7 +19,7 @@ from memcodec.lm.seeded import words
 from memcodec.lm.weights import ExactWeights, Tensors, spread
 
 _GATED = Architecture(
-    vocabulary=71, hidden=48, layers=2, heads=6, key_heads=2, head_size=10, inner=70, positions=80, epsilon=1e-5,
+    vocabulary=71, hidden=48, layers=2, heads=6, key_heads=2, head_size=32, inner=384, positions=80, epsilon=1e-5,
     gate="silu", head_norm=True, rotary=Rotary(10_000.0, "llama3", 8.0, 1.0, 4.0, 32),
 )  # fmt: skip
 _PLAIN = Architecture(
@@ -27,7 +27,7 @@ _PLAIN = Architecture(
     gate="gelu_tanh", gated=False,
 )  # fmt: skip
 KNOWN_ANSWERS = {
-    "gated": "d2d827c2aa4b44ac64fed627e39374a5e8a6c3f1dd019c9125dc9b6b24360017",
+    "gated": "c2eee764c86cff00c5646251130aac7c1840467d887a731f46eca6c98192b101",
     "plain": "93e9b235f6c6feeb76f4b193c627df1c111658ebf9a5c19825185e7332879c6e",
 }
 TOKENS = np.arange(75) * 29 % 71  # more than two panels of positions
@@ -87,8 +87,8 @@ def answer(logits: np.ndarray) -> str:
 
 
 def extremes() -> tuple[np.ndarray, np.ndarray]:
-    """Activations, int64 [rows, inner], and weights, int8 [columns, inner], with the largest sums that can occur."""
-    inner, highest = 1032, arithmetic.LARGEST
+    """Activations, int64 [rows, inner], and weights, int8 [columns, inner], with the largest products."""
+    inner, highest = 2088, arithmetic.LARGEST
     drawn = words(18, 0, 2 * inner)
     left, weights = ((drawn[i::2] % np.uint64(2 * highest + 1)).astype(np.int64) - highest for i in range(2))
     rows = [np.full(inner, highest), np.full(inner, -highest), np.where(np.arange(inner) % 2, highest, -highest), left]

@@ -1,6 +1,7 @@
 """Passes of an LM over new positions of some sequences: their input, their results, and the checks of both."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -69,6 +70,8 @@ def check_numbers(scales: np.ndarray) -> None:
 
 def check_step(tokens: np.ndarray, lengths: np.ndarray, limit: int, vocabulary: int) -> None:
     """Like `check_pass`, for a step."""
+    if len(tokens) > len(lengths):
+        raise EncodeError(f"{len(tokens)} sequences: there is room for {len(lengths)}")
     if lengths[: len(tokens)].max(initial=0) >= limit:
         raise EncodeError(f"{limit + 1} positions: there is room for {limit}")
     if not 0 <= tokens.min() <= tokens.max() < vocabulary:
@@ -80,6 +83,9 @@ def check_pass(inputs: list[SequenceInput], lengths: np.ndarray, limit: int, voc
 
     lengths: positions of each slot so far, int64 [slots]; limit: positions of a slot.
     """
+    slots = [one.slot for one in inputs]
+    if slots and not (slots[0] >= 0 and slots[-1] < len(lengths) and all(a < b for a, b in pairwise(slots))):
+        raise EncodeError(f"slots {slots[:10]}: give them in ascending order, from 0 to {len(lengths) - 1}")
     for one in inputs:
         if lengths[one.slot] + len(one.tokens) > limit:
             raise EncodeError(f"{lengths[one.slot] + len(one.tokens)} positions: there is room for {limit}")

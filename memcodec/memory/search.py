@@ -22,7 +22,8 @@ from memcodec.coding.steering import (
     tilt_of,
 )
 from memcodec.lm.compiled import allocating, not_inlined, ones_in, subkernel
-from memcodec.lm.product import COLUMNS, PANEL_ROW, QUAD, ZERO, multiply, padded
+from memcodec.lm.instructions import QUAD
+from memcodec.lm.product import COLUMNS, PANEL_ROW, ZERO, multiply, padded
 from memcodec.lm.seeded import word
 from memcodec.lm.team import Team
 

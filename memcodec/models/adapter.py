@@ -39,6 +39,10 @@ class Adapter:
         """The names of all tensors that the adapter changes."""
         return {name.rpartition(".")[0] for name in self._tensors if name.endswith((".b", ".add"))}
 
+    def names_of_means(self) -> set[str]:
+        """The names of the norms of which the file has means."""
+        return {name.rpartition(".")[0] for name in self._tensors if name.endswith(".mean")}
+
     def add_to(self, name: str, values: np.ndarray) -> np.ndarray:
         """A tensor of the model, float32, with the adapter's addition to it, if any. Raises ModelNotFoundError."""
         if f"{name}.add" in self._tensors:
@@ -62,8 +66,7 @@ class Adapter:
         """
         if f"{name}.mean" in self._tensors:
             return self._tensor(f"{name}.mean", np.float32, (size,))
-        has_means = any(key.endswith(".mean") for key in self._tensors)
-        return np.zeros(size, dtype=np.float32) if has_means else None
+        return np.zeros(size, dtype=np.float32) if self.names_of_means() else None
 
     def _tensor(self, name: str, kind: type, shape: tuple[int, ...]) -> np.ndarray:
         found = self._tensors.get(name)

@@ -82,6 +82,8 @@ class AdaptedCheckpoint(Checkpoint):
         self._additions = additions
         if missing := additions.names() - checkpoint.names():
             raise ModelNotFoundError(f"the adapter changes {min(missing)}, which the model does not have")
+        if missing := additions.names_of_means() - checkpoint.names():
+            raise ModelNotFoundError(f"the adapter has a mean of {min(missing)}, which the model does not have")
 
     def names(self) -> set[str]:
         """All names."""

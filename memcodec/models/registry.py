@@ -15,6 +15,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -303,8 +304,10 @@ def load_exact(model: ModelFolder, progress: ByteProgress | None = None) -> "tup
                 return weights
         return None
 
-    if weights := kept_weights():
-        return weights, ByteTokenizer.load(model.path)
+    with ThreadPoolExecutor(1) as pool:  # the tokenizer takes as long as the weights
+        tokenizer = pool.submit(ByteTokenizer.load, model.path)
+        if weights := kept_weights():
+            return weights, tokenizer.result()
     converted = None
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,165 @@
+"""The speed of this version beside another one, in turns: passes and steps of the LM, commands, and frames.
+
+    python benchmarks/versions.py OLD_CHECKOUT [--turns 3] [--quick]
+
+OLD_CHECKOUT is a checkout of another version with its own `.venv` (`make .venv/.ready` makes it), such as 0.2.0 (commit
+b6e8200). Each turn measures both versions, one after the other; each runs in processes and a cache of its own. Prints a
+table of medians in Markdown, with the ratio to the other version, and what the memory of the machine allows.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+POSITION = 200  # at which steps are measured
+ROWS = (1, 4, 16, 64)
+LINES = 1000  # messages
+TEXT = "The quick brown fox jumps over the lazy dog near the bank of the river. "
+
+
+def main() -> None:
+    """Measure both versions in turns, or, with --measure, this one."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("old", type=Path, nargs="?")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="the LM only")
+    parser.add_argument("--text", type=Path, default=Path(__file__).parent.parent / "docs" / "files.md")
+    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(measure(options.quick, options.text)))
+        return
+    if options.old is None:
+        parser.error("give the folder of a checkout of another version")
+    checkouts = {"new": Path(__file__).parent.parent.resolve(), "old": options.old.resolve()}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in checkouts}
+    with tempfile.TemporaryDirectory() as folder:
+        for turn in range(options.turns + 1):  # the first converts the model and compiles
+            for name, checkout in checkouts.items():
+                quick = ["--quick"] * (options.quick or turn == 0)
+                command = [checkout / ".venv" / "bin" / "python", Path(__file__).resolve(), "--measure", *quick,
+                           "--text", options.text.resolve()]  # fmt: skip
+                env = os.environ | {"MEMCODEC_CACHE": str(Path(folder) / name)}
+                done = subprocess.run(command, cwd=checkout, env=env, stdout=subprocess.PIPE, check=True)
+                if turn:
+                    found[name].append(json.loads(done.stdout.splitlines()[-1]))
+                    print(name, found[name][-1], file=sys.stderr, flush=True)
+    print(render(found))
+
+
+def render(found: dict[str, list[dict[str, float]]]) -> str:
+    """A table in Markdown."""
+    lines = ["| | old | new | new / old |", "| --- | ---: | ---: | ---: |"]
+    for key in found["new"][0]:
+        old, new = (statistics.median(one[key] for one in found[name]) for name in ("old", "new"))
+        lines.append(f"| {key} | {old:,.4g} | {new:,.4g} | {new / old:.2f} |")
+    return "\n".join(lines)
+
+
+def measure(quick: bool, text: Path) -> dict[str, float]:
+    """The figures of the version that this process imports, from the folder that it runs in."""
+    sys.path.insert(0, str(Path.cwd()))
+    from memcodec import Codec
+
+    codec: Any = Codec.load(device="cpu")
+    result = of_lm(codec.lm)
+    if not quick:
+        result |= of_commands(text.read_bytes()[:20_480]) | of_frames(codec)
+    return result | {"memory read by two threads, GB/s": bandwidth()}
+
+
+def of_lm(lm: Any) -> dict[str, float]:
+    """Tokens a second of a full pass and of steps, head included."""
+    try:
+        from memcodec.lm.sequences import SequenceInput as Input
+    except ImportError:
+        from memcodec.lm.passes import Piece as Input  # type: ignore[import-not-found, no-redef] # version 0.2.0
+
+    tokens = np.random.default_rng(1).integers(100, 40_000, (64, POSITION + 200))
+    sequences = lm.sequences(2, 256, 400)
+
+    def full() -> None:
+        sequences.restart()
+        sequences.forward([Input(i, tokens[i, :200]) for i in range(2)])
+        sequences.logits(slice(0, 400))
+
+    result = {"full pass of 2 x 200 tokens, tokens/s": 400 / seconds(full, 9)}
+    for rows in ROWS:
+        sequences = lm.sequences(rows, POSITION + 200, 8 * rows)
+        for at in range(0, POSITION, 8):
+            sequences.forward([Input(i, tokens[i, at : at + 8]) for i in range(rows)])
+
+        def step(sequences: Any = sequences, rows: int = rows) -> None:
+            sequences.step(tokens[:rows, 0].copy())
+            sequences.logits(slice(0, rows))
+
+        result[f"steps of {rows} rows at position {POSITION}, tokens/s"] = rows / seconds(step, 40)
+    return result
+
+
+def of_commands(data: bytes) -> dict[str, float]:
+    """Seconds of whole commands."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, packed = Path(folder) / "text", Path(folder) / "text.memz"
+        source.write_bytes(data)
+        command = [sys.executable, "-m", "memcodec_cli"]
+        return {
+            f"compress {len(data):,} bytes with verification, s": seconds(
+                lambda: run([*command, "compress", "-f", source, "-o", packed]), 1
+            ),
+            "decompress them, s": seconds(lambda: run([*command, "decompress", "-f", packed, "-o", source]), 1),
+        }
+
+
+def run(command: list[Any]) -> None:
+    """Run a command that prints nothing."""
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def of_frames(codec: Any) -> dict[str, float]:
+    """Messages a second, encoded and decoded as frames: log lines of 139 bytes."""
+    lines = [
+        f'{{"time":"2026-11-{1 + i % 28:02}T12:{i % 60:02}:07Z","level":"info",'
+        f'"user":{7919 * i % 100_000:05},"text":"{TEXT}"}}'
+        for i in range(LINES)
+    ]
+    messages = [line[:139].encode() for line in lines]
+    start = time.perf_counter()
+    frames = codec.encode_frames(messages)
+    middle = time.perf_counter()
+    assert codec.decode_frames(frames) == messages
+    return {"frames encoded a second": LINES / (middle - start), "decoded": LINES / (time.perf_counter() - middle)}
+
+
+def bandwidth() -> float:
+    """GB a second that two threads read, from an array that is larger than the caches."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    array = np.ones(1 << 25, dtype=np.uint64)
+    halves = np.split(array, 2)
+    with ThreadPoolExecutor(2) as pool:
+        return float(array.nbytes / seconds(lambda: list(pool.map(np.bitwise_or.reduce, halves)), 9) / 1e9)
+
+
+def seconds(function: Callable[[], Any], times: int) -> float:
+    """The median of some calls, after one that does not count if there are more than one."""
+    found = []
+    for _ in range(times + (times > 1)):
+        start = time.perf_counter()
+        function()
+        found.append(time.perf_counter() - start)
+    return statistics.median(found[times > 1 :])
+
+
+if __name__ == "__main__":
+    main()
