@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("old", type=Path, nargs="?")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="the LM only")
-    parser.add_argument("--text", type=Path, default=Path(__file__).parent.parent / "docs" / "files.md")
+    parser.add_argument("--text", type=Path, default=Path(__file__).parent.parent / "docs" / "messages.md")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -46,7 +46,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(options.turns + 1):  # the first converts the model and compiles
             for name, checkout in checkouts.items():
-                quick = ["--quick"] * (options.quick or turn == 0)
+                quick = ["--quick"] * options.quick
                 command = [checkout / ".venv" / "bin" / "python", Path(__file__).resolve(), "--measure", *quick,
                            "--text", options.text.resolve()]  # fmt: skip
                 env = os.environ | {"MEMCODEC_CACHE": str(Path(folder) / name)}
