@@ -8,7 +8,7 @@ import numpy as np
 
 from memcodec.bound import token_bits
 from memcodec.document.blocks import Block
-from memcodec.document.plan import AUTO_GROUPS, AUTO_TOKENS, GROUP_CONTEXTS
+from memcodec.document.plan import AUTO_GROUPS, AUTO_LEAST, AUTO_TOKENS, GROUP_CONTEXTS
 from memcodec.groups import PASS_ROWS
 from memcodec.models.loaded import LoadedModel
 from memcodec.progress import Progress, ProgressCallback, Reporter
@@ -45,9 +45,10 @@ def _rows_verified(size: int, settings: EncodeSettings) -> int:
         return 0
     context, tokens = settings.context, size // _BYTES_PER_TOKEN + 1
     group = GROUP_CONTEXTS * context if isinstance(context, int) else tokens
-    if context in ("auto", 0):
-        short = context == 0 or tokens < AUTO_GROUPS * settings.chunk_tokens
-        group = settings.chunk_tokens if short else AUTO_TOKENS
+    if context == 0:
+        group = settings.chunk_tokens
+    elif context == "auto":
+        group = min(max(tokens // AUTO_GROUPS, AUTO_LEAST), AUTO_TOKENS)
     return min(settings.batch, -(-tokens // group))
 
 

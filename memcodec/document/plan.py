@@ -8,8 +8,11 @@ import numpy as np
 from memcodec.document.lengths import chunk_lengths
 from memcodec.settings import MAX_CONTEXT, Context
 
-AUTO_GROUPS = 48  # groups that `context="auto"` makes if it can, so that they fill a batch
-AUTO_TOKENS = 400  # the most in a group with "auto": attention over more costs a tenth of the speed (docs/context.md)
+# Groups of `context="auto"` (docs/context.md): as many as make a step nearly as fast as one of a full batch, before they
+# become longer than AUTO_LEAST tokens; at most AUTO_TOKENS, since attention over more takes longer than it saves.
+AUTO_GROUPS = 16
+AUTO_LEAST = 400
+AUTO_TOKENS = 800
 GROUP_CONTEXTS = 4  # length of a group, in contexts, if the context is a number
 
 
@@ -49,9 +52,9 @@ def plan_groups(
     """Cut runs of tokens, int64 [tokens] each, into groups of chunks, all of similar length.
 
     positions: the number that the LM has for tokens. context: 0 makes each chunk a group; "max" makes one group; "auto"
-    makes groups of up to AUTO_TOKENS tokens, shorter ones if that is needed for AUTO_GROUPS groups; a number makes
-    groups GROUP_CONTEXTS times as long, so that most tokens have that much context. alone: no other document is
-    encoded.
+    makes groups of up to AUTO_TOKENS tokens, of fewer, but AUTO_LEAST, if that is needed for AUTO_GROUPS groups; a
+    number makes groups GROUP_CONTEXTS times as long, so that most tokens have that much context. alone: no other
+    document is encoded.
     """
     total, most = sum(map(len, runs)), min(positions, MAX_CONTEXT)
     if not total:
@@ -63,7 +66,7 @@ def plan_groups(
     if context == "max":
         count = 1
     elif context == "auto":
-        fewest = min(-(-total // chunk_tokens), AUTO_GROUPS) if alone else 1
+        fewest = min(-(-total // AUTO_LEAST), AUTO_GROUPS) if alone else 1
         count = max(fewest, -(-total // min(AUTO_TOKENS, most)))
     else:
         count = total // (GROUP_CONTEXTS * context)
