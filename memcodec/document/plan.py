@@ -8,8 +8,8 @@ import numpy as np
 from memcodec.document.lengths import chunk_lengths
 from memcodec.settings import MAX_CONTEXT, Context
 
-# Groups of `context="auto"` (docs/context.md): as many as make a step nearly as fast as one of a full batch, before they
-# become longer than AUTO_LEAST tokens; at most AUTO_TOKENS, since attention over more takes longer than it saves.
+# Groups of `context="auto"` (docs/context.md): as many as make a step nearly as fast as one of a full batch, before
+# they become longer than AUTO_LEAST tokens; at most AUTO_TOKENS, since attention over more takes longer than it saves.
 AUTO_GROUPS = 16
 AUTO_LEAST = 400
 AUTO_TOKENS = 800
