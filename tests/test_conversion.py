@@ -152,5 +152,5 @@ def test_sums_are_added_up_in_order() -> None:
     assert np.array_equal(rotation.products_with(rows, vector), [reference.in_order(row * vector) for row in rows])
     assert np.array_equal(rotation.centre(rows), [row - reference.in_order(row) / 576 for row in rows])
     assert np.array_equal(
-        rotation.turned(rows, True), [reference.rotate(r).astype("f4") for r in rotation.centre(rows)]
+        rotation.rotated_vectors(rows, True), [reference.rotate(r).astype("f4") for r in rotation.centre(rows)]
     )
