@@ -10,7 +10,7 @@ from itertools import accumulate, islice, repeat, tee
 import numpy as np
 
 from memcodec.coding import corrections
-from memcodec.coding.distribution import LATE, Predictions
+from memcodec.coding.distribution import Predictions, with_prior
 from memcodec.coding.steering import Steering
 from memcodec.document.plan import windows
 from memcodec.errors import FormatError
@@ -85,22 +85,30 @@ def _predict_side_by_side(
     begin = 0  # rows of the groups before
     for (chunks, given), count in zip(batch, counts, strict=True):
         row = begin - 1 + (0 if given is None else len(given))  # the row before the first token of a chunk
-        first = row if given is None and lm.is_unprimed else None
         for tokens in chunks:
             found = Predictions.empty(tokens, lm.vocabulary)
             done = 0
             while done < len(tokens):
                 at = row + done
                 if at < begin:
-                    n, logits = 1, lm.start.logits[None].copy()
+                    n, logits = 1, _first_logits(lm)
                 else:
                     n = min(HEAD_ROWS, len(tokens) - done)
                     logits = sequences.logits(slice(at, at + n))
-                found.fill(done, logits, lm.vocabulary, lm.team, LATE if first is None else at - first)
+                found.fill(done, logits, lm.vocabulary, lm.team)
                 done += n
             row += len(tokens)
             yield found
         begin += count
+
+
+def _first_logits(lm: ExactLM) -> np.ndarray:
+    """The logits of the first token of a group that has no vectors before it, int32 [1, vocabulary].
+
+    A primer is context, so that the LM needs no prior behind one.
+    """
+    logits = lm.start.logits[: lm.vocabulary]
+    return (with_prior(logits) if lm.is_unprimed else logits)[None]
 
 
 def _predict_in_windows(
@@ -108,11 +116,10 @@ def _predict_in_windows(
 ) -> Iterator[Predictions]:
     """The predictions for one group, in several passes, and in windows if it is longer than the context."""
     tokens = np.concatenate(chunks)
-    early = 0 if vectors is None and lm.is_unprimed else LATE
     given = 0 if vectors is None else len(vectors)
     sequences = lm.new_sequences(1, len(lm.prefix) + given + min(len(tokens), context), PASS_ROWS)
     waiting = iter(chunks)
-    found, filled, done = Predictions.empty(next(waiting), lm.vocabulary), 0, 0
+    found, filled = Predictions.empty(next(waiting), lm.vocabulary), 0
     for window in windows(len(tokens), context):
         sequences.restart()
         whole = _input_of(0, vectors if not window.first else None, tokens[window.start : window.last - 1])
@@ -125,9 +132,9 @@ def _predict_in_windows(
                 sequences.forward([SequenceInput(0, whole.tokens[start:end], whole.vectors)])
             while at < end:
                 n = min(HEAD_ROWS, end - at, len(found.tokens) - filled)
-                logits = lm.start.logits[None].copy() if at < 0 else sequences.logits(slice(at - start, at - start + n))
-                found.fill(filled, logits, lm.vocabulary, lm.team, done + early)
-                at, filled, done = at + n, filled + n, done + n
+                logits = _first_logits(lm) if at < 0 else sequences.logits(slice(at - start, at - start + n))
+                found.fill(filled, logits, lm.vocabulary, lm.team)
+                at, filled = at + n, filled + n
                 if filled == len(found.tokens):
                     yield found
                     found, filled = Predictions.empty(next(waiting, _NO_TOKENS), lm.vocabulary), 0
@@ -217,8 +224,7 @@ def decode_batch(
     before = [0 if given is None else len(given) for given in vectors]
     longest = max(n + min(row.tokens, context) for n, row in zip(before, rows, strict=True))
     sequences = lm.new_sequences(len(rows), len(lm.prefix) + longest, max(sum(before), PASS_ROWS, len(rows)))
-    late = any(before) or not lm.is_unprimed
-    decoder = corrections.Decoder(rows, Steering.of(lm.head), site.share, lm.team, late)
+    decoder = corrections.Decoder(rows, Steering.of(lm.head), site.share, lm.team)
     written = np.empty((len(rows), min(rows[0].tokens, _FIRST_ROOM)), dtype=np.int64)
     live, done = len(rows), 0
     for window in windows(rows[0].tokens, context):
@@ -233,7 +239,7 @@ def decode_batch(
                 logits = sequences.logits(np.cumsum(before) - 1)
             elif t == window.start:
                 sequences.restart()
-                logits = np.repeat(lm.start.logits[None], live, axis=0)
+                logits = np.repeat(_first_logits(lm), live, axis=0)
             else:
                 if t == window.first:
                     _refill(sequences, written[:live, window.start : t - 1])

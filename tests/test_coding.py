@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memcodec.coding import corrections, rangecoder
-from memcodec.coding.distribution import BLOCK, COMPETITORS, LATE, Predictions, frequencies, frequency, log2_units
+from memcodec.coding.distribution import BLOCK, COMPETITORS, Predictions, frequencies, frequency, log2_units, with_prior
 from memcodec.coding.steering import Steering
 from memcodec.groups import EncodedGroup
 from memcodec.lm import arithmetic
@@ -136,10 +136,10 @@ def spread_logits(seed: int, rows: int, vocabulary: int, nats: float = 2.5) -> n
     return np.rint(random.standard_normal((rows, vocabulary)) * nats * 1477).astype(np.int32)
 
 
-def predict(logits: np.ndarray, tokens: np.ndarray, position: int = 0) -> Predictions:
+def predict(logits: np.ndarray, tokens: np.ndarray) -> Predictions:
     predicted = Predictions.empty(tokens, logits.shape[1])
     padded = np.concatenate([logits, np.full((len(logits), 40), 2**30, dtype=np.int32)], axis=1)  # never to be read
-    predicted.fill(0, padded, logits.shape[1], TEAM, position)
+    predicted.fill(0, padded, logits.shape[1], TEAM)
     return predicted
 
 
@@ -148,8 +148,8 @@ def test_predictions_have_the_best_tokens_and_the_sums(vocabulary: int) -> None:
     logits = spread_logits(vocabulary, 20, vocabulary)
     logits[3] = 5  # all equal: lower ids come first
     tokens = np.random.default_rng(0).integers(0, vocabulary, 20)
-    predicted = predict(logits, tokens, LATE)
-    first = predict(logits, tokens, 0)
+    predicted = predict(logits, tokens)
+    first = predict(np.array([with_prior(logits[0]), *logits[1:]]), tokens)
     below = max(tempered(logits[0])) - tempered(logits[0])
     assert first.near[0, tokens[0] % BLOCK] == below[tokens[0]] and first.total[0] == frequencies(below).sum()
     assert first.total[1:].tolist() == predicted.total[1:].tolist()
@@ -215,23 +215,25 @@ def test_every_token_comes_back(vocabulary: int, share: int) -> None:
 
 
 def test_corrections_cost_what_the_tokens_probabilities_say() -> None:
-    raw = spread_logits(1, 300, 2000)
-    logits = np.array([tempered(raw[0]), *raw[1:]])
+    logits = spread_logits(1, 300, 2000)
+    logits[0] = with_prior(logits[0])
+    assert logits[0].tolist() == tempered(spread_logits(1, 300, 2000)[0]).tolist()
     shares = np.exp(logits * (math.log(2) / 1024))
     shares /= shares.sum(axis=1, keepdims=True)
     random = np.random.default_rng(3)
     tokens = np.array([random.choice(2000, p=row) for row in shares])
     ideal = -np.log2(shares[np.arange(300), tokens]).sum() / 8
-    data, hits = round_trip(raw, tokens, b"", 0)
+    data, hits = round_trip(logits, tokens, b"", 0)
     assert ideal - 1 < len(data) < ideal * 1.002 + 1
     assert hits == (logits.argmax(axis=1) == tokens).sum()
-    predicted = predict(raw, tokens)
+    predicted = predict(logits, tokens)
     assert predicted.bits() / 8 == pytest.approx(ideal, rel=1e-3)
 
 
 def test_what_the_memory_writes_alone_takes_no_bytes() -> None:
     logits = spread_logits(2, 50, 500)
-    best = [np.argmax(row) for row in (tempered(logits[0]), *logits[1:])]
+    logits[0] = with_prior(logits[0])
+    best = [np.argmax(row) for row in logits]
     assert round_trip(logits, np.array(best), b"", 0)[0] == b""
 
 
@@ -265,7 +267,7 @@ def test_chunks_of_a_group_share_a_stream(share: int) -> None:
     for lengths in ((7, 20, 1, 32), (30, 25)):
         ends = np.cumsum(lengths)
         predictions = [
-            predict(logits[end - n : end], tokens[end - n : end], end - n) for n, end in zip(lengths, ends, strict=True)
+            predict(logits[end - n : end], tokens[end - n : end]) for n, end in zip(lengths, ends, strict=True)
         ]
         memories = search(predictions, steering, share, 64, TEAM)
         one = corrections.Encoder(steering, share)

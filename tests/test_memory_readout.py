@@ -11,9 +11,8 @@ from memcodec.lm.compiled import kernel
 from memcodec.lm.seeded import word, words
 from memcodec.lm.team import Team
 from memcodec.memory import readout
-from memcodec.memory.search import _new_buffers as new_buffers
 from memcodec.memory.search import _respond as respond
-from memcodec.memory.search import memory_bytes, search
+from memcodec.memory.search import memory_bytes, new_buffers, search
 from memcodec.settings import Readout
 
 from .test_coding import spread_logits, steering_of
@@ -133,7 +132,7 @@ def sampled(seed: int, tokens: int, vocabulary: int = 600) -> Predictions:
     shares /= shares.sum(axis=1, keepdims=True)
     random = np.random.default_rng(seed)
     predicted = Predictions.empty(np.array([random.choice(vocabulary, p=row) for row in shares]), vocabulary)
-    predicted.fill(0, logits, vocabulary, TEAM, 20)
+    predicted.fill(0, logits, vocabulary, TEAM)
     return predicted
 
 
@@ -170,7 +169,7 @@ def test_search_sees_the_sums_that_steer(hidden: int) -> None:
     head = random.integers(-127, 128, (40, hidden)).astype(np.int8)
     head[3] = 127
     ids = np.concatenate([random.permutation(40)[:30], [3, -1]]).astype(np.int32)
-    buffers = new_buffers(1, 32, hidden)
+    buffers = new_buffers(1, 32, hidden, plain=False)
     for position in (5, 6):  # the second in used buffers
         responses_of(position, ids, head, buffers)
         at = np.arange(position * hidden, (position + 1) * hidden)

@@ -19,9 +19,8 @@ from memcodec.coding.distribution import (
     COMPETITORS,
     Predictions,
     frequency,
+    new_tables,
     summarize_row,
-    tables_of,
-    temper,
 )
 from memcodec.coding.steering import (
     ENERGY,
@@ -182,7 +181,6 @@ def _decode(position, logits, share, steering, tables, groups, buffers, tokens, 
     levels = levels_of(vocabulary)
     for m in range(worker, len(logits), workers):
         row, state, coder = logits[m], groups.state[m], groups.coders[m]
-        temper(row, vocabulary, position, tables)
         best, total, entropy = summarize_row(row, vocabulary, tables, cells, ids, below, blocks)
         if share > 0:
             _next_chunk(position, groups.chunks, state)
@@ -220,13 +218,13 @@ class Decoder:
     Any bytes decode to some tokens of the vocabulary; checksums tell whether they are the right ones.
     """
 
-    def __init__(self, rows: Sequence[Group], steering: Steering, share: int, team: Team, late: bool = False) -> None:
-        """share: in steps of 1/1024; with 0, memories are ignored. late: see `tables_of`."""
+    def __init__(self, rows: Sequence[Group], steering: Steering, share: int, team: Team) -> None:
+        """share: in steps of 1/1024; with 0, memories are ignored."""
         vocabulary = len(steering.scale)
         self._steering = steering
         self._share = share
         self._team = team
-        self._tables = tables_of(vocabulary, late)
+        self._tables = new_tables()
         data = np.frombuffer(b"".join(row.corrections for row in rows), dtype=np.uint8)
         coders = np.zeros((len(rows), rangecoder.DECODER_STATE), dtype=np.int64)
         ends = np.cumsum([len(row.corrections) for row in rows])
@@ -252,10 +250,7 @@ class Decoder:
         )
 
     def step(self, position: int, logits: np.ndarray) -> np.ndarray:
-        """The tokens at one position of the first groups, int64 [rows].
-
-        logits: int32 [rows, vocabulary or more], which are overwritten.
-        """
+        """The tokens at one position of the first groups, int64 [rows]. logits: int32 [rows, vocabulary or more]."""
         tokens = np.empty(len(logits), dtype=np.int64)
 
         def work(worker: int, workers: int) -> None:

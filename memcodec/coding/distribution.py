@@ -4,7 +4,6 @@ The frequency of a token whose logit is d units below the best is 2**(28 - d / 1
 impossible. `Predictions` hold what encoding and the search need for each position, in about 3 KB instead of all logits.
 """
 
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -19,13 +18,11 @@ CELL = 32  # tokens in a cell, whose largest logit is computed
 FREQUENCY_BITS = 28  # of the best token's frequency
 MOST_LIFT = 12  # the most bits by which steering changes a frequency
 
-# Weights at the first position of a group, where the LM has no context and is trusted less: logits are multiplied by
-# the first number and the rarity of tokens by the second, both in 1/1024. Measured on 500 sequences of the validation
-# set of training/.
-EARLY = np.array([(704, 64)], dtype=np.int64)
-LATE = len(EARLY)  # the first position with the LM's own distribution
+# At the first token of a group, the LM has no context and is trusted less: logits are multiplied by the first number
+# and the rarity of tokens by the second, both in 1/1024. Measured on 500 sequences of the validation set of training/.
+_CONFIDENCE, _PRIOR = 704, 64
 _RARE = 100  # byte-level BPE assigns ids in the order of its merges, frequent tokens first: p ~ 1 / (id + 100)
-_MOST_BELOW = np.int32(1 << 20)
+_MOST_BELOW = 1 << 20
 
 _FAR = np.int32((FREQUENCY_BITS + 1) << 10)  # from this many units below the best on, a frequency is 1
 _SHIFT = np.int32(arithmetic.ONE - FREQUENCY_BITS)
@@ -38,13 +35,11 @@ class Tables(NamedTuple):
 
     powers: np.ndarray  # int32 [1024], see `arithmetic`
     logarithms: np.ndarray  # int32 [1024], see `arithmetic`
-    early: np.ndarray  # int64 [positions, 2]: EARLY, or empty
-    rarity: np.ndarray  # int32 [vocabulary]
 
 
-def tables_of(vocabulary: int, late: bool = False) -> Tables:
-    """The tables for a vocabulary. late: treat no position as one of the first in a group."""
-    return Tables(arithmetic.powers(), arithmetic.logarithms(), EARLY[:0] if late else EARLY, rarity(vocabulary))
+def new_tables() -> Tables:
+    """The tables that kernels of the coder take."""
+    return Tables(arithmetic.powers(), arithmetic.logarithms())
 
 
 @subkernel
@@ -62,21 +57,6 @@ def log2_units(value, logarithms):
     return ((bits >> np.int32(23)) - np.int32(127)) * np.int32(1024) + logarithms[
         (bits >> np.int32(13)) & np.int32(1023)
     ]
-
-
-@subkernel
-def temper(logits, vocabulary, position, tables):
-    """Flatten the logits at the first position of a group, in place, and mix in a prior that depends on ids only."""
-    if position >= len(tables.early):
-        return
-    rarity = tables.rarity
-    factor, weight = tables.early[position, 0], tables.early[position, 1]
-    best = _LOWEST
-    for i in range(np.uint64(vocabulary)):
-        best = max(best, logits[i])
-    for i in range(np.uint64(vocabulary)):
-        below = np.int64(min(best - logits[i], _MOST_BELOW))
-        logits[i] = -np.int32((below * factor >> 10) + (np.int64(rarity[i]) * weight >> 10))
 
 
 @subkernel
@@ -172,16 +152,13 @@ class Predictions(NamedTuple):
             np.empty((n, BLOCK), dtype=np.int32),
         )
 
-    def fill(self, first: int, logits: np.ndarray, vocabulary: int, team: Team, position: int) -> None:
-        """Write the positions from `first` on: logits int32 [rows, vocabulary or more], which are overwritten.
-
-        position: of the first of them in its group; LATE if the LM reads a memory before it.
-        """
+    def fill(self, first: int, logits: np.ndarray, vocabulary: int, team: Team) -> None:
+        """Write the positions from `first` on: logits int32 [rows, vocabulary or more]."""
         rows = Predictions(*(array[first : first + len(logits)] for array in self))
         cells = np.empty((team.workers, -(-vocabulary // CELL)), dtype=np.int32)
-        tables = tables_of(vocabulary)
+        tables = new_tables()
         team.run(
-            lambda worker, workers: _predict(logits, vocabulary, position, tables, rows, cells, worker, workers)
+            lambda worker, workers: _predict(logits, vocabulary, tables, rows, cells, worker, workers)
         )  # fmt: skip
 
     def bits(self) -> float:
@@ -192,11 +169,10 @@ class Predictions(NamedTuple):
 
 
 @kernel
-def _predict(logits, vocabulary, position, tables, rows, cells, worker, workers):
+def _predict(logits, vocabulary, tables, rows, cells, worker, workers):
     tokens, ids, below, near, blocks = rows.tokens, rows.ids, rows.below, rows.near, rows.blocks
     for m in range(worker, len(logits), workers):
         row = logits[m]
-        temper(row, vocabulary, position + m, tables)
         best, rows.total[m], rows.entropy[m] = summarize_row(
             row, vocabulary, tables, cells[worker], ids[m], below[m], blocks[m]
         )
@@ -205,12 +181,13 @@ def _predict(logits, vocabulary, position, tables, rows, cells, worker, workers)
             near[m, i] = best - row[first + i]
 
 
-@cache
-def rarity(vocabulary: int) -> np.ndarray:
-    """The rarity of each token without any context, in units, int32 [vocabulary]."""
-    value = np.arange(_RARE, vocabulary + _RARE).astype(np.float32)
-    bits = value.view(np.int32)
-    return ((bits >> 23) - 127) * 1024 + arithmetic.logarithms()[(bits >> 13) & 1023]
+def with_prior(logits: np.ndarray) -> np.ndarray:
+    """The logits of the first token of a group, int32 [vocabulary]: flattened, with a prior that depends on ids."""
+    numbers = np.arange(_RARE, len(logits) + _RARE).astype(np.float32).view(np.int32)
+    rarity = ((numbers >> 23) - 127) * 1024 + arithmetic.logarithms()[(numbers >> 13) & 1023]
+    below = np.minimum(logits.max() - logits.astype(np.int64), _MOST_BELOW)
+    flattened: np.ndarray = -((below * _CONFIDENCE >> 10) + (rarity.astype(np.int64) * _PRIOR >> 10))
+    return flattened.astype(np.int32)
 
 
 def frequencies(below: np.ndarray) -> np.ndarray:

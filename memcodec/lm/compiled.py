@@ -240,13 +240,12 @@ _SPINS = 2000  # checks of a barrier, about ten nanoseconds each, before a threa
 
 
 @subkernel
-def wait_for_all(barrier, waits, workers):
-    """Return when all workers have called this function. barrier: int64 [1], initially 0; waits: calls before this."""
+def wait_for_all(barrier, workers):
+    """Return when all workers have called this function equally often. barrier: int64, the first initially 0."""
     if workers == 1:
         return
     address = barrier.ctypes.data
-    goal = (waits + 1) * workers
-    _increment(address)
+    goal = (_increment(address) // workers + 1) * workers
     checks = 0
     while _load(address) < goal:
         checks += 1

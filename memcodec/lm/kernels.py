@@ -11,9 +11,9 @@ import numpy as np
 from memcodec.lm import arithmetic
 from memcodec.lm.attention import attention_stage, head_stage
 from memcodec.lm.compiled import COUNTERS_APART, kernel, not_inlined, subkernel, taken, wait_for_all
+from memcodec.lm.exp2 import EXP2_ONE, exp2
 from memcodec.lm.instructions import QUAD
-from memcodec.lm.layout import FEW_ROWS
-from memcodec.lm.powers import EXP2_ONE, exp2
+from memcodec.lm.layout import FEW_ROWS, STAGES
 from memcodec.lm.product import COLUMNS, TILE_ROWS, multiply
 from memcodec.lm.quantize import root_scale, to_integers, transform
 
@@ -24,7 +24,11 @@ _GATE_REACH = f4(arithmetic.GATE_REACH)
 _LOGIT_SCALE = arithmetic.LOGIT_SCALE
 _UNITS = 12  # units of work of a stage for each worker that are aimed at
 # Not literals, since numba gives each integer literal a type of its own.
-_ZERO, _ONE, _COLUMNS = np.int64(0), np.int64(1), np.int64(COLUMNS)
+_ZERO, _COLUMNS = np.int64(0), np.int64(COLUMNS)
+_HEAD_STAGE = np.int64(1)  # of the counters, when logits are computed after a pass
+# What the inputs of a product are made from: a norm of the residual stream, the outputs of attention, or those of the
+# gate. Numbers of one type, like those above.
+_NORMED, _MIXED, _GATED = np.int64(0), np.int64(1), np.int64(2)
 
 
 @subkernel
@@ -120,11 +124,10 @@ def _up_stage(sizes, space, first, rows, weights, scale, bias, stage, worker, wo
 
 
 @subkernel
-def _inputs_stage(sizes, space, rows, kind, few, worker, workers):
-    """The inputs of the next product, from the residual stream or from the outputs; returns their first row.
+def _inputs_stage(sizes, space, rows, source, few, worker, workers):
+    """The inputs of the next product, complete when this returns; returns their first row.
 
-    kind: 0 for the norm of the residual stream, 1 for outputs of attention, 2 for those of the first layer of the MLP.
-    few: each worker makes all of them for itself, and nobody waits.
+    source: what they are made from. few: each worker makes all of them for itself, and nobody waits.
     """
     not_inlined()
     first, step = worker, workers
@@ -138,10 +141,10 @@ def _inputs_stage(sizes, space, rows, kind, few, worker, workers):
     for m in range(first, rows, step):
         out = inputs + u8((base + m) * stride)
         root = f4(1.0)
-        if kind == 0:
+        if source == _NORMED:
             most, offset, squares = to_integers(x + u8(4 * m * sizes.hidden), count, out)
             root = root_scale(most, squares, count, sizes.epsilon)
-        elif kind == 1:
+        elif source == _MIXED:
             count = sizes.heads * sizes.head_size
             most, offset, _ = to_integers(outputs + u8(4 * m * space.outputs.shape[1]), count, out)
         else:
@@ -153,6 +156,8 @@ def _inputs_stage(sizes, space, rows, kind, few, worker, workers):
             most, offset, _ = to_integers(row.ctypes.data, count, out)
         space.input_scale[base + m] = most / _LARGEST * root
         space.input_offset[base + m] = offset
+    if not few:
+        wait_for_all(space.counters[:COUNTERS_APART], workers)
     return base
 
 
@@ -166,7 +171,7 @@ def logits_of(sizes, head, head_scale, head_bias, space, rows, out, worker, work
     whole, stride = (sizes.hidden + QUAD - 1) // QUAD * QUAD, space.inputs.shape[1]
     ranges, height = _units_of(panels, len(rows), workers)
     few, units = len(rows) <= FEW_ROWS, panels * ranges
-    unit = _next_unit(space.counters, _ONE, -1, units, few, worker, workers)
+    unit = _next_unit(space.counters, _HEAD_STAGE, -1, units, few, worker, workers)
     while unit < units:
         column, top = unit // ranges * COLUMNS, unit % ranges * height
         m0 = top
@@ -185,7 +190,7 @@ def logits_of(sizes, head, head_scale, head_bias, space, rows, out, worker, work
                     y = f4(tile[t + j]) * s * head_scale[c + j] + head_bias[c + j]
                     row[c + j] = np.int32(np.rint(min(max(y * _LOGIT_SCALE, -_FAR), _FAR)))
             m0 += count
-        unit = _next_unit(space.counters, _ONE, unit, units, few, worker, workers)
+        unit = _next_unit(space.counters, _HEAD_STAGE, unit, units, few, worker, workers)
 
 
 @subkernel
@@ -217,50 +222,30 @@ def forward(sizes, weights, cache, space, rows, worker, workers):
     for count in rows.counts:
         single = single and count <= 1
     _embed(sizes, weights, space, rows, worker, workers)
-    waits = np.int64(0)  # of all workers for each other
+    if few:  # otherwise, a worker norms the rows that it has embedded
+        wait_for_all(barrier, workers)
     stage = np.int64(1)
-    if few:
-        wait_for_all(barrier, waits, workers)
-        waits += 1
     for layer in range(sizes.layers):
-        # Unless there are few rows, a worker norms those that it has embedded, so the first norm need not wait.
-        first = _inputs_stage(sizes, space, n, 0, few, worker, workers)
-        if not few:
-            wait_for_all(barrier, waits, workers)
-            waits += 1
+        first = _inputs_stage(sizes, space, n, _NORMED, few, worker, workers)
         _product_stage(plain, space, first, n, hidden, weights.qkv[layer], weights.qkv_scale[layer],
-                       weights.qkv_bias[layer], outputs.shape[1], outputs, stage, worker, workers, _ZERO)  # fmt: skip
-        wait_for_all(barrier, waits, workers)
+                       weights.qkv_bias[layer], outputs.shape[1], outputs, stage, worker, workers, False)  # fmt: skip
+        wait_for_all(barrier, workers)
         if not single:
             head_stage(sizes, weights, cache, space, rows, layer, stage + 1, worker)
-            waits += 1
-            wait_for_all(barrier, waits, workers)
+            wait_for_all(barrier, workers)
         attention_stage(sizes, weights, cache, space, rows, layer, stage + 2, worker, single)
-        wait_for_all(barrier, waits + 1, workers)
-        first = _inputs_stage(sizes, space, n, 1, few, worker, workers)
-        waits += 2
-        if not few:
-            wait_for_all(barrier, waits, workers)
-            waits += 1
+        wait_for_all(barrier, workers)
+        first = _inputs_stage(sizes, space, n, _MIXED, few, worker, workers)
         _product_stage(plain, space, first, n, mixed, weights.mix[layer], weights.mix_scale[layer],
-                       weights.mix_bias[layer], hidden, x, stage + 3, worker, workers, _ONE)  # fmt: skip
-        wait_for_all(barrier, waits, workers)
-        waits += 1
-        first = _inputs_stage(sizes, space, n, 0, few, worker, workers)
-        if not few:
-            wait_for_all(barrier, waits, workers)
-            waits += 1
+                       weights.mix_bias[layer], hidden, x, stage + 3, worker, workers, True)  # fmt: skip
+        wait_for_all(barrier, workers)
+        first = _inputs_stage(sizes, space, n, _NORMED, few, worker, workers)
         _up_stage(sizes, space, first, n, weights.up[layer], weights.up_scale[layer], weights.up_bias[layer],
                   stage + 4, worker, workers)  # fmt: skip
-        wait_for_all(barrier, waits, workers)
-        waits += 1
-        first = _inputs_stage(sizes, space, n, 2, few, worker, workers)
-        if not few:
-            wait_for_all(barrier, waits, workers)
-            waits += 1
+        wait_for_all(barrier, workers)
+        first = _inputs_stage(sizes, space, n, _GATED, few, worker, workers)
         _product_stage(plain, space, first, n, inner, weights.down[layer], weights.down_scale[layer],
-                       weights.down_bias[layer], hidden, x, stage + 5, worker, workers, _ONE)  # fmt: skip
-        wait_for_all(barrier, waits, workers)
-        waits += 1
-        stage += 6
-    _inputs_stage(sizes, space, n, 0, False, worker, workers)
+                       weights.down_bias[layer], hidden, x, stage + 5, worker, workers, True)  # fmt: skip
+        wait_for_all(barrier, workers)
+        stage += STAGES
+    _inputs_stage(sizes, space, n, _NORMED, False, worker, workers)

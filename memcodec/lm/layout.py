@@ -231,11 +231,11 @@ def new_workspace(a: Architecture, workers: int, rows: int, positions: int) -> W
         portions=_buffers(workers, positions, np.float32),
         shares=_buffers(workers, max(block * positions, padded(a.head_size)), np.uint8),
         share_scale=_buffers(workers, block, np.float32),
-        counters=np.zeros((1 + _STAGES * a.layers) * COUNTERS_APART, dtype=np.int64),
+        counters=np.zeros((1 + STAGES * a.layers) * COUNTERS_APART, dtype=np.int64),
     )
 
 
-_STAGES = 8  # more than there are in a layer
+STAGES = 6  # of a layer that divide their work into units
 
 
 def _aligned(rows: int, columns: int, dtype: type) -> np.ndarray:

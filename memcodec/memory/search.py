@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from memcodec.coding.distribution import COMPETITORS, Predictions, Tables, frequency, log2_units, tables_of
+from memcodec.coding.distribution import COMPETITORS, Predictions, Tables, frequency, log2_units, new_tables
 from memcodec.coding.steering import (
     FEATURES,
     MOST_ENTROPY,
@@ -22,6 +22,7 @@ from memcodec.coding.steering import (
     tilt_of,
 )
 from memcodec.lm.compiled import allocating, not_inlined, ones_in, subkernel
+from memcodec.lm.cpu import needs_fallback
 from memcodec.lm.instructions import QUAD
 from memcodec.lm.product import COLUMNS, PANEL_ROW, ZERO, multiply, padded
 from memcodec.lm.seeded import word
@@ -50,10 +51,11 @@ class _Buffers(NamedTuple):
     buckets: np.ndarray  # int32 [_BUCKETS]
     parents: np.ndarray  # int32 [positions, states], the state that each state came from
     entered: np.ndarray  # uint8 [positions, states], the bits that entered
+    plain: int  # see `product.multiply`
 
 
-def _new_buffers(longest: int, states: int, hidden: int) -> _Buffers:
-    """Buffers for chunks of up to `longest` tokens."""
+def new_buffers(longest: int, states: int, hidden: int, plain: bool) -> _Buffers:
+    """Buffers for chunks of up to `longest` tokens. plain: see `product.multiply`."""
     inner = padded(hidden)
     return _Buffers(
         signs=np.zeros(FEATURES * inner, dtype=np.uint8),
@@ -69,6 +71,7 @@ def _new_buffers(longest: int, states: int, hidden: int) -> _Buffers:
         buckets=np.empty(_BUCKETS, dtype=np.int32),
         parents=np.empty((longest, states), dtype=np.int32),
         entered=np.empty((longest, states), dtype=np.uint8),
+        plain=int(plain),
     )
 
 
@@ -88,8 +91,9 @@ def search(predictions: list[Predictions], steering: Steering, share: int, effor
     memories = [np.zeros(8 * size, dtype=np.uint8) for size in sizes]
     states = -(-effort // COLUMNS) * COLUMNS
     searches = min(team.workers, max(1, len(predictions)))
-    buffers = [_new_buffers(longest, states, steering.head.shape[1]) for _ in range(searches)]
-    tables: Tables = tables_of(len(steering.scale))
+    plain = needs_fallback(team)
+    buffers = [new_buffers(longest, states, steering.head.shape[1], plain) for _ in range(searches)]
+    tables: Tables = new_tables()
 
     def work(worker: int, workers: int) -> None:
         for i in range(worker, len(predictions), workers):
@@ -126,7 +130,7 @@ def _respond(position, ids, head, buffers):
     for panel in range(2):
         multiply(rows, np.int64(0), inner, np.int64(COMPETITORS), offsets, np.int64(0), signs, np.int64(panel * half),
                  inner // QUAD, buffers.responses, np.int64(panel * COLUMNS), np.int64(FEATURES),
-                 np.int64(0))  # fmt: skip
+                 buffers.plain)  # fmt: skip
 
 
 @subkernel
@@ -274,7 +278,7 @@ def _search(chunk, share, effort, steering, tables, buffers, memory):
             buffers.offsets[s] = _expand(seen, features, s * FEATURES)
         multiply(features, np.int64(0), np.int64(FEATURES), count, buffers.offsets, np.int64(0), buffers.panel,
                  np.int64(0), np.int64(FEATURES // QUAD), products, np.int64(0), np.int64(COLUMNS),
-                 np.int64(0))  # fmt: skip
+                 buffers.plain)  # fmt: skip
         rest, target = chunk.total[t], -1
         for k in range(COMPETITORS):
             lower[k] = f4(1 << 20)

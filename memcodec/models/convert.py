@@ -89,7 +89,7 @@ def convert(
         progress("converting the weights", a.layers + 2, a.layers + 4)
     head = embedding if a.tied else checkpoint.read(names.head, (a.vocabulary, a.hidden))
     norm = _norm(a, checkpoint, names.norm)
-    tensors |= _stored_in_blocks("head", head, lambda rows: _corrected(_read(Linear(rows), norm), norm))
+    tensors |= _stored_in_blocks("head", head, lambda rows: _read(Linear(rows), norm), norm.mean)
     if names.position:
         position = checkpoint.read(names.position, (None, a.hidden))[: a.positions]
         if len(position) < a.positions:
@@ -116,7 +116,7 @@ class Linear:
 class Norm:
     """What a norm does after it divides. gain, shift: [hidden]; shift: None for RMSNorm.
 
-    mean: of what it returns before its gain, over some text, if it is known.
+    mean: of what it returns before its gain, over some text, if it is known, rotated.
     """
 
     gain: np.ndarray
@@ -151,24 +151,20 @@ def _rotated(a: Architecture, layer: Layer) -> Tensors:
     result: Tensors = {name: gain.astype(np.float32) for name, gain in layer.heads.items()}
     return (
         result
-        | _stored("qkv", _corrected(qkv, layer.attention_norm))
+        | _stored("qkv", qkv, layer.attention_norm.mean)
         | _stored("mix", _writing(a, Linear(mix, layer.mix.bias)))
-        | _stored("up", _corrected(_read(layer.up, layer.mlp_norm), layer.mlp_norm))
+        | _stored("up", _read(layer.up, layer.mlp_norm), layer.mlp_norm.mean)
         | _stored("down", _writing(a, Linear(down, layer.down.bias)))
     )
 
 
 def _read(linear: Linear, norm: Norm) -> Linear:
     """A layer that reads the residual stream through a norm, with the norm in it, and rotated."""
-    return Linear(rotate(linear.matrix.astype(np.float64) * norm.gain.astype(np.float64)), _shifted(linear, norm).bias)
-
-
-def _shifted(linear: Linear, norm: Norm) -> Linear:
-    """A layer with the shift of the norm before it in its bias, float64."""
-    if norm.shift is None:
-        return Linear(linear.matrix, None if linear.bias is None else linear.bias.astype(np.float64))
-    bias = products_with(linear.matrix, norm.shift.astype(np.float64))
-    return Linear(linear.matrix, bias if linear.bias is None else linear.bias.astype(np.float64) + bias)
+    bias = None if linear.bias is None else linear.bias.astype(np.float64)
+    if norm.shift is not None:
+        shifted = products_with(linear.matrix, norm.shift.astype(np.float64))
+        bias = shifted if bias is None else bias + shifted
+    return Linear(rotate(linear.matrix.astype(np.float64) * norm.gain.astype(np.float64)), bias)
 
 
 def _written(a: Architecture, rows: np.ndarray) -> np.ndarray:
@@ -182,32 +178,29 @@ def _writing(a: Architecture, linear: Linear) -> Linear:
     return Linear(_written(a, linear.matrix.T).T, bias)
 
 
-def _corrected(linear: Linear, norm: Norm) -> Linear:
-    """A rotated layer whose bias makes up for what rounding its matrix does to the mean of its inputs.
+def _stored(name: str, linear: Linear, mean: np.ndarray | None = None) -> Tensors:
+    """A layer as exact tensors.
 
-    That mean is large in an LM: half of the squares of what a norm returns (Nagel et al., "Data-Free Quantization
+    mean: of its inputs, rotated, float64 [inner]. What the rounding of the matrix does to it is made up for in the
+    bias: in an LM, half of the squares of what a norm returns belong to its mean (Nagel et al., "Data-Free Quantization
     through Weight Equalization and Bias Correction", arXiv 1906.04721).
     """
-    if norm.mean is None:
-        return linear
     integers, scale = to_rows(linear.matrix)
-    lost = linear.matrix - integers * scale.astype(np.float64)[:, None]
-    bias = products_with(lost, rotate(norm.mean[None])[0])
-    return Linear(linear.matrix, bias if linear.bias is None else linear.bias + bias)
-
-
-def _stored(name: str, linear: Linear) -> Tensors:
-    """A layer as exact tensors."""
-    result: Tensors = {}
-    result[name], result[name + ".scale"] = to_rows(linear.matrix)
-    if linear.bias is not None:
-        result[name + ".bias"] = linear.bias.astype(np.float32)
+    result: Tensors = {name: integers, name + ".scale": scale}
+    bias = linear.bias
+    if mean is not None:
+        lost = products_with(linear.matrix - integers * scale.astype(np.float64)[:, None], mean)
+        bias = lost if bias is None else bias + lost
+    if bias is not None:
+        result[name + ".bias"] = bias.astype(np.float32)
     return result
 
 
-def _stored_in_blocks(name: str, matrix: np.ndarray, change: Callable[[np.ndarray], Linear]) -> Tensors:
+def _stored_in_blocks(
+    name: str, matrix: np.ndarray, change: Callable[[np.ndarray], Linear], mean: np.ndarray | None = None
+) -> Tensors:
     """The rows of a large matrix, changed and then stored, a few at a time: float64 takes much memory."""
-    blocks = [_stored(name, change(matrix[start : start + _BLOCK])) for start in range(0, len(matrix), _BLOCK)]
+    blocks = [_stored(name, change(matrix[start : start + _BLOCK]), mean) for start in range(0, len(matrix), _BLOCK)]
     return {key: np.concatenate([block[key] for block in blocks]) for key in blocks[0]}
 
 
@@ -244,7 +237,8 @@ _NAMES = dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), _Names("embed_tok
 def _norm(a: Architecture, c: _NamedTensors, name: str) -> Norm:
     gain = c.read(name + ".weight", (a.hidden,))
     shift = c.read(name + ".bias", (a.hidden,)) if a.layer_norm else None
-    return Norm(gain, shift, c.mean(name + ".weight", a.hidden))
+    mean = c.mean(name + ".weight", a.hidden)
+    return Norm(gain, shift, None if mean is None else rotate(mean[None])[0])
 
 
 def _linear(c: _NamedTensors, parts: dict[str, int], inner: int) -> Linear:
