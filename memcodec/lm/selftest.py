@@ -1,8 +1,8 @@
 """The self-test that an implementation of the exact LM must pass before it encodes or decodes anything.
 
 It checks integer products at their extremes (8-bit products saturate silently on CPUs without VNNI), and known answers:
-hashes of the logits of two tiny LMs made of seeded integers, which together have every part that an architecture can
-have, and some entries close to zero. It takes a few milliseconds. The hashes are in the specification (spec/FORMAT.md,
+hashes of the logits of two tiny LMs made of seeded integers, which together have every kind of layer, and some entries
+close to zero. It takes a few milliseconds. The hashes are in the specification (spec/FORMAT.md,
 "Known answers").
 """
 
