@@ -145,6 +145,15 @@ def _softmax(scores, at, count, factor, key_scale, value_scale, portions, shares
 
 
 @subkernel
+def _alike(slots, row, end):
+    """How many rows from `row` on, and before `end`, are of the same sequence. slots: int64 [rows]."""
+    count = 1
+    while row + count < end and slots[row + count] == slots[row]:
+        count += 1
+    return count
+
+
+@subkernel
 def _attend(sizes, cache, space, rows, layer, group, first, count, worker):
     """Attention of `count` rows from `first` on, over the keys and values of one key head, into the outputs.
 
@@ -165,9 +174,7 @@ def _attend(sizes, cache, space, rows, layer, group, first, count, worker):
                  plain)  # fmt: skip
     at = 0
     while at < count:  # the rows of one sequence after those of another
-        slot, alike = rows.slot[first + at], 1
-        while at + alike < count and rows.slot[first + at + alike] == slot:
-            alike += 1
+        slot, alike = rows.slot[first + at], _alike(rows.slot, first + at, first + count)
         head = (layer * cache.keys.shape[1] + slot) * sizes.key_heads + group
         key_scale, value_scale = cache.key_scale[layer, slot, group], cache.value_scale[layer, slot, group]
         end = rows.position[first + at + alike - 1] + 1 - shared
@@ -194,9 +201,7 @@ def _attend(sizes, cache, space, rows, layer, group, first, count, worker):
                             plain)  # fmt: skip
         at = 0
         while at < count:
-            slot, alike = rows.slot[first + at], 1
-            while at + alike < count and rows.slot[first + at + alike] == slot:
-                alike += 1
+            slot, alike = rows.slot[first + at], _alike(rows.slot, first + at, first + count)
             head = (layer * cache.keys.shape[1] + slot) * sizes.key_heads + group
             end = rows.position[first + at + alike - 1] + 1 - shared
             row = at * repeat
