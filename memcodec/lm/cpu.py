@@ -118,7 +118,6 @@ class CpuSequences:
         check_pass(inputs, self._lengths, self._positions, lm.vocabulary)
         slots = np.array([one.slot for one in inputs], dtype=np.int64)
         counts = np.array([len(one.tokens) for one in inputs], dtype=np.int64)
-        starts = self._lengths[slots]
         tokens, vectors = [], [np.empty((0, lm.architecture.hidden), dtype=np.float32)]
         before = 0  # vectors of the previous sequences
         for one in inputs:
@@ -128,23 +127,20 @@ class CpuSequences:
                 tokens.append(np.where(one.tokens < 0, one.tokens - before, one.tokens))
                 vectors.append(rotated_vectors(one.vectors, lm.architecture.layer_norm))
                 before += len(one.vectors)
+        starts = self._lengths[slots]
         position = np.concatenate([np.arange(start, start + n) for start, n in zip(starts, counts, strict=True)])
-        self._run(
-            layout.Rows(
-                np.concatenate(tokens), np.concatenate(vectors), np.repeat(slots, counts), position, slots, starts,
-                counts,
-            )
-        )  # fmt: skip
+        rows = np.repeat(slots, counts)
+        self._run(layout.Rows(np.concatenate(tokens), np.concatenate(vectors), rows, position, slots, counts))
 
     def step(self, tokens: np.ndarray) -> None:
         """One token of each of the first sequences."""
         lm, tokens = self._lm, np.ascontiguousarray(tokens)  # another layout would compile all kernels again
         check_step(tokens, self._lengths, self._positions, lm.vocabulary)
         slots = np.arange(len(tokens))
-        starts = self._lengths[: len(tokens)].copy()
+        positions = self._lengths[: len(tokens)].copy()
         vectors = np.empty((0, lm.architecture.hidden), dtype=np.float32)
         ones = np.ones(len(tokens), dtype=np.int64)
-        self._run(layout.Rows(tokens, vectors, slots, starts, slots, starts, ones))
+        self._run(layout.Rows(tokens, vectors, slots, positions, slots, ones))
 
     def _run(self, rows: layout.Rows) -> None:
         lm, space, count = self._lm, self._space, len(rows.tokens)

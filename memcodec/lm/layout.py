@@ -118,7 +118,6 @@ class Rows(NamedTuple):
     slot: np.ndarray  # [rows]
     position: np.ndarray  # [rows]
     slots: np.ndarray  # [sequences]
-    starts: np.ndarray  # [sequences], the position of the first row
     counts: np.ndarray  # [sequences], rows
 
 
