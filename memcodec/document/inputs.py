@@ -73,6 +73,6 @@ def as_source(data: "Data | BinaryIO | Source", name: str) -> Source:
 
 
 def check_type(name: str, given: object, wanted: type, example: str) -> None:
-    """Raise TypeError for an argument of another type; example: an expression that gives the right one."""
+    """Raise TypeError unless `given` is a `wanted`. example: an expression that returns one, for the message."""
     if not isinstance(given, wanted):
         raise TypeError(f"{name}: give a {wanted.__name__}, such as {example}, not {type(given).__name__}")
