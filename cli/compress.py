@@ -76,7 +76,7 @@ def compress(
     Examples:
       memcodec compress notes.txt
       memcodec compress -r folder --output-dir compressed
-      memcodec compress --memory-share 0 --context max book.txt -o book.memz
+      memcodec compress -9 book.txt -o book.memz
     """
     site = encoding.site_settings()
     files = inputs.find_inputs(names, options.recursive, compressed=False)
@@ -85,8 +85,8 @@ def compress(
     page = _open_page(options.report, len(files))
     targets = _find_targets(files, output, options.resume, page, errors)
     settings = {
-        "site": site, "chunk_tokens": encoding.chunk_tokens, "context": encoding.context, "batch": compute.batch,
-        "verify": not options.no_verify,
+        "level": encoding.level, "site": site, "chunk_tokens": encoding.chunk_tokens, "context": encoding.context,
+        "batch": compute.batch, "verify": not options.no_verify,
     }  # fmt: skip
     with ProgressBar(progress.quiet, progress.no_progress) as bar:
         compressor = _Compressor(
@@ -258,6 +258,6 @@ class _Compressor:
         codec = self.encoder.codec
         if self.bar.is_shown and size >= ESTIMATE_BYTES and isinstance(codec.engine, Local):
             self.bar.close()
-            seconds = codec.estimate(size, self.settings["context"], self.settings["batch"], self.settings["verify"])
+            seconds = codec.estimate(size, **self.settings)
             duration = f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{max(1, round(seconds / 60))} min"
             click.echo(f"{size / 1e6:.1f} MB: about {duration}", err=True)

@@ -5,20 +5,22 @@ from dataclasses import dataclass
 import click
 from click.core import ParameterSource
 
+from memcodec.levels import DEFAULT_LEVEL, LEVELS
 from memcodec.settings import (
     DEFAULT_CHUNK_TOKENS,
     MAX_CHUNK_TOKENS,
+    MAX_EFFORT,
     MAX_VECTORS,
     MEMORY_BITS,
     Context,
     Prompt,
     Readout,
 )
-from memcodec_cli.options import MEMORY_SHARE, context_option, option
+from memcodec_cli.options import MEMORY_SHARE, context_option, level_option, option
 
-_READOUT, _PROMPT = Readout(), Prompt()
+_DEFAULTS, _PROMPT = LEVELS[DEFAULT_LEVEL], Prompt()
 _OPTIONS_OF_SITE = {
-    "readout": ("memory_share", "effort", "context"),
+    "readout": ("memory_share", "effort", "context", "level"),
     "prompt": ("vectors", "bits", "steps", "seed", "pure"),
 }
 
@@ -35,6 +37,12 @@ def _parse_vectors(ctx: click.Context, parameter: click.Parameter, value: str) -
 class EncodingOptions:
     """How a document is cut into chunks, and how the memory of each chunk is fitted."""
 
+    level: int = level_option(
+        "From fast and large (1) to slow and small (9): groups of how many tokens, how many of them at least, and "
+        "--memory-share and --effort if they are not given. --fast is -1, --best is -9.",
+        default=DEFAULT_LEVEL,
+        show_default=True,
+    )
     chunk_tokens: int = option(
         "--chunk-tokens",
         type=click.IntRange(1, MAX_CHUNK_TOKENS),
@@ -90,24 +98,21 @@ class EncodingOptions:
         help="Prompt site: store vectors only, even if that makes the file larger; fail if they do not reproduce the "
         "text.  [default: add corrections]",
     )
-    memory_share: float = option(
+    memory_share: float | None = option(
         "--memory-share",
         type=MEMORY_SHARE,
-        default=_READOUT.share,
-        show_default=True,
         metavar="S",
         envvar="MEMCODEC_MEMORY_SHARE",
         show_envvar=True,
-        help="Readout site: fraction of a chunk's information that its memory carries, 0 (no memory) to 0.5.",
+        help="Readout site: fraction of a chunk's information that its memory carries, 0 (no memory) to 0.5.  "
+        f"[default: that of the level, {_DEFAULTS.share:g} at {DEFAULT_LEVEL}]",
     )
-    effort: int = option(
+    effort: int | None = option(
         "--effort",
-        type=click.IntRange(1, 1 << 20),
-        default=_READOUT.effort,
-        show_default=True,
+        type=click.IntRange(1, MAX_EFFORT),
         metavar="N",
         help="Readout site: number of states per token that the search for a memory tries. More makes smaller files "
-        "and takes longer.",
+        f"and takes longer.  [default: that of the level, {_DEFAULTS.effort} at {DEFAULT_LEVEL}]",
     )
 
     def site_settings(self) -> Readout | Prompt:

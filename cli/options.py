@@ -20,6 +20,7 @@ from typing import Any, get_type_hints
 
 import click
 
+from memcodec.levels import BEST, FASTEST, LEVELS
 from memcodec.models.registry import BUILT_IN, DEFAULT_MODEL
 from memcodec.settings import DEFAULT_BATCH, DEVICES, MAX_CONTEXT, MOST_SHARE, SHARE_STEPS, Context
 
@@ -95,9 +96,31 @@ def context_option() -> Any:
         show_envvar=True,
         metavar="N",
         help="Number of preceding tokens that the model sees before each token, 0 to "
-        f"{MAX_CONTEXT}. 0 limits it to the tokens of the same chunk; auto uses as much context as costs little time; "
-        "max makes the smallest file and is slow.",
+        f"{MAX_CONTEXT}. 0 limits it to the tokens of the same chunk; auto uses as much as the level says; max makes "
+        "the smallest file and is slow.",
     )
+
+
+class _LevelOption(click.Option):
+    """--level N, and -1 to -9, --fast and --best, which set it too; the last of them counts."""
+
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+        super().add_to_parser(parser, ctx)
+        flags = {f"-{level}": level for level in LEVELS} | {"--fast": FASTEST, "--best": BEST}
+        for flag, level in flags.items():
+            parser.add_option(self, [flag], self.name, "store_const", const=str(level))
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        record = super().get_help_record(ctx)
+        return record and (f"-{FASTEST} ... -{BEST}, --fast, --best, {record[0]}", record[1])
+
+
+def level_option(help: str, **attributes: Any) -> Any:
+    """--level, -1 to -9, --fast and --best, whose effect differs between commands."""
+    return option(
+        "--level", cls=_LevelOption, type=click.IntRange(FASTEST, BEST), envvar="MEMCODEC_LEVEL", show_envvar=True,
+        metavar="N", help=help, **attributes,
+    )  # fmt: skip
 
 
 def field_option() -> Any:

@@ -19,6 +19,7 @@ from click.core import ParameterSource
 from click.shell_completion import get_completion_class
 
 import memcodec
+from memcodec.levels import LEVELS
 from memcodec_cli.archive import pack, unpack
 from memcodec_cli.bench import bench
 from memcodec_cli.compress import compress
@@ -39,6 +40,7 @@ _WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # without a name: of 
 _WITHOUT_EFFECT = {
     *("-c", "--stdout", "-f", "--force", "-k", "--keep", "-v", "--verbose", "--no-progress", "--no-verify"),
     *("--chunk-tokens", "--context", "--site", "--vectors", "--bits", "--steps", "--seed", "--pure"),
+    *("--fast", "--best", "--level", *(f"-{level}" for level in LEVELS)),
     *("--memory-share", "--effort", "--engine", "--workers", "-q", "--quiet", "--device", "--batch", "-T", "--threads"),
     *("--model", "--primer"),
 }  # options of compress that may stand beside -d, -t and -l even if these have no use for them, as in gzip and xz
@@ -68,7 +70,7 @@ class Program(click.Group):
     def with_command(self, args: list[str]) -> list[str]:
         """Put the command before arguments that begin with an option: that of -z, -d, -t or -l, by default compress.
 
-        Options of compress that have no effect on the other commands are left out, and so are -1 to -9.
+        Options of compress that have no effect on the other commands are left out.
         """
         flags = _options_of(self.commands["compress"]) | _options_of(self.commands["decompress"])
         command, words = _SHORT_COMMANDS["z"], list[tuple[str, list[str]]]()  # an option (or ""), and its words
@@ -91,7 +93,7 @@ class Program(click.Group):
                     rest.insert(0, f"-{word[2:]}")
                 if name[1] in _SHORT_COMMANDS:
                     command = _SHORT_COMMANDS[name[1]]
-                elif name[1] not in "123456789":
+                else:
                     words.append((name, [name]))
         ignored = set() if command == ["compress"] else _WITHOUT_EFFECT - _options_of(self.commands[command[0]]).keys()
         return [*command, *(word for name, group in words if name not in ignored for word in group)]
@@ -216,9 +218,9 @@ def main() -> None:
       memcodec inspect notes.txt.memz        prints what the file contains
 
     As with gzip, options can come instead of the command, alone or combined as in -dc: -d is decompress, -t is verify
-    --decode, -l is list, and -z or none of these is compress. -1 to -9 are accepted and have no effect. Without any
-    argument, memcodec compresses standard input, unless that or standard output is a terminal. So tar can use it: tar
-    -I memcodec -cf notes.tar.memz notes, and the same with -xf.
+    --decode, -l is list, and -z or none of these is compress. Without any argument, memcodec compresses standard
+    input, unless that or standard output is a terminal. So tar can use it: tar -I memcodec -cf notes.tar.memz notes,
+    and the same with -xf.
 
     Exit status: 0, success; 1, an error, possibly in only some of several files; 2, wrong usage; 3, --salvage lost
     part of the document; 130, interrupted by Ctrl-C; 143, terminated.

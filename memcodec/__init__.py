@@ -79,9 +79,9 @@ def encode(
 ) -> bytes:
     """Compress bytes (or text, as UTF-8, or an open file) to the bytes of a .memz file.
 
-    settings: site, chunk_tokens, context, batch and verify, as in `Codec.encode`. Loads the model in each call if
-    there is text: to encode often, keep a `Codec`. device, threads: as in `Codec.load`; engine: "local", or "ray" for
-    the workers of a Ray cluster, to which device and threads then apply. Raises ModelNotFoundError, EncodeError,
+    settings: level, site, chunk_tokens, context, batch and verify, as in `Codec.encode`. Loads the model in each call
+    if there is text: to encode often, keep a `Codec`. device, threads: as in `Codec.load`; engine: "local", or "ray"
+    for the workers of a Ray cluster, to which device and threads then apply. Raises ModelNotFoundError, EncodeError,
     MachineError.
     """
     from memcodec.codec import Codec
@@ -90,7 +90,7 @@ def encode(
     from memcodec.engines import opened
 
     source = as_source(data, "data")
-    EncodeSettings(**settings)  # raises for what is out of range, before a model is loaded
+    EncodeSettings.of(**settings)  # raises for what is out of range, before a model is loaded
     check_device(device)
     if (stored := without_model(source)) is not None:
         return stored

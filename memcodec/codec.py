@@ -37,8 +37,6 @@ from memcodec.settings import (
     EncodeOptions,
     EncodeSettings,
     Prompt,
-    Readout,
-    SiteSettings,
     check_batch,
     check_device,
 )
@@ -127,25 +125,27 @@ class Codec:
 
     def encode(
         self, data: Data | BinaryIO | Source, *,
-        site: SiteSettings = Readout(),  # noqa: B008 (frozen)
-        chunk_tokens: int = DEFAULT_CHUNK_TOKENS, context: Context = "auto", batch: int = DEFAULT_BATCH,
-        verify: bool = True, journal: Journal | None = None, progress: ProgressCallback | None = None,
+        journal: Journal | None = None, progress: ProgressCallback | None = None, **settings: Unpack[EncodeOptions],
     ) -> bytes:  # fmt: skip
         """Compress bytes, text (as UTF-8), or a file open for reading, to the bytes of a .memz file.
 
         With the readout site these are the same on every machine with the same zstd; the prompt site fits in floating
-        point. site: where memories enter the LM, with its settings; chunk_tokens: 1 to 4096; context: the maximum
-        number of tokens that the LM sees before a position: 0 for those of the same chunk only, "auto" for as many as
-        cost little time, "max" for as many as possible (the smallest file, but slow); batch: groups decoded side by
-        side to verify; verify: decode the result and compare; journal: keeps encoded groups on disk, so that a second
-        run continues after them. Raises EncodeError for settings out of range, and if chunks of a `pure` prompt need
-        corrections; MachineError if the result does not decode to the input.
+        point. journal: keeps encoded groups on disk, so that a second run continues after them. The settings:
+
+        level: 1 (fast and large) to 9 (slow and small), by default 6: the values of what is not given or is "auto"
+        (docs/levels.md); site: where memories enter the LM, with its settings; chunk_tokens: 1 to 4096, by default 200;
+        context: the maximum number of tokens that the LM sees before a position: 0 for those of the same chunk only,
+        "max" for as many as possible, "auto" (the default) for those of the groups of the level; batch: groups decoded
+        side by side to verify; verify: decode the result and compare, as by default.
+
+        Raises EncodeError for settings out of range, and if chunks of a `pure` prompt need corrections; MachineError if
+        the result does not decode to the input.
         """
         source = as_source(data, "data")
-        settings = EncodeSettings(site, chunk_tokens, context, batch, verify)
+        chosen = EncodeSettings.of(**settings)
         if (blob := assembly.without_model(source)) is not None:
             return blob
-        (blob,) = self._files([source], settings, progress, journal)
+        (blob,) = self._files([source], chosen, progress, journal)
         return blob
 
     def encode_many(
@@ -156,7 +156,7 @@ class Codec:
 
         Groups are encoded and verified in common batches. Raises as `encode`, at the first document that fails.
         """
-        chosen = EncodeSettings(**settings)
+        chosen = EncodeSettings.of(**settings)
         sources = [as_source(data, "data") for data in as_many(documents, "documents")]
         return self._files(sources, chosen, progress)
 
@@ -352,13 +352,13 @@ class Codec:
 
     # ---- measurements, and memories without a file
 
-    def estimate(self, size: int, context: Context = "auto", batch: int = DEFAULT_BATCH, verify: bool = True) -> float:
+    def estimate(self, size: int, **settings: Unpack[EncodeOptions]) -> float:
         """The approximate number of seconds to encode `size` bytes of text, from a short measurement of the LM."""
-        return estimate.seconds_to_encode(self.model, size, EncodeSettings(context=context, batch=batch, verify=verify))
+        return estimate.seconds_to_encode(self.model, size, EncodeSettings.of(**settings))
 
     def bound(self, data: Data, chunk_tokens: int = DEFAULT_CHUNK_TOKENS, context: Context = "auto") -> float:
         """The bound in bytes (`memcodec.bound`) of a document. Raises EncodeError."""
-        settings = EncodeSettings(chunk_tokens=chunk_tokens, context=context)
+        settings = EncodeSettings.of(chunk_tokens=chunk_tokens, context=context)
         refusals.check_positions(self.model, settings)
         return bound.bound(self.model, as_source(data, "data"), settings)
 

@@ -8,11 +8,11 @@ import numpy as np
 
 from memcodec.bound import token_bits
 from memcodec.document.blocks import Block
-from memcodec.document.plan import AUTO_GROUPS, AUTO_LEAST, AUTO_TOKENS, GROUP_CONTEXTS
+from memcodec.document.plan import GROUP_CONTEXTS
 from memcodec.groups import PASS_ROWS
 from memcodec.models.loaded import LoadedModel
 from memcodec.progress import Progress, ProgressCallback, Reporter
-from memcodec.settings import EncodeSettings, Readout
+from memcodec.settings import MAX_CONTEXT, EncodeSettings, Readout
 
 # In units of the time that it takes to decode one token in a full batch.
 _FIT_TIME = {"readout": 1.1, "prompt": 100.0}  # fitting and encoding one token
@@ -44,12 +44,10 @@ def _rows_verified(size: int, settings: EncodeSettings) -> int:
     if not settings.verify:
         return 0
     context, tokens = settings.context, size // _BYTES_PER_TOKEN + 1
+    if context == "auto":
+        return min(settings.batch, settings.rule.number(tokens, MAX_CONTEXT))
     group = GROUP_CONTEXTS * context if isinstance(context, int) else tokens
-    if context == 0:
-        group = settings.chunk_tokens
-    elif context == "auto":
-        group = min(max(tokens // AUTO_GROUPS, AUTO_LEAST), AUTO_TOKENS)
-    return min(settings.batch, -(-tokens // group))
+    return min(settings.batch, -(-tokens // (group or settings.chunk_tokens)))
 
 
 class Stages:

@@ -4,12 +4,13 @@ from dataclasses import dataclass
 from typing import Literal, TypedDict
 
 from memcodec.errors import EncodeError
+from memcodec.levels import DEFAULT_LEVEL, LEVELS, GroupRule, Level, settings_of
 
 DEFAULT_MODEL = "smollm2-135m"
 
 SHARE_STEPS = 1024  # memory shares are multiples of 1/1024
 MOST_SHARE = 512  # the largest memory share, in these steps
-DEFAULT_EFFORT = 4096  # states that the search for a memory tries per token
+DEFAULT_EFFORT = LEVELS[DEFAULT_LEVEL].effort  # states that the search for a memory tries per token
 MAX_EFFORT = 1 << 20
 MAX_STATES = 1 << 26  # effort times tokens of a chunk: 5 bytes each in every thread
 
@@ -34,11 +35,12 @@ class Readout:
     """Settings of the readout site.
 
     share: the part of a chunk's expected information that its memory carries, 0 (no memory) to 0.5, rounded to 1/1024;
-    effort: states that the search for the memory tries per token; more states make files smaller and take longer.
+    effort: states that the search for the memory tries per token; more states make files smaller and take longer. None
+    is the value of the level.
     """
 
-    share: float = 0.1
-    effort: int = DEFAULT_EFFORT
+    share: float | None = None
+    effort: int | None = None
 
     def __post_init__(self) -> None:
         """Raises as `check`."""
@@ -46,14 +48,19 @@ class Readout:
 
     def check(self) -> None:
         """Raise EncodeError for settings out of range."""
-        if not 0 <= self.share <= MOST_SHARE / SHARE_STEPS:
+        if self.share is not None and not 0 <= self.share <= MOST_SHARE / SHARE_STEPS:
             raise EncodeError(f"memory share {self.share:g}: give 0 to {MOST_SHARE / SHARE_STEPS:g}")
-        if not 1 <= self.effort <= MAX_EFFORT:
+        if self.effort is not None and not 1 <= self.effort <= MAX_EFFORT:
             raise EncodeError(f"effort {self.effort}: give 1 to {MAX_EFFORT} states per token")
+
+    def at(self, level: Level) -> "Readout":
+        """The same settings, with the values of a level for what is None."""
+        share = level.share if self.share is None else self.share
+        return Readout(share, level.effort if self.effort is None else self.effort)
 
     def check_with(self, chunk_tokens: int) -> None:
         """Raise EncodeError if the search would need too much memory with chunks of this many tokens."""
-        if self.effort * chunk_tokens > MAX_STATES:
+        if (self.effort or DEFAULT_EFFORT) * chunk_tokens > MAX_STATES:
             raise EncodeError(
                 f"effort {self.effort} with {chunk_tokens} tokens per chunk: give {MAX_STATES // chunk_tokens} at most"
             )
@@ -97,8 +104,9 @@ SiteSettings = Readout | Prompt
 
 
 class EncodeOptions(TypedDict, total=False):
-    """The keywords of `memcodec.encode` that become `EncodeSettings`, for type checkers."""
+    """The keywords of `Codec.encode` that become `EncodeSettings`, for type checkers."""
 
+    level: int
     site: SiteSettings
     chunk_tokens: int
     context: Context
@@ -108,13 +116,30 @@ class EncodeOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class EncodeSettings:
-    """How documents are encoded; the fields are described at `Codec.encode`."""
+    """How documents are encoded; the fields are described at `Codec.encode`. `of` makes them.
 
-    site: SiteSettings = Readout()
-    chunk_tokens: int = DEFAULT_CHUNK_TOKENS
-    context: Context = "auto"
-    batch: int = DEFAULT_BATCH
-    verify: bool = True
+    rule: the groups of `context="auto"`.
+    """
+
+    site: SiteSettings
+    chunk_tokens: int
+    context: Context
+    rule: GroupRule
+    batch: int
+    verify: bool
+
+    @classmethod
+    def of(
+        cls, *, level: int = DEFAULT_LEVEL, site: SiteSettings = Readout(),
+        chunk_tokens: int = DEFAULT_CHUNK_TOKENS, context: Context = "auto", batch: int = DEFAULT_BATCH,
+        verify: bool = True,
+    ) -> "EncodeSettings":  # fmt: skip
+        """Settings with what is given, and what a level says about the rest. Raises as `check`."""
+        chosen = settings_of(level)
+        if isinstance(site, Prompt) and level != DEFAULT_LEVEL:
+            raise EncodeError(f"level {level}: the prompt site has no levels: give it no level")
+        filled = site.at(chosen) if isinstance(site, Readout) else site
+        return cls(filled, chunk_tokens, context, chosen.rule, batch, verify)
 
     def __post_init__(self) -> None:
         """Raises as `check`."""

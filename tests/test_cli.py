@@ -28,7 +28,7 @@ from memcodec.document.source import Source
 from memcodec.models import registry
 from memcodec.models.adapter import FILE_NAME
 from memcodec.models.loaded import LoadedModel
-from memcodec.settings import Context
+from memcodec.settings import Context, EncodeSettings
 from memcodec_cli import main
 from memcodec_cli.progress import ProgressBar
 
@@ -130,16 +130,17 @@ def test_every_option_reaches_the_codec(
     assert run("compress", "-", *options.split(), stdin=b"x").stdout_bytes == RESULT
     assert seen == {
         "data": b"x", "model": "m", "device": "cpu", "chunk_tokens": 50, "batch": 3, "threads": 2, "verify": False,
-        "progress": None, "journal": None, "site": site, "context": context,
+        "progress": None, "journal": None, "site": site, "context": context, "level": 6,
     }  # fmt: skip
 
 
 def test_defaults_are_those_of_the_library() -> None:
     given = {p.name: p.default for p in main.commands["compress"].params}
-    codec = {p.name: p.default for p in inspect.signature(Codec.encode).parameters.values()}
-    for name in ("chunk_tokens", "context", "batch"):
+    codec = {p.name: p.default for p in inspect.signature(EncodeSettings.of).parameters.values()}
+    for name in ("level", "chunk_tokens", "context", "batch"):
         assert given[name] == codec[name]
-    assert codec["site"] == Readout() == Readout(given["memory_share"], given["effort"])
+    assert codec["site"] == Readout()
+    assert given["memory_share"] is given["effort"] is None
     prompt = {name: int(given[name]) for name in ("vectors", "bits", "steps", "seed")}
     assert Prompt() == Prompt(**prompt)
     assert given["no_verify"] is not codec["verify"]

@@ -31,7 +31,7 @@ from memcodec.codec import Codec
 from memcodec.coding import corrections
 from memcodec.coding.steering import Steering
 from memcodec.container import assembly
-from memcodec.document.plan import AUTO_GROUPS, AUTO_LEAST, AUTO_TOKENS, cut_chunks, plan_groups, windows
+from memcodec.document.plan import cut_chunks, plan_groups, windows
 from memcodec.document.source import Source
 from memcodec.document.spans import zstd_size
 from memcodec.errors import (
@@ -43,6 +43,7 @@ from memcodec.errors import (
     ModelNotFoundError,
 )
 from memcodec.groups import EncodedGroup, batches, decode_batch, encode_groups
+from memcodec.levels import LEVELS
 from memcodec.memory.prompt import PromptSite
 from memcodec.memory.readout import ReadoutSite, share_steps
 from memcodec.models import registry
@@ -107,8 +108,7 @@ def check_groups(
     codec: Codec, groups: list[list[np.ndarray]], share: float, context: int = 200, batch: int = 64
 ) -> list[EncodedGroup]:
     """Encode token ids as groups of chunks, even if zstd would be smaller, and decode them."""
-    settings_ = Readout(share, 128)
-    site = ReadoutSite(share_steps(settings_), settings_, Steering.of(codec.lm.head), codec.lm.team)
+    site = ReadoutSite(share_steps(share), 128, Steering.of(codec.lm.head), codec.lm.team)
     coded = list(encode_groups(codec.lm, site, groups, context))
     written = [
         tokens
@@ -219,11 +219,13 @@ def test_more_context_is_smaller(tiny: Codec) -> None:
     st.lists(st.integers(1, 9000), min_size=1, max_size=8),
     st.sampled_from([0, 1, 50, 200, 5000, "auto", "max"]),
     st.sampled_from([1, 20, 200]),
+    st.sampled_from(sorted(LEVELS)),
 )
-def test_plans(lengths: list[int], context: Context, chunk_tokens: int) -> None:
+def test_plans(lengths: list[int], context: Context, chunk_tokens: int, level: int) -> None:
+    rule = LEVELS[level].rule
     ends = np.cumsum(lengths)
     runs = np.split(np.arange(ends[-1]), ends[:-1])
-    plan = plan_groups(runs, chunk_tokens, context, 2000)
+    plan = plan_groups(runs, chunk_tokens, context, rule, 2000)
     for run, cut in zip(runs, plan.runs, strict=True):
         assert np.array_equal(np.concatenate(cut), run)
     assert np.array_equal(np.concatenate([chunk for group in plan.groups for chunk in group]), np.arange(ends[-1]))
@@ -237,8 +239,8 @@ def test_plans(lengths: list[int], context: Context, chunk_tokens: int) -> None:
     if context == "max":
         assert len(plan.groups) == 1
     if context == "auto":
-        assert max(sizes) <= AUTO_TOKENS
-        assert len(plan.groups) >= min(AUTO_GROUPS, -(-ends[-1] // AUTO_LEAST)) or len(plan.groups) == ends[-1]
+        assert rule.longest is None or max(sizes) <= rule.longest
+        assert len(plan.groups) >= min(rule.fewest, -(-ends[-1] // rule.shortest)) or len(plan.groups) == ends[-1]
     if isinstance(context, int) and context:
         assert plan.context <= context
 
@@ -439,6 +441,11 @@ def test_anything_else_is_a_type_error(tiny: Codec, data: Any) -> None:
         {"context": 1 << 20},
         {"context": "some"},
         {"context": 2.5},
+        {"level": 0},
+        {"level": 10},
+        {"level": "x"},
+        {"level": True},
+        {"level": 2, "site": Prompt()},
     ],
 )
 def test_settings_out_of_range_are_refused_before_the_work(
@@ -446,7 +453,7 @@ def test_settings_out_of_range_are_refused_before_the_work(
 ) -> None:
     monkeypatch.setattr(groups, "encode_groups", None)
     with pytest.raises(EncodeError, match=": give"):
-        EncodeSettings(**setting)
+        EncodeSettings.of(**setting)
     with pytest.raises(EncodeError, match=": give"):
         tiny.encode(LINES, **setting)
     with pytest.raises(EncodeError, match=": give"):
@@ -534,7 +541,7 @@ def test_a_batch_out_of_range_is_refused_by_decoders(tiny: Codec, blob: bytes) -
 def test_groups_longer_than_the_context_among_others(tiny: Codec) -> None:
     """A group with passes of its own does not overtake groups that wait for a common pass."""
     ids = [tiny.tokenizer.encode(line) for line in (TEXT * 3).splitlines()]
-    site = ReadoutSite(share_steps(Readout(0)), Readout(0), Steering.of(tiny.lm.head), tiny.lm.team)
+    site = ReadoutSite(0, 1, Steering.of(tiny.lm.head), tiny.lm.team)
     context = sorted(map(len, ids))[4]
     assert min(map(len, ids)) < context < max(map(len, ids))
     coded = list(encode_groups(tiny.lm, site, [[tokens] for tokens in ids], context))

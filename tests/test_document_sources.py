@@ -20,6 +20,7 @@ from memcodec.document.blocks import BlockQueue, Cutting, read_blocks
 from memcodec.document.source import Source
 from memcodec.document.spans import cut_blocks
 from memcodec.errors import EncodeError, MachineError
+from memcodec.levels import LEVELS
 from memcodec.settings import Context
 
 from .conftest import TEXT, store_nothing
@@ -81,7 +82,7 @@ def test_documents_of_several_blocks_round_trip(
 
 
 def test_groups_are_taken_ahead_of_their_blocks_and_behind(tiny: Codec, small_blocks: None) -> None:
-    cutting = Cutting(50, 0, 400, 1 << 20)
+    cutting = Cutting(50, 0, LEVELS[6].rule, 400, 1 << 20)
     known = [block.lengths for block in read_blocks(Source.of(MIXED), tiny.tokenizer, cutting)]
     assert [] in known and len(known) > 4
     for ahead in (0, 5, 1000):

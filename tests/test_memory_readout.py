@@ -106,7 +106,7 @@ def test_moves_have_the_tilts_spread() -> None:
 
 def test_the_pace_follows_the_entropy() -> None:
     quiet, loud = np.full(200, 1024, dtype=np.int32), np.full(200, 4096, dtype=np.int32)
-    share = readout.share_steps(Readout(0.25))
+    share = readout.share_steps(0.25)
     assert memory_bytes(quiet, share) == 190 // 4 // 8  # a bit of four, and none for the last ten tokens
     assert memory_bytes(loud, share) == 190 // 8
     assert memory_bytes(np.full(200, 20_000, dtype=np.int32), share) == 190 * 6 // 4 // 8  # six bits count

@@ -10,6 +10,7 @@ from memcodec.document.plan import Plan, plan_groups
 from memcodec.document.source import Source
 from memcodec.document.spans import Span, Text, cut_blocks, spans_of
 from memcodec.errors import EncodeError
+from memcodec.levels import GroupRule
 from memcodec.models.loaded import LoadedModel
 from memcodec.models.tokenizer import ByteTokenizer
 from memcodec.settings import Context, EncodeSettings
@@ -38,13 +39,14 @@ class Cutting:
 
     chunk_tokens: int
     context: Context
+    rule: GroupRule
     positions: int
     vocabulary: int
 
     @classmethod
     def of(cls, model: LoadedModel, settings: EncodeSettings) -> "Cutting":
         """The cutting for a model with these settings."""
-        return cls(settings.chunk_tokens, settings.chunk_context, model.positions, model.lm.vocabulary)
+        return cls(settings.chunk_tokens, settings.chunk_context, settings.rule, model.positions, model.lm.vocabulary)
 
 
 def read_blocks(source: Source, tokenizer: ByteTokenizer, cutting: Cutting, alone: bool = True) -> Iterator[Block]:
@@ -59,7 +61,9 @@ def read_blocks(source: Source, tokenizer: ByteTokenizer, cutting: Cutting, alon
         if any(tokens.max() >= cutting.vocabulary for tokens in runs):
             raise EncodeError("the tokenizer of the model has tokens that the model does not have")
         whole = len(block) == source.size
-        plan = plan_groups(runs, cutting.chunk_tokens, cutting.context, cutting.positions, alone and whole)
+        plan = plan_groups(
+            runs, cutting.chunk_tokens, cutting.context, cutting.rule, cutting.positions, alone and whole
+        )
         last = start + len(block) == source.size
         yield Block(source, start, len(block), spans, plan, last)
         start += len(block)

@@ -6,13 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from memcodec.document.lengths import chunk_lengths
+from memcodec.levels import GroupRule
 from memcodec.settings import MAX_CONTEXT, Context
 
-# Groups of `context="auto"` (docs/context.md): as many as make a step nearly as fast as one of a full batch, before
-# they become longer than AUTO_LEAST tokens; at most AUTO_TOKENS, since attention over more takes longer than it saves.
-AUTO_GROUPS = 16
-AUTO_LEAST = 400
-AUTO_TOKENS = 800
 GROUP_CONTEXTS = 4  # length of a group, in contexts, if the context is a number
 
 
@@ -47,14 +43,13 @@ def visible_tokens(context: Context, positions: int) -> int:
 
 
 def plan_groups(
-    runs: list[np.ndarray], chunk_tokens: int, context: Context, positions: int, alone: bool = True
+    runs: list[np.ndarray], chunk_tokens: int, context: Context, rule: GroupRule, positions: int, alone: bool = True
 ) -> Plan:
     """Cut runs of tokens, int64 [tokens] each, into groups of chunks, all of similar length.
 
     positions: the number that the LM has for tokens. context: 0 makes each chunk a group; "max" makes one group; "auto"
-    makes groups of up to AUTO_TOKENS tokens, of fewer, but AUTO_LEAST, if that is needed for AUTO_GROUPS groups; a
-    number makes groups GROUP_CONTEXTS times as long, so that most tokens have that much context. alone: no other
-    document is encoded.
+    makes groups as the rule says; a number makes groups GROUP_CONTEXTS times as long, so that most tokens have that
+    much context. alone: no other document is encoded.
     """
     total, most = sum(map(len, runs)), min(positions, MAX_CONTEXT)
     if not total:
@@ -66,8 +61,7 @@ def plan_groups(
     if context == "max":
         count = 1
     elif context == "auto":
-        fewest = min(-(-total // AUTO_LEAST), AUTO_GROUPS) if alone else 1
-        count = max(fewest, -(-total // min(AUTO_TOKENS, most)))
+        count = rule.number(total, most, alone)
     else:
         count = total // (GROUP_CONTEXTS * context)
     count = max(1, min(count, total))

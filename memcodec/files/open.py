@@ -130,7 +130,7 @@ class MemzFile(io.BufferedIOBase):
                 blob = _contents(file)
                 self._reader = io.BufferedReader(Decoded(container.unpack_all(blob), self._codec_for))
             return
-        EncodeSettings(**settings)  # raises now for what is out of range, and not when all is written
+        EncodeSettings.of(**settings)  # raises now for what is out of range, and not when all is written
         if remote.is_url(file):
             self._refuse_existing_url()
         elif isinstance(file, str | os.PathLike):

@@ -18,7 +18,8 @@ from memcodec.codec import Codec
 from memcodec.container.assembly import document_of, stored, without_model
 from memcodec.document.source import Source
 from memcodec.errors import FormatError
-from memcodec.settings import DEFAULT_EFFORT, DEFAULT_MODEL, EncodeSettings, Readout
+from memcodec.levels import DEFAULT_LEVEL
+from memcodec.settings import DEFAULT_MODEL, EncodeOptions, EncodeSettings, Readout
 
 _WHOLE, _STRINGS = b"\0", b"\1"
 _MAX_LENGTHS_BYTES = 1 << 30
@@ -26,21 +27,28 @@ _MAX_LENGTHS_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class ArraySettings:
-    """Settings for encoding. model: a name or directory, which readers need too; the rest as in `memcodec.encode`."""
+    """Settings for encoding. model: a name or directory, which readers need too; the rest as in `memcodec.encode`.
+
+    memory_share, effort: None is the value of the level.
+    """
 
     model: str = DEFAULT_MODEL
-    memory_share: float = Readout.share
-    effort: int = DEFAULT_EFFORT
+    memory_share: float | None = None
+    effort: int | None = None
     context: int | str = "auto"
+    level: int = DEFAULT_LEVEL
 
     def __post_init__(self) -> None:
         """Raises EncodeError for settings out of range."""
-        context: Any = self.context
-        EncodeSettings(site=Readout(self.memory_share, self.effort), context=context)
+        EncodeSettings.of(**self._options())
 
     def config(self) -> dict[str, Any]:
-        """The settings as values for JSON."""
-        return asdict(self)
+        """The settings as values for JSON, without those of the level."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def _options(self) -> EncodeOptions:
+        context: Any = self.context
+        return {"level": self.level, "site": Readout(self.memory_share, self.effort), "context": context}
 
     def encode(self, data: bytes) -> bytes:
         """Compress a chunk. Raises MemcodecError."""
@@ -57,8 +65,7 @@ class ArraySettings:
         source = Source.of(data)
         if (blob := without_model(source)) is not None:
             return blob
-        context: Any = self.context
-        return loaded(self.model).encode(source, site=Readout(self.memory_share, self.effort), context=context)
+        return loaded(self.model).encode(source, **self._options())
 
     def decode(self, blob: bytes) -> bytes:
         """Decompress a chunk. Raises MemcodecError."""

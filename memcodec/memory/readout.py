@@ -15,7 +15,7 @@ from memcodec.errors import FormatError
 from memcodec.lm.team import Team
 from memcodec.memory.search import search
 from memcodec.memory.site import Predict, Report
-from memcodec.settings import MOST_SHARE, SHARE_STEPS, Readout
+from memcodec.settings import MOST_SHARE, SHARE_STEPS
 
 
 class ReadoutSite:
@@ -23,13 +23,11 @@ class ReadoutSite:
 
     name = "readout"
 
-    def __init__(
-        self, share: int, settings: Readout | None = None, steering: Steering | None = None, team: Team | None = None
-    ):
+    def __init__(self, share: int, effort: int = 0, steering: Steering | None = None, team: Team | None = None) -> None:
         """share: in steps of 1/1024. The other parameters are needed by `fit` only."""
         self.share = share
         self.fields: tuple[int, ...] = (share,)
-        self._settings = settings
+        self._effort = effort
         self._steering = steering
         self._team = team
 
@@ -47,11 +45,11 @@ class ReadoutSite:
     def fit(self, chunks: list[np.ndarray], predict: Predict, report: Report) -> tuple[list[bytes], list[Predictions]]:
         """Predict the chunks, then search their memories."""
         predictions = predict([None] * len(chunks))
-        assert self._settings is not None and self._steering is not None and self._team is not None
-        memories = search(predictions, self._steering, self.share, self._settings.effort, self._team)
+        assert self._steering is not None and self._team is not None
+        memories = search(predictions, self._steering, self.share, self._effort, self._team)
         return memories, predictions
 
 
-def share_steps(settings: Readout) -> int:
-    """The memory share in steps of 1/1024."""
-    return round(settings.share * SHARE_STEPS)
+def share_steps(share: float) -> int:
+    """A memory share in steps of 1/1024."""
+    return round(share * SHARE_STEPS)

@@ -24,7 +24,8 @@ def readout_site(lm: "ExactLM", settings: Readout) -> Site:
     from memcodec.coding.steering import Steering
     from memcodec.memory.readout import ReadoutSite, share_steps
 
-    return ReadoutSite(share_steps(settings), settings, Steering.of(lm.head), lm.team)
+    assert settings.share is not None and settings.effort is not None  # `EncodeSettings` and frames give them
+    return ReadoutSite(share_steps(settings.share), settings.effort, Steering.of(lm.head), lm.team)
 
 
 def site_in_file(name: str, fields: tuple[int, ...], hidden: int) -> Site:

@@ -1,0 +1,58 @@
+"""Levels: one number from fast, finely seekable and large to slow and small (docs/levels.md has what each costs)."""
+
+from dataclasses import dataclass
+
+from memcodec.errors import EncodeError
+
+
+@dataclass(frozen=True)
+class GroupRule:
+    """How many groups a text is cut into with `context="auto"`.
+
+    At least `fewest`, so that a step of the decoder has many rows, unless the groups would have less than `shortest`
+    tokens; and as many as it takes for groups of at most `longest` tokens. None: no limit.
+    """
+
+    fewest: int
+    shortest: int
+    longest: int | None
+
+    def number(self, tokens: int, positions: int, alone: bool = True) -> int:
+        """The number of groups, at least 1, of a text of some tokens.
+
+        positions: the number that the LM has for tokens; alone: no other text, whose groups would fill the steps, is
+        encoded together with it.
+        """
+        fewest = min(-(-tokens // self.shortest), self.fewest) if alone else 1
+        return max(fewest, 1 if self.longest is None else -(-tokens // min(self.longest, positions)))
+
+
+@dataclass(frozen=True)
+class Level:
+    """The settings of a level. share, effort: as in `Readout`."""
+
+    rule: GroupRule
+    share: float
+    effort: int
+
+
+LEVELS = {
+    1: Level(GroupRule(64, 100, 200), 0.1, 16),
+    2: Level(GroupRule(64, 150, 250), 0.1, 64),
+    3: Level(GroupRule(48, 200, 300), 0.1, 256),
+    4: Level(GroupRule(32, 250, 400), 0.1, 1024),
+    5: Level(GroupRule(24, 300, 600), 0.1, 2048),
+    6: Level(GroupRule(16, 400, 800), 0.1, 4096),
+    7: Level(GroupRule(8, 800, 1600), 0.1, 4096),
+    8: Level(GroupRule(4, 1600, 3200), 0.05, 4096),
+    9: Level(GroupRule(1, 1, None), 0.0, 4096),
+}
+DEFAULT_LEVEL = 6
+FASTEST, BEST = min(LEVELS), max(LEVELS)
+
+
+def settings_of(level: int) -> Level:
+    """The settings of a level. Raises EncodeError for a number that is not a level."""
+    if type(level) is not int or level not in LEVELS:
+        raise EncodeError(f"level {level!r}: give {FASTEST} (fast) to {BEST} (small)")
+    return LEVELS[level]
