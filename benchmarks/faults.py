@@ -124,11 +124,11 @@ def stored_file(codec: Codec) -> Reader:
 
 
 def archive(codec: Codec) -> Reader:
-    """An archive of three documents with keys, and a primer inside."""
+    """An archive of four documents with keys, of which two are the same, and a primer inside."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a"
-        documents = [TEXT.encode(), b"short", bytes(range(200, 256))]
-        Archive.create(path, documents, ["a", "b", "c"], codec=codec, primer=Primer.from_texts([TEXT], 30, codec))
+        documents = [TEXT.encode(), b"short", bytes(range(200, 256)), b"short"]
+        Archive.create(path, documents, list("abcd"), codec=codec, primer=Primer.from_texts([TEXT], 30, codec))
         blob = path.read_bytes()
 
     def read(given: bytes) -> object:

@@ -396,6 +396,8 @@ def others(codec: Codec) -> Iterator[Hostile]:
     keys = zstandard.ZstdCompressor().compress(bytes(1 << 30))
     yield archive("keys that zstd expands to 1 GB", varint(100) + varint(len(keys)) + keys + bytes(200))
     yield archive("documents of 2^61 bytes each", varint(3) + varint(0) + varint(1 << 61) + b"\0")
+    repeats = container.pack_column([1000, *[0] * 3999]) + container.pack_column(range(1, 4000)) + bytes(1000)
+    yield archive("documents that are the same as each other", varint(4000) + varint(0) + repeats)
     tensors = {"text": np.zeros(8, np.uint8), "tokens": np.zeros(1 << 22, np.int32), "hash": np.zeros(8, np.uint8)}
     yield Hostile("a primer of 4,194,304 tokens", safetensors.numpy.save(tensors), "primer")
 

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
+from memcodec.levels import BEST
 from memcodec.storage.write import replace
 from memcodec.wording import counted
 from memcodec_cli.errors import FileErrors
@@ -21,6 +23,7 @@ from memcodec_cli.options import (
     PrimedModelOptions,
     ProgressOptions,
     QuietOptions,
+    level_option,
     no_verify_option,
     option,
     takes_options,
@@ -44,7 +47,13 @@ class PackOptions:
         metavar="ARCHIVE",
         help="Archive to create, or to extend with -a; - is standard output.",
     )
-    append: bool = option("-a", "--append", is_flag=True, help="Append to an existing archive.")
+    level: int = level_option(
+        "Sets the memory share and the effort of the documents, as for compress; they have all context at each level. "
+        "Only below 9 do they have memories, which make the archive larger.",
+        default=BEST,
+        show_default=True,
+    )
+    append: bool = option("-a", "--append", is_flag=True, help="Append to an existing archive, as it was packed.")
     force: bool = option("-f", "--force", is_flag=True, help="Overwrite an existing archive.")
     no_verify: bool = no_verify_option()
     no_primer_inside: bool = option(
@@ -65,6 +74,7 @@ def pack(
 
     FILE is a directory (each file is a document, its path the key), JSON lines (.jsonl, .ndjson or .json), CSV or TSV
     (.csv, .tsv), or text (each line is a document; with --field or --key, each line is JSON). - is standard input.
+    Documents that are the same are kept once.
 
     \b
     Examples:
@@ -77,6 +87,8 @@ def pack(
     if options.append:
         if target.path is None or is_special(target.path):
             raise click.UsageError("-a is for an ARCHIVE that is a file")
+        if click.get_current_context().get_parameter_source("level") is ParameterSource.COMMANDLINE:
+            raise click.UsageError("--level is for a new ARCHIVE: -a keeps that of the archive")
         _check_appended(target, documents)
     elif target.path is not None and target.path.is_file() and not options.force:
         raise click.ClickException(f"{target.name} exists: overwrite it with -f, or add to it with -a")
@@ -169,7 +181,7 @@ def _write_archive(
         path = Path(folder) / "archive"
         archive = Archive.create(
             path, documents, keys, codec=codec, primer=primer, with_primer=not options.no_primer_inside,
-            batch=compute.batch, verify=not options.no_verify, progress=progress,
+            level=options.level, batch=compute.batch, verify=not options.no_verify, progress=progress,
         )  # fmt: skip
         return len(archive), target.write([path.read_bytes()])
 

@@ -7,7 +7,6 @@ from click.core import ParameterSource
 
 from memcodec.levels import DEFAULT_LEVEL, LEVELS
 from memcodec.settings import (
-    DEFAULT_CHUNK_TOKENS,
     MAX_CHUNK_TOKENS,
     MAX_EFFORT,
     MAX_VECTORS,
@@ -38,18 +37,19 @@ class EncodingOptions:
     """How a document is cut into chunks, and how the memory of each chunk is fitted."""
 
     level: int = level_option(
-        "From fast and large (1) to slow and small (9): groups of how many tokens, how many of them at least, and "
-        "--memory-share and --effort if they are not given. --fast is -1, --best is -9.",
+        "From fast and large (1) to slow and small (9): sets the number and the length of groups, and --chunk-tokens, "
+        "--memory-share and --effort where they are not given. --fast is -1, --best is -9.",
         default=DEFAULT_LEVEL,
         show_default=True,
+        envvar="MEMCODEC_LEVEL",
+        show_envvar=True,
     )
-    chunk_tokens: int = option(
+    chunk_tokens: int | None = option(
         "--chunk-tokens",
         type=click.IntRange(1, MAX_CHUNK_TOKENS),
-        default=DEFAULT_CHUNK_TOKENS,
-        show_default=True,
         metavar="N",
-        help="Maximum number of tokens in a chunk.",
+        help="Maximum number of tokens in a chunk.  "
+        f"[default: that of the level, {_DEFAULTS.chunk_tokens} at {DEFAULT_LEVEL}]",
     )
     context: Context = context_option()  # noqa: RUF009 (returns a field)
     site: str = option(

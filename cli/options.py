@@ -117,10 +117,8 @@ class _LevelOption(click.Option):
 
 def level_option(help: str, **attributes: Any) -> Any:
     """--level, -1 to -9, --fast and --best, whose effect differs between commands."""
-    return option(
-        "--level", cls=_LevelOption, type=click.IntRange(FASTEST, BEST), envvar="MEMCODEC_LEVEL", show_envvar=True,
-        metavar="N", help=help, **attributes,
-    )  # fmt: skip
+    levels = click.IntRange(FASTEST, BEST)
+    return option("--level", cls=_LevelOption, type=levels, metavar="N", help=help, **attributes)
 
 
 def field_option() -> Any:

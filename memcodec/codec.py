@@ -133,10 +133,10 @@ class Codec:
         point. journal: keeps encoded groups on disk, so that a second run continues after them. The settings:
 
         level: 1 (fast and large) to 9 (slow and small), by default 6: the values of what is not given or is "auto"
-        (docs/levels.md); site: where memories enter the LM, with its settings; chunk_tokens: 1 to 4096, by default 200;
-        context: the maximum number of tokens that the LM sees before a position: 0 for those of the same chunk only,
-        "max" for as many as possible, "auto" (the default) for those of the groups of the level; batch: groups decoded
-        side by side to verify; verify: decode the result and compare, as by default.
+        (docs/levels.md); site: where memories enter the LM, with its settings; chunk_tokens: 1 to 4096; context: the
+        maximum number of tokens that the LM sees before a position: 0 for those of the same chunk only, "max" for as
+        many as possible, "auto" (the default) for those of the groups of the level; batch: groups decoded side by side
+        to verify; verify: decode the result and compare, as by default.
 
         Raises EncodeError for settings out of range, and if chunks of a `pure` prompt need corrections; MachineError if
         the result does not decode to the input.

@@ -73,7 +73,7 @@ class FrameSettings:
 def encode(
     model: LoadedModel, messages: list[bytes], settings: FrameSettings, progress: ProgressCallback | None = None
 ) -> list[bytes]:
-    """Messages as frames. Raises EncodeError."""
+    """Messages as frames; each that occurs more than once is encoded once. Raises EncodeError."""
     packer = Packer(settings)
     for number, message in enumerate(messages):
         if len(message) > settings.max_bytes:
@@ -81,14 +81,14 @@ def encode(
             raise EncodeError(
                 f"{what} has {len(message):,} bytes: frames have {settings.max_bytes:,} at most (max_bytes)"
             )
-    texts = [_tokens_of(message, model) for message in messages]
-    groups = [cut_chunks(tokens, settings.chunk_tokens) for tokens in texts if len(tokens)]
-    report = Reporter(progress, "fit", sum(map(len, messages)), [len(chunk) for group in groups for chunk in group])
+    texts = {message: _tokens_of(message, model) for message in messages}
+    groups = [cut_chunks(tokens, settings.chunk_tokens) for tokens in texts.values() if len(tokens)]
+    report = Reporter(progress, "fit", sum(map(len, texts)), [len(chunk) for group in groups for chunk in group])
     encoded = encode_all(model.lm, readout_site(model.lm, settings.site), groups, _context(model), report)
-    return [
-        packer.pack(message, next(encoded) if len(tokens) else None)
-        for message, tokens in zip(messages, texts, strict=True)
-    ]
+    frames = {
+        message: packer.pack(message, next(encoded) if len(tokens) else None) for message, tokens in texts.items()
+    }
+    return [frames[message] for message in messages]
 
 
 def decode(
@@ -98,20 +98,26 @@ def decode(
     batch: int,
     progress: ProgressCallback | None = None,
 ) -> list[bytes]:
-    """The messages of frames. batch: messages decoded side by side. Raises FormatError, ChecksumError."""
+    """The messages of frames; each frame that occurs more than once is decoded once.
+
+    batch: messages decoded side by side. Raises FormatError, ChecksumError.
+    """
     packer = Packer(settings)
-    unpacked = [_naming(i, len(frames), partial(packer.unpack, frame)) for i, frame in enumerate(frames)]
-    waiting = [(i, group) for i, group in enumerate(unpacked) if isinstance(group, EncodedGroup)]
+    numbers: dict[bytes, int] = {}  # of the first of equal frames
+    for i, frame in enumerate(frames):
+        numbers.setdefault(frame, i)
+    unpacked = {frame: _naming(i, len(frames), partial(packer.unpack, frame)) for frame, i in numbers.items()}
+    waiting = [(frame, group) for frame, group in unpacked.items() if isinstance(group, EncodedGroup)]
     waiting.sort(key=lambda pair: -pair[1].tokens)  # so that the messages of a batch are of similar length
     groups = [group for _, group in waiting]
     report = Reporter(progress, "decode", 1, [group.tokens for group in groups])
     decoded = decode_all(model.lm, readout_site(model.lm, settings.site), groups, _context(model), batch, report)
-    messages = [message if isinstance(message, bytes) else b"" for message in unpacked]
-    for (i, _), tokens in zip(waiting, decoded, strict=True):
-        messages[i] = model.tokenizer.decode(tokens)
-        _naming(i, len(frames), partial(packer.check, messages[i], frames[i]))
-        _naming(i, len(frames), partial(packer.check_size, messages[i]))
-    return messages
+    messages = {frame: message for frame, message in unpacked.items() if isinstance(message, bytes)}
+    for (frame, _), tokens in zip(waiting, decoded, strict=True):
+        messages[frame] = model.tokenizer.decode(tokens)
+        _naming(numbers[frame], len(frames), partial(packer.check, messages[frame], frame))
+        _naming(numbers[frame], len(frames), partial(packer.check_size, messages[frame]))
+    return [messages[frame] for frame in frames]
 
 
 def _naming(number: int, count: int, action: Callable[[], T]) -> T:

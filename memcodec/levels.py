@@ -29,23 +29,24 @@ class GroupRule:
 
 @dataclass(frozen=True)
 class Level:
-    """The settings of a level. share, effort: as in `Readout`."""
+    """The settings of a level. share, effort: as in `Readout`; chunk_tokens: as in `Codec.encode`."""
 
     rule: GroupRule
     share: float
     effort: int
+    chunk_tokens: int = 200
 
 
 LEVELS = {
-    1: Level(GroupRule(64, 100, 200), 0.1, 16),
-    2: Level(GroupRule(64, 150, 250), 0.1, 64),
+    1: Level(GroupRule(64, 100, 200), 0.1, 64),
+    2: Level(GroupRule(64, 150, 250), 0.1, 128),
     3: Level(GroupRule(48, 200, 300), 0.1, 256),
-    4: Level(GroupRule(32, 250, 400), 0.1, 1024),
-    5: Level(GroupRule(24, 300, 600), 0.1, 2048),
+    4: Level(GroupRule(32, 250, 400), 0.1, 512),
+    5: Level(GroupRule(24, 300, 600), 0.1, 1024),
     6: Level(GroupRule(16, 400, 800), 0.1, 4096),
     7: Level(GroupRule(8, 800, 1600), 0.1, 4096),
-    8: Level(GroupRule(4, 1600, 3200), 0.05, 4096),
-    9: Level(GroupRule(1, 1, None), 0.0, 4096),
+    8: Level(GroupRule(4, 1600, 3200), 0.1, 8192),
+    9: Level(GroupRule(1, 1, None), 0.0, 4096, 4096),
 }
 DEFAULT_LEVEL = 6
 FASTEST, BEST = min(LEVELS), max(LEVELS)

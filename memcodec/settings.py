@@ -18,7 +18,7 @@ MAX_VECTORS = 64  # of a chunk at the prompt site
 MEMORY_BITS = (1, 2, 3, 4, 8, 16)  # bits per dimension at the prompt site; 16 is float16
 
 MAX_CHUNK_TOKENS = 4096
-DEFAULT_CHUNK_TOKENS = 200
+DEFAULT_CHUNK_TOKENS = LEVELS[DEFAULT_LEVEL].chunk_tokens
 MAX_CONTEXT = 1 << 15  # tokens that the LM may see before a position: limits the cache of a decoder
 DEFAULT_BATCH = 64  # groups decoded side by side
 MAX_THREADS = 1024
@@ -131,15 +131,15 @@ class EncodeSettings:
     @classmethod
     def of(
         cls, *, level: int = DEFAULT_LEVEL, site: SiteSettings = Readout(),
-        chunk_tokens: int = DEFAULT_CHUNK_TOKENS, context: Context = "auto", batch: int = DEFAULT_BATCH,
-        verify: bool = True,
+        chunk_tokens: int | None = None, context: Context = "auto", batch: int = DEFAULT_BATCH, verify: bool = True,
     ) -> "EncodeSettings":  # fmt: skip
         """Settings with what is given, and what a level says about the rest. Raises as `check`."""
         chosen = settings_of(level)
         if isinstance(site, Prompt) and level != DEFAULT_LEVEL:
             raise EncodeError(f"level {level}: the prompt site has no levels: give it no level")
         filled = site.at(chosen) if isinstance(site, Readout) else site
-        return cls(filled, chunk_tokens, context, chosen.rule, batch, verify)
+        longest = chosen.chunk_tokens if chunk_tokens is None else chunk_tokens
+        return cls(filled, longest, context, chosen.rule, batch, verify)
 
     def __post_init__(self) -> None:
         """Raises as `check`."""

@@ -22,6 +22,7 @@ import memcodec
 from memcodec import Archive, EncodeError, FormatError, MemcodecError, ModelMismatchError, Readout, container, groups
 from memcodec.codec import Codec
 from memcodec.errors import ChecksumError, PrimerMismatchError
+from memcodec.files import archive
 from memcodec.files.open import BadFileError, MemzFile
 from memcodec.groups import decode_batch
 from memcodec.primer import Primer
@@ -547,6 +548,89 @@ def test_archives_pickle_as_their_path_and_codec(tiny: Codec, tmp_path: Path, mo
     without = Archive.create(tmp_path / "b", [b"x"], codec=tiny)
     without._codec = None
     assert pickle.loads(pickle.dumps(without))._codec is None
+
+
+def test_documents_that_are_the_same_are_kept_and_decoded_once(
+    tiny: Codec, tmp_path: Path, decoded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store_nothing(monkeypatch)
+    text, other = TEXT.encode()[:300], TEXT.encode()[300:500]
+    documents = [text, other, text, b"", text, b"", other]
+    path, once = tmp_path / "a", tmp_path / "once"
+    Archive.create(once, [text, other, b""], codec=tiny)
+    decoded.clear()
+    made = Archive.create(path, documents, codec=tiny)
+    assert sum(decoded) == 2, "each is verified once"
+    assert path.stat().st_size - once.stat().st_size < 8
+    decoded.clear()
+    assert list(made) == documents and list(reversed(made)) == documents[::-1]
+    assert sum(decoded) == 4
+    decoded.clear()
+    assert made.count(text) == 3 and made.index(other, 2) == 6 and sum(decoded) == 2
+    assert [made[i] for i in range(7)] == documents and made[-1:] == [other]
+    sizes = [made.frame_size(i) for i in range(7)]
+    assert sizes[2:] == [0, sizes[3], 0, 0, 0] and min(sizes[0], sizes[1], sizes[3]) > 0
+    made.append([other, b"new", b"new", text])
+    again = Archive(path, tiny)
+    assert list(again) == [*documents, other, b"new", b"new", text]
+    assert [again.frame_size(i) for i in (7, 9, 10)] == [0, 0, 0]
+    assert path.stat().st_size - once.stat().st_size < 8 + 12
+
+
+def test_a_thousand_documents_that_are_the_same_take_a_quarter_of_a_kilobyte_more(tiny: Codec, tmp_path: Path) -> None:
+    for count in (1, 1000):
+        Archive.create(tmp_path / str(count), [b"\xff\xfe"] * count, codec=tiny)
+    assert list(Archive(tmp_path / "1000", tiny)) == [b"\xff\xfe"] * 1000
+    more = (tmp_path / "1000").stat().st_size - (tmp_path / "1").stat().st_size
+    assert 0 < more < 420  # 3 bits each, the number of bits of the length of a frame
+    Archive.create(tmp_path / "keys", [b"x", b"x"], ["a", "b"], codec=tiny)
+    assert Archive(tmp_path / "keys", tiny).by_key["b"] == b"x"
+
+
+@pytest.mark.parametrize(
+    ("lengths", "sources", "message"),
+    [
+        ([0, 4], [1], "document 0 is to be the same as one without a frame before it"),
+        ([4, 0], [1], "document 1 is to be the same as one without"),
+        ([4, 0], [5], "document 1 is to be the same as one without"),
+        ([4, 0, 0], [0, 1], "document 2 is to be the same as one without"),
+        ([0], [0], "document 0 is to be the same as one without"),
+        ([4, 0], [1 << 60], "document 1 is to be the same as one without"),
+        ([5, 0], [0], "lengths do not add up"),
+        ([4, 0], [], "ends too early"),
+    ],
+)
+def test_hostile_repeats_in_archives(
+    tiny: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lengths: list[int], sources: list[int], message: str
+) -> None:
+    """An index with a correct checksum, and documents that are the same as others that cannot be meant."""
+    columns = iter([lengths, sources])
+
+    def pack_column(_: Sequence[int]) -> bytes:
+        values = next(columns)
+        return container.pack_column(values) if values else b""
+
+    monkeypatch.setattr(archive, "pack_column", pack_column)
+    made = archive._pack(
+        container.ModelId(tiny.name, tiny.model.identity), container.Settings("readout", (0,), context=1 << 15), (),
+        [b"\xffa00"] + [b"\xffa00"] * (len(lengths) > 1) + [b""] * (len(lengths) - 2), b"",
+    )  # fmt: skip
+    (tmp_path / "a").write_bytes(made)
+    with pytest.raises(FormatError, match=message):
+        Archive(tmp_path / "a", tiny)
+
+
+def test_more_documents_than_an_index_has_room_for_are_refused(
+    tiny: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive, "pack_column", lambda values: container.varint(0) + b"\0")
+    made = archive._pack(
+        container.ModelId(tiny.name, tiny.model.identity), container.Settings("readout", (0,), context=1 << 15), (),
+        [b"\xffa00"] * 5000, b"",
+    )  # fmt: skip
+    (tmp_path / "a").write_bytes(made)
+    with pytest.raises(FormatError, match="more documents than the file has room for"):
+        Archive(tmp_path / "a", tiny)
 
 
 def test_the_index_of_an_archive_is_small(tiny: Codec, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from memcodec.document.inputs import as_many, check_type
 from memcodec.errors import ChecksumError, EncodeError, FormatError, MachineError
 from memcodec.files.keys import as_keys, check_keys, pack_keys, unpack_keys
 from memcodec.frames import FrameSettings
+from memcodec.levels import BEST, settings_of
 from memcodec.models.loaded import LoadOptions
 from memcodec.primer import Primer
 from memcodec.progress import ProgressCallback
@@ -27,6 +28,7 @@ from memcodec.wording import counted
 VERSION = "archive 1"  # in place of the format version of a file of one document
 _CHECKSUM_BYTES = 2  # of each document's CRC-32, at the end of its frame
 _MAX_DOCUMENTS = 1 << 30
+_DOCUMENTS_PER_BYTE = 4  # at most: of documents that are the same as others, the index has at least two bits
 MAX_DOCUMENT_BYTES = 1 << 20
 _READ_TOGETHER = 256  # documents that are decoded at one time while many are read
 
@@ -34,6 +36,7 @@ _READ_TOGETHER = 256  # documents that are decoded at one time while many are re
 class ArchiveOptions(TypedDict, total=False):
     """The settings of `Archive.create`, for type checkers."""
 
+    level: int
     memory_share: float
     effort: int
     batch: int
@@ -75,10 +78,11 @@ class Archive(Sequence[bytes]):
         self.settings: Settings = read_settings(reader)
         _frame_settings(self.settings)  # raises if they are not known
         count = reader.varint()
-        if count > min(_MAX_DOCUMENTS, len(reader)):
+        if count > min(_MAX_DOCUMENTS, _DOCUMENTS_PER_BYTE * len(reader)):
             raise FormatError("damaged archive: more documents than the file has room for")
         self._keys = unpack_keys(reader, count)
         lengths = reader.column(count) if count else []
+        self._sources = _sources_of(lengths, reader)
         if sum(lengths) != len(reader):
             raise FormatError("damaged archive: lengths do not add up to the file's")
         self._frames = reader.take(len(reader))
@@ -107,10 +111,12 @@ class Archive(Sequence[bytes]):
         """Write an archive. keys: one for each document, or none at all.
 
         codec: a loaded one (default: the built-in model); primer: instead of the codec's; with_primer: put the primer
-        into the file; overwrite: replace a file that exists. settings: memory_share (default 0) and effort, as in
-        `Readout`; verify (default true): decode the documents, `batch` side by side, and compare; progress. Raises
-        FileExistsError; EncodeError for keys that are not one for each document, empty, too long, the same, or
-        with NUL; TypeError for keys that are not str, and for one document instead of several; MachineError; OSError.
+        into the file; overwrite: replace a file that exists. settings: level (default 9), whose memory share and effort
+        apply where memory_share and effort, as in `Readout`, are not given (documents have all context at each level);
+        verify (default true): decode the documents, `batch` side by side, and compare; progress. Documents that are the
+        same are encoded and kept once. Raises FileExistsError; EncodeError for keys that are not one for each document,
+        empty, too long, the same, or with NUL, and for settings out of range; TypeError for keys that are not str, and
+        for one document instead of several; MachineError; OSError.
         """
         if unknown := settings.keys() - ArchiveOptions.__annotations__.keys():
             raise TypeError(f"{', '.join(sorted(unknown))}: not a setting of an archive")
@@ -119,21 +125,16 @@ class Archive(Sequence[bytes]):
         check_writable(path)
         if not overwrite and Path(path).exists():
             raise FileExistsError(f"{os.fspath(path)} exists: give overwrite=True, or append to it")
+        share, effort = _memories(settings)
         codec = codec or Codec.load()
         if primer is not None:
             codec = codec.with_primer(primer)
-        options = FrameSettings(
-            memory_share=settings.get("memory_share", 0.0), effort=settings.get("effort", DEFAULT_EFFORT)
-        )
         primer_identity = codec.primer.identity if codec.primer else b""
-        share = round(options.memory_share * SHARE_STEPS)
-        written = Settings("readout", (share,), options.chunk_tokens, MAX_CONTEXT, primer_identity)
+        written = Settings("readout", (share,), context=MAX_CONTEXT, primer=primer_identity)
         originals = list(as_many(documents, "documents"))
         keys = as_keys(keys)
         check_keys(keys, len(originals))
-        frames = codec.encode_frames(
-            originals, _frame_settings(written, options.effort), progress=settings.get("progress")
-        )
+        frames = codec.encode_frames(originals, _frame_settings(written, effort), progress=settings.get("progress"))
         if settings.get("verify", True):
             batch = settings.get("batch", DEFAULT_BATCH)
             _verify(codec, originals, frames, _frame_settings(written), batch, settings.get("progress"))
@@ -241,15 +242,19 @@ class Archive(Sequence[bytes]):
         return sum(1 for _ in self._equal(document))
 
     def _equal(self, document: object, within: slice = slice(None)) -> Iterator[int]:
-        """The numbers of documents that are equal. Decodes those with the same checksum only."""
+        """The numbers of documents that are equal. Decodes those with the same checksum only, each frame once."""
         if isinstance(document, str):
             raise TypeError("documents are bytes: encode the text, or ask archive.by_key for a key")
         if not isinstance(document, bytes | bytearray | memoryview):
             return
         data = bytes(document)
         end = zlib.crc32(data).to_bytes(4, "little")[:_CHECKSUM_BYTES]
+        equal: dict[int, bool] = {}  # by the number of the document that has the frame
         for number in range(len(self))[within]:
-            if self._frame(number)[-_CHECKSUM_BYTES:] == end and self[number] == data:
+            source = self._sources.get(number, number)
+            if source not in equal:
+                equal[source] = self._frame(source)[-_CHECKSUM_BYTES:] == end and self[source] == data
+            if equal[source]:
                 yield number
 
     def __iter__(self) -> Iterator[bytes]:
@@ -279,10 +284,11 @@ class Archive(Sequence[bytes]):
             yield from self._decode(numbers[first : first + _READ_TOGETHER])
 
     def frame_size(self, number: int) -> int:
-        """Bytes that a document takes in the file, in addition to the index."""
-        return len(self._frame(number))
+        """Bytes that a document takes in the file, in addition to the index: 0 if it is the same as an earlier one."""
+        return 0 if number in self._sources else len(self._frame(number))
 
     def _frame(self, number: int) -> bytes:
+        number = self._sources.get(number, number)
         return bytes(self._frames[self._ends[number - 1] if number else 0 : self._ends[number]])
 
     def _decode(self, numbers: Sequence[int]) -> list[bytes]:
@@ -328,6 +334,14 @@ def _opened_again(
     return archive
 
 
+def _memories(options: ArchiveOptions) -> tuple[int, int]:
+    """The memory share, in steps of 1/1024, and the effort. Raises EncodeError."""
+    level = settings_of(options.get("level", BEST))
+    share = options.get("memory_share", level.share)
+    memories = FrameSettings(memory_share=share, effort=options.get("effort", level.effort))
+    return round(share * SHARE_STEPS), memories.effort
+
+
 def _frame_settings(settings: Settings, effort: int = DEFAULT_EFFORT) -> FrameSettings:
     """The settings of an archive's frames. Raises FormatError if they are not known."""
     if settings.site != "readout" or len(settings.fields) != 1 or settings.fields[0] > MOST_SHARE:
@@ -350,12 +364,30 @@ def _verify(
         raise MachineError("an encoded document decodes to other bytes here: nothing was written")
 
 
+def _sources_of(lengths: list[int], reader: Reader) -> dict[int, int]:
+    """The documents that are the same as earlier ones, by their numbers, with the numbers of these. Raises FormatError.
+
+    lengths: of all frames, 0 for such a document; reader: at the numbers of the earlier ones.
+    """
+    repeats = [number for number, length in enumerate(lengths) if not length]
+    sources = dict(zip(repeats, reader.column(len(repeats)) if repeats else [], strict=True))
+    for number, source in sources.items():
+        if source >= number or not lengths[source]:
+            raise FormatError(f"damaged archive: document {number} is to be the same as one without a frame before it")
+    return sources
+
+
 def _pack(model: ModelId, settings: Settings, keys: Sequence[str], frames: Sequence[bytes], primer: bytes) -> bytes:
+    """The bytes of an archive. Frames that are the same decode to the same document, and are kept once."""
     names = pack_keys(keys)
     index = model.identity + pack_settings(settings) + varint(len(frames)) + varint(len(names)) + names
+    first: dict[bytes, int] = {}
+    sources = [first.setdefault(frame, number) for number, frame in enumerate(frames)]
     if frames:
-        index += pack_column([len(frame) for frame in frames])
-    pieces = [primer, index, *frames]
+        index += pack_column([len(frames[n]) if source == n else 0 for n, source in enumerate(sources)])
+    if repeated := [source for n, source in enumerate(sources) if source != n]:
+        index += pack_column(repeated)
+    pieces = [primer, index, *first]
     length = sum(map(len, pieces))
     header: dict[str, Any] = {"__metadata__": {"memcodec": VERSION, "model": model.name}}
     if primer:
