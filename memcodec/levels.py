@@ -39,13 +39,13 @@ class Level:
 
 LEVELS = {
     1: Level(GroupRule(64, 100, 200), 0.1, 64),
-    2: Level(GroupRule(64, 150, 250), 0.1, 128),
-    3: Level(GroupRule(48, 200, 300), 0.1, 256),
-    4: Level(GroupRule(32, 250, 400), 0.1, 512),
+    2: Level(GroupRule(64, 150, 300), 0.1, 128),
+    3: Level(GroupRule(48, 200, 400), 0.1, 256),
+    4: Level(GroupRule(32, 250, 500), 0.1, 512),
     5: Level(GroupRule(24, 300, 600), 0.1, 1024),
     6: Level(GroupRule(16, 400, 800), 0.1, 4096),
     7: Level(GroupRule(8, 800, 1600), 0.1, 4096),
-    8: Level(GroupRule(4, 1600, 3200), 0.1, 8192),
+    8: Level(GroupRule(4, 1600, 3200), 0.1, 4096),
     9: Level(GroupRule(1, 1, None), 0.0, 4096, 4096),
 }
 DEFAULT_LEVEL = 6
