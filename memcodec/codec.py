@@ -211,7 +211,7 @@ class Codec:
             furthest = max(furthest, block.plan.context)
             if block.last:
                 primer = self.primer.identity if self.primer else b""
-                written = Settings(site.name, site.fields, settings.chunk_tokens, furthest, primer)
+                written = Settings(site.name, site.fields, cutting.chunk_tokens, furthest, primer)
                 model_id = ModelId.of(model.name, model.identity)
                 yield block.source, assembly.container_of(block.source, parts, model_id, written)
                 parts, furthest = [], 1

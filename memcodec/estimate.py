@@ -45,9 +45,9 @@ def _rows_verified(size: int, settings: EncodeSettings) -> int:
         return 0
     context, tokens = settings.context, size // _BYTES_PER_TOKEN + 1
     if context == "auto":
-        return min(settings.batch, settings.rule.number(tokens, MAX_CONTEXT))
+        return min(settings.batch, settings.level.rule.number(tokens, MAX_CONTEXT))
     group = GROUP_CONTEXTS * context if isinstance(context, int) else tokens
-    return min(settings.batch, -(-tokens // (group or settings.chunk_tokens)))
+    return min(settings.batch, -(-tokens // (group or settings.chunk_length(MAX_CONTEXT))))
 
 
 class Stages:

@@ -29,7 +29,10 @@ class GroupRule:
 
 @dataclass(frozen=True)
 class Level:
-    """The settings of a level. share, effort: as in `Readout`; chunk_tokens: as in `Codec.encode`."""
+    """The settings of a level.
+
+    share, effort: as in `Readout`; chunk_tokens: as in `Codec.encode`, if the LM has positions for so many.
+    """
 
     rule: GroupRule
     share: float

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, TypedDict
 
 from memcodec.errors import EncodeError
-from memcodec.levels import DEFAULT_LEVEL, LEVELS, GroupRule, Level, settings_of
+from memcodec.levels import DEFAULT_LEVEL, LEVELS, Level, settings_of
 
 DEFAULT_MODEL = "smollm2-135m"
 
@@ -118,28 +118,28 @@ class EncodeOptions(TypedDict, total=False):
 class EncodeSettings:
     """How documents are encoded; the fields are described at `Codec.encode`. `of` makes them.
 
-    rule: the groups of `context="auto"`.
+    level: the settings of the level; site: with its values where none were given; chunk_tokens: None for those of the
+    level (`chunk_length`).
     """
 
+    level: Level
     site: SiteSettings
-    chunk_tokens: int
+    chunk_tokens: int | None
     context: Context
-    rule: GroupRule
     batch: int
     verify: bool
 
     @classmethod
     def of(
-        cls, *, level: int = DEFAULT_LEVEL, site: SiteSettings = Readout(),
-        chunk_tokens: int | None = None, context: Context = "auto", batch: int = DEFAULT_BATCH, verify: bool = True,
+        cls, *, level: int = DEFAULT_LEVEL, site: SiteSettings = Readout(), chunk_tokens: int | None = None,
+        context: Context = "auto", batch: int = DEFAULT_BATCH, verify: bool = True,
     ) -> "EncodeSettings":  # fmt: skip
         """Settings with what is given, and what a level says about the rest. Raises as `check`."""
         chosen = settings_of(level)
         if isinstance(site, Prompt) and level != DEFAULT_LEVEL:
             raise EncodeError(f"level {level}: the prompt site has no levels: give it no level")
         filled = site.at(chosen) if isinstance(site, Readout) else site
-        longest = chosen.chunk_tokens if chunk_tokens is None else chunk_tokens
-        return cls(filled, longest, context, chosen.rule, batch, verify)
+        return cls(chosen, filled, chunk_tokens, context, batch, verify)
 
     def __post_init__(self) -> None:
         """Raises as `check`."""
@@ -149,14 +149,18 @@ class EncodeSettings:
         """Raise EncodeError for settings out of range, TypeError if `site` is not the settings of a site."""
         if not isinstance(self.site, Readout | Prompt):
             raise TypeError(f"site: give memcodec.Readout(...) or memcodec.Prompt(...), not {type(self.site).__name__}")
-        check_chunk_tokens(self.chunk_tokens)
+        check_chunk_tokens(self.chunk_length(MAX_CONTEXT))
         if isinstance(self.site, Readout):
-            self.site.check_with(self.chunk_tokens)
+            self.site.check_with(self.chunk_length(MAX_CONTEXT))
         check_batch(self.batch)
         if self.context not in ("auto", "max") and not (type(self.context) is int and 0 <= self.context <= MAX_CONTEXT):
             raise EncodeError(f"context {self.context!r}: give auto, max, or 0 to {MAX_CONTEXT:,} tokens")
         if isinstance(self.site, Prompt) and self.context not in ("auto", 0):
             raise EncodeError(f"context {self.context}: chunks of the prompt site have no context: give auto or 0")
+
+    def chunk_length(self, positions: int) -> int:
+        """Tokens of a chunk, at most: what was given, or what the level says and the LM has positions for."""
+        return max(1, min(self.level.chunk_tokens, positions)) if self.chunk_tokens is None else self.chunk_tokens
 
     @property
     def chunk_context(self) -> Context:

@@ -63,7 +63,7 @@ def test_every_level_restores_the_text(tiny: Codec, level: int) -> None:
     assert tiny.decode(blob) == data
     row, settings = LEVELS[level], settings_in(blob)
     assert settings.fields == (round(row.share * 1024),)
-    assert settings.chunk_tokens == row.chunk_tokens
+    assert settings.chunk_tokens == min(row.chunk_tokens, tiny.model.positions)
     longest = row.rule.longest or sum(groups_of(blob))
     assert max(groups_of(blob)) <= longest
 
@@ -75,19 +75,28 @@ def test_the_default_is_level_6(tiny: Codec) -> None:
 @pytest.mark.parametrize(
     ("options", "site", "chunk_tokens"),
     [
-        ({"level": 9}, Readout(0, 4096), 4096),
-        ({"level": 9, "site": Readout(0.2)}, Readout(0.2, 4096), 4096),
+        ({"level": 9}, Readout(0, 4096), 3000),
+        ({"level": 9, "site": Readout(0.2)}, Readout(0.2, 4096), 3000),
         ({"level": 1, "site": Readout(effort=5)}, Readout(LEVELS[1].share, 5), 200),
         ({"level": 1, "site": Readout(0)}, Readout(0, LEVELS[1].effort), 200),
         ({"level": 9, "chunk_tokens": 30}, Readout(0, 4096), 30),
+        ({"level": 9, "chunk_tokens": 4000}, Readout(0, 4096), 4000),
         ({"site": Prompt(steps=3)}, Prompt(steps=3), 200),
         ({}, Readout(0.1, 4096), 200),
     ],
 )
 def test_what_is_given_overrides_the_level(options: EncodeOptions, site: object, chunk_tokens: int) -> None:
     settings = EncodeSettings.of(**options)
-    assert (settings.site, settings.chunk_tokens) == (site, chunk_tokens)
-    assert settings.rule == LEVELS[options.get("level", 6)].rule
+    assert (settings.site, settings.chunk_length(3000)) == (site, chunk_tokens)
+    assert settings.level == LEVELS[options.get("level", 6)]
+
+
+def test_a_level_works_with_a_model_of_few_positions(tiny: Codec) -> None:
+    """The chunks of level 9 are shorter than 4,096 tokens; those that are asked for are refused."""
+    assert tiny.model.positions < LEVELS[9].chunk_tokens
+    assert settings_in(tiny.encode(TEXT * 9, level=9)).chunk_tokens == tiny.model.positions
+    with pytest.raises(EncodeError, match="chunk tokens 4096: this model has 1024 positions"):
+        tiny.encode(TEXT * 9, level=9, chunk_tokens=4096)
 
 
 def test_a_context_overrides_the_groups_of_the_level(tiny: Codec) -> None:
@@ -127,7 +136,7 @@ def test_numcodecs_take_a_level_and_configurations_without_one(llama_folder: Pat
     best = MemcodecCodec(model=str(llama_folder), level=9)
     assert best.get_config() == {"id": "memcodec", "model": str(llama_folder), "context": "auto", "level": 9}
     blob = MemcodecCodec.from_config(best.get_config()).encode(text)
-    assert settings_in(blob[1:]).chunk_tokens == LEVELS[9].chunk_tokens
+    assert settings_in(blob[1:]).fields == (0,)
     older = {"model": str(llama_folder), "memory_share": 0.1, "effort": 4096, "context": "auto"}
     assert bytes(MemcodecCodec(**older).decode(blob)) == text
     assert settings_in(MemcodecCodec(**older).encode(text)[1:]).fields == (102,)

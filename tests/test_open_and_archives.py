@@ -561,7 +561,7 @@ def test_documents_that_are_the_same_are_kept_and_decoded_once(
     decoded.clear()
     made = Archive.create(path, documents, codec=tiny)
     assert sum(decoded) == 2, "each is verified once"
-    assert path.stat().st_size - once.stat().st_size < 8
+    assert path.stat().st_size - once.stat().st_size < 16
     decoded.clear()
     assert list(made) == documents and list(reversed(made)) == documents[::-1]
     assert sum(decoded) == 4
@@ -574,10 +574,10 @@ def test_documents_that_are_the_same_are_kept_and_decoded_once(
     again = Archive(path, tiny)
     assert list(again) == [*documents, other, b"new", b"new", text]
     assert [again.frame_size(i) for i in (7, 9, 10)] == [0, 0, 0]
-    assert path.stat().st_size - once.stat().st_size < 8 + 12
+    assert path.stat().st_size - once.stat().st_size < 16 + 16
 
 
-def test_a_thousand_documents_that_are_the_same_take_a_quarter_of_a_kilobyte_more(tiny: Codec, tmp_path: Path) -> None:
+def test_documents_that_are_the_same_take_a_few_bits_each(tiny: Codec, tmp_path: Path) -> None:
     for count in (1, 1000):
         Archive.create(tmp_path / str(count), [b"\xff\xfe"] * count, codec=tiny)
     assert list(Archive(tmp_path / "1000", tiny)) == [b"\xff\xfe"] * 1000
@@ -594,7 +594,7 @@ def test_a_thousand_documents_that_are_the_same_take_a_quarter_of_a_kilobyte_mor
         ([4, 0], [1], "document 1 is to be the same as one without"),
         ([4, 0], [5], "document 1 is to be the same as one without"),
         ([4, 0, 0], [0, 1], "document 2 is to be the same as one without"),
-        ([0], [0], "document 0 is to be the same as one without"),
+        ([0], [], "ends too early"),
         ([4, 0], [1 << 60], "document 1 is to be the same as one without"),
         ([5, 0], [0], "lengths do not add up"),
         ([4, 0], [], "ends too early"),

@@ -17,9 +17,9 @@ from memcodec.settings import EncodeSettings, Prompt
 def check_positions(model: LoadedModel, settings: EncodeSettings) -> None:
     """Raise EncodeError if a chunk, with its vectors, has more tokens than the model has positions."""
     vectors = (settings.site.vectors or 1) if isinstance(settings.site, Prompt) else 0
-    if settings.chunk_tokens + vectors > model.positions:
+    if (chunk_tokens := settings.chunk_length(model.positions)) + vectors > model.positions:
         raise EncodeError(
-            f"chunk tokens {settings.chunk_tokens}: this model has {model.lm.positions} positions, prefix included"
+            f"chunk tokens {chunk_tokens}: this model has {model.lm.positions} positions, prefix included"
         )
 
 

@@ -46,7 +46,8 @@ class Cutting:
     @classmethod
     def of(cls, model: LoadedModel, settings: EncodeSettings) -> "Cutting":
         """The cutting for a model with these settings."""
-        return cls(settings.chunk_tokens, settings.chunk_context, settings.rule, model.positions, model.lm.vocabulary)
+        chunk_tokens, rule = settings.chunk_length(model.positions), settings.level.rule
+        return cls(chunk_tokens, settings.chunk_context, rule, model.positions, model.lm.vocabulary)
 
 
 def read_blocks(source: Source, tokenizer: ByteTokenizer, cutting: Cutting, alone: bool = True) -> Iterator[Block]:
