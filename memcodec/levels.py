@@ -48,7 +48,7 @@ LEVELS = {
     5: Level(GroupRule(24, 300, 600), 0.1, 1024),
     6: Level(GroupRule(16, 400, 800), 0.1, 4096),
     7: Level(GroupRule(8, 800, 1600), 0.1, 4096),
-    8: Level(GroupRule(4, 1600, 3200), 0.1, 4096),
+    8: Level(GroupRule(4, 1600, 3200), 0.05, 4096),
     9: Level(GroupRule(1, 1, None), 0.0, 4096, 4096),
 }
 DEFAULT_LEVEL = 6
