@@ -612,7 +612,7 @@ def test_hostile_repeats_in_archives(
 
     monkeypatch.setattr(archive, "pack_column", pack_column)
     made = archive._pack(
-        container.ModelId(tiny.name, tiny.model.identity), container.Settings("readout", (0,), context=1 << 15), (),
+        container.ModelId.of(tiny.name, tiny.model.identity), container.Settings("readout", (0,), context=1 << 15), (),
         [b"\xffa00"] + [b"\xffa00"] * (len(lengths) > 1) + [b""] * (len(lengths) - 2), b"",
     )  # fmt: skip
     (tmp_path / "a").write_bytes(made)
@@ -625,7 +625,7 @@ def test_more_documents_than_an_index_has_room_for_are_refused(
 ) -> None:
     monkeypatch.setattr(archive, "pack_column", lambda values: container.varint(0) + b"\0")
     made = archive._pack(
-        container.ModelId(tiny.name, tiny.model.identity), container.Settings("readout", (0,), context=1 << 15), (),
+        container.ModelId.of(tiny.name, tiny.model.identity), container.Settings("readout", (0,), context=1 << 15), (),
         [b"\xffa00"] * 5000, b"",
     )  # fmt: skip
     (tmp_path / "a").write_bytes(made)
