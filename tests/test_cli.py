@@ -137,10 +137,9 @@ def test_every_option_reaches_the_codec(
 def test_defaults_are_those_of_the_library() -> None:
     given = {p.name: p.default for p in main.commands["compress"].params}
     codec = {p.name: p.default for p in inspect.signature(EncodeSettings.of).parameters.values()}
-    for name in ("level", "chunk_tokens", "context", "batch"):
+    for name in ("level", "context", "batch"):
         assert given[name] == codec[name]
     assert codec["site"] == Readout()
-    assert given["memory_share"] is given["effort"] is None
     prompt = {name: int(given[name]) for name in ("vectors", "bits", "steps", "seed")}
     assert Prompt() == Prompt(**prompt)
     assert given["no_verify"] is not codec["verify"]

@@ -550,11 +550,10 @@ def test_archives_pickle_as_their_path_and_codec(tiny: Codec, tmp_path: Path, mo
     assert pickle.loads(pickle.dumps(without))._codec is None
 
 
-def test_documents_that_are_the_same_are_kept_and_decoded_once(
-    tiny: Codec, tmp_path: Path, decoded: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store_nothing(monkeypatch)
-    text, other = TEXT.encode()[:300], TEXT.encode()[300:500]
+def test_documents_that_are_the_same_are_kept_and_decoded_once(tiny: Codec, tmp_path: Path, decoded: list[int]) -> None:
+    pieces = {TEXT[first:last].encode() for first in range(0, 900, 100) for last in range(first + 100, 900, 100)}
+    by_the_lm = (piece for piece in sorted(pieces) if tiny.encode_frame(piece)[0] < 252)
+    text, other = next(by_the_lm), next(by_the_lm)
     documents = [text, other, text, b"", text, b"", other]
     path, once = tmp_path / "a", tmp_path / "once"
     Archive.create(once, [text, other, b""], codec=tiny)
