@@ -21,7 +21,7 @@ from memcodec_cli.options import (
     PrimedModelOptions,
     ProgressOptions,
     QuietOptions,
-    no_verify_option,
+    VerificationOptions,
     option,
     takes_options,
 )
@@ -34,7 +34,7 @@ _READ_WITHOUT_O = "nothing was written; read it without -o"
 
 
 @dataclass(frozen=True)
-class PackOptions:
+class PackOptions(VerificationOptions):
     """Options of `pack` alone."""
 
     output: str = option(
@@ -46,7 +46,6 @@ class PackOptions:
     )
     append: bool = option("-a", "--append", is_flag=True, help="Append to an existing archive.")
     force: bool = option("-f", "--force", is_flag=True, help="Overwrite an existing archive.")
-    no_verify: bool = no_verify_option()
     no_primer_inside: bool = option(
         "--no-primer-inside",
         is_flag=True,
@@ -163,13 +162,13 @@ def _write_archive(
         with FileErrors(several=False).caught(options.output):
             archive = Archive(target.path, codec, primer)
             archive.batch = compute.batch
-            archive.append(documents, keys, verify=not options.no_verify, progress=progress)
+            archive.append(documents, keys, verify=options.verification, progress=progress)
         return len(archive), target.path.stat().st_size
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "archive"
         archive = Archive.create(
             path, documents, keys, codec=codec, primer=primer, with_primer=not options.no_primer_inside,
-            batch=compute.batch, verify=not options.no_verify, progress=progress,
+            batch=compute.batch, verify=options.verification, progress=progress,
         )  # fmt: skip
         return len(archive), target.write([path.read_bytes()])
 

@@ -39,11 +39,12 @@ from memcodec.settings import (
     Prompt,
     Readout,
     SiteSettings,
+    Verify,
     check_batch,
     check_device,
 )
 from memcodec.storage.journal import Journal, journal_key
-from memcodec.verification import verify
+from memcodec.verification import Verifier
 
 _VERIFIED_TOGETHER = 256  # documents of one batch of verification, at most
 
@@ -129,17 +130,18 @@ class Codec:
         self, data: Data | BinaryIO | Source, *,
         site: SiteSettings = Readout(),  # noqa: B008 (frozen)
         chunk_tokens: int = DEFAULT_CHUNK_TOKENS, context: Context = "auto", batch: int = DEFAULT_BATCH,
-        verify: bool = True, journal: Journal | None = None, progress: ProgressCallback | None = None,
+        verify: Verify = True, journal: Journal | None = None, progress: ProgressCallback | None = None,
     ) -> bytes:  # fmt: skip
         """Compress bytes, text (as UTF-8), or a file open for reading, to the bytes of a .memz file.
 
         With the readout site these are the same on every machine with the same zstd; the prompt site fits in floating
         point. site: where memories enter the LM, with its settings; chunk_tokens: 1 to 4096; context: the maximum
         number of tokens that the LM sees before a position: 0 for those of the same chunk only, "auto" for as many as
-        cost little time, "max" for as many as possible (the smallest file, but slow); batch: groups decoded side by
-        side to verify; verify: decode the result and compare; journal: keeps encoded groups on disk, so that a second
-        run continues after them. Raises EncodeError for settings out of range, and if chunks of a `pure` prompt need
-        corrections; MachineError if the result does not decode to the input.
+        cost little time, "max" for as many as possible (the smallest file, but slow); verify: decode the result and
+        compare, in full passes of the LM (True or "passes"), or step by step ("steps"), which takes longer; batch:
+        groups decoded side by side in steps; journal: keeps encoded groups on disk, so that a second run continues
+        after them. Raises EncodeError for settings out of range, and if chunks of a `pure` prompt need corrections;
+        MachineError if the result does not decode to the input.
         """
         source = as_source(data, "data")
         settings = EncodeSettings(site, chunk_tokens, context, batch, verify)
@@ -166,6 +168,7 @@ class Codec:
     ) -> Iterator[bytes]:  # fmt: skip
         """The files of documents, verified in batches."""
         stages = estimate.Stages(progress, sum(source.size for source in sources), settings)
+        verifier = Verifier(self.model, self.engine, settings, len(sources) == 1, stages.verify)
         finished: list[tuple[Source, bytes]] = []
         groups = 0
         for source, made in self._containers(sources, settings, stages.fit, journal):
@@ -176,9 +179,9 @@ class Codec:
             groups += len(made.groups)
             full = groups >= settings.batch or len(finished) == _VERIFIED_TOGETHER
             if full or len(finished) == len(sources) or not settings.verify:
-                yield from self._verified(finished, settings, stages.verify)
+                yield from verifier.verified(finished)
                 finished, groups = [], 0
-        yield from self._verified(finished, settings, stages.verify)
+        yield from verifier.verified(finished)
 
     def _containers(
         self, sources: list[Source], settings: EncodeSettings, report: Reporter, journal: Journal | None
@@ -215,17 +218,6 @@ class Codec:
                 model_id = ModelId.of(model.name, model.identity)
                 yield block.source, assembly.container_of(block.source, parts, model_id, written)
                 parts, furthest = [], 1
-
-    def _verified(
-        self, finished: list[tuple[Source, bytes]], settings: EncodeSettings, report: Reporter
-    ) -> list[bytes]:
-        """The files, decoded and compared if the settings say so. Raises MachineError, EncodeError."""
-        if settings.verify:
-            decode_many = partial(self._documents, batch=settings.batch, report=report)
-            verify(finished, decode_many, partial(self._pieces, batch=settings.batch, report=report))
-        for source, _ in finished:
-            source.check_unchanged()
-        return [blob for _, blob in finished]
 
     # ---- decoding
 
@@ -352,7 +344,9 @@ class Codec:
 
     # ---- measurements, and memories without a file
 
-    def estimate(self, size: int, context: Context = "auto", batch: int = DEFAULT_BATCH, verify: bool = True) -> float:
+    def estimate(
+        self, size: int, context: Context = "auto", batch: int = DEFAULT_BATCH, verify: Verify = True
+    ) -> float:
         """The approximate number of seconds to encode `size` bytes of text, from a short measurement of the LM."""
         return estimate.seconds_to_encode(self.model, size, EncodeSettings(context=context, batch=batch, verify=verify))
 

@@ -26,6 +26,11 @@ DEVICES = ("auto", "cpu", "cuda")  # auto is cuda if there is a GPU
 MAX_PRIMER_TOKENS = 1 << 15
 DEFAULT_PRIMER_TOKENS = 400
 
+# How an encoded file is compared with its document: by full passes of the LM (also True), step by step as a decoder
+# does, or not at all.
+Verify = bool | Literal["passes", "steps"]
+VERIFY = ("passes", "steps")
+
 Context = int | Literal["auto", "max"]  # the most tokens of its group that the LM sees before each token
 
 
@@ -103,7 +108,7 @@ class EncodeOptions(TypedDict, total=False):
     chunk_tokens: int
     context: Context
     batch: int
-    verify: bool
+    verify: Verify
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,7 @@ class EncodeSettings:
     chunk_tokens: int = DEFAULT_CHUNK_TOKENS
     context: Context = "auto"
     batch: int = DEFAULT_BATCH
-    verify: bool = True
+    verify: Verify = True
 
     def __post_init__(self) -> None:
         """Raises as `check`."""
@@ -128,6 +133,7 @@ class EncodeSettings:
         if isinstance(self.site, Readout):
             self.site.check_with(self.chunk_tokens)
         check_batch(self.batch)
+        check_verify(self.verify)
         if self.context not in ("auto", "max") and not (type(self.context) is int and 0 <= self.context <= MAX_CONTEXT):
             raise EncodeError(f"context {self.context!r}: give auto, max, or 0 to {MAX_CONTEXT:,} tokens")
         if isinstance(self.site, Prompt) and self.context not in ("auto", 0):
@@ -154,6 +160,12 @@ def check_device(device: str) -> None:
     """Raise EncodeError for the name of a device that does not exist."""
     if device not in DEVICES:
         raise EncodeError(f"device {device!r}: give {', '.join(DEVICES[:-1])} or {DEVICES[-1]}")
+
+
+def check_verify(verify: Verify) -> None:
+    """Raise EncodeError for a way of verification that does not exist."""
+    if not isinstance(verify, bool) and verify not in VERIFY:
+        raise EncodeError(f"verify {verify!r}: give True, False, {' or '.join(VERIFY)}")
 
 
 def check_batch(batch: int) -> None:

@@ -10,8 +10,8 @@ ROOT = Path(__file__).parent.parent / "memcodec"
 
 # Each may import those before it in this list, and itself.
 ORDER = [
-    "errors", "wording", "progress", "settings", "cache", "lm", "models", "document", "coding", "memory", "groups",
-    "container", "engines", "storage", "primer", "frames", "bound", "estimate", "decoding",
+    "errors", "wording", "progress", "settings", "cache", "lm", "models", "document", "coding", "memory", "passes",
+    "groups", "container", "engines", "storage", "primer", "frames", "bound", "estimate", "decoding",
     "verification", "codec", "files", "view", "integrations", "bench",
 ]  # fmt: skip
 
