@@ -30,8 +30,8 @@ import numpy as np
 from memcodec.bench import messages
 from memcodec.bench.results import machine, today
 from memcodec.codec import Codec
-from memcodec.groups import HEAD_ROWS, PASS_ROWS
 from memcodec.lm.sequences import SequenceInput
+from memcodec.passes import HEAD_ROWS, PASS_ROWS
 from memcodec.primer import Primer
 
 matplotlib.use("Agg")

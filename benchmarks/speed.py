@@ -27,11 +27,11 @@ from memcodec.bench.results import machine, today
 from memcodec.codec import Codec
 from memcodec.document.plan import cut_chunks
 from memcodec.document.spans import Text, spans_of
-from memcodec.groups import HEAD_ROWS
 from memcodec.lm.model import cores
 from memcodec.lm.sequences import SequenceInput
 from memcodec.models.checkpoint import open_checkpoint
 from memcodec.models.registry import DEFAULT_MODEL, resolve
+from memcodec.passes import HEAD_ROWS
 
 POSITION = 100  # at which the cached steps are measured
 ROUNDS = 5

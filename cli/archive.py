@@ -23,8 +23,8 @@ from memcodec_cli.options import (
     PrimedModelOptions,
     ProgressOptions,
     QuietOptions,
+    VerificationOptions,
     level_option,
-    no_verify_option,
     option,
     takes_options,
 )
@@ -37,7 +37,7 @@ _READ_WITHOUT_O = "nothing was written; read it without -o"
 
 
 @dataclass(frozen=True)
-class PackOptions:
+class PackOptions(VerificationOptions):
     """Options of `pack` alone."""
 
     output: str = option(
@@ -55,7 +55,6 @@ class PackOptions:
     )
     append: bool = option("-a", "--append", is_flag=True, help="Append to an existing archive, as it was packed.")
     force: bool = option("-f", "--force", is_flag=True, help="Overwrite an existing archive.")
-    no_verify: bool = no_verify_option()
     no_primer_inside: bool = option(
         "--no-primer-inside",
         is_flag=True,
@@ -175,13 +174,13 @@ def _write_archive(
         with FileErrors(several=False).caught(options.output):
             archive = Archive(target.path, codec, primer)
             archive.batch = compute.batch
-            archive.append(documents, keys, verify=not options.no_verify, progress=progress)
+            archive.append(documents, keys, verify=options.verification, progress=progress)
         return len(archive), target.path.stat().st_size
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "archive"
         archive = Archive.create(
             path, documents, keys, codec=codec, primer=primer, with_primer=not options.no_primer_inside,
-            level=options.level, batch=compute.batch, verify=not options.no_verify, progress=progress,
+            level=options.level, batch=compute.batch, verify=options.verification, progress=progress,
         )  # fmt: skip
         return len(archive), target.write([path.read_bytes()])
 

@@ -20,7 +20,7 @@ from memcodec_cli.options import (
     OutputOptions,
     PrimedModelOptions,
     ProgressOptions,
-    no_verify_option,
+    VerificationOptions,
     option,
     recursive_option,
     takes_options,
@@ -41,7 +41,7 @@ class _OutputOptions(OutputOptions):
 
 
 @dataclass(frozen=True)
-class CompressOptions:
+class CompressOptions(VerificationOptions):
     """Options of this command alone."""
 
     recursive: bool = recursive_option("Compress the files in directories too, except .memz files.")
@@ -57,7 +57,6 @@ class CompressOptions:
         help="Also write an HTML page about a single FILE, like inspect --html; - is standard output.  "
         "[default: no page]",
     )
-    no_verify: bool = no_verify_option()
 
 
 @click.command()
@@ -69,8 +68,9 @@ def compress(
 ) -> None:  # fmt: skip
     """Compress each FILE to FILE.memz. Without FILE, or for -, read standard input and write standard output.
 
-    The result is decoded and compared with the input before it is written. If one of several files fails, the error
-    is printed, the others are compressed, and the exit status is 1. Compressing takes minutes per 100 KB on a CPU.
+    The result is decoded and compared with the input before it is written (see --verify). If one of several files
+    fails, the error is printed, the others are compressed, and the exit status is 1. Compressing takes minutes per
+    100 KB on a CPU.
 
     \b
     Examples:
@@ -86,7 +86,7 @@ def compress(
     targets = _find_targets(files, output, options.resume, page, errors)
     settings = {
         "level": encoding.level, "site": site, "chunk_tokens": encoding.chunk_tokens, "context": encoding.context,
-        "batch": compute.batch, "verify": not options.no_verify,
+        "batch": compute.batch, "verify": options.verification,
     }  # fmt: skip
     with ProgressBar(progress.quiet, progress.no_progress) as bar:
         compressor = _Compressor(

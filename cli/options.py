@@ -22,7 +22,7 @@ import click
 
 from memcodec.levels import BEST, FASTEST, LEVELS
 from memcodec.models.registry import BUILT_IN, DEFAULT_MODEL
-from memcodec.settings import DEFAULT_BATCH, DEVICES, MAX_CONTEXT, MOST_SHARE, SHARE_STEPS, Context
+from memcodec.settings import DEFAULT_BATCH, DEVICES, MAX_CONTEXT, MOST_SHARE, SHARE_STEPS, VERIFY, Context, Verify
 
 _FILE_NAMES = {
     *(
@@ -137,13 +137,26 @@ def recursive_option(help: str) -> Any:
     return option("-r", "--recursive", is_flag=True, help=help)
 
 
-def no_verify_option() -> Any:
-    """--no-verify, which more than one group of options contains."""
-    return option(
-        "--no-verify",
-        is_flag=True,
-        help="Do not decode the result and compare it with the input before writing it.  [default: verify]",
+@dataclass(frozen=True)
+class VerificationOptions:
+    """How the result is compared with the input before it is written."""
+
+    verify: str = option(
+        "--verify",
+        type=click.Choice(VERIFY),
+        default=VERIFY[0],
+        show_default=True,
+        help="How to decode the result, to compare it with the input before writing it: passes lets the model read the "
+        "input again, and takes about as long as encoding; steps decodes as decompress does, and takes longer.",
     )
+    no_verify: bool = option(
+        "--no-verify", is_flag=True, help="Write the result without decoding it.  [default: verify]"
+    )
+
+    @property
+    def verification(self) -> Verify:
+        """The argument `verify` of the library's functions."""
+        return False if self.no_verify else self.verify  # type: ignore[return-value]  # click has checked it
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ _SHORT_COMMANDS = {"z": ["compress"], "d": ["decompress"], "t": ["verify", "--de
 _WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # without a name: of standard output, or a temporary file
 
 _WITHOUT_EFFECT = {
-    *("-c", "--stdout", "-f", "--force", "-k", "--keep", "-v", "--verbose", "--no-progress", "--no-verify"),
+    *("-c", "--stdout", "-f", "--force", "-k", "--keep", "-v", "--verbose", "--no-progress", "--no-verify", "--verify"),
     *("--chunk-tokens", "--context", "--site", "--vectors", "--bits", "--steps", "--seed", "--pure"),
     *("--fast", "--best", "--level", *(f"-{level}" for level in LEVELS)),
     *("--memory-share", "--effort", "--engine", "--workers", "-q", "--quiet", "--device", "--batch", "-T", "--threads"),

@@ -9,11 +9,11 @@ from memcodec.document.blocks import Cutting, read_blocks
 from memcodec.document.plan import visible_tokens, windows
 from memcodec.document.source import Source
 from memcodec.document.spans import Stored, zstd_size
-from memcodec.groups import HEAD_ROWS
 from memcodec.lm import arithmetic
 from memcodec.lm.model import ExactLM
 from memcodec.lm.sequences import SequenceInput
 from memcodec.models.loaded import LoadedModel
+from memcodec.passes import HEAD_ROWS
 from memcodec.settings import EncodeSettings
 
 

@@ -41,7 +41,7 @@ from memcodec.settings import (
     check_device,
 )
 from memcodec.storage.journal import Journal, journal_key
-from memcodec.verification import verify
+from memcodec.verification import Verifier
 
 _VERIFIED_TOGETHER = 256  # documents of one batch of verification, at most
 
@@ -135,8 +135,9 @@ class Codec:
         level: 1 (fast and large) to 9 (slow and small), by default 6: the values of what is not given or is "auto"
         (docs/levels.md); site: where memories enter the LM, with its settings; chunk_tokens: 1 to 4096; context: the
         maximum number of tokens that the LM sees before a position: 0 for those of the same chunk only, "max" for as
-        many as possible, "auto" (the default) for those of the groups of the level; batch: groups decoded side by side
-        to verify; verify: decode the result and compare, as by default.
+        many as possible, "auto" (the default) for those of the groups of the level; verify: decode the result and
+        compare, in full passes of the LM (True, the default, or "passes"), or step by step ("steps"), which takes
+        longer; batch: groups decoded side by side in steps.
 
         Raises EncodeError for settings out of range, and if chunks of a `pure` prompt need corrections; MachineError if
         the result does not decode to the input.
@@ -166,6 +167,7 @@ class Codec:
     ) -> Iterator[bytes]:  # fmt: skip
         """The files of documents, verified in batches."""
         stages = estimate.Stages(progress, sum(source.size for source in sources), settings)
+        verifier = Verifier(self.model, self.engine, settings, len(sources) == 1, stages.verify)
         finished: list[tuple[Source, bytes]] = []
         groups = 0
         for source, made in self._containers(sources, settings, stages.fit, journal):
@@ -176,9 +178,9 @@ class Codec:
             groups += len(made.groups)
             full = groups >= settings.batch or len(finished) == _VERIFIED_TOGETHER
             if full or len(finished) == len(sources) or not settings.verify:
-                yield from self._verified(finished, settings, stages.verify)
+                yield from verifier.verified(finished)
                 finished, groups = [], 0
-        yield from self._verified(finished, settings, stages.verify)
+        yield from verifier.verified(finished)
 
     def _containers(
         self, sources: list[Source], settings: EncodeSettings, report: Reporter, journal: Journal | None
@@ -215,17 +217,6 @@ class Codec:
                 model_id = ModelId.of(model.name, model.identity)
                 yield block.source, assembly.container_of(block.source, parts, model_id, written)
                 parts, furthest = [], 1
-
-    def _verified(
-        self, finished: list[tuple[Source, bytes]], settings: EncodeSettings, report: Reporter
-    ) -> list[bytes]:
-        """The files, decoded and compared if the settings say so. Raises MachineError, EncodeError."""
-        if settings.verify:
-            decode_many = partial(self._documents, batch=settings.batch, report=report)
-            verify(finished, decode_many, partial(self._pieces, batch=settings.batch, report=report))
-        for source, _ in finished:
-            source.check_unchanged()
-        return [blob for _, blob in finished]
 
     # ---- decoding
 

@@ -1,12 +1,13 @@
 """The core of decoding: the token ids of groups of files. All code that decodes a file calls `tokens_of`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from memcodec.container import Container, Group
 from memcodec.container.assembly import encoded_groups
 from memcodec.engines.engine import Engine
+from memcodec.groups import EncodedGroup
 from memcodec.memory.site import Site
 from memcodec.memory.sites import site_in_file
 from memcodec.models.loaded import LoadedModel
@@ -26,9 +27,29 @@ def tokens_of(
     model: the one that the files need, with its primer; selected: files that can share batches (`sharing_batches`),
     each with the groups to decode; batch: groups decoded side by side. Raises FormatError.
     """
+    groups, context = _groups_of(selected)
+    return engine.decode(model, site_of_file(model, selected[0][0]), groups, context, batch, report)
+
+
+def known_tokens_of(
+    model: LoadedModel,
+    engine: Engine,
+    selected: Sequence[tuple[Container, list[Group]]],
+    known: Iterable[list[np.ndarray]],
+    report: Reporter,
+) -> Iterator[np.ndarray]:
+    """As `tokens_of`, for groups whose chunks are known, int64 [tokens] each: to verify that they decode to these.
+
+    Raises MachineError if they do not; FormatError.
+    """
+    groups, context = _groups_of(selected)
+    return engine.verify(model, site_of_file(model, selected[0][0]), groups, known, context, report)
+
+
+def _groups_of(selected: Sequence[tuple[Container, list[Group]]]) -> tuple[list[EncodedGroup], int]:
+    """The groups of files that can share batches, and the most tokens that the LM sees before a token of any."""
     contexts = [parsed.settings.context for parsed, _ in selected if parsed.settings is not None]
-    groups = encoded_groups(group for _, groups in selected for group in groups)
-    return engine.decode(model, site_of_file(model, selected[0][0]), groups, max(contexts), batch, report)
+    return encoded_groups(group for _, groups in selected for group in groups), max(contexts)
 
 
 def site_of_file(model: LoadedModel, parsed: Container) -> Site:

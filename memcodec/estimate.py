@@ -9,13 +9,14 @@ import numpy as np
 from memcodec.bound import token_bits
 from memcodec.document.blocks import Block
 from memcodec.document.plan import GROUP_CONTEXTS
-from memcodec.groups import PASS_ROWS
 from memcodec.models.loaded import LoadedModel
+from memcodec.passes import PASS_ROWS
 from memcodec.progress import Progress, ProgressCallback, Reporter
 from memcodec.settings import MAX_CONTEXT, EncodeSettings, Readout
 
 # In units of the time that it takes to decode one token in a full batch.
 _FIT_TIME = {"readout": 1.1, "prompt": 100.0}  # fitting and encoding one token
+_PASS_TIME = 1.0  # verifying one token in a full pass
 _SINGLE_ROW_TIME = 3.5  # additional time for each step of the decoder, divided among its rows
 
 _BYTES_PER_TOKEN = 4
@@ -35,14 +36,14 @@ def seconds_to_encode(model: LoadedModel, size: int, settings: EncodeSettings) -
 def _times(size: int, settings: EncodeSettings) -> dict[str, float]:
     """The time of each stage for one token."""
     fit = _FIT_TIME["readout" if isinstance(settings.site, Readout) else "prompt"]
-    rows = _rows_verified(size, settings)
-    return {"fit": fit, "verify": 1 + _SINGLE_ROW_TIME / rows if rows else 0.0}
+    verify = _PASS_TIME if settings.verify else 0.0
+    if settings.verify == "steps":
+        verify = 1 + _SINGLE_ROW_TIME / _rows_verified(size, settings)
+    return {"fit": fit, "verify": verify}
 
 
 def _rows_verified(size: int, settings: EncodeSettings) -> int:
-    """The approximate number of groups that are verified side by side; 0 without verification."""
-    if not settings.verify:
-        return 0
+    """The approximate number of groups that are verified side by side in steps."""
     context, tokens = settings.context, size // _BYTES_PER_TOKEN + 1
     if context == "auto":
         return min(settings.batch, settings.level.rule.number(tokens, MAX_CONTEXT))

@@ -5,7 +5,7 @@ how the rest is packed.
 """
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -17,8 +17,8 @@ from memcodec.container import ZSTD_WINDOW, Reader, varint
 from memcodec.document.lengths import chunk_lengths
 from memcodec.document.plan import cut_chunks, visible_tokens
 from memcodec.document.spans import is_worthwhile
-from memcodec.errors import ChecksumError, EncodeError, FormatError
-from memcodec.groups import EncodedGroup, decode_all, encode_all
+from memcodec.errors import ChecksumError, EncodeError, FormatError, MachineError
+from memcodec.groups import EncodedGroup, decode_all, encode_all, verify_all
 from memcodec.memory.sites import readout_site
 from memcodec.models.loaded import LoadedModel
 from memcodec.progress import ProgressCallback, Reporter
@@ -102,6 +102,51 @@ def decode(
 
     batch: messages decoded side by side. Raises FormatError, ChecksumError.
     """
+
+    def tokens_of(groups: list[EncodedGroup], _: list[int]) -> Iterator[np.ndarray]:
+        report = Reporter(progress, "decode", 1, [group.tokens for group in groups])
+        site = readout_site(model.lm, settings.site)
+        return decode_all(model.lm, site, groups, _context(model), batch, report)
+
+    return _decode(model, frames, settings, tokens_of)
+
+
+def verify(
+    model: LoadedModel,
+    messages: list[bytes],
+    frames: list[bytes],
+    settings: FrameSettings,
+    batch: int = 0,
+    progress: ProgressCallback | None = None,
+) -> None:
+    """Decode frames, and compare them with their messages. Raises MachineError.
+
+    batch: messages decoded side by side in steps; 0 decodes in full passes (see `groups.verify_all`).
+    """
+
+    def tokens_of(groups: list[EncodedGroup], numbers: list[int]) -> Iterator[np.ndarray]:
+        report = Reporter(progress, "verify", 1, [group.tokens for group in groups])
+        known = (cut_chunks(_tokens_of(messages[i], model), settings.chunk_tokens) for i in numbers)
+        return verify_all(model.lm, readout_site(model.lm, settings.site), groups, known, _context(model), report)
+
+    try:
+        if batch:
+            decoded = decode(model, frames, settings, batch, progress)
+        else:
+            decoded = _decode(model, frames, settings, tokens_of)
+    except (FormatError, ChecksumError) as error:
+        raise MachineError(f"an encoded document does not decode here ({error}): nothing was written") from error
+    if decoded != messages:
+        raise MachineError("an encoded document decodes to other bytes here: nothing was written")
+
+
+def _decode(
+    model: LoadedModel,
+    frames: list[bytes],
+    settings: FrameSettings,
+    tokens_of: Callable[[list[EncodedGroup], list[int]], Iterator[np.ndarray]],
+) -> list[bytes]:
+    """The messages of frames. tokens_of: decodes groups, those of the frames with these numbers."""
     packer = Packer(settings)
     numbers: dict[bytes, int] = {}  # of the first of equal frames
     for i, frame in enumerate(frames):
@@ -109,9 +154,7 @@ def decode(
     unpacked = {frame: _naming(i, len(frames), partial(packer.unpack, frame)) for frame, i in numbers.items()}
     waiting = [(frame, group) for frame, group in unpacked.items() if isinstance(group, EncodedGroup)]
     waiting.sort(key=lambda pair: -pair[1].tokens)  # so that the messages of a batch are of similar length
-    groups = [group for _, group in waiting]
-    report = Reporter(progress, "decode", 1, [group.tokens for group in groups])
-    decoded = decode_all(model.lm, readout_site(model.lm, settings.site), groups, _context(model), batch, report)
+    decoded = tokens_of([group for _, group in waiting], [numbers[frame] for frame, _ in waiting])
     messages = {frame: message for frame, message in unpacked.items() if isinstance(message, bytes)}
     for (frame, _), tokens in zip(waiting, decoded, strict=True):
         messages[frame] = model.tokenizer.decode(tokens)

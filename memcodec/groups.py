@@ -1,8 +1,9 @@
-"""Groups of chunks, the unit of work of an engine: encode groups, and decode several side by side.
+"""Groups of chunks, the unit of work of an engine: encode groups, decode several side by side, and verify groups.
 
 Arguments and results are arrays and bytes, so that another process or machine can process a batch.
 """
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate, islice, repeat, tee
@@ -10,20 +11,24 @@ from itertools import accumulate, islice, repeat, tee
 import numpy as np
 
 from memcodec.coding import corrections
-from memcodec.coding.distribution import Predictions, with_prior
+from memcodec.coding.distribution import Predictions
 from memcodec.coding.steering import Steering
 from memcodec.document.plan import windows
-from memcodec.errors import FormatError
+from memcodec.errors import FormatError, MachineError
 from memcodec.lm.layout import PAGE
 from memcodec.lm.model import ExactLM
 from memcodec.lm.sequences import SequenceInput, Sequences
 from memcodec.memory.site import Report, Site
+from memcodec.passes import PASS_ROWS, Known, first_logits, input_of, passes
 from memcodec.progress import Reporter
 
-PASS_ROWS = 400  # positions in one full pass: the activations of more do not fit the processor's cache
-HEAD_ROWS = 48  # positions whose logits exist at one time: 9 MB at a vocabulary of 49152
 FIT_CHUNKS = 32  # chunks whose memories are fitted together
 CACHE_POSITIONS = 1 << 15  # the most in the key-value cache of one batch: 400 MB with the default model
+
+# Of verification, whose passes are other ones than the encoder's: an LM whose results depend on the pass is noticed.
+VERIFIED_ROWS = 320  # positions in one full pass
+VERIFIED_GROUPS = 8  # side by side, so that several workers can decode them
+VERIFIED_POSITIONS = 1 << 13  # the most in the key-value cache, if it has more than one group
 
 _PASS_SLOTS = 64  # sequences in one full pass: each has a cache
 _FIRST_ROOM = 1024  # tokens of a group that a decoder allocates before it has decoded any
@@ -55,96 +60,68 @@ def predict(
     context: the most tokens that the LM sees before a position; vectors: the input embeddings between the prefix and
     each group, float32 [n, hidden], or None.
     """
-    batch: list[tuple[list[np.ndarray], np.ndarray | None]] = []
+    batch: list[_Predicted] = []
     rows = 0
     for chunks, given in zip(groups, vectors, strict=False):
-        tokens = sum(map(len, chunks))
-        own = tokens + (0 if given is None else len(given))
-        alone = own > PASS_ROWS or tokens > context
-        if batch and (alone or rows + own > PASS_ROWS or len(batch) == _PASS_SLOTS):
-            yield from _predict_side_by_side(lm, batch)
+        group = _Predicted(lm, chunks, given)
+        alone = group.rows > PASS_ROWS or len(group.known.tokens) > context
+        if batch and (alone or rows + group.rows > PASS_ROWS or len(batch) == _PASS_SLOTS):
+            yield from _predict_together(lm, batch, context)
             batch, rows = [], 0
         if alone:
-            yield from _predict_in_windows(lm, chunks, context, given)
+            yield from _predict_together(lm, [group], context)
         else:
-            batch.append((chunks, given))
-            rows += own
+            batch.append(group)
+            rows += group.rows
     if batch:
-        yield from _predict_side_by_side(lm, batch)
+        yield from _predict_together(lm, batch, context)
 
 
-def _predict_side_by_side(
-    lm: ExactLM, batch: list[tuple[list[np.ndarray], np.ndarray | None]]
-) -> Iterator[Predictions]:
-    """The predictions for groups that fit one pass together."""
-    pieces = [_input_of(slot, given, np.concatenate(chunks)[:-1]) for slot, (chunks, given) in enumerate(batch)]
-    counts = [len(piece.tokens) for piece in pieces]
-    sequences = lm.new_sequences(len(batch), len(lm.prefix) + max(counts), sum(counts))
-    if any(counts):
-        sequences.forward([piece for piece in pieces if len(piece.tokens)])
-    begin = 0  # rows of the groups before
-    for (chunks, given), count in zip(batch, counts, strict=True):
-        row = begin - 1 + (0 if given is None else len(given))  # the row before the first token of a chunk
-        for tokens in chunks:
-            found = Predictions.empty(tokens, lm.vocabulary)
-            done = 0
-            while done < len(tokens):
-                at = row + done
-                if at < begin:
-                    n, logits = 1, _first_logits(lm)
-                else:
-                    n = min(HEAD_ROWS, len(tokens) - done)
-                    logits = sequences.logits(slice(at, at + n))
-                found.fill(done, logits, lm.vocabulary, lm.team)
-                done += n
-            row += len(tokens)
-            yield found
-        begin += count
+class _Predicted:
+    """A group whose predictions are being computed. rows: of all its passes, about."""
+
+    def __init__(self, lm: ExactLM, chunks: list[np.ndarray], vectors: np.ndarray | None) -> None:
+        self.known = Known(np.concatenate(chunks), vectors)
+        self.rows = len(self.known.tokens) + (0 if vectors is None else len(vectors))
+        self._lm = lm
+        self._waiting = deque(chunks)
+        self._filled = 0  # positions of the last chunk
+        self._chunks: deque[Predictions] = deque()  # those that were begun and not yet returned
+
+    def fill(self, logits: np.ndarray) -> None:
+        """Add the logits of the next positions, int32 [rows, columns]."""
+        lm = self._lm
+        while len(logits):
+            if not self._filled:
+                self._chunks.append(Predictions.empty(self._waiting.popleft(), lm.vocabulary))
+            chunk = self._chunks[-1]
+            count = min(len(logits), len(chunk.tokens) - self._filled)
+            chunk.fill(self._filled, logits[:count], lm.vocabulary, lm.team)
+            self._filled = (self._filled + count) % len(chunk.tokens)
+            logits = logits[count:]
+
+    def finished(self) -> Iterator[Predictions]:
+        """The chunks that were completed since the last call."""
+        begun = 1 if self._filled else 0
+        while len(self._chunks) > begun:
+            yield self._chunks.popleft()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all chunks are complete."""
+        return not self._waiting and not self._filled
 
 
-def _first_logits(lm: ExactLM) -> np.ndarray:
-    """The logits of the first token of a group that has no vectors before it, int32 [1, vocabulary].
-
-    A primer is context, so that the LM needs no prior behind one.
-    """
-    logits = lm.start.logits[: lm.vocabulary]
-    return (with_prior(logits) if lm.is_unprimed else logits)[None]
-
-
-def _predict_in_windows(
-    lm: ExactLM, chunks: list[np.ndarray], context: int, vectors: np.ndarray | None
-) -> Iterator[Predictions]:
-    """The predictions for one group, in several passes, and in windows if it is longer than the context."""
-    tokens = np.concatenate(chunks)
-    given = 0 if vectors is None else len(vectors)
-    sequences = lm.new_sequences(1, len(lm.prefix) + given + min(len(tokens), context), PASS_ROWS)
-    waiting = iter(chunks)
-    found, filled = Predictions.empty(next(waiting), lm.vocabulary), 0
-    for window in windows(len(tokens), context):
-        sequences.restart()
-        whole = _input_of(0, vectors if not window.first else None, tokens[window.start : window.last - 1])
-        at = len(whole.tokens) - (window.last - window.first)  # the position before the token `first`
-        for start in range(-PASS_ROWS if at < 0 else 0, len(whole.tokens), PASS_ROWS):
-            end = min(start + PASS_ROWS, len(whole.tokens))
-            if start < 0:
-                end = 0
-            else:
-                sequences.forward([SequenceInput(0, whole.tokens[start:end], whole.vectors)])
-            while at < end:
-                n = min(HEAD_ROWS, end - at, len(found.tokens) - filled)
-                logits = _first_logits(lm) if at < 0 else sequences.logits(slice(at - start, at - start + n))
-                found.fill(filled, logits, lm.vocabulary, lm.team)
-                at, filled = at + n, filled + n
-                if filled == len(found.tokens):
-                    yield found
-                    found, filled = Predictions.empty(next(waiting, _NO_TOKENS), lm.vocabulary), 0
-
-
-def _input_of(slot: int, vectors: np.ndarray | None, tokens: np.ndarray) -> SequenceInput:
-    """The first pass of a sequence, after the prefix: vectors, if there are any, then tokens."""
-    if vectors is None:
-        return SequenceInput(slot, tokens)
-    return SequenceInput(slot, np.concatenate([-1 - np.arange(len(vectors)), tokens]), vectors)
+def _predict_together(lm: ExactLM, batch: list[_Predicted], context: int) -> Iterator[Predictions]:
+    """The predictions for groups in common passes: all chunks of the first group, then those of the next one."""
+    for one in passes(lm, [group.known for group in batch], context, PASS_ROWS):
+        for run in one.runs:
+            for _, logits in one.blocks([run]):
+                batch[run.slot].fill(logits)
+        for group in batch:
+            yield from group.finished()
+            if not group.is_finished:
+                break
 
 
 # ---- encoding
@@ -235,11 +212,11 @@ def decode_batch(
             while rows[live - 1].tokens <= t:
                 live -= 1
             if t == 0 and any(before):
-                sequences.forward([_input_of(slot, given, _NO_TOKENS) for slot, given in enumerate(vectors)])
+                sequences.forward([input_of(slot, given, _NO_TOKENS) for slot, given in enumerate(vectors)])
                 logits = sequences.logits(np.cumsum(before) - 1)
             elif t == window.start:
                 sequences.restart()
-                logits = np.repeat(_first_logits(lm), live, axis=0)
+                logits = np.repeat(first_logits(lm), live, axis=0)
             else:
                 if t == window.first:
                     _refill(sequences, written[:live, window.start : t - 1])
@@ -279,6 +256,60 @@ def decode_all(
         yield from tokens
 
 
+# ---- verifying
+
+
+def verify_all(
+    lm: ExactLM,
+    site: Site,
+    groups: list[EncodedGroup],
+    known: Iterable[list[np.ndarray]],
+    context: int,
+    reporter: Reporter,
+) -> Iterator[np.ndarray]:
+    """Decode groups whose tokens are known in full passes: the same as `decode_all` returns, as fast as encoding.
+
+    known: the chunks of each group, int64 [tokens] each. The decoder chooses each token after the known ones before it.
+    If it chooses the known ones everywhere, it would have read exactly these. Raises MachineError if not, FormatError.
+    """
+    waiting = iter(known)
+    for together in batches(lm, site, groups, context, VERIFIED_GROUPS, VERIFIED_POSITIONS):
+        _check_positions(lm, site, together, context)
+        originals = list(islice(waiting, len(together)))
+        if [group.lengths for group in together] != [tuple(map(len, chunks)) for chunks in originals]:
+            raise MachineError("the encoded file has other chunks than its document: nothing was written")
+        tokens = [np.concatenate(chunks) for chunks in originals]
+        decoded = _decode_known(lm, site, together, tokens, context, reporter.ahead)
+        if not all(map(np.array_equal, decoded, tokens)):
+            raise MachineError("the encoded file decodes to other tokens here: nothing was written")
+        reporter.finish([n for group in together for n in group.lengths])
+        yield from decoded
+
+
+def _decode_known(
+    lm: ExactLM, site: Site, batch: list[EncodedGroup], tokens: list[np.ndarray], context: int, report: Report
+) -> list[np.ndarray]:
+    """What the decoder chooses at each position of groups after their known tokens, int64 [tokens] each."""
+    groups = [Known(ids, site.vectors(group.memories[0])) for ids, group in zip(tokens, batch, strict=True)]
+    decoder = corrections.Decoder(batch, Steering.of(lm.head), site.share, lm.team)
+    decoded = [np.full(len(ids), -1, dtype=np.int64) for ids in tokens]
+    done = 0
+    # At least two passes, since the encoder reads small groups in one.
+    rows = min(VERIFIED_ROWS, -(-sum(map(len, tokens)) // 2))
+    for one in passes(lm, groups, context, rows):
+        for runs, logits in one.blocks(one.runs):
+            slots, positions, counts = np.array([(run.slot, run.position, run.count) for run in runs]).T
+            chosen = decoder.read(slots, positions, counts, logits)
+            for run, found in zip(runs, np.split(chosen, np.cumsum(counts)[:-1]), strict=True):
+                decoded[run.slot][run.position : run.position + run.count] = found
+            done += len(chosen)
+            report(done)
+    return decoded
+
+
+# ---- batches of decoding and verifying
+
+
 def _check_positions(lm: ExactLM, site: Site, batch: list[EncodedGroup], context: int) -> None:
     """Raise FormatError for groups that do not fit the model's positions."""
     for group in batch:
@@ -291,12 +322,12 @@ def _check_positions(lm: ExactLM, site: Site, batch: list[EncodedGroup], context
 
 
 def batches(
-    lm: ExactLM, site: Site, groups: list[EncodedGroup], context: int, size: int
+    lm: ExactLM, site: Site, groups: list[EncodedGroup], context: int, size: int, positions: int = CACHE_POSITIONS
 ) -> Iterator[list[EncodedGroup]]:
     """Groups in the fewest batches, of similar size, that have at most `size` groups and fit the key-value cache.
 
-    The cache has as many positions for each group of a batch as the longest of them needs, so that a long group makes
-    only its own batch smaller.
+    positions: the most in the cache, if a batch has more than one group. The cache has as many for each group of a
+    batch as the longest of them needs, so that a long group makes only its own batch smaller.
     """
     vectors = [site.vectors(group.memories[0]) for group in groups]
     before = max((len(given) for given in vectors if given is not None), default=0) + lm.own_prefix
@@ -304,7 +335,7 @@ def batches(
     start = 0
     while left := len(groups) - start:
         longest = list(accumulate(needed[start : start + size], max))
-        count = sum(n == 1 or n * most <= CACHE_POSITIONS for n, most in enumerate(longest, 1))
+        count = sum(n == 1 or n * most <= positions for n, most in enumerate(longest, 1))
         count = -(-left // -(-left // count))
         yield groups[start : start + count]
         start += count

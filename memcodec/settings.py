@@ -27,6 +27,11 @@ DEVICES = ("auto", "cpu", "cuda")  # auto is cuda if there is a GPU
 MAX_PRIMER_TOKENS = 1 << 15
 DEFAULT_PRIMER_TOKENS = 400
 
+# How an encoded file is compared with its document: by full passes of the LM (also True), step by step as a decoder
+# does, or not at all.
+Verify = bool | Literal["passes", "steps"]
+VERIFY = ("passes", "steps")
+
 Context = int | Literal["auto", "max"]  # the most tokens of its group that the LM sees before each token
 
 
@@ -111,7 +116,7 @@ class EncodeOptions(TypedDict, total=False):
     chunk_tokens: int
     context: Context
     batch: int
-    verify: bool
+    verify: Verify
 
 
 @dataclass(frozen=True)
@@ -127,12 +132,12 @@ class EncodeSettings:
     chunk_tokens: int | None
     context: Context
     batch: int
-    verify: bool
+    verify: Verify
 
     @classmethod
     def of(
         cls, *, level: int = DEFAULT_LEVEL, site: SiteSettings = Readout(), chunk_tokens: int | None = None,
-        context: Context = "auto", batch: int = DEFAULT_BATCH, verify: bool = True,
+        context: Context = "auto", batch: int = DEFAULT_BATCH, verify: Verify = True,
     ) -> "EncodeSettings":  # fmt: skip
         """Settings with what is given, and what a level says about the rest. Raises as `check`."""
         chosen = settings_of(level)
@@ -153,6 +158,7 @@ class EncodeSettings:
         if isinstance(self.site, Readout):
             self.site.check_with(self.chunk_length(MAX_CONTEXT))
         check_batch(self.batch)
+        check_verify(self.verify)
         if self.context not in ("auto", "max") and not (type(self.context) is int and 0 <= self.context <= MAX_CONTEXT):
             raise EncodeError(f"context {self.context!r}: give auto, max, or 0 to {MAX_CONTEXT:,} tokens")
         if isinstance(self.site, Prompt) and self.context not in ("auto", 0):
@@ -183,6 +189,12 @@ def check_device(device: str) -> None:
     """Raise EncodeError for the name of a device that does not exist."""
     if device not in DEVICES:
         raise EncodeError(f"device {device!r}: give {', '.join(DEVICES[:-1])} or {DEVICES[-1]}")
+
+
+def check_verify(verify: Verify) -> None:
+    """Raise EncodeError for a way of verification that does not exist."""
+    if not isinstance(verify, bool) and verify not in VERIFY:
+        raise EncodeError(f"verify {verify!r}: give True, False, {' or '.join(VERIFY)}")
 
 
 def check_batch(batch: int) -> None:

@@ -142,7 +142,7 @@ def test_defaults_are_those_of_the_library() -> None:
     assert codec["site"] == Readout()
     prompt = {name: int(given[name]) for name in ("vectors", "bits", "steps", "seed")}
     assert Prompt() == Prompt(**prompt)
-    assert given["no_verify"] is not codec["verify"]
+    assert given["verify"] == "passes" and given["no_verify"] is not codec["verify"]
     assert given["model"] == registry.DEFAULT_MODEL
     assert given["site"] == "readout"
 

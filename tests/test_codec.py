@@ -348,7 +348,7 @@ def test_verification_fails_loudly(tiny: Codec, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(groups, "decode_batch", lying)
     with pytest.raises(MachineError, match=r"does not decode here \(chunk 0 does not match.*nothing was written"):
-        tiny.encode(LINES, chunk_tokens=50, site=QUICK)
+        tiny.encode(LINES, chunk_tokens=50, site=QUICK, verify="steps")
     assert container.unpack(tiny.encode(LINES, site=QUICK, verify=False)).chunks
 
 

@@ -2,8 +2,8 @@
 
 A group of chunks has one stream (spec/FORMAT.md, "Corrections"; `tokens` has the code of one token). If greedy
 decoding gets every token right, the stream is empty. `Encoder.write` sees all positions of a chunk at the same time,
-because its tokens are known. `Decoder.step` sees them one by one, for all groups of a batch. Both compute the same
-frequencies in the same order.
+because its tokens are known. `Decoder.step` sees them one by one, for all groups of a batch; `Decoder.read` sees
+several of each group, to verify tokens that are known. All compute the same frequencies in the same order.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ from memcodec.coding.steering import (
 )
 from memcodec.coding.tokens import decode_token, encode_token, find_winner, levels_of, probability
 from memcodec.lm import arithmetic
-from memcodec.lm.compiled import allocating, kernel, subkernel
+from memcodec.lm.compiled import COUNTERS_APART, allocating, kernel, subkernel, wait_for_all
 from memcodec.lm.team import Team
 
 _TOKEN_BYTES = 48  # the most that a token costs: at most 16 bits for each of its decisions
@@ -146,15 +146,39 @@ class _Groups(NamedTuple):
     state: np.ndarray  # int64 [groups, _GROUP_STATE]
 
 
+class _Rows(NamedTuple):
+    """The distributions at the rows of logits, from `summarize_row`."""
+
+    best: np.ndarray  # int32 [rows]
+    total: np.ndarray  # int64 [rows]
+    entropy: np.ndarray  # int32 [rows]
+    ids: np.ndarray  # int32 [rows, COMPETITORS + 1]
+    below: np.ndarray
+    blocks: np.ndarray  # int64 [rows, blocks]
+
+    @classmethod
+    def empty(cls, rows: int, vocabulary: int) -> "_Rows":
+        return cls(
+            np.empty(rows, dtype=np.int32),
+            np.empty(rows, dtype=np.int64),
+            np.empty(rows, dtype=np.int32),
+            np.empty((rows, COMPETITORS + 1), dtype=np.int32),
+            np.empty((rows, COMPETITORS + 1), dtype=np.int32),
+            np.empty((rows, -(-vocabulary // BLOCK)), dtype=np.int64),
+        )
+
+
 class _Buffers(NamedTuple):
-    """Arrays for each worker."""
+    """Arrays for each worker, and a barrier between the stages of a kernel."""
 
     cells: np.ndarray  # int32 [workers, cells]
-    ids: np.ndarray  # int32 [workers, COMPETITORS + 1]
-    below: np.ndarray
-    blocks: np.ndarray  # int64 [workers, blocks]
     inside: np.ndarray  # int64 [workers, BLOCK]
     vector: np.ndarray  # int32 [workers, hidden]
+    barrier: np.ndarray  # int64
+
+
+# Of a run of rows that predict consecutive positions of one group.
+_GROUP, _POSITION, _ROWS = range(3)
 
 
 @subkernel
@@ -172,28 +196,37 @@ def _start(coders, data, starts, ends):
 
 
 @allocating
-def _decode(position, logits, share, steering, tables, groups, buffers, tokens, worker, workers):
-    """The tokens at one position of the first groups."""
-    moves, changes = np.zeros(COMPETITORS, dtype=np.int32), np.zeros(COMPETITORS, dtype=np.int64)
-    cells, ids, below = buffers.cells[worker], buffers.ids[worker], buffers.below[worker]
-    blocks, inside, vector = buffers.blocks[worker], buffers.inside[worker], buffers.vector[worker]
-    powers, vocabulary, data = tables.powers, len(steering.scale), groups.data
-    levels = levels_of(vocabulary)
+def _decode(runs, logits, share, steering, tables, groups, rows, buffers, tokens, worker, workers):
+    """The tokens of runs: first the distributions of all rows, in parallel; then the tokens of each run in turn."""
+    vocabulary = len(steering.scale)
     for m in range(worker, len(logits), workers):
-        row, state, coder = logits[m], groups.state[m], groups.coders[m]
-        best, total, entropy = summarize_row(row, vocabulary, tables, cells, ids, below, blocks)
-        if share > 0:
-            _next_chunk(position, groups.chunks, state)
-            chunk = groups.chunks[state[_CHUNK]]
-            read_bits(share, entropy, groups.bits, chunk[_FIRST], chunk[_BITS], state)
-            features = features_of(state[WINDOW_BITS], steering.parities)
-            steer(position - state[_STARTED], features, tilt_of(share, entropy), steering, ids, moves, vector)
-        winner, most, whole = find_winner(ids, below, moves, total, powers, changes)
-        if rangecoder.decode_bit(coder, data, probability(most, whole)):
-            tokens[m] = decode_token(row, best, ids, below, changes, winner, whole - most, blocks, inside, powers,
-                                     levels, vocabulary, coder, data)  # fmt: skip
-        else:
-            tokens[m] = ids[winner]
+        rows.best[m], rows.total[m], rows.entropy[m] = summarize_row(
+            logits[m], vocabulary, tables, buffers.cells[worker], rows.ids[m], rows.below[m], rows.blocks[m]
+        )
+    wait_for_all(buffers.barrier, workers)
+    moves, changes = np.zeros(COMPETITORS, dtype=np.int32), np.zeros(COMPETITORS, dtype=np.int64)
+    inside, vector = buffers.inside[worker], buffers.vector[worker]
+    powers, data, levels = tables.powers, groups.data, levels_of(vocabulary)
+    first = 0  # row of a run
+    for number in range(len(runs)):
+        group, count = runs[number, _GROUP], runs[number, _ROWS]
+        mine = range(first, first + count if number % workers == worker else first)
+        for m in mine:
+            position, state, coder = runs[number, _POSITION] + m - first, groups.state[group], groups.coders[group]
+            ids, below, entropy = rows.ids[m], rows.below[m], rows.entropy[m]
+            if share > 0:
+                _next_chunk(position, groups.chunks, state)
+                chunk = groups.chunks[state[_CHUNK]]
+                read_bits(share, entropy, groups.bits, chunk[_FIRST], chunk[_BITS], state)
+                features = features_of(state[WINDOW_BITS], steering.parities)
+                steer(position - state[_STARTED], features, tilt_of(share, entropy), steering, ids, moves, vector)
+            winner, most, whole = find_winner(ids, below, moves, rows.total[m], powers, changes)
+            if rangecoder.decode_bit(coder, data, probability(most, whole)):
+                tokens[m] = decode_token(logits[m], rows.best[m], ids, below, changes, winner, whole - most,
+                                         rows.blocks[m], inside, powers, levels, vocabulary, coder, data)  # fmt: skip
+            else:
+                tokens[m] = ids[winner]
+        first += count
 
 
 class Group(Protocol):
@@ -213,7 +246,7 @@ class Group(Protocol):
 
 
 class Decoder:
-    """Reads the corrections of several groups in parallel, one token of each at a time.
+    """Reads the corrections of several groups in parallel, the tokens of each in order.
 
     Any bytes decode to some tokens of the vocabulary; checksums tell whether they are the right ones.
     """
@@ -240,22 +273,33 @@ class Decoder:
         state[:, _CHUNK] = np.cumsum(counts) - counts
         self._groups = _Groups(data, coders, _bits_of(b"".join(memories)), chunks, state)
         workers = team.workers
+        self._rows = _Rows.empty(len(rows), vocabulary)
         self._buffers = _Buffers(
             cells=np.empty((workers, -(-vocabulary // CELL)), dtype=np.int32),
-            ids=np.empty((workers, COMPETITORS + 1), dtype=np.int32),
-            below=np.empty((workers, COMPETITORS + 1), dtype=np.int32),
-            blocks=np.empty((workers, -(-vocabulary // BLOCK)), dtype=np.int64),
             inside=np.empty((workers, BLOCK), dtype=np.int64),
             vector=np.empty((workers, steering.head.shape[1]), dtype=np.int32),
+            barrier=np.zeros(COUNTERS_APART, dtype=np.int64),
         )
 
     def step(self, position: int, logits: np.ndarray) -> np.ndarray:
         """The tokens at one position of the first groups, int64 [rows]. logits: int32 [rows, vocabulary or more]."""
+        count = len(logits)
+        return self.read(np.arange(count), np.full(count, position), np.ones(count, dtype=np.int64), logits)
+
+    def read(self, groups: np.ndarray, positions: np.ndarray, counts: np.ndarray, logits: np.ndarray) -> np.ndarray:
+        """The tokens at some positions of different groups, int64 [rows].
+
+        groups, positions, counts: int64 [n]: of each group, its number, the position after those that were read, and
+        how many are to be read; logits: int32 [rows, vocabulary or more], of the first group, then of the next one.
+        """
+        if len(logits) > len(self._rows.best):
+            self._rows = _Rows.empty(len(logits), len(self._steering.scale))
+        runs = np.stack([groups, positions, counts], axis=1)
         tokens = np.empty(len(logits), dtype=np.int64)
 
         def work(worker: int, workers: int) -> None:
-            _decode(position, logits, self._share, self._steering, self._tables, self._groups, self._buffers, tokens,
-                    worker, workers)  # fmt: skip
+            _decode(runs, logits, self._share, self._steering, self._tables, self._groups, self._rows, self._buffers,
+                    tokens, worker, workers)  # fmt: skip
 
         self._team.run(work)
         return tokens

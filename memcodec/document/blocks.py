@@ -72,6 +72,19 @@ def read_blocks(source: Source, tokenizer: ByteTokenizer, cutting: Cutting, alon
         yield Block(source, 0, 0, [], Plan([], [], 1), True)
 
 
+def located_chunks(blocks: Iterable[Block], tokenizer: ByteTokenizer) -> Iterator[tuple[int, np.ndarray]]:
+    """The chunks of a document, int64 [tokens] each, in order, each after the byte of the document where it begins."""
+    for block in blocks:
+        start, runs = block.start, iter(block.plan.runs)
+        for span in block.spans:
+            if isinstance(span, Text):
+                for chunk in next(runs):
+                    yield start, chunk
+                    start += len(tokenizer.decode(chunk))
+            else:
+                start += len(span.data)
+
+
 class BlockQueue:
     """Blocks, and the groups of these blocks, as two streams that may be consumed at different speeds."""
 

@@ -1,4 +1,4 @@
-"""Engines encode and decode groups: in this process, or on the workers of a cluster. The bytes are the same."""
+"""Engines encode, decode and verify groups: in this process, or on the workers of a cluster. The bytes are the same."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

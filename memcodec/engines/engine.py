@@ -1,4 +1,4 @@
-"""The interface of an engine, which encodes and decodes groups, in this process or elsewhere."""
+"""The interface of an engine, which encodes, decodes and verifies groups, in this process or elsewhere."""
 
 from collections.abc import Iterable, Iterator
 from typing import Protocol
@@ -13,7 +13,7 @@ from memcodec.settings import SiteSettings
 
 
 class Engine(Protocol):
-    """Encodes and decodes groups under a model and its primer."""
+    """Encodes, decodes and verifies groups under a model and its primer."""
 
     def encode(
         self,
@@ -34,6 +34,20 @@ class Engine(Protocol):
         """Decode groups: the token ids of each, int64 [tokens], in order.
 
         context: as in `encode`; batch: groups decoded side by side at most. Raises FormatError.
+        """
+
+    def verify(
+        self,
+        model: LoadedModel,
+        site: Site,
+        groups: list[EncodedGroup],
+        known: Iterable[list[np.ndarray]],
+        context: int,
+        report: Reporter,
+    ) -> Iterator[np.ndarray]:
+        """Decode groups whose chunks are known (see `groups.verify_all`): the token ids of each, in order.
+
+        known: the chunks of each group, int64 [tokens] each. Raises MachineError if they are others; FormatError.
         """
 
     def close(self) -> None:

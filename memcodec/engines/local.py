@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from memcodec.groups import EncodedGroup, decode_all, encode_all
+from memcodec.groups import EncodedGroup, decode_all, encode_all, verify_all
 from memcodec.memory.site import Site
 from memcodec.memory.sites import site_of
 from memcodec.models.loaded import LoadedModel
@@ -13,7 +13,7 @@ from memcodec.settings import SiteSettings
 
 
 class Local:
-    """Encodes and decodes in this process, batch by batch (see `Engine`)."""
+    """Encodes, decodes and verifies in this process, batch by batch (see `Engine`)."""
 
     def encode(
         self,
@@ -31,6 +31,18 @@ class Local:
     ) -> Iterator[np.ndarray]:
         """Decode groups."""
         return decode_all(model.lm, site, groups, context, batch, report)
+
+    def verify(
+        self,
+        model: LoadedModel,
+        site: Site,
+        groups: list[EncodedGroup],
+        known: Iterable[list[np.ndarray]],
+        context: int,
+        report: Reporter,
+    ) -> Iterator[np.ndarray]:
+        """Decode groups whose chunks are known."""
+        return verify_all(model.lm, site, groups, known, context, report)
 
     def close(self) -> None:
         """Do nothing: no workers were started."""

@@ -1,4 +1,4 @@
-"""Ray: groups of large documents, encoded and decoded by the workers of a cluster."""
+"""Ray: groups of large documents, encoded, decoded and verified by the workers of a cluster."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ import ray
 
 import memcodec
 from memcodec.errors import EncodeError, EngineError, MemcodecError
-from memcodec.groups import FIT_CHUNKS, EncodedGroup, batches, decode_all, encode_groups
+from memcodec.groups import FIT_CHUNKS, EncodedGroup, batches, decode_all, encode_groups, verify_all
 from memcodec.lm.model import ExactLM
 from memcodec.lm.weights import ExactWeights
 from memcodec.memory.site import Site
@@ -96,6 +96,25 @@ class RayEngine:
             report.finish([len(tokens) for tokens in decoded])
 
         for decoded in self._run(model, "decode", ((some, site, context, batch) for some in split), done):
+            yield from decoded
+
+    def verify(
+        self,
+        model: LoadedModel,
+        site: Site,
+        groups: list[EncodedGroup],
+        known: Iterable[list[np.ndarray]],
+        context: int,
+        report: Reporter,
+    ) -> Iterator[np.ndarray]:
+        """Decode groups whose chunks are known, several in each task. Raises MachineError, FormatError."""
+        waiting = iter(groups)
+
+        def done(decoded: list[np.ndarray]) -> None:
+            report.finish([len(tokens) for tokens in decoded])
+
+        tasks = ((list(islice(waiting, len(some))), some, site, context) for some in _split(known))
+        for decoded in self._run(model, "verify", tasks, done):
             yield from decoded
 
     def close(self) -> None:
@@ -344,6 +363,14 @@ class _Worker:
     ) -> list[np.ndarray]:
         """Decode the groups of a task."""
         return list(decode_all(self._lm(weights, model), site, groups, context, batch, Reporter(None, "decode")))
+
+    def verify(
+        self, weights: ExactWeights, model: _Model, groups: list[EncodedGroup], known: list[list[np.ndarray]],
+        site: Site, context: int,
+    ) -> list[np.ndarray]:  # fmt: skip
+        """Decode the groups of a task, whose chunks are known."""
+        lm = self._lm(weights, model)
+        return list(verify_all(lm, site, groups, known, context, Reporter(None, "verify")))
 
     def _lm(self, weights: ExactWeights, model: _Model) -> ExactLM:
         """The exact LM of a model, made from the weights when it is first needed. Raises EngineError."""

@@ -14,14 +14,15 @@ from memcodec import container
 from memcodec.codec import Codec, codec_for
 from memcodec.container import ModelId, Needs, Reader, Settings, pack_column, pack_settings, read_settings, varint
 from memcodec.document.inputs import as_many, check_type
-from memcodec.errors import ChecksumError, EncodeError, FormatError, MachineError
+from memcodec.errors import ChecksumError, EncodeError, FormatError
 from memcodec.files.keys import as_keys, check_keys, pack_keys, unpack_keys
 from memcodec.frames import FrameSettings
+from memcodec.frames import verify as verify_frames
 from memcodec.levels import BEST, settings_of
 from memcodec.models.loaded import LoadOptions
 from memcodec.primer import Primer
 from memcodec.progress import ProgressCallback
-from memcodec.settings import DEFAULT_BATCH, DEFAULT_EFFORT, MAX_CONTEXT, MOST_SHARE, SHARE_STEPS
+from memcodec.settings import DEFAULT_BATCH, DEFAULT_EFFORT, MAX_CONTEXT, MOST_SHARE, SHARE_STEPS, Verify, check_verify
 from memcodec.storage.write import check_writable, hold, replace
 from memcodec.wording import counted
 
@@ -40,7 +41,7 @@ class ArchiveOptions(TypedDict, total=False):
     memory_share: float
     effort: int
     batch: int
-    verify: bool
+    verify: Verify
     progress: ProgressCallback | None
 
 
@@ -113,10 +114,10 @@ class Archive(Sequence[bytes]):
         codec: a loaded one (default: the built-in model); primer: instead of the codec's; with_primer: put the primer
         into the file; overwrite: replace a file that exists. settings: level (default 9), whose memory share and effort
         apply where memory_share and effort, as in `Readout`, are not given (documents have all context at each level);
-        verify (default true): decode the documents, `batch` side by side, and compare; progress. Documents that are the
-        same are encoded and kept once. Raises FileExistsError; EncodeError for keys that are not one for each document,
-        empty, too long, the same, or with NUL, and for settings out of range; TypeError for keys that are not str, and
-        for one document instead of several; MachineError; OSError.
+        verify (default true): as in `Codec.encode`, in steps with `batch` documents side by side; progress. Documents
+        that are the same are encoded and kept once. Raises FileExistsError; EncodeError for keys that are not one for
+        each document, empty, too long, the same, or with NUL, and for settings out of range; TypeError for keys that
+        are not str, and for one document instead of several; MachineError; OSError.
         """
         if unknown := settings.keys() - ArchiveOptions.__annotations__.keys():
             raise TypeError(f"{', '.join(sorted(unknown))}: not a setting of an archive")
@@ -129,15 +130,17 @@ class Archive(Sequence[bytes]):
         codec = codec or Codec.load()
         if primer is not None:
             codec = codec.with_primer(primer)
+        verify = settings.get("verify", True)
+        check_verify(verify)
         primer_identity = codec.primer.identity if codec.primer else b""
         written = Settings("readout", (share,), context=MAX_CONTEXT, primer=primer_identity)
         originals = list(as_many(documents, "documents"))
         keys = as_keys(keys)
         check_keys(keys, len(originals))
         frames = codec.encode_frames(originals, _frame_settings(written, effort), progress=settings.get("progress"))
-        if settings.get("verify", True):
+        if verify:
             batch = settings.get("batch", DEFAULT_BATCH)
-            _verify(codec, originals, frames, _frame_settings(written), batch, settings.get("progress"))
+            _verify(codec, originals, frames, _frame_settings(written), verify, batch, settings.get("progress"))
         inside = codec.primer.to_bytes() if codec.primer is not None and with_primer else b""
         model_id = ModelId.of(codec.name, codec.model.identity)
         replace(Path(path), [_pack(model_id, written, keys, frames, inside)])
@@ -148,13 +151,14 @@ class Archive(Sequence[bytes]):
         documents: Iterable[str | bytes],
         keys: Iterable[str] | None = None,
         *,
-        verify: bool = True,
+        verify: Verify = True,
         progress: ProgressCallback | None = None,
     ) -> None:
-        """Add documents after the others; writes the whole file again. Raises as `create`.
+        """Add documents after the others; writes the whole file again. verify: as in `create`. Raises as `create`.
 
         Raises EncodeError too if the file was changed after it was read.
         """
+        check_verify(verify)
         originals = list(as_many(documents, "documents"))
         new = as_keys(keys)
         if len(self) and originals and bool(self._keys) != bool(new):
@@ -165,7 +169,7 @@ class Archive(Sequence[bytes]):
         settings = _frame_settings(self.settings)
         frames = self.codec.encode_frames(originals, settings, progress=progress)
         if verify:
-            _verify(self.codec, originals, frames, settings, self.batch, progress)
+            _verify(self.codec, originals, frames, settings, verify, self.batch, progress)
         old = [self._frame(i) for i in range(len(self))]
         inside = self.primer.to_bytes() if self.primer is not None and self.carries_primer else b""
         blob = _pack(self.model, self.settings, [*self._keys, *new], [*old, *frames], inside)
@@ -355,13 +359,13 @@ def _verify(
     documents: list[str | bytes],
     frames: list[bytes],
     settings: FrameSettings,
+    verify: Verify,
     batch: int,
     progress: ProgressCallback | None,
 ) -> None:
-    """Raise MachineError if frames do not decode to their documents."""
-    decoded = codec.decode_frames(frames, settings, batch=batch, progress=progress)
-    if decoded != [x.encode() if isinstance(x, str) else bytes(x) for x in documents]:
-        raise MachineError("an encoded document decodes to other bytes here: nothing was written")
+    """Raise MachineError if frames do not decode to their documents. verify: "steps" or full passes."""
+    messages = [x.encode() if isinstance(x, str) else bytes(x) for x in documents]
+    verify_frames(codec.model, messages, frames, settings, batch if verify == "steps" else 0, progress)
 
 
 def _sources_of(lengths: list[int], reader: Reader) -> dict[int, int]:
