@@ -612,23 +612,23 @@ def test_tokenizers_that_are_no_byte_level_bpe(broken: Path) -> None:
     described["decoder"] = None
     (broken / "tokenizer.json").write_text(json.dumps(described))
     with pytest.raises(ModelNotFoundError, match="its tokenizer is not byte-level BPE"):
-        ByteTokenizer.load(broken)
+        ByteTokenizer(broken)
     (broken / "tokenizer.json").write_text("{")
     with pytest.raises(ModelNotFoundError, match="its tokenizer cannot be loaded") as caught:
-        ByteTokenizer.load(broken)
+        ByteTokenizer(broken)
     assert "\n" not in str(caught.value)
 
 
 def test_a_tokenizer_of_vocabulary_and_merges(broken: Path) -> None:
     """vocab.json and merges.txt, which GPT-2 has in addition to tokenizer.json, and older models have alone."""
-    expected = ByteTokenizer.load(broken)
+    expected = ByteTokenizer(broken)
     described = json.loads((broken / "tokenizer.json").read_text())["model"]
     (broken / "vocab.json").write_text(json.dumps(described["vocab"]))
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in described["merges"]]
     (broken / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
     (broken / "tokenizer.json").unlink()
     (broken / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
-    found = ByteTokenizer.load(broken)
+    found = ByteTokenizer(broken)
     assert np.array_equal(found.encode(TEXT), expected.encode(TEXT))
     assert found.decode(found.encode(TEXT)) == TEXT.encode()
 
