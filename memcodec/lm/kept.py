@@ -1,8 +1,8 @@
 """The file in which the weights of an LM are kept: as they lie in memory, so that a start only reads and checks it.
 
-It is a safetensors file that ends with the matrices in panels, in the layout of the kernels for the CPU, which is the same
-for all processors. These are read into memory, which the system maps in larger pages than a file. The rest stays in the
-file and is mapped: of the embedding and the rows of the head, few are needed at a time.
+It is a safetensors file that ends with the matrices in panels, in the layout of the kernels for the CPU, which is the
+same for all processors. These are read into memory, which the system maps in larger pages than a file. The rest stays
+in the file and is mapped: of the embedding and the rows of the head, few are needed at a time.
 
 The metadata have the SHA-256 of everything in the file. It was computed from the weights in memory when the file was
 written, as was the identity, so a file that has changed since then is noticed each time it is loaded.
@@ -89,8 +89,7 @@ def save(path: Path, weights: ExactWeights, beside: Tensors, more: Mapping[str, 
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(6)}")
     try:
         with temporary.open("wb") as file:
-            for part in (len(header).to_bytes(8, "little"), header, *parts):
-                file.write(part)
+            file.writelines([len(header).to_bytes(8, "little"), header, *parts])
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
