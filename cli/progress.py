@@ -5,7 +5,6 @@ from types import TracebackType
 from typing import Any
 
 import click
-from tqdm import tqdm
 
 from memcodec.document.source import Source
 from memcodec.progress import ByteProgress, Progress, ProgressCallback
@@ -68,6 +67,8 @@ class ProgressBar:
     def _show(self, description: str, done: int, total: int, details: str = "") -> None:
         if self._bar is None or total != self._total or done < self._bar.n:
             self.close()
+            from tqdm import tqdm  # its import takes longer than all of click's
+
             layout = {"total": total} if total else {"bar_format": "{desc} [{elapsed}]"}
             self._bar = tqdm(desc=description, unit="B", unit_scale=True, leave=False, dynamic_ncols=True, **layout)
             self._total = total

@@ -89,9 +89,7 @@ class Primer:
         If the first text is too long, its beginning is used. model: a name as in `Codec.load`, a codec, or a loaded
         model: the primer is for this model. Raises EncodeError, ModelNotFoundError; TypeError for a single text.
         """
-        tokenizer = (
-            ByteTokenizer.load(registry.resolve(model).path) if isinstance(model, str) else model.model.tokenizer
-        )
+        tokenizer = ByteTokenizer(registry.resolve(model).path) if isinstance(model, str) else model.model.tokenizer
         chosen = np.empty(0, dtype=np.int64)
         for text in as_many(texts, "texts"):
             new = tokenizer.encode(_line(text))

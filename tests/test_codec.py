@@ -297,7 +297,7 @@ def test_a_decoder_written_from_the_page_agrees(
     """With a stored span in the middle, and with all logits computed in plain integers."""
     store_nothing(monkeypatch)
     codec = Codec.load(str(tiny_folders(kind)), device="cpu")
-    weights, _ = registry.load_exact(registry.ModelFolder(kind, tiny_folders(kind)))
+    weights = registry.load_exact(registry.ModelFolder(kind, tiny_folders(kind)))[0].plain()
     data = TEXT[:180].encode() + bytes(range(128, 150)) + "Niemand hat das je gewußt, außer uns dreien.\n".encode() * 4
     blob = codec.encode(data, site=site, chunk_tokens=size, context=context)
     parsed = container.unpack(blob)

@@ -1,15 +1,17 @@
 """The exact LM's kernels for the CPU: the same bits as plain integers, in passes and steps of every kind and shape."""
 
 import copy
+import hashlib
 import os
 import subprocess
 import sys
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from memcodec.lm import arithmetic, instructions, selftest
+from memcodec.lm import arithmetic, instructions, kept, selftest
 from memcodec.lm.architecture import Architecture, Rotary
 from memcodec.lm.compiled import kernel
 from memcodec.lm.cpu import CpuLM
@@ -227,6 +229,34 @@ def test_a_row_of_zeros_and_values_that_are_tiny(way: str) -> None:
     sequences.forward([SequenceInput(0, tokens)])
     expected = np.stack([plainly.token(int(i)) for i in tokens])
     assert np.array_equal(found(sequences), expected)
+
+
+# ---- the file that weights are kept in
+
+
+@pytest.mark.parametrize("name", LMS)
+def test_kept_weights_are_the_same(name: str, tmp_path: Path) -> None:
+    weights = weights_of(name)
+    kept.save(tmp_path / "kept", weights, {"ids": np.arange(5, dtype=np.uint32)}, {"state": "any"})
+    loaded = kept.load(tmp_path / "kept")
+    assert loaded.identity == loaded.plain().identity == weights.identity
+    assert (loaded.prefix, loaded.tokenizer) == (weights.prefix, weights.tokenizer)
+    assert loaded.beside["ids"].tolist() == [0, 1, 2, 3, 4] and loaded.about["state"] == "any"
+    assert np.array_equal(loaded.head.integers, weights.head.integers) and loaded.head.spread == weights.head.spread
+    flags = [tensor.flags for tensor in loaded.tensors.values()]
+    assert all(f.aligned and f.writeable and f.c_contiguous for f in flags), "kernels would be compiled once more"
+    expected, logits = (
+        CpuLM(each, team_of(2), False).start(some_tokens(9, 20)).logits for each in (weights, loaded)
+    )  # fmt: skip
+    assert np.array_equal(logits, expected)
+
+
+def test_a_change_of_the_file_needs_another_number(tmp_path: Path) -> None:
+    """A file in a user's cache is read by later versions: change `kept._FORMAT` together with this hash."""
+    kept.save(tmp_path / "kept", selftest.tiny("gated"), {}, {})
+    assert hashlib.sha256((tmp_path / "kept").read_bytes()).hexdigest() == (
+        "7e91498fc74af03f11300d85e80fd727b77cd39c37d68339b13d68bf68eb967d"
+    )
 
 
 # ---- products

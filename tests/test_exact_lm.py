@@ -40,7 +40,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def weights(kind: str, tiny_folders: FolderOf) -> ExactWeights:
-    return registry.load_exact(registry.ModelFolder(kind, tiny_folders(kind)))[0]
+    return registry.load_exact(registry.ModelFolder(kind, tiny_folders(kind)))[0].plain()
 
 
 def rows_of(seed: int, counts: list[int]) -> list[np.ndarray]:
@@ -178,6 +178,7 @@ def test_passes_beyond_what_there_is_are_refused(llama_folder: Path, kernels: st
 @pytest.mark.parametrize("part", ["embedding.scale", "up.scale", "mix.scale", "qkv.scale"])
 def test_activations_beyond_float32_are_an_error(llama_folder: Path, kernels: str, part: str) -> None:
     weights, _ = registry.load_exact(registry.ModelFolder("x", llama_folder))
+    weights = weights.plain()
     far = replace(weights, tensors=weights.tensors | {part: np.full_like(weights.tensors[part], 3e38)})
     lm = ExactLM(far, "cpu", kernels=kernels)
     with np.errstate(all="ignore"), pytest.raises(ModelNotFoundError, match="activations go beyond float32"):
@@ -187,6 +188,7 @@ def test_activations_beyond_float32_are_an_error(llama_folder: Path, kernels: st
 @pytest.mark.parametrize("kernels", ["numba", "torch"])
 def test_logits_are_cut(llama_folder: Path, kernels: str) -> None:
     weights, _ = registry.load_exact(registry.ModelFolder("x", llama_folder))
+    weights = weights.plain()
     far = replace(weights, tensors=weights.tensors | {"head.scale": weights.tensors["head.scale"] * np.float32(1e7)})
     logits = logits_of(ExactLM(far, "cpu", kernels=kernels), np.arange(20))
     assert logits.max() == 2**29 and logits.min() == -(2**29)

@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("texts", type=Path, nargs="+")
     parser.add_argument("--tokens", type=int, default=2000, help="of each text")
     a = parser.parse_args()
-    tokenizer = ByteTokenizer.load(a.model)
+    tokenizer = ByteTokenizer(a.model)
     prefix = list(tokenizer.prefix())
     sequences = []
     for path in a.texts:

@@ -41,7 +41,7 @@ def export(target: Path = WEIGHTS) -> None:
     }  # fmt: skip
     reader = gguf.GGUFReader(folder / "model.gguf")
     tensors = {f"{t.tensor_type.name}/{t.name}": np.ascontiguousarray(t.data) for t in reader.tensors}
-    prefix = list(ByteTokenizer.load(folder).prefix())
+    prefix = list(ByteTokenizer(folder).prefix())
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(folder / "tokenizer.json", target.parent)
     save_file(tensors, target, {"shape": json.dumps(about), "prefix": json.dumps(prefix)})

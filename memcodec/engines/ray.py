@@ -5,7 +5,7 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from threading import Lock
 from typing import Any
@@ -16,8 +16,8 @@ import ray
 import memcodec
 from memcodec.errors import EncodeError, EngineError, MemcodecError
 from memcodec.groups import FIT_CHUNKS, EncodedGroup, batches, decode_all, encode_groups, verify_all
+from memcodec.lm.kept import AnyWeights
 from memcodec.lm.model import ExactLM
-from memcodec.lm.weights import ExactWeights
 from memcodec.memory.site import Site
 from memcodec.memory.sites import site_of
 from memcodec.models import registry
@@ -352,38 +352,38 @@ class _Worker:
         return memcodec.__version__
 
     def encode(
-        self, weights: ExactWeights, model: _Model, groups: list[list[np.ndarray]], site: SiteSettings, context: int
+        self, weights: AnyWeights, model: _Model, groups: list[list[np.ndarray]], site: SiteSettings, context: int
     ) -> list[EncodedGroup]:
         """Encode the groups of a task."""
         lm = self._lm(weights, model)
         return list(encode_groups(lm, site_of(lm, site, lambda: self._load_floats(lm, model)), groups, context))
 
     def decode(
-        self, weights: ExactWeights, model: _Model, groups: list[EncodedGroup], site: Site, context: int, batch: int
+        self, weights: AnyWeights, model: _Model, groups: list[EncodedGroup], site: Site, context: int, batch: int
     ) -> list[np.ndarray]:
         """Decode the groups of a task."""
         return list(decode_all(self._lm(weights, model), site, groups, context, batch, Reporter(None, "decode")))
 
     def verify(
-        self, weights: ExactWeights, model: _Model, groups: list[EncodedGroup], known: list[list[np.ndarray]],
+        self, weights: AnyWeights, model: _Model, groups: list[EncodedGroup], known: list[list[np.ndarray]],
         site: Site, context: int,
     ) -> list[np.ndarray]:  # fmt: skip
         """Decode the groups of a task, whose chunks are known."""
         lm = self._lm(weights, model)
         return list(verify_all(lm, site, groups, known, context, Reporter(None, "verify")))
 
-    def _lm(self, weights: ExactWeights, model: _Model) -> ExactLM:
+    def _lm(self, weights: AnyWeights, model: _Model) -> ExactLM:
         """The exact LM of a model, made from the weights when it is first needed. Raises EngineError."""
         plain = model.identity, b""
         if plain not in self._lms:
             copies = {name: np.array(tensor) for name, tensor in weights.tensors.items()}  # Ray's are read-only
-            kept = ExactWeights(weights.architecture, copies, weights.prefix, weights.tokenizer)
-            if kept.identity != model.identity:
+            weights = replace(weights, tensors=copies)
+            if weights.plain().identity != model.identity:
                 raise EngineError("engine ray: a worker computes another identity of the model: install one version")
             if len(self._lms) >= _MODELS_KEPT:
                 self._lms.clear()
                 self._floats.clear()
-            self._lms[plain] = ExactLM(kept, self._device, self._threads)
+            self._lms[plain] = ExactLM(weights, self._device, self._threads)
         if model.key not in self._lms:
             if len(self._lms) >= 2 * _MODELS_KEPT:  # with many primers: the model itself stays
                 self._lms = {plain: self._lms[plain]}

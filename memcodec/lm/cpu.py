@@ -9,6 +9,7 @@ import numpy as np
 from memcodec.errors import EncodeError
 from memcodec.lm import kernels, layout, selftest
 from memcodec.lm.instructions import CHOSEN
+from memcodec.lm.kept import AnyWeights
 from memcodec.lm.layout import PAGE
 from memcodec.lm.product import COLUMNS, multiply_matrices, padded
 from memcodec.lm.rotation import rotated_vectors
@@ -41,14 +42,14 @@ class Start:
 class CpuLM:
     """The layers on a CPU, run by the threads of a team."""
 
-    def __init__(self, weights: ExactWeights, team: Team, plain: bool) -> None:
+    def __init__(self, weights: AnyWeights, team: Team, plain: bool) -> None:
         """plain: see `product.multiply`."""
         self.kernels = f"numba, {'plain' if plain else CHOSEN.name}"
         self.architecture = weights.architecture
         self.vocabulary = weights.architecture.vocabulary
         self.team = team
         self.sizes = layout.sizes_of(weights.architecture, plain)
-        self.weights = layout.pack(weights, team)
+        self.weights = layout.pack(weights.architecture, weights.tensors, team)
 
     def sequences(self, slots: int, positions: int, rows: int, start: Start | None = None) -> "CpuSequences":
         """A cache for `slots` sequences of `positions` positions, and buffers for passes of up to `rows` rows.

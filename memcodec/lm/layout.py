@@ -10,13 +10,13 @@ import numpy as np
 from memcodec.lm import arithmetic
 from memcodec.lm.architecture import Architecture
 from memcodec.lm.compiled import COUNTERS_APART
-from memcodec.lm.product import COLUMNS, TILE_ROWS, columns_of, padded, panels
+from memcodec.lm.product import COLUMNS, TILE_ROWS, columns_of, padded, panels, rows_in
 from memcodec.lm.team import Team
-from memcodec.lm.weights import ExactWeights
+from memcodec.lm.weights import Tensors
 
 PAGE = 2 * COLUMNS  # the positions of a cache are a multiple of this
 FEW_ROWS = 4  # of a pass in which each worker makes the inputs of products by itself, instead of waiting for others
-_LINE = 64  # bytes of a cache line
+LINE = 64  # bytes of a cache line
 
 
 class Sizes(NamedTuple):
@@ -143,37 +143,61 @@ def sizes_of(a: Architecture, plain: bool) -> Sizes:
     )
 
 
-def pack(exact: ExactWeights, team: Team) -> Weights:
-    """The weights of an LM in panels."""
-    a, tensors = exact.architecture, exact.tensors
-
-    def row(name: str, size: int, fill: float, count: int | None = a.layers) -> np.ndarray:
-        shape = (size,) if count is None else (count, size)
-        return tensors.get(name, np.full(shape, fill, dtype=np.float32))
-
-    def linear(name: str, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        columns = _gate_columns(a.inner) if name == "up" and a.gated else columns_of(rows)
-        packed = panels(tensors[name], columns, team)
-        scale, bias = (
-            np.ascontiguousarray(np.where(columns < 0, np.float32(0), x[:, columns]))
-            for x in (tensors[name + ".scale"], row(name + ".bias", rows, 0))
-        )
-        return packed, scale, bias
-
+def _columns(a: Architecture, name: str) -> np.ndarray:
+    """The row of a matrix that each column of its panels holds: see `columns_of`."""
+    if name == "up" and a.gated:
+        return _gate_columns(a.inner)
     heads = (a.heads + 2 * a.key_heads) * a.head_size
-    columns = columns_of(a.vocabulary)
-    head_scale, head_bias = (
-        np.where(columns < 0, np.float32(0), x[columns])
-        for x in (tensors["head.scale"], row("head.bias", a.vocabulary, 0, None))
-    )
+    return columns_of({"qkv": heads, "up": a.inner, "head": a.vocabulary}.get(name, a.hidden))
+
+
+MATRICES = ("qkv", "mix", "up", "down", "head")
+
+
+def in_panels(a: Architecture, tensors: Tensors, team: Team) -> Tensors:
+    """The tensors of an LM (see `ExactWeights`) with matrices in panels, uint8 [layers, bytes]; the head is one layer.
+
+    Adds "head.rows", the head row by row.
+    """
+    head = tensors["head"]
+    matrices = {name: tensors[name] for name in MATRICES} | {"head": head[None]}
+    packed = {name: panels(matrix, _columns(a, name), team) for name, matrix in matrices.items()}
+    return tensors | packed | {"head.rows": head}
+
+
+def in_rows(a: Architecture, tensors: Tensors) -> Tensors:
+    """The inverse of `in_panels`."""
+    inner = {"mix": a.heads * a.head_size, "down": a.inner}
+    rows = {name: rows_in(tensors[name], _columns(a, name), inner.get(name, a.hidden)) for name in MATRICES[:-1]}
+    rows["head"] = tensors["head.rows"]
+    return {name: rows.get(name, tensor) for name, tensor in tensors.items() if name != "head.rows"}
+
+
+def pack(a: Architecture, tensors: Tensors, team: Team) -> Weights:
+    """The weights of an LM as the kernels read them. tensors: see `ExactWeights`, or in the form of `in_panels`."""
+    if "head.rows" not in tensors:
+        tensors = in_panels(a, tensors, team)
+
+    def by_column(name: str, part: str) -> np.ndarray:
+        """Scales or biases, for each column of the panels."""
+        columns = _columns(a, name)
+        values = tensors.get(f"{name}.{part}")
+        if values is None:
+            return np.zeros((*tensors[f"{name}.scale"].shape[:-1], len(columns)), dtype=np.float32)
+        return np.ascontiguousarray(np.where(columns < 0, np.float32(0), values[..., columns]))
+
+    def linear(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return tensors[name], by_column(name, "scale"), by_column(name, "bias")
+
+    head, head_scale, head_bias = linear("head")
+    no_gain = np.ones((a.layers, a.head_size), dtype=np.float32)
     no_rotation = np.zeros((1, a.head_size // 2), dtype=np.float32)
     return Weights(
         tensors["embedding"], tensors["embedding.scale"],
         tensors.get("position", np.empty((0, a.hidden), dtype=np.float32)),
-        row("query.gain", a.head_size, 1), row("key.gain", a.head_size, 1),
-        *linear("qkv", heads), *linear("mix", a.hidden),
-        *linear("up", (1 + a.gated) * a.inner), *linear("down", a.hidden),
-        panels(tensors["head"][None], columns, team)[0], head_scale, head_bias,
+        tensors.get("query.gain", no_gain), tensors.get("key.gain", no_gain),
+        *linear("qkv"), *linear("mix"), *linear("up"), *linear("down"),
+        head[0], head_scale, head_bias,
         tensors.get("cosine", no_rotation), tensors.get("sine", no_rotation),
     )  # fmt: skip
 
@@ -181,11 +205,8 @@ def pack(exact: ExactWeights, team: Team) -> Weights:
 def _gate_columns(inner: int) -> np.ndarray:
     """Like `columns_of`, for the rows of a gate and then those that it multiplies: alternately 16 of each."""
     half = COLUMNS // 2
-    blocks = np.full((-(-inner // half), 2, half), -1, dtype=np.int64)
-    for row in range(inner):
-        for which in range(2):
-            blocks[row // half, which, row % half] = which * inner + row
-    return blocks.reshape(-1)
+    rows = np.arange(-(-inner // half) * half).reshape(-1, 1, half)
+    return np.where(rows < inner, rows + np.array([[0], [inner]]), -1).reshape(-1)
 
 
 def new_cache(a: Architecture, slots: int, own: int, shared: int) -> Cache:
@@ -211,19 +232,19 @@ def new_workspace(a: Architecture, workers: int, rows: int, positions: int) -> W
     heads = (a.heads + 2 * a.key_heads) * a.head_size
     widest = max(*(-(-n // COLUMNS) * COLUMNS for n in (heads, a.inner)), a.hidden, mixed)
     more = rows + FEW_ROWS * workers
-    inputs = _aligned(more, -(-max(a.hidden, mixed, a.inner) // _LINE) * _LINE, np.int8)
+    inputs = aligned(more, -(-max(a.hidden, mixed, a.inner) // LINE) * LINE, np.int8)
     block = attention_rows(a)
     return Workspace(
-        x=_aligned(rows, a.hidden, np.float32),
+        x=aligned(rows, a.hidden, np.float32),
         inputs=inputs,
         flat=inputs.reshape(-1),
         input_scale=np.empty(more, dtype=np.float32),
         input_offset=np.empty(more, dtype=np.int32),
-        outputs=_aligned(rows, widest, np.float32),
-        queries=_aligned(rows * a.heads, padded(a.head_size), np.int8).reshape(-1),
+        outputs=aligned(rows, widest, np.float32),
+        queries=aligned(rows * a.heads, padded(a.head_size), np.int8).reshape(-1),
         query_scale=np.empty(rows * a.heads, dtype=np.float32),
         query_offset=np.empty(rows * a.heads, dtype=np.int32),
-        row=_aligned(workers, widest, np.float32),
+        row=aligned(workers, widest, np.float32),
         tile=_buffers(workers, 2 * max(block, TILE_ROWS) * COLUMNS, np.int32),
         gates=_buffers(workers, COLUMNS, np.float32),
         scores=_buffers(workers, block * positions, np.int32),
@@ -237,11 +258,11 @@ def new_workspace(a: Architecture, workers: int, rows: int, positions: int) -> W
 STAGES = 6  # of a layer that divide their work into units
 
 
-def _aligned(rows: int, columns: int, dtype: type) -> np.ndarray:
+def aligned(rows: int, columns: int, dtype: type) -> np.ndarray:
     """An array [rows, columns] that begins at a cache line."""
     size = rows * columns * np.dtype(dtype).itemsize
-    memory = np.empty(size + _LINE, dtype=np.uint8)
-    start = -memory.ctypes.data % _LINE
+    memory = np.empty(size + LINE, dtype=np.uint8)
+    start = -memory.ctypes.data % LINE
     return memory[start : start + size].view(dtype).reshape(rows, columns)
 
 

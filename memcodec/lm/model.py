@@ -12,9 +12,9 @@ import numpy as np
 from memcodec.errors import EncodeError
 from memcodec.lm import cpu
 from memcodec.lm.architecture import Architecture
+from memcodec.lm.kept import AnyWeights
 from memcodec.lm.sequences import Implementation, SequenceInput, Sequences
-from memcodec.lm.team import team_of
-from memcodec.lm.weights import ExactWeights, Head
+from memcodec.lm.team import Team, team_of
 
 
 class ExactLM:
@@ -26,7 +26,7 @@ class ExactLM:
 
     def __init__(
         self,
-        weights: ExactWeights,
+        weights: AnyWeights,
         device: str = "auto",
         threads: int | None = None,
         kernels: str = "auto",
@@ -42,24 +42,18 @@ class ExactLM:
         self.identity = weights.identity
         self.positions = weights.architecture.positions
         self.vocabulary = weights.architecture.vocabulary
-        if threads is not None and not 1 <= threads <= 1024:
-            raise EncodeError(f"threads {threads}: give 1 to 1024")
-        if kernels not in ("auto", "numba", "torch") or (kernels == "numba" and device not in ("auto", "cpu")):
-            raise EncodeError(f"kernels {kernels!r} on {device!r}: give auto or torch, or numba on the CPU")
         self._start: Any = None
         self._unprimed_length = len(self.prefix)
-        self.team = team_of(threads or cores())
-        tensors = weights.tensors
-        self.head = Head(tensors["head"], tensors["head.scale"], float(tensors["spread"][0]))
-        self.device = "cpu" if kernels == "numba" else find_device(device)
+        self.head = weights.head
+        self.device = _device_of(device, kernels)
+        self.team = _team_of(threads)
+        slow = needs_fallback(device, threads, kernels) if fallback is None else fallback
         self.implementation: Implementation
         if self.device != "cpu" or kernels == "torch":
             from memcodec.lm import device as torch_device
 
-            slow = torch_device.needs_fallback(self.device) if fallback is None else fallback
-            self.implementation = torch_device.DeviceLM(weights, self.device, slow)
+            self.implementation = torch_device.DeviceLM(weights.plain(), self.device, slow)
         else:
-            slow = cpu.needs_fallback(self.team) if fallback is None else fallback
             self.implementation = cpu.CpuLM(weights, self.team, slow)
 
     def sequences(self, slots: int, positions: int, rows: int) -> Sequences:
@@ -104,6 +98,31 @@ def logits_of(lm: ExactLM, tokens: np.ndarray) -> np.ndarray:
 
 
 # ---- the machine
+
+
+def needs_fallback(device: str, threads: int | None, kernels: str) -> bool:
+    """Whether `ExactLM` with these settings needs slower products on this machine: the result of the self-test.
+
+    It is kept, and so are the kernels that the test loads: call this while the weights are read. Raises as `ExactLM`.
+    """
+    found, team = _device_of(device, kernels), _team_of(threads)
+    if found != "cpu" or kernels == "torch":
+        from memcodec.lm import device as torch_device
+
+        return torch_device.needs_fallback(found)
+    return cpu.needs_fallback(team)
+
+
+def _device_of(device: str, kernels: str) -> str:
+    if kernels not in ("auto", "numba", "torch") or (kernels == "numba" and device not in ("auto", "cpu")):
+        raise EncodeError(f"kernels {kernels!r} on {device!r}: give auto or torch, or numba on the CPU")
+    return "cpu" if kernels == "numba" else find_device(device)
+
+
+def _team_of(threads: int | None) -> Team:
+    if threads is not None and not 1 <= threads <= 1024:
+        raise EncodeError(f"threads {threads}: give 1 to 1024")
+    return team_of(threads or cores())
 
 
 def cores() -> int:

@@ -249,6 +249,14 @@ def panels(matrices: np.ndarray, columns: np.ndarray, team: Team) -> np.ndarray:
     return out
 
 
+def rows_in(packed: np.ndarray, columns: np.ndarray, inner: int) -> np.ndarray:
+    """The inverse of `panels`, int8 [n, rows, inner]; every row must be in one of the columns."""
+    quads = padded(inner) // QUAD
+    apart = packed.reshape(len(packed), -1, quads, COLUMNS, QUAD).swapaxes(2, 3)
+    order = np.argsort(columns, kind="stable")[np.count_nonzero(columns < 0) :]
+    return (apart.reshape(len(packed), len(columns), -1)[:, order, :inner] ^ np.uint8(ZERO)).view(np.int8)
+
+
 _LAID_OUT = 128 * COLUMNS  # columns that a worker lays out at a time
 
 

@@ -1,27 +1,20 @@
-"""The weights of a model as the integers of the exact LM: converted once, kept in a safetensors file.
+"""The weights of a model as the integers of the exact LM, row by row, and the identity of the LM.
 
-The file holds matrices row by row, in the order in which they are hashed; each implementation lays them out in its own
-way when it loads them. The hash over everything, including the tables of positions, the architecture, the tokenizer and
-the prefix, is the identity of the LM: LMs with the same identity compute the same bits.
+The identity is the hash over everything, including the tables of positions, the architecture, the tokenizer and the
+prefix: LMs with the same identity compute the same bits.
 """
 
 import hashlib
 import json
-import secrets
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
-import safetensors.numpy
 
 from memcodec.lm import arithmetic
 from memcodec.lm.architecture import Architecture
 
 Tensors = dict[str, np.ndarray]
-
-_FORMAT = "2"  # of the kept file; a file of another format is converted again
 
 
 @dataclass(frozen=True)
@@ -49,6 +42,15 @@ class ExactWeights:
     prefix: tuple[int, ...]
     tokenizer: bytes
 
+    @property
+    def head(self) -> Head:
+        """The rows of the LM head."""
+        return Head(self.tensors["head"], self.tensors["head.scale"], float(self.tensors["spread"][0]))
+
+    def plain(self) -> "ExactWeights":
+        """These weights: see `KeptWeights`."""
+        return self
+
     @cached_property
     def identity(self) -> bytes:
         """SHA-256 of everything that results depend on (spec/FORMAT.md, "Identity")."""
@@ -59,46 +61,6 @@ class ExactWeights:
             digest.update(f"{name} {tensor.dtype.name} {list(tensor.shape)}\n".encode())
             digest.update(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
         return digest.digest()
-
-    def save(self, path: Path, more: Mapping[str, str]) -> None:
-        """Write the file, completely or not at all. more: metadata of the caller. Raises OSError."""
-        about = {
-            "format": _FORMAT,
-            "architecture": self.architecture.to_json(),
-            "prefix": json.dumps(list(self.prefix)),
-            "tokenizer": self.tokenizer.hex(),
-            "identity": self.identity.hex(),
-        }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}-{secrets.token_hex(6)}")
-        try:
-            safetensors.numpy.save_file(self.tensors, temporary, about | dict(more))
-            temporary.replace(path)
-        except safetensors.SafetensorError as error:  # raised by the library for a full disk, among others
-            raise OSError(str(error)) from error
-        finally:
-            temporary.unlink(missing_ok=True)
-
-    @classmethod
-    def load(cls, path: Path) -> tuple["ExactWeights", dict[str, str]]:
-        """Read what `save` wrote, and its metadata. Raises ValueError if it is damaged or of another version."""
-        try:
-            with safetensors.safe_open(path, "np") as file:
-                about = dict(file.metadata() or {})
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if about.get("format") != _FORMAT:
-                raise ValueError("of another version")
-            weights = cls(
-                Architecture.from_json(about["architecture"]),
-                tensors,
-                tuple(int(i) for i in json.loads(about["prefix"])),
-                bytes.fromhex(about["tokenizer"]),
-            )
-        except (safetensors.SafetensorError, LookupError, TypeError) as error:
-            raise ValueError(f"damaged ({type(error).__name__})") from error
-        if weights.identity.hex() != about.get("identity"):
-            raise ValueError("damaged: its hash does not match")
-        return weights, about
 
 
 def spread(matrix: np.ndarray, scale: np.ndarray) -> float:

@@ -85,7 +85,7 @@ class MemoryEmbedding:
         about = dict(zip(_NUMBERS, numbers, strict=True)) | {
             "model": self._model.name,
             "weights": self._model.floats.identity.hex(),
-            "tokenizer": self._model.tokenizer.digest.hex(),
+            "tokenizer": self._model.tokenizer.tokens.digest.hex(),
         }
         tensors = {
             "vectors": self.vectors,
@@ -114,7 +114,7 @@ class MemoryEmbedding:
         except (safetensors.SafetensorError, LookupError, TypeError, ValueError, ArithmeticError, RecursionError) as e:
             raise FormatError(f"{path}: not a memory embedding ({type(e).__name__})") from e
         loaded = model.model
-        here = {"weights": loaded.floats.identity, "tokenizer": loaded.tokenizer.digest}
+        here = {"weights": loaded.floats.identity, "tokenizer": loaded.tokenizer.tokens.digest}
         for what, digest in needed.items():
             if digest != here[what]:
                 raise ModelMismatchError(

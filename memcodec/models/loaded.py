@@ -7,7 +7,7 @@ import numpy as np
 
 from memcodec.errors import ModelMismatchError, ModelNotFoundError
 from memcodec.lm.compiled import are_kept
-from memcodec.lm.model import ExactLM, find_device
+from memcodec.lm.model import ExactLM, find_device, needs_fallback
 from memcodec.models import registry
 from memcodec.models.registry import ModelFolder
 from memcodec.models.tokenizer import ByteTokenizer
@@ -61,11 +61,15 @@ class LoadedModel:
         """
         found = find_device(device)
         if refusal := registry.unsupported(folder):
-            loaded = cls(folder, ByteTokenizer.load(folder.path), None, found, refusal)
+            loaded = cls(folder, ByteTokenizer(folder.path), None, found, refusal)
         else:
-            weights, tokenizer = registry.load_exact(folder, progress)
-            if progress is not None and not are_kept():
-                progress("compiling for this processor (once)", 0, 0)
+
+            def prepare() -> None:
+                if progress is not None and not are_kept():
+                    progress("compiling for this processor (once)", 0, 0)
+                needs_fallback(found, threads, kernels)
+
+            weights, tokenizer = registry.load_exact(folder, progress, meanwhile=prepare)
             loaded = cls(folder, tokenizer, ExactLM(weights, found, threads, kernels), found)
         loaded._options = {"device": device, "threads": threads, "kernels": kernels}
         return loaded

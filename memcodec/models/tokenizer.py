@@ -2,8 +2,9 @@
 
 import hashlib
 import re
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,8 +22,25 @@ def _byte_of_character() -> dict[int, int]:
     return {b: b for b in plain} | {256 + i: b for i, b in enumerate(others)}
 
 
-def _bytes_of_ids(vocabulary: dict[str, int], added: set[int]) -> dict[int, bytes]:
-    """The bytes of each id, in order of ids. Substitutes are replaced by their bytes; added tokens are plain text."""
+class TokenBytes(NamedTuple):
+    """The bytes of every token: ids, ascending, and lengths, uint32 [tokens], and all bytes one after the other, uint8.
+
+    A decoder needs no more, so merges and the version of the library `tokenizers` may differ.
+    """
+
+    ids: np.ndarray
+    lengths: np.ndarray
+    joined: np.ndarray
+
+    @property
+    def digest(self) -> bytes:
+        """The SHA-256 of the three, which stands for the tokenizer in the identity of an LM."""
+        numbers = (self.ids.astype("<u4"), self.lengths.astype("<u4"))
+        return hashlib.sha256(b"".join(array.tobytes() for array in (*numbers, self.joined))).digest()
+
+
+def _bytes_of_tokens(vocabulary: dict[str, int], added: set[int]) -> TokenBytes:
+    """The bytes of each token. Substitutes are replaced by their bytes; added tokens are plain text."""
     byte_of = _byte_of_character()
     substitutes = re.compile("[" + re.escape("".join(map(chr, byte_of))) + "]*")
     result: dict[int, bytes] = {}
@@ -36,45 +54,44 @@ def _bytes_of_ids(vocabulary: dict[str, int], added: set[int]) -> dict[int, byte
     for token, token_id in plain:
         result[token_id] = joined[at : at + len(token)]
         at += len(token)
-    return result
+    return TokenBytes(
+        np.array(list(result), dtype=np.uint32),
+        np.array([len(value) for value in result.values()], dtype=np.uint32),
+        np.frombuffer(b"".join(result.values()), dtype=np.uint8),
+    )
 
 
 class ByteTokenizer:
     """A byte-level BPE tokenizer. Special tokens in a text are treated as text, and each id has exact bytes."""
 
-    def __init__(self, backend: Any, name: str) -> None:
-        """backend: a `tokenizers.Tokenizer`; name: for messages. Raises ModelNotFoundError if not byte-level BPE."""
+    def __init__(self, folder: Path, tokens: TokenBytes | None = None) -> None:
+        """tokens: of the tokenizer in this folder, if they are known: then it is loaded when it first encodes.
+
+        Raises ModelNotFoundError.
+        """
+        self._folder = folder
+        self.tokens = tokens or _bytes_of_tokens(
+            self._backend.get_vocab(with_added_tokens=True), set(self._backend.get_added_tokens_decoder())
+        )
+        self._ids = self.tokens.ids.astype(np.int64)
+        self._ends = np.cumsum(self.tokens.lengths, dtype=np.int64)
+        self._starts = self._ends - self.tokens.lengths
+        self._joined = self.tokens.joined.tobytes()
+        self.missing_bytes = set(range(256)) - {self._joined[i] for i in self._starts[self.tokens.lengths == 1]}
+
+    @cached_property
+    def _backend(self) -> Any:
+        """The tokenizer of the library `tokenizers`, which encodes. Raises ModelNotFoundError."""
+        backend = _backend_of(self._folder)
         kinds = f"{backend.pre_tokenizer} {backend.decoder}"
         if type(backend.model).__name__ != "BPE" or "ByteLevel" not in kinds:
-            raise ModelNotFoundError(f"{name}: its tokenizer is not byte-level BPE, which memcodec requires")
-        self._backend = backend
-        self._backend.encode_special_tokens = True
-        self._backend.no_truncation()
-        self._backend.no_padding()
-        self._bytes = _bytes_of_ids(backend.get_vocab(with_added_tokens=True), set(backend.get_added_tokens_decoder()))
-        self.missing_bytes = set(range(256)) - {value[0] for value in self._bytes.values() if len(value) == 1}
-        # A decoder needs only the bytes of each id, so merges and the version of the library may differ.
-        lengths = np.array([len(value) for value in self._bytes.values()], dtype="<u4")
-        ids = np.array(list(self._bytes), dtype="<u4")
-        self.digest = hashlib.sha256(ids.tobytes() + lengths.tobytes() + b"".join(self._bytes.values())).digest()
-
-    @classmethod
-    def load(cls, folder: Path) -> "ByteTokenizer":
-        """Load the tokenizer of a model folder. Raises ModelNotFoundError."""
-        found = next((folder / name for name in _FILES if (folder / name).is_file()), None)
-        if found is None:
-            raise ModelNotFoundError(f"{folder}: it has no tokenizer: add the tokenizer.json of the model")
-        check_content(found)
-        try:
-            backend = _fast(folder) if (folder / "tokenizer.json").is_file() else _converted(folder)
-        except MissingDependencyError:
-            raise
-        except Exception as error:  # tokenizers and transformers raise various types
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise ModelNotFoundError(f"{folder}: its tokenizer cannot be loaded ({reason})") from error
-        if backend is None:
-            raise ModelNotFoundError(f"{folder}: it has no fast tokenizer (tokenizer.json), which memcodec requires")
-        return cls(backend, folder.name)
+            raise ModelNotFoundError(
+                f"{self._folder.name}: its tokenizer is not byte-level BPE, which memcodec requires"
+            )
+        backend.encode_special_tokens = True
+        backend.no_truncation()
+        backend.no_padding()
+        return backend
 
     def encode(self, text: str) -> np.ndarray:
         """Token ids of a text, int64 [tokens], without any added tokens."""
@@ -82,11 +99,32 @@ class ByteTokenizer:
 
     def decode(self, ids: np.ndarray) -> bytes:
         """The bytes of token ids. An id that the tokenizer does not have stands for no bytes."""
-        return b"".join(self._bytes.get(i, b"") for i in ids.tolist())
+        at = np.searchsorted(self._ids, ids)
+        at = at[self._ids[np.minimum(at, len(self._ids) - 1)] == ids]
+        places = zip(self._starts[at].tolist(), self._ends[at].tolist(), strict=True)
+        return b"".join(self._joined[start:end] for start, end in places)
 
     def prefix(self) -> tuple[int, ...]:
         """Token ids of the text before every chunk."""
         return tuple(self.encode(PREFIX).tolist())
+
+
+def _backend_of(folder: Path) -> Any:
+    """The tokenizer of a model folder. Raises ModelNotFoundError."""
+    found = next((folder / name for name in _FILES if (folder / name).is_file()), None)
+    if found is None:
+        raise ModelNotFoundError(f"{folder}: it has no tokenizer: add the tokenizer.json of the model")
+    check_content(found)
+    try:
+        backend = _fast(folder) if (folder / "tokenizer.json").is_file() else _converted(folder)
+    except MissingDependencyError:
+        raise
+    except Exception as error:  # tokenizers and transformers raise various types
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ModelNotFoundError(f"{folder}: its tokenizer cannot be loaded ({reason})") from error
+    if backend is None:
+        raise ModelNotFoundError(f"{folder}: it has no fast tokenizer (tokenizer.json), which memcodec requires")
+    return backend
 
 
 def _fast(folder: Path) -> Any:
