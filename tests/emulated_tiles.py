@@ -1,4 +1,4 @@
-"""AMX without AMX: functions for its instructions, in numpy, from Intel's manual (Software Developer's Manual, volume 2).
+"""AMX without AMX: functions for its instructions, in numpy (Intel's Software Developer's Manual, volume 2).
 
 As a plugin of pytest (-p tests.emulated_tiles), it makes the kernels of the process call them: everything around the
 instructions is what a processor with AMX runs. Fewer than 16 rows are multiplied by what this processor has.

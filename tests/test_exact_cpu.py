@@ -289,7 +289,19 @@ def test_shares_times_values(rows: int, positions: int) -> None:
 
 def run_again(name: str, *options: str) -> None:
     """These tests with other instructions, in a process of its own, which compiles the kernels again."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not slow", *options, __file__]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        "-m",
+        "not slow",
+        *options,
+        __file__,
+    ]
     done = subprocess.run(command, env=os.environ | {"MEMCODEC_INSTRUCTIONS": name}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
 

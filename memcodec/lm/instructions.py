@@ -151,7 +151,7 @@ def fetch(b: Any, address: Any, size: int) -> None:
 ALL: dict[str, Instructions] = {
     "avx512-vnni": Instructions("avx512-vnni", 64, 32, (12, 8, 6, 4, 3, 2, 1)),
     "amx": Instructions("amx", 64, 32, (12, 8, 6, 4, 3, 2, 1), "llvm.x86."),
-    "avx-vnni": Instructions("avx-vnni", 32, 32, (3, 2, 1)),
+    "avx-vnni": Instructions("avx-vnni", 32, 16, (6, 4, 3, 2, 1)),
     "neon-sdot": SignedDot("neon-sdot", 16, 16, (6, 4, 3, 2, 1)),
     "vectors-64": Extended("vectors-64", 64, 32, (8, 6, 4, 3, 2, 1)),
     "vectors-32": Extended("vectors-32", 32, 16, (4, 3, 2, 1)),
