@@ -6,6 +6,7 @@ panels of weights and keys, each byte is the entry plus 128, and the *offset* of
 times the sum of its own entries. Values are signed, since the attention weights that multiply them are not.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from numba.extending import intrinsic
 
 from memcodec.lm import amx
 from memcodec.lm.compiled import kernel, not_inlined, subkernel
-from memcodec.lm.instructions import CHOSEN, COLUMNS, PANEL_ROW, QUAD
+from memcodec.lm.instructions import CHOSEN, COLUMNS, PANEL_ROW, QUAD, Instructions
 from memcodec.lm.team import Team, team_of
 from memcodec.lm.tiles import emit_rows
 
@@ -25,7 +26,7 @@ _PARTS, _PART = COLUMNS // CHOSEN.columns, CHOSEN.columns
 _AMX_ROWS, _AMX_QUADS = amx.ROWS if CHOSEN.amx else 1 << 62, amx.QUADS
 
 
-def _products_of(unsigned_rows: bool) -> Any:
+def _products_of(unsigned_rows: bool, instructions: Instructions = CHOSEN) -> Any:
     """An intrinsic: int32 [rows, columns of a tile] = rows times columns, in tiles of as many rows as there are.
 
     Arguments: addresses of the rows, of their offsets, of the columns, and of the result; strides in bytes.
@@ -36,7 +37,7 @@ def _products_of(unsigned_rows: bool) -> Any:
         u, i = types.uint64, types.int64
 
         def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-            emit_rows(b, CHOSEN, unsigned_rows, arguments)
+            emit_rows(b, instructions, unsigned_rows, arguments)
             return context.get_dummy_value()
 
         return types.void(u, i, u, u, i, u, i, i), generate
@@ -62,6 +63,9 @@ def _more_products_of(unsigned_rows: bool) -> Any:
 
 
 _signed_products, _unsigned_products = _products_of(False), _products_of(True)
+# One row alone takes all columns in one go, which is the order of its panels in memory: that is what it waits for.
+_ROW_ALONE = replace(CHOSEN, columns=COLUMNS, rows=(1,))
+_signed_row, _unsigned_row = _products_of(False, _ROW_ALONE), _products_of(True, _ROW_ALONE)
 _more_signed_products, _more_unsigned_products = _more_products_of(False), _more_products_of(True)
 
 
@@ -69,6 +73,12 @@ _more_signed_products, _more_unsigned_products = _more_products_of(False), _more
 def _times_panel(unsigned, a, stride, o, w, quads, c, out_stride, rows):
     """int32 [rows, 32] = rows times a panel, in tiles. unsigned: the rows, instead of the panel; see `_products_of`."""
     not_inlined()
+    if rows == 1:
+        if unsigned:
+            _unsigned_row(a, stride, o, w, quads, c, out_stride, rows)
+        else:
+            _signed_row(a, stride, o, w, quads, c, out_stride, rows)
+        return
     for _ in range(_PARTS):
         if unsigned:
             _unsigned_products(a, stride, o, w, quads, c, out_stride, rows)
