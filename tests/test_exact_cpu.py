@@ -31,6 +31,7 @@ SIZES = {
     "34": (34, 14, 2, 96, 2),
 }
 VOCABULARY = 71
+EMULATED = "amx-emulated"  # the instructions of `emulated_tiles`
 
 
 @cache
@@ -316,10 +317,36 @@ def test_shares_times_values(rows: int, positions: int) -> None:
 # ---- other processors
 
 
+def run_again(name: str, *options: str) -> None:
+    """These tests with other instructions, in a process of its own, which compiles the kernels again."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        "-m",
+        "not slow",
+        *options,
+        __file__,
+    ]
+    done = subprocess.run(command, env=os.environ | {"MEMCODEC_INSTRUCTIONS": name}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", instructions.available()[1:])
 def test_every_instruction_set_passes_these_tests(name: str) -> None:
-    """In a process of its own, which compiles the kernels again."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not slow", __file__]
-    done = subprocess.run(command, env=os.environ | {"MEMCODEC_INSTRUCTIONS": name}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    run_again(name)
+
+
+@pytest.mark.slow
+def test_kernels_that_use_emulated_amx_pass_these_tests() -> None:
+    run_again(EMULATED, "-p", "tests.emulated_tiles")
+
+
+@pytest.mark.skipif(instructions.CHOSEN.name == EMULATED, reason="this is the process that it starts")
+def test_products_with_emulated_amx() -> None:
+    run_again(EMULATED, "-p", "tests.emulated_tiles", "-k", "extremes or shares or 31-65")

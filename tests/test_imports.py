@@ -84,9 +84,9 @@ ALLOWED = {
 }
 # The modules of the exact LM in order: each may import those before it.
 LM_ORDER = [
-    "instructions", "compiled", "team", "architecture", "arithmetic", "seeded", "rotation", "weights", "sequences",
-    "selftest", "exp2", "product", "quantize", "layout", "kept", "attention", "kernels", "cpu", "operations", "device",
-    "model",
+    "instructions", "amx", "tiles", "compiled", "team", "architecture", "arithmetic", "seeded", "rotation", "weights",
+    "sequences", "selftest", "exp2", "product", "quantize", "layout", "kept", "attention", "kernels", "cpu",
+    "operations", "device", "model",
 ]  # fmt: skip
 
 

@@ -24,7 +24,8 @@ from numba import types
 from numba.extending import intrinsic
 
 from memcodec.cache import cache_folder
-from memcodec.lm.instructions import CHOSEN
+from memcodec.lm import instructions
+from memcodec.lm.instructions import CHOSEN, LINE
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -209,10 +210,7 @@ def _fetch_line(context: Any, address: Any) -> Any:
     """Begin to bring the cache line of an address into the second cache."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointer, name = ir.PointerType(ir.IntType(8)), "llvm.prefetch.p0"
-        kind = ir.FunctionType(ir.VoidType(), [pointer, _I32, _I32, _I32])
-        function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
-        builder.call(function, [builder.inttoptr(arguments[0], pointer), *(ir.Constant(_I32, x) for x in (0, 2, 1))])
+        instructions.fetch(builder, arguments[0], LINE)
         return context.get_dummy_value()
 
     return types.void(types.uint64), generate
@@ -221,7 +219,7 @@ def _fetch_line(context: Any, address: Any) -> Any:
 @subkernel
 def fetch(address, size):
     """Begin to bring `size` bytes into the second cache."""
-    for line in range(0, size, 64):
+    for line in range(0, size, LINE):
         _fetch_line(address + np.uint64(line))
 
 

@@ -6,171 +6,106 @@ panels of weights and keys, each byte is the entry plus 128, and the *offset* of
 times the sum of its own entries. Values are signed, since the attention weights that multiply them are not.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from memcodec.lm import amx
 from memcodec.lm.compiled import kernel, not_inlined, subkernel
-from memcodec.lm.instructions import CHOSEN, QUAD
+from memcodec.lm.instructions import CHOSEN, COLUMNS, PANEL_ROW, QUAD, Instructions
 from memcodec.lm.team import Team, team_of
+from memcodec.lm.tiles import emit_rows
 
-COLUMNS = 32
-PANEL_ROW = COLUMNS * QUAD  # bytes of a quad of all columns
-TILE_ROWS = CHOSEN.rows[0]  # of the largest tile
+TILE_ROWS = 2 * amx.ROWS if CHOSEN.amx else CHOSEN.rows[0]  # that kernels multiply at a time
 ZERO = 128  # the byte of a zero in panels of weights and keys
-_LINE = 64  # bytes of a cache line
-_PANELS_AHEAD = 2  # that are fetched from memory while a panel is multiplied
-_PREFETCHING_ROWS = 2  # of a tile that fetches them; with fewer, the processor fetches fast enough by itself
 _PARTS, _PART = COLUMNS // CHOSEN.columns, CHOSEN.columns
-_I8, _I32, _I64 = (ir.IntType(bits) for bits in (8, 32, 64))
+# The fewest rows that are multiplied with AMX, and the quads that it multiplies at a time.
+_AMX_ROWS, _AMX_QUADS = amx.ROWS if CHOSEN.amx else 1 << 62, amx.QUADS
 
 
-def _number(value: int) -> ir.Constant:
-    return ir.Constant(_I64, value)
-
-
-class _Tile:
-    """Emits the code that multiplies a few rows by the columns of a tile."""
-
-    def __init__(self, builder: Any, rows: list[Any], columns: Any, unsigned_rows: bool) -> None:
-        """rows, columns: addresses."""
-        self.b = builder
-        self.rows = rows
-        self.columns = columns
-        self.unsigned_rows = unsigned_rows
-        # With few sums, each addition would wait for the one before: then some quads are added up separately.
-        self.separate = max(1, min(4, 10 // (len(rows) * CHOSEN.sums)))
-
-    def sums(self, quads: Any) -> list[Any]:
-        """The finished sums, vectors of one lane a column, row by row."""
-        each = len(self.rows) * CHOSEN.sums
-        self.ahead = self.b.mul(quads, _number(_PANELS_AHEAD * PANEL_ROW))
-        start: list[Any] = [CHOSEN.zero()] * (each * self.separate)
-        reached, sums = self._loop(_number(0), quads, self.separate, start)
-        if self.separate > 1:
-            _, rest = self._loop(reached, quads, 1, sums[:each])
-            sums = rest + sums[each:]
-            for part in range(1, self.separate):
-                sums[:each] = [self.b.add(x, sums[part * each + i]) for i, x in enumerate(sums[:each])]
-        result = []
-        for r in range(len(self.rows)):
-            result += CHOSEN.finished(self.b, sums[r * CHOSEN.sums : (r + 1) * CHOSEN.sums])
-        return result
-
-    def _prefetch(self, address: Any) -> None:
-        """Begin to bring what is at an address into the second cache. An address beyond the end does no harm."""
-        pointer, name = ir.PointerType(_I8), "llvm.prefetch.p0"
-        kind = ir.FunctionType(ir.VoidType(), [pointer, _I32, _I32, _I32])
-        function = self.b.module.globals.get(name) or ir.Function(self.b.module, kind, name)
-        self.b.call(function, [self.b.inttoptr(address, pointer), *(ir.Constant(_I32, x) for x in (0, 2, 1))])
-
-    def _loop(self, start: Any, limit: Any, unroll: int, sums: list[Any]) -> tuple[Any, list[Any]]:
-        """Add the products of quads from `start` on, `unroll` at a time, while that many are left before `limit`."""
-        b = self.b
-        before, body, after = b.block, b.append_basic_block("quads"), b.append_basic_block("done")
-        end = b.sub(limit, _number(unroll - 1))
-        b.cbranch(b.icmp_signed("<", start, end), body, after)
-        b.position_at_end(body)
-        quad = b.phi(_I64)
-        running = [b.phi(x.type) for x in sums]
-        each = len(sums) // unroll
-        new: list[Any] = []
-        for step in range(unroll):
-            new += self._quad(b.add(quad, _number(step)), running[step * each : (step + 1) * each])
-        following = b.add(quad, _number(unroll))
-        b.cbranch(b.icmp_signed("<", following, end), body, after)
-        b.position_at_end(after)
-        merged = [b.phi(x.type) for x in sums]
-        reached = b.phi(_I64)
-        for phi, first, last in zip([quad, *running], [start, *sums], [following, *new], strict=True):
-            phi.add_incoming(first, before)
-            phi.add_incoming(last, body)
-        for phi, first, last in zip([reached, *merged], [start, *sums], [following, *new], strict=True):
-            phi.add_incoming(first, before)
-            phi.add_incoming(last, body)
-        return reached, merged
-
-    def _quad(self, quad: Any, sums: list[Any]) -> list[Any]:
-        b, n = self.b, CHOSEN.sums
-        at = b.add(self.columns, b.mul(quad, _number(PANEL_ROW)))
-        if len(self.rows) >= _PREFETCHING_ROWS:
-            for line in range(0, PANEL_ROW, _LINE):
-                self._prefetch(b.add(b.add(at, self.ahead), _number(line)))
-        step = CHOSEN.columns * QUAD // n
-        columns = [
-            CHOSEN.load_columns(b, b.add(at, _number(i * step)), not self.unsigned_rows) for i in range(n)
-        ]  # fmt: skip
-        result = []
-        for r, address in enumerate(self.rows):
-            row = CHOSEN.load_row(b, b.add(address, b.mul(quad, _number(QUAD))), self.unsigned_rows)
-            result += [CHOSEN.dot(b, sums[r * n + i], row, columns[i], self.unsigned_rows) for i in range(n)]
-        return result
-
-
-def _all_rows(unsigned_rows: bool) -> Any:
+def _products_of(unsigned_rows: bool, instructions: Instructions = CHOSEN) -> Any:
     """An intrinsic: int32 [rows, columns of a tile] = rows times columns, in tiles of as many rows as there are.
 
-    Arguments: addresses of the rows, of their offsets, of the columns, and of the result; strides in bytes and entries.
+    Arguments: addresses of the rows, of their offsets, of the columns, and of the result; strides in bytes.
     """
 
     @intrinsic
-    def all_rows(context, left, stride, offsets, columns, quads, out, out_stride, rows):
+    def products_of(context, left, stride, offsets, columns, quads, out, out_stride, rows):
         u, i = types.uint64, types.int64
-        signature = types.void(u, i, u, u, i, u, i, i)
 
         def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-            left, stride, offsets, columns, quads, out, out_stride, rows = arguments
-            out_bytes = b.mul(out_stride, _number(4))
-            state = [left, offsets, out, rows]
-            for size in CHOSEN.rows:
-                before, head = b.block, b.append_basic_block(f"rows{size}")
-                body, after = b.append_basic_block("tile"), b.append_basic_block("after")
-                b.branch(head)
-                b.position_at_end(head)
-                current = [b.phi(_I64) for _ in state]
-                b.cbranch(b.icmp_signed(">=", current[3], _number(size)), body, after)
-                b.position_at_end(body)
-                addresses = [b.add(current[0], b.mul(stride, _number(r))) for r in range(size)]
-                sums = _Tile(b, addresses, columns, unsigned_rows).sums(quads)
-                each = len(sums) // size
-                for r in range(size):
-                    target = b.add(current[2], b.mul(out_bytes, _number(r)))
-                    offset = None if unsigned_rows else _splat(b, b.add(current[1], _number(4 * r)))
-                    for v in range(each):
-                        total = sums[r * each + v] if offset is None else b.add(sums[r * each + v], offset)
-                        place = b.inttoptr(b.add(target, _number(v * CHOSEN.width)), total.type.as_pointer())
-                        b.store(total, place).align = 4
-                moved = [
-                    b.add(current[0], b.mul(stride, _number(size))),
-                    b.add(current[1], _number(4 * size)),
-                    b.add(current[2], b.mul(out_bytes, _number(size))),
-                    b.sub(current[3], _number(size)),
-                ]
-                for phi, first, last in zip(current, state, moved, strict=True):
-                    phi.add_incoming(first, before)
-                    phi.add_incoming(last, b.block)
-                b.branch(head)
-                b.position_at_end(after)
-                state = list(current)
+            emit_rows(b, instructions, unsigned_rows, arguments)
             return context.get_dummy_value()
 
-        return signature, generate
+        return types.void(u, i, u, u, i, u, i, i), generate
 
-    return all_rows
-
-
-def _splat(b: Any, address: Any) -> Any:
-    """An int32 in memory, in every lane."""
-    vector = CHOSEN.zero().type
-    loaded = b.load(b.inttoptr(address, _I32.as_pointer()))
-    first = b.insert_element(ir.Constant(vector, ir.Undefined), loaded, ir.Constant(_I32, 0))
-    return b.shuffle_vector(first, ir.Constant(vector, ir.Undefined), CHOSEN.zero())
+    return products_of
 
 
-_signed_rows, _unsigned_rows = _all_rows(False), _all_rows(True)
+def _more_products_of(unsigned_rows: bool) -> Any:
+    """An intrinsic: adds products to int32 [16 to 32 rows, 32] with AMX. Arguments: see `_products_of`."""
+
+    @intrinsic
+    def more_products_of(context, left, stride, columns, quads, out, out_stride, rows):
+        u, i = types.uint64, types.int64
+
+        def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+            if CHOSEN.amx:
+                amx.emit_products(b, CHOSEN.amx, unsigned_rows, arguments)
+            return context.get_dummy_value()
+
+        return types.void(u, i, u, i, u, i, i), generate
+
+    return more_products_of
+
+
+_signed_products, _unsigned_products = _products_of(False), _products_of(True)
+# One row alone takes all columns in one go, which is the order of its panels in memory: that is what it waits for.
+_ROW_ALONE = replace(CHOSEN, columns=COLUMNS, rows=(1,))
+_signed_row, _unsigned_row = _products_of(False, _ROW_ALONE), _products_of(True, _ROW_ALONE)
+_more_signed_products, _more_unsigned_products = _more_products_of(False), _more_products_of(True)
+
+
+@subkernel
+def _times_panel(unsigned, a, stride, o, w, quads, c, out_stride, rows):
+    """int32 [rows, 32] = rows times a panel, in tiles. unsigned: the rows, instead of the panel; see `_products_of`."""
+    not_inlined()
+    if rows == 1:
+        if unsigned:
+            _unsigned_row(a, stride, o, w, quads, c, out_stride, rows)
+        else:
+            _signed_row(a, stride, o, w, quads, c, out_stride, rows)
+        return
+    for _ in range(_PARTS):
+        if unsigned:
+            _unsigned_products(a, stride, o, w, quads, c, out_stride, rows)
+        else:
+            _signed_products(a, stride, o, w, quads, c, out_stride, rows)
+        w, c = w + np.uint64(_PART * QUAD), c + np.uint64(4 * _PART)
+
+
+@subkernel
+def _multiply(unsigned, a, stride, o, w, quads, c, out_stride, rows):
+    """Like `_times_panel`, with AMX if there is enough to do. The quads that are left over are multiplied before."""
+    if rows < _AMX_ROWS or quads < _AMX_QUADS:
+        _times_panel(unsigned, a, stride, o, w, quads, c, out_stride, rows)
+        return
+    rest, done = quads % _AMX_QUADS, 0
+    whole = np.uint64(quads - rest)
+    while done < rows:
+        row = min(done, rows - _AMX_ROWS)
+        count = min(2 * _AMX_ROWS, rows - row)
+        left, sums = a + np.uint64(row * stride), c + np.uint64(row * out_stride)
+        _times_panel(unsigned, left + whole * np.uint64(QUAD), stride, o + np.uint64(4 * row),
+                     w + whole * np.uint64(PANEL_ROW), rest, sums, out_stride, count)  # fmt: skip
+        if unsigned:
+            _more_unsigned_products(left, stride, w, quads, sums, out_stride, count)
+        else:
+            _more_signed_products(left, stride, w, quads, sums, out_stride, count)
+        done = row + count
 
 
 @subkernel
@@ -193,9 +128,7 @@ def multiply(left, start, stride, rows, offsets, first_offset, right, panel, qua
         return
     a, o = left.ctypes.data + np.uint64(start), offsets.ctypes.data + np.uint64(4 * first_offset)
     w, c = right.ctypes.data + np.uint64(panel), out.ctypes.data + np.uint64(4 * out_start)
-    for _ in range(_PARTS):
-        _signed_rows(a, stride, o, w, quads, c, out_stride, rows)
-        w, c = w + np.uint64(_PART * QUAD), c + np.uint64(4 * _PART)
+    _multiply(False, a, stride, o, w, quads, c, 4 * out_stride, rows)
 
 
 @subkernel
@@ -213,9 +146,7 @@ def multiply_shares(left, start, stride, rows, right, panel, quads, out, out_sta
         return
     a, w = left.ctypes.data + np.uint64(start), right.ctypes.data + np.uint64(panel)
     c = out.ctypes.data + np.uint64(4 * out_start)
-    for _ in range(_PARTS):
-        _unsigned_rows(a, stride, a, w, quads, c, out_stride, rows)
-        w, c = w + np.uint64(_PART * QUAD), c + np.uint64(4 * _PART)
+    _multiply(True, a, stride, a, w, quads, c, 4 * out_stride, rows)
 
 
 # ---- panels
