@@ -23,7 +23,7 @@ from memcodec.bench.results import Store, digest, machine, today
 from memcodec.codec import Codec
 from memcodec.errors import MemcodecError
 from memcodec.models.registry import BUILT_IN, DEFAULT_MODEL
-from memcodec.settings import Readout
+from memcodec.settings import DEFAULT_SHARE, Readout
 
 DEFAULT_BYTES = 20_480  # of each text: a quarter of an hour on 2 CPU cores
 PROMPT_BYTES = 512
@@ -89,7 +89,7 @@ def measure(bench: Bench, texts: list[Text], sizes: list[int]) -> dict[str, Any]
     for text in by_size:
         for name in SIZE_NAMES:
             sized += bench.rival(name, text)
-        sized += [bench.limit("bound", text), bench.memcodec(text, Readout())]
+        sized += [bench.limit("bound", text), bench.memcodec(text, Readout(DEFAULT_SHARE))]
     wholes = [(len(text.whole), zstd_bytes(bench, text)) for text in texts if text.name in ENGLISH]
     model_bytes = BUILT_IN[DEFAULT_MODEL].wheel_bytes
     counted = [row for row in rows if row.text in ENGLISH]

@@ -10,6 +10,7 @@ DEFAULT_MODEL = "smollm2-135m"
 
 SHARE_STEPS = 1024  # memory shares are multiples of 1/1024
 MOST_SHARE = 512  # the largest memory share, in these steps
+DEFAULT_SHARE = LEVELS[DEFAULT_LEVEL].share
 DEFAULT_EFFORT = LEVELS[DEFAULT_LEVEL].effort  # states that the search for a memory tries per token
 MAX_EFFORT = 1 << 20
 MAX_STATES = 1 << 26  # effort times tokens of a chunk: 5 bytes each in every thread

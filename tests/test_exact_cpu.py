@@ -15,7 +15,8 @@ from memcodec.lm import arithmetic, instructions, kept, selftest
 from memcodec.lm.architecture import Architecture, Rotary
 from memcodec.lm.compiled import kernel
 from memcodec.lm.cpu import CpuLM
-from memcodec.lm.product import COLUMNS, PANEL_ROW, QUAD, multiply_matrices, multiply_shares
+from memcodec.lm.instructions import COLUMNS, PANEL_ROW, QUAD
+from memcodec.lm.product import multiply_matrices, multiply_shares
 from memcodec.lm.sequences import SequenceInput, Sequences
 from memcodec.lm.team import team_of
 from memcodec.lm.weights import ExactWeights, Tensors, spread

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from memcodec.bench.comparison import LIMITS, Row
-from memcodec.settings import Readout
+from memcodec.settings import DEFAULT_SHARE
 
-_DEFAULT = f"memcodec {Readout().share:g}"
+_DEFAULT = f"memcodec {DEFAULT_SHARE:g}"
 _HEAD = f"{'':24}{'bytes':>9}{'ratio':>8}{'bits/byte':>11}{'encode':>12}{'decode':>12}{'peak':>9}"
 
 

@@ -5,8 +5,8 @@ import numpy as np
 from memcodec.lm import arithmetic
 from memcodec.lm.compiled import fetch, float_at, float_of, not_inlined, put_float, subkernel, taken
 from memcodec.lm.exp2 import exp2
-from memcodec.lm.instructions import QUAD
-from memcodec.lm.product import COLUMNS, PANEL_ROW, TILE_ROWS, multiply, multiply_shares
+from memcodec.lm.instructions import COLUMNS, PANEL_ROW, QUAD
+from memcodec.lm.product import TILE_ROWS, multiply, multiply_shares
 from memcodec.lm.quantize import root_scale, rotary, to_integers, transform
 
 f4 = np.float32

@@ -8,10 +8,10 @@ import numpy as np
 
 from memcodec.errors import EncodeError
 from memcodec.lm import kernels, layout, selftest
-from memcodec.lm.instructions import CHOSEN
+from memcodec.lm.instructions import CHOSEN, COLUMNS
 from memcodec.lm.kept import AnyWeights
 from memcodec.lm.layout import PAGE
-from memcodec.lm.product import COLUMNS, multiply_matrices, padded
+from memcodec.lm.product import multiply_matrices, padded
 from memcodec.lm.rotation import rotated_vectors
 from memcodec.lm.sequences import READ_ROWS, Rows, SequenceInput, check_numbers, check_pass, check_step
 from memcodec.lm.team import Team

@@ -12,9 +12,9 @@ from memcodec.lm import arithmetic
 from memcodec.lm.attention import attention_stage, head_stage
 from memcodec.lm.compiled import COUNTERS_APART, kernel, not_inlined, subkernel, taken, wait_for_all
 from memcodec.lm.exp2 import EXP2_ONE, exp2
-from memcodec.lm.instructions import QUAD
+from memcodec.lm.instructions import COLUMNS, QUAD
 from memcodec.lm.layout import FEW_ROWS, STAGES
-from memcodec.lm.product import COLUMNS, TILE_ROWS, multiply
+from memcodec.lm.product import TILE_ROWS, multiply
 from memcodec.lm.quantize import root_scale, to_integers, transform
 
 f4 = np.float32

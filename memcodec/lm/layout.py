@@ -10,7 +10,8 @@ import numpy as np
 from memcodec.lm import arithmetic
 from memcodec.lm.architecture import Architecture
 from memcodec.lm.compiled import COUNTERS_APART
-from memcodec.lm.product import COLUMNS, TILE_ROWS, columns_of, padded, panels, rows_in
+from memcodec.lm.instructions import COLUMNS
+from memcodec.lm.product import TILE_ROWS, columns_of, padded, panels, rows_in
 from memcodec.lm.team import Team
 from memcodec.lm.weights import Tensors
 

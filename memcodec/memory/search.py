@@ -23,8 +23,8 @@ from memcodec.coding.steering import (
 )
 from memcodec.lm.compiled import allocating, not_inlined, ones_in, subkernel
 from memcodec.lm.cpu import needs_fallback
-from memcodec.lm.instructions import QUAD
-from memcodec.lm.product import COLUMNS, PANEL_ROW, ZERO, multiply, padded
+from memcodec.lm.instructions import COLUMNS, PANEL_ROW, QUAD
+from memcodec.lm.product import ZERO, multiply, padded
 from memcodec.lm.seeded import word
 from memcodec.lm.team import Team
 
