@@ -10,11 +10,13 @@ import numpy as np
 
 from memcodec import bound, container, estimate, frames
 from memcodec.container import Container, ModelId, Needs, Segment, Settings, assembly, refusals
-from memcodec.container.assembly import Lost, SourceRange
+from memcodec.container.assembly import SourceRange
+from memcodec.container.insertion import Lost
 from memcodec.decoding import sharing_batches, tokens_of
 from memcodec.document.blocks import Block, BlockQueue, Cutting, read_blocks
 from memcodec.document.inputs import Binary, Data, as_binary, as_bytes, as_many, as_source
 from memcodec.document.plan import visible_tokens
+from memcodec.document.references import Reference
 from memcodec.document.source import Source
 from memcodec.engines import find_engine
 from memcodec.engines.engine import Engine
@@ -129,7 +131,8 @@ class Codec:
         self, data: Data | BinaryIO | Source, *,
         site: SiteSettings = Readout(),  # noqa: B008 (frozen)
         chunk_tokens: int = DEFAULT_CHUNK_TOKENS, context: Context = "auto", batch: int = DEFAULT_BATCH,
-        verify: bool = True, journal: Journal | None = None, progress: ProgressCallback | None = None,
+        verify: bool = True, references: bool = True, journal: Journal | None = None,
+        progress: ProgressCallback | None = None,
     ) -> bytes:  # fmt: skip
         """Compress bytes, text (as UTF-8), or a file open for reading, to the bytes of a .memz file.
 
@@ -137,12 +140,13 @@ class Codec:
         point. site: where memories enter the LM, with its settings; chunk_tokens: 1 to 4096; context: the maximum
         number of tokens that the LM sees before a position: 0 for those of the same chunk only, "auto" for as many as
         cost little time, "max" for as many as possible (the smallest file, but slow); batch: groups decoded side by
-        side to verify; verify: decode the result and compare; journal: keeps encoded groups on disk, so that a second
+        side to verify; verify: decode the result and compare; references: text that occurred before in the document is
+        written as a reference to it; journal: keeps encoded groups on disk, so that a second
         run continues after them. Raises EncodeError for settings out of range, and if chunks of a `pure` prompt need
         corrections; MachineError if the result does not decode to the input.
         """
         source = as_source(data, "data")
-        settings = EncodeSettings(site, chunk_tokens, context, batch, verify)
+        settings = EncodeSettings(site, chunk_tokens, context, batch, verify, references)
         if (blob := assembly.without_model(source)) is not None:
             return blob
         (blob,) = self._files([source], settings, progress, journal)
@@ -205,16 +209,18 @@ class Codec:
             journal.begin(journal_key(sources[0], model, settings.site, cutting), fitted_together)
             encoded = journal.encoded(blocks.groups(), encode, lambda group: report.finish(group.lengths))
         parts: list[Segment | SourceRange] = []
+        references: list[Reference] = []
         furthest = 1
         for block in blocks.blocks():
             parts += assembly.parts_of(block, encoded, model.tokenizer, settings.stores_text)
+            references += block.references
             furthest = max(furthest, block.plan.context)
             if block.last:
                 primer = self.primer.identity if self.primer else b""
                 written = Settings(site.name, site.fields, settings.chunk_tokens, furthest, primer)
                 model_id = ModelId.of(model.name, model.identity)
-                yield block.source, assembly.container_of(block.source, parts, model_id, written)
-                parts, furthest = [], 1
+                yield block.source, assembly.container_of(block.source, parts, references, model_id, written)
+                parts, references, furthest = [], [], 1
 
     def _verified(
         self, finished: list[tuple[Source, bytes]], settings: EncodeSettings, report: Reporter

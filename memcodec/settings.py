@@ -104,6 +104,7 @@ class EncodeOptions(TypedDict, total=False):
     context: Context
     batch: int
     verify: bool
+    references: bool
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,7 @@ class EncodeSettings:
     context: Context = "auto"
     batch: int = DEFAULT_BATCH
     verify: bool = True
+    references: bool = True
 
     def __post_init__(self) -> None:
         """Raises as `check`."""
@@ -142,6 +144,11 @@ class EncodeSettings:
     def stores_text(self) -> bool:
         """Whether text that zstd makes smaller is stored instead of coded."""
         return not (isinstance(self.site, Prompt) and self.site.pure)
+
+    @property
+    def finds_references(self) -> bool:
+        """Whether text that occurred before is written as a reference; a pure memory carries all text."""
+        return self.references and self.stores_text
 
 
 def check_chunk_tokens(chunk_tokens: int) -> None:

@@ -6,6 +6,7 @@ from memcodec.container.layout import (
     MAX_CHUNKS,
     MAX_FIELDS,
     MAX_HEADER,
+    MAX_REFERENCES,
     MEMORIES_APART,
     PRIMER_BYTES,
     SITES,
@@ -35,7 +36,7 @@ from memcodec.container.read import (
     unpack,
     unpack_all,
 )
-from memcodec.container.write import describe, pack, pack_settings
+from memcodec.container.write import describe, pack, pack_references, pack_settings
 
 __all__ = [
     "HASH_BYTES",
@@ -43,6 +44,7 @@ __all__ = [
     "MAX_CHUNKS",
     "MAX_FIELDS",
     "MAX_HEADER",
+    "MAX_REFERENCES",
     "MEMORIES_APART",
     "PRIMER_BYTES",
     "SITES",
@@ -68,6 +70,7 @@ __all__ = [
     "members_of",
     "pack",
     "pack_column",
+    "pack_references",
     "pack_settings",
     "read_settings",
     "read_tensors",
