@@ -29,7 +29,7 @@ from memcodec import Archive, MemcodecError, Primer, container
 from memcodec.bench.force_lm import store_nothing
 from memcodec.bench.results import machine, today
 from memcodec.codec import Codec
-from memcodec.container import Container, Segment
+from memcodec.container import Segment
 
 TINY = Path(__file__).parent.parent / "spec" / "vectors" / "tiny" / "model"
 TEXT = "Every bit of this is flipped once. Jedes Bit wird einmal gekippt. Каждый бит. 每一位。\n"
@@ -300,7 +300,7 @@ def _swap(blob: bytes, rng: random.Random) -> bytes:
         theirs: Any = {field: getattr(a, field)}
         parts[one] = replace(left, chunks=(*left.chunks[:i], replace(a, **ours), *left.chunks[i + 1 :]))
         parts[other] = replace(right, chunks=(*right.chunks[:j], replace(b, **theirs), *right.chunks[j + 1 :]))
-    return container.pack(Container(parsed.size, parsed.sha256, parts, parsed.model, parsed.settings))
+    return container.pack(replace(parsed, parts=parts))
 
 
 WAYS: dict[str, Callable[[bytes, random.Random], bytes]] = {

@@ -40,7 +40,7 @@ _WITHOUT_EFFECT = {
     *("-c", "--stdout", "-f", "--force", "-k", "--keep", "-v", "--verbose", "--no-progress", "--no-verify"),
     *("--chunk-tokens", "--context", "--site", "--vectors", "--bits", "--steps", "--seed", "--pure"),
     *("--memory-share", "--effort", "--engine", "--workers", "-q", "--quiet", "--device", "--batch", "-T", "--threads"),
-    *("--model", "--primer"),
+    *("--model", "--primer", "--no-references"),
 }  # options of compress that may stand beside -d, -t and -l even if these have no use for them, as in gzip and xz
 
 

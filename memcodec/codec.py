@@ -9,14 +9,12 @@ from typing import Any, BinaryIO, Unpack
 import numpy as np
 
 from memcodec import bound, container, estimate, frames
-from memcodec.container import Container, ModelId, Needs, Segment, Settings, assembly, refusals
-from memcodec.container.assembly import SourceRange
-from memcodec.container.insertion import Lost
+from memcodec.container import Container, Lost, ModelId, Needs, Settings, assembly, refusals
+from memcodec.container.assembly import EncodedPart
 from memcodec.decoding import sharing_batches, tokens_of
 from memcodec.document.blocks import Block, BlockQueue, Cutting, read_blocks
 from memcodec.document.inputs import Binary, Data, as_binary, as_bytes, as_many, as_source
 from memcodec.document.plan import visible_tokens
-from memcodec.document.references import Reference
 from memcodec.document.source import Source
 from memcodec.engines import find_engine
 from memcodec.engines.engine import Engine
@@ -141,9 +139,9 @@ class Codec:
         number of tokens that the LM sees before a position: 0 for those of the same chunk only, "auto" for as many as
         cost little time, "max" for as many as possible (the smallest file, but slow); batch: groups decoded side by
         side to verify; verify: decode the result and compare; references: text that occurred before in the document is
-        written as a reference to it; journal: keeps encoded groups on disk, so that a second
-        run continues after them. Raises EncodeError for settings out of range, and if chunks of a `pure` prompt need
-        corrections; MachineError if the result does not decode to the input.
+        written as a reference; journal: keeps encoded groups on disk, so that a second run continues after them. Raises
+        EncodeError for settings out of range, and if chunks of a `pure` prompt need corrections; MachineError if the
+        result does not decode to the input.
         """
         source = as_source(data, "data")
         settings = EncodeSettings(site, chunk_tokens, context, batch, verify, references)
@@ -208,19 +206,18 @@ class Codec:
             fitted_together = FIT_CHUNKS if isinstance(settings.site, Prompt) else 1
             journal.begin(journal_key(sources[0], model, settings.site, cutting), fitted_together)
             encoded = journal.encoded(blocks.groups(), encode, lambda group: report.finish(group.lengths))
-        parts: list[Segment | SourceRange] = []
-        references: list[Reference] = []
-        furthest = 1
+        parts, furthest = list[EncodedPart](), 1
         for block in blocks.blocks():
             parts += assembly.parts_of(block, encoded, model.tokenizer, settings.stores_text)
-            references += block.references
             furthest = max(furthest, block.plan.context)
             if block.last:
                 primer = self.primer.identity if self.primer else b""
                 written = Settings(site.name, site.fields, settings.chunk_tokens, furthest, primer)
-                model_id = ModelId.of(model.name, model.identity)
-                yield block.source, assembly.container_of(block.source, parts, references, model_id, written)
-                parts, references, furthest = [], [], 1
+                yield (
+                    block.source,
+                    assembly.container_of(block.source, parts, ModelId.of(model.name, model.identity), written),
+                )
+                parts, furthest = [], 1
 
     def _verified(
         self, finished: list[tuple[Source, bytes]], settings: EncodeSettings, report: Reporter

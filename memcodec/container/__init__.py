@@ -1,5 +1,6 @@
 """The .memz file: what it holds (`layout`), `write`, `read`, and how documents become parts and back (`assembly`)."""
 
+from memcodec.container.insertion import Lost
 from memcodec.container.layout import (
     HASH_BYTES,
     IDENTITY_BYTES,
@@ -55,6 +56,7 @@ __all__ = [
     "Chunk",
     "Container",
     "Group",
+    "Lost",
     "ModelId",
     "Needs",
     "Part",

@@ -54,14 +54,15 @@ class _SegmentBytes:
     start: int
 
 
-def parts_of(
-    block: Block, encoded: Iterator[EncodedGroup], tokenizer: ByteTokenizer, store: bool
-) -> list[Segment | SourceRange]:
-    """The parts of a block, whose groups are the next ones of `encoded`.
+EncodedPart = Segment | SourceRange | Reference
+
+
+def parts_of(block: Block, encoded: Iterator[EncodedGroup], tokenizer: ByteTokenizer, store: bool) -> list[EncodedPart]:
+    """The references and the other parts of a block, whose groups are the next ones of `encoded`.
 
     store: groups that zstd makes smaller are stored instead.
     """
-    parts: list[Segment | SourceRange] = []
+    parts: list[EncodedPart] = [*block.references]
     start = block.carried
     group, used = EncodedGroup((), (), b""), 0  # the group of the next chunk, and how many of its chunks are used
     runs = iter(block.plan.runs)
@@ -122,15 +123,13 @@ def _store_smaller(run: list[_SegmentBytes]) -> list[Segment | SourceRange]:
     return _store_smaller(run[:half]) + _store_smaller(run[half:])
 
 
-def container_of(
-    source: Source, parts: list[Segment | SourceRange], references: list[Reference], model: ModelId, settings: Settings
-) -> Container:
-    """The container of a document with these parts and references, of all its blocks.
-
-    Adjacent ranges are stored as one span.
-    """
+def container_of(source: Source, parts: list[EncodedPart], model: ModelId, settings: Settings) -> Container:
+    """The container of a document with these parts, of all its blocks; adjacent ranges are stored as one span."""
+    references = [part for part in parts if isinstance(part, Reference)]
     joined: list[Segment | SourceRange] = []
     for part in parts:
+        if isinstance(part, Reference):
+            continue
         if isinstance(part, SourceRange) and joined and isinstance(before := joined[-1], SourceRange):
             joined[-1] = SourceRange(before.start, part.end)
         else:

@@ -2,8 +2,9 @@
 
 import tempfile
 from bisect import bisect_left, bisect_right, insort
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from memcodec.document.references import Reference
@@ -49,7 +50,7 @@ class Sources:
         end = start + len(data)
         for i in range(bisect_right(self._ends, start), bisect_left(self._starts, end)):
             first, last = max(start, self._starts[i]), min(end, self._ends[i])
-            if any(isinstance(piece, int) for piece in self.read(first, last)):
+            if not self.has(first, last):
                 self._write(first, data[first - start : last - start])
 
     def _write(self, start: int, data: bytes) -> None:
@@ -64,8 +65,12 @@ class Sources:
             insort(self._kept, (start, start + len(data), self._size))
         self._size += len(data)
 
-    def read(self, start: int, end: int) -> Iterator[bytes | int]:
-        """Carried bytes in pieces; in place of those that are not kept, their number."""
+    def has(self, start: int, end: int) -> bool:
+        """Whether these carried bytes are kept."""
+        return all(isinstance(piece, bytes) for piece in self.read(start, end))
+
+    def read(self, start: int, end: int) -> Iterator[bytes | Lost]:
+        """Carried bytes in pieces, with a `Lost` for those that are not kept."""
         while start < end:
             i = bisect_right(self._kept, (start, 1 << 63, 0)) - 1
             if i >= 0 and self._kept[i][1] > start:
@@ -75,7 +80,7 @@ class Sources:
                 yield bytes(self._file.read(stop - start))
             else:
                 stop = min(end, self._kept[i + 1][0]) if i + 1 < len(self._kept) else end
-                yield stop - start
+                yield Lost(start, stop)
             start = stop
 
 
@@ -85,23 +90,35 @@ def insert(pieces: Iterable[bytes | Lost], references: Sequence[Reference]) -> I
     A `Lost` that is given has its place in the carried bytes, and one that is returned its place in the document.
     """
     sources = Sources(references)
-    number = at = place = 0  # references inserted, carried bytes done, bytes of the document returned
+    following = deque(references)
+    at = place = 0  # carried bytes that are done, bytes of the document that are returned
     for piece in pieces:
-        start, chunks = at, piece.chunks if isinstance(piece, Lost) else ()
         if isinstance(piece, bytes):
             sources.keep(at, piece)
-        end = at + (len(piece) if isinstance(piece, bytes) else piece.end - piece.start)
-        while at < end or (number < len(references) and references[number].at == at):
-            if number < len(references) and references[number].at == at:
-                one = references[number]
-                number += 1
-                for copy in sources.read(one.start, one.start + one.size):
-                    size = len(copy) if isinstance(copy, bytes) else copy
-                    yield copy if isinstance(copy, bytes) else Lost(place, place + size)
-                    place += size
-                continue
-            stop = min(end, references[number].at) if number < len(references) else end
-            yield piece[at - start : stop - start] if isinstance(piece, bytes) else Lost(
-                place, place + stop - at, chunks
-            )
-            at, place = stop, place + stop - at
+        while following and following[0].at <= at + _size(piece):
+            one = following.popleft()
+            before, piece = _split(piece, one.at - at)
+            for part in (before, *sources.read(one.start, one.start + one.size)):
+                yield from _placed(part, place)
+                place += _size(part)
+            at = one.at
+        yield from _placed(piece, place)
+        at, place = at + _size(piece), place + _size(piece)
+
+
+def _size(piece: bytes | Lost) -> int:
+    return len(piece) if isinstance(piece, bytes) else piece.end - piece.start
+
+
+def _split(piece: bytes | Lost, size: int) -> tuple[bytes | Lost, bytes | Lost]:
+    """The first `size` bytes of a piece, and the others."""
+    if isinstance(piece, bytes):
+        return piece[:size], piece[size:]
+    middle = piece.start + size
+    return replace(piece, end=middle), replace(piece, start=middle)
+
+
+def _placed(piece: bytes | Lost, start: int) -> Iterator[bytes | Lost]:
+    """A piece, unless it is empty; a `Lost` with this place in the document."""
+    if _size(piece):
+        yield piece if isinstance(piece, bytes) else replace(piece, start=start, end=start + _size(piece))
