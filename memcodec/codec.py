@@ -37,8 +37,6 @@ from memcodec.settings import (
     EncodeOptions,
     EncodeSettings,
     Prompt,
-    Readout,
-    SiteSettings,
     check_batch,
     check_device,
 )
@@ -127,27 +125,27 @@ class Codec:
 
     def encode(
         self, data: Data | BinaryIO | Source, *,
-        site: SiteSettings = Readout(),  # noqa: B008 (frozen)
-        chunk_tokens: int = DEFAULT_CHUNK_TOKENS, context: Context = "auto", batch: int = DEFAULT_BATCH,
-        verify: bool = True, references: bool = True, journal: Journal | None = None,
-        progress: ProgressCallback | None = None,
+        journal: Journal | None = None, progress: ProgressCallback | None = None, **settings: Unpack[EncodeOptions],
     ) -> bytes:  # fmt: skip
         """Compress bytes, text (as UTF-8), or a file open for reading, to the bytes of a .memz file.
 
         With the readout site these are the same on every machine with the same zstd; the prompt site fits in floating
-        point. site: where memories enter the LM, with its settings; chunk_tokens: 1 to 4096; context: the maximum
-        number of tokens that the LM sees before a position: 0 for those of the same chunk only, "auto" for as many as
-        cost little time, "max" for as many as possible (the smallest file, but slow); batch: groups decoded side by
-        side to verify; verify: decode the result and compare; references: text that occurred before in the document is
-        written as a reference; journal: keeps encoded groups on disk, so that a second run continues after them. Raises
-        EncodeError for settings out of range, and if chunks of a `pure` prompt need corrections; MachineError if the
-        result does not decode to the input.
+        point. journal: keeps encoded groups on disk, so that a second run continues after them. The settings:
+
+        site: where memories enter the LM, with its settings; chunk_tokens: 1 to 4096; context: the maximum number of
+        tokens that the LM sees before a position: 0 for those of the same chunk only, "auto" (the default) for as many
+        as cost little time, "max" for as many as possible (the smallest file, but slow); batch: groups decoded side by
+        side to verify; verify: decode the result and compare, as by default; references: write text that occurred
+        before in the document as a reference, as by default.
+
+        Raises EncodeError for settings out of range, and if chunks of a `pure` prompt need corrections; MachineError if
+        the result does not decode to the input.
         """
         source = as_source(data, "data")
-        settings = EncodeSettings(site, chunk_tokens, context, batch, verify, references)
+        chosen = EncodeSettings(**settings)
         if (blob := assembly.without_model(source)) is not None:
             return blob
-        (blob,) = self._files([source], settings, progress, journal)
+        (blob,) = self._files([source], chosen, progress, journal)
         return blob
 
     def encode_many(
@@ -213,10 +211,8 @@ class Codec:
             if block.last:
                 primer = self.primer.identity if self.primer else b""
                 written = Settings(site.name, site.fields, settings.chunk_tokens, furthest, primer)
-                yield (
-                    block.source,
-                    assembly.container_of(block.source, parts, ModelId.of(model.name, model.identity), written),
-                )
+                model_id = ModelId.of(model.name, model.identity)
+                yield block.source, assembly.container_of(block.source, parts, model_id, written)
                 parts, furthest = [], 1
 
     def _verified(

@@ -275,7 +275,7 @@ def blob(tiny: Codec) -> Iterator[bytes]:
 
 def test_a_document_comes_back(tiny: Codec, blob: bytes) -> None:
     parsed = unpack(blob)
-    assert len(parsed.references) >= 5 and parsed.carried < 1200 < parsed.size == len(WHOLE)
+    assert len(parsed.references) >= 4 and parsed.carried < 1000 < parsed.size == len(WHOLE)
     assert tiny.decode(blob) == WHOLE
     assert tiny.decode_many([blob, blob]) == [WHOLE, WHOLE]
     assert b"".join(tiny.salvage(blob)) == WHOLE  # type: ignore[arg-type]
@@ -293,7 +293,7 @@ def test_blocks_share_references(tiny: Codec, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(spans, "BLOCK_BYTES", 700)
     monkeypatch.setattr(spans, "_LINE", 50)
     made = tiny.encode(WHOLE, site=QUICK)
-    assert len(unpack(made).references) >= 4 and tiny.decode(made) == WHOLE
+    assert len(unpack(made).references) >= 2 and tiny.decode(made) == WHOLE
     assert next(iter(tiny.encode_many([WHOLE, WHOLE[:900]], site=QUICK))) == made
 
 
