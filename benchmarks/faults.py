@@ -29,7 +29,7 @@ from memcodec import Archive, MemcodecError, Primer, container
 from memcodec.bench.force_lm import store_nothing
 from memcodec.bench.results import machine, today
 from memcodec.codec import Codec
-from memcodec.container import Container, Segment
+from memcodec.container import Segment
 
 TINY = Path(__file__).parent.parent / "spec" / "vectors" / "tiny" / "model"
 TEXT = "Every bit of this is flipped once. Jedes Bit wird einmal gekippt. Каждый бит. 每一位。\n"
@@ -118,6 +118,15 @@ def small_file(codec: Codec) -> Reader:
     return blob, codec.decode
 
 
+def repeating_file(codec: Codec) -> Reader:
+    """A file with references, into a group and into a stored span."""
+    data = TEXT.encode() + bytes(range(128, 144)) + TEXT[:150].encode() + TEXT[3:].encode() * 2
+    with store_nothing(references=True):
+        blob = codec.encode(data, chunk_tokens=40, context=60)
+    assert container.unpack(blob).references
+    return blob, codec.decode
+
+
 def stored_file(codec: Codec) -> Reader:
     """A file of bytes that are not text."""
     return codec.encode(bytes(range(256)) * 2), codec.decode
@@ -149,23 +158,35 @@ def primer(codec: Codec) -> Reader:
     return Primer.from_texts([TEXT], 20, codec).to_bytes(), read
 
 
-KINDS = {"file": small_file, "stored file": stored_file, "archive": archive, "primer": primer}
+KINDS = {
+    "file": small_file,
+    "file with references": repeating_file,
+    "stored file": stored_file,
+    "archive": archive,
+    "primer": primer,
+}
 
 
 # ---- any damage
 
 
 def corruptions(count: int, seed: int = 0) -> Iterator[Case]:
-    """Corruptions, of each kind in turn, of a file with dozens of groups. In half of them the checksum is corrected."""
+    """Corruptions, of each kind in turn, of a file with dozens of groups, and of one that has references too.
+
+    In half of them the checksum is corrected.
+    """
     codec = Codec.load(str(TINY), device="cpu", threads=1)
     text = "".join(f"{i} {TEXT}" for i in range(24)).encode()
     data = text[: len(text) // 2] + bytes(range(128, 256)) + text[len(text) // 2 :]
-    with store_nothing():
-        blob = codec.encode(data, chunk_tokens=30, context=60)
-    codec.decode(blob)
+    words = random.Random(1).choices(TEXT.split(), k=700)
+    twice = " ".join([*words, *words[:90], *words[200:270], *words[100:400]]).encode()
+    with store_nothing(references=True):
+        made = [(codec.encode(d, chunk_tokens=30, context=60, references=d is twice), d) for d in (data, twice)]
+    assert all(codec.decode(blob) == d for blob, d in made)
     rng, ways = random.Random(seed), list(WAYS)
     for number in range(count):
         way = ways[number % len(ways)]
+        blob, data = made[number // len(ways) // 2 % 2]
         damaged = WAYS[way](blob, rng)
         if mended := number // len(ways) % 2 == 0:
             damaged = sealed(damaged)
@@ -300,7 +321,7 @@ def _swap(blob: bytes, rng: random.Random) -> bytes:
         theirs: Any = {field: getattr(a, field)}
         parts[one] = replace(left, chunks=(*left.chunks[:i], replace(a, **ours), *left.chunks[i + 1 :]))
         parts[other] = replace(right, chunks=(*right.chunks[:j], replace(b, **theirs), *right.chunks[j + 1 :]))
-    return container.pack(Container(parsed.size, parsed.sha256, parts, parsed.model, parsed.settings))
+    return container.pack(replace(parsed, parts=parts))
 
 
 WAYS: dict[str, Callable[[bytes, random.Random], bytes]] = {

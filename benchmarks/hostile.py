@@ -34,6 +34,7 @@ from memcodec.bench.results import machine, today
 from memcodec.cache import cache_folder
 from memcodec.codec import Codec
 from memcodec.container import Chunk, Container, ModelId, Segment, Settings, StoredSpan, pack
+from memcodec.document.references import Reference
 from memcodec.settings import MAX_CONTEXT
 
 HARMLESS = "refused"
@@ -218,6 +219,7 @@ def hostile(folder: Path, large: bool) -> Iterator[Hostile]:
     yield from headers(good)
     yield from indexes(good, large)
     yield from payloads(codec)
+    yield from copies()
     yield from names(folder, codec)
     yield from others(codec)
 
@@ -286,6 +288,25 @@ def indexes(good: bytes, large: bool) -> Iterator[Hostile]:
     claim = Segment(1 << 40, tuple(Chunk(200, b"", 0) for _ in range(20)), bytes(20))
     beyond = replace(parsed.settings, context=MAX_CONTEXT)
     yield Hostile("a context beyond the model", made([claim], beyond))
+
+
+def copies() -> Iterator[Hostile]:
+    """Files whose references are hostile; the other lengths and the checksum are correct."""
+    carried = bytes(range(256)) * 256
+
+    def made(*references: Reference, size: int | None = None) -> bytes:
+        whole = len(carried) + sum(one.size for one in references) if size is None else size
+        return pack(Container(whole, bytes(16), [StoredSpan.of(carried)], references=references))
+
+    whole = Reference(len(carried), 0, len(carried))
+    yield Hostile("references that state 1 GB, correctly", made(*[whole] * (1 << 14)))
+    yield Hostile("references to more bytes than the document states", made(*[whole] * 9, size=1 << 17))
+    yield Hostile("a reference to 2^50 bytes", made(Reference(1 << 51, 0, 1 << 50)))
+    one = Reference(300, 0, 1)
+    yield Hostile("a million references to one byte", made(*[one] * (1 << 20)), "container", 1 << 30)
+    yield Hostile("references in the order of a sawtooth", made(*(
+        Reference(len(carried), (i * 7919) % (len(carried) - 200), 200) for i in range(1 << 16)
+    )), memory=256 << 20)  # fmt: skip
 
 
 def resized(blob: bytes, start: int, end: int, new: bytes) -> bytes:

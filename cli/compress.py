@@ -57,6 +57,11 @@ class CompressOptions(VerificationOptions):
         help="Also write an HTML page about a single FILE, like inspect --html; - is standard output.  "
         "[default: no page]",
     )
+    no_references: bool = option(
+        "--no-references",
+        is_flag=True,
+        help="Do not write text that occurred before in the same document as a reference.  [default: references]",
+    )
 
 
 @click.command()
@@ -86,7 +91,7 @@ def compress(
     targets = _find_targets(files, output, options.resume, page, errors)
     settings = {
         "level": encoding.level, "site": site, "chunk_tokens": encoding.chunk_tokens, "context": encoding.context,
-        "batch": compute.batch, "verify": options.verification,
+        "batch": compute.batch, "verify": options.verification, "references": not options.no_references,
     }  # fmt: skip
     with ProgressBar(progress.quiet, progress.no_progress) as bar:
         compressor = _Compressor(

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from memcodec import container
 from memcodec.view.inspection import inspect_all
 from memcodec.wording import counted
 from memcodec_cli import inputs, tokenmap
@@ -19,7 +18,7 @@ from memcodec_cli.outputs import Output, check_streams
 from memcodec_cli.progress import ProgressBar
 
 if TYPE_CHECKING:
-    from memcodec.view.tokenmap import TokenInfo
+    from memcodec.view.tokenmap import Item
 
 
 @dataclass(frozen=True)
@@ -109,6 +108,9 @@ def _table(facts: dict[str, Any]) -> list[str]:
         lines += [f"{key.replace('_', ' '):16}{_value(value)}" for key, value in facts["settings"].items()]
     lines += ["", f"{'part':16}{'bytes':>10}"]
     lines += [f"{part:16}{size:>10,}" for part, size in facts["parts"].items()]
+    if repeated := facts["references"]:
+        size = sum(one["bytes"] for one in repeated)
+        lines += ["", f"{counted(len(repeated), 'reference')}: {counted(size, 'byte')} that occurred before"]
     row = "{:>6}  {:10}{:>10}{:>8}{:>8}{:>8}{:>13}{:>10}"
     lines += ["", row.format("#", "kind", "bytes", "chunks", "tokens", "memory", "corrections", "stored")]
     for number, span in enumerate(facts["spans"]):
@@ -128,7 +130,7 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
-def _print_tokens(name: str, maps: "list[list[TokenInfo | container.StoredSpan]]", has_colours: bool) -> None:
+def _print_tokens(name: str, maps: "list[list[Item]]", has_colours: bool) -> None:
     """Print the token map of each container of a file."""
     if has_colours:
         click.echo(tokenmap.heading(display_name(name)), color=True)

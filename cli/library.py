@@ -20,7 +20,7 @@ from memcodec_cli.progress import ProgressBar
 
 if TYPE_CHECKING:
     from memcodec.codec import Codec
-    from memcodec.container.assembly import Lost
+    from memcodec.container import Lost
     from memcodec.engines.engine import Engine
     from memcodec.files.archive import Archive
     from memcodec.primer import Primer

@@ -42,7 +42,7 @@ _WITHOUT_EFFECT = {
     *("--chunk-tokens", "--context", "--site", "--vectors", "--bits", "--steps", "--seed", "--pure"),
     *("--fast", "--best", "--level", *(f"-{level}" for level in LEVELS)),
     *("--memory-share", "--effort", "--engine", "--workers", "-q", "--quiet", "--device", "--batch", "-T", "--threads"),
-    *("--model", "--primer"),
+    *("--model", "--primer", "--no-references"),
 }  # options of compress that may stand beside -d, -t and -l even if these have no use for them, as in gzip and xz
 
 

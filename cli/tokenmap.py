@@ -9,27 +9,27 @@ from typing import TYPE_CHECKING
 import click
 
 from memcodec.container import Container, StoredSpan
+from memcodec.container.insertion import insert
+from memcodec.document.references import Reference
 from memcodec.wording import counted
 from memcodec_cli.progress import ZSTD_LIMIT_BYTES, ProgressBar
 
 if TYPE_CHECKING:
     from memcodec.codec import Codec
-    from memcodec.view.tokenmap import TokenInfo
+    from memcodec.view.tokenmap import Item
 
 _BLACK = 16
 _COLOURS = ((1, None), (2, 230), (4, 223), (8, 216), (12, 209), (99, 202))  # bits below a limit, colour of 256
 _NO_LIMIT = 99
 _PREFIXES = "text  ", "bits  ", "by    "  # of the lines without colour
-_WRITERS = {"memory": "m", "correction": "c", "stored": "-"}
+_WRITERS = {"memory": "m", "correction": "c", "stored": "-", "repeated": "="}
 _TAB = 8
 
 
-def items(parsed: Container, codec: "Codec | None", batch: int, bar: ProgressBar) -> "list[TokenInfo | StoredSpan]":
+def items(parsed: Container, codec: "Codec | None", batch: int, bar: ProgressBar) -> "list[Item]":
     """The token map of a file; codec: None for a file without chunks. Raises MemcodecError."""
     from memcodec.view.tokenmap import token_map
 
-    if codec is None:
-        return [part for part in parsed.parts if isinstance(part, StoredSpan)]
     return list(token_map(codec, parsed, batch, bar.document(parsed.size, "decode")))
 
 
@@ -57,15 +57,18 @@ def heading(name: str) -> str:
 def plain_heading(name: str) -> str:
     """The name of the file, and what the characters of `marked` mean."""
     legend = ", ".join(f"{number} {limits}" for number, limits in enumerate(_limits()))
-    return f"{name}: bits per token: {legend}; written by: m the memory, c a correction, . the model alone; - is stored"
+    return (
+        f"{name}: bits per token: {legend}; written by: m the memory, c a correction, . the model alone; - is stored, "
+        "= is repeated"
+    )
 
 
-def coloured(items: "list[TokenInfo | StoredSpan]") -> str:
+def coloured(items: "list[Item]") -> str:
     """The text; the colour of each character is that of the token that completes it."""
     return "".join(_coloured_pieces(items))
 
 
-def marked(items: "list[TokenInfo | StoredSpan]", columns: int) -> str:
+def marked(items: "list[Item]", columns: int) -> str:
     """The text in lines of at most `columns`, and below each character what colour and style would show."""
     lines = []
     text, bits, writers = _PREFIXES
@@ -77,7 +80,7 @@ def marked(items: "list[TokenInfo | StoredSpan]", columns: int) -> str:
     return "\n".join(lines)
 
 
-def _lines(items: "list[TokenInfo | StoredSpan]", columns: int) -> Iterator[list[tuple[str, str, str]]]:
+def _lines(items: "list[Item]", columns: int) -> Iterator[list[tuple[str, str, str]]]:
     """Lines of characters, each with the mark of its bits and that of its writer."""
     line: list[tuple[str, str, str]] = []
     at = 0  # column
@@ -111,7 +114,7 @@ def _limits() -> Iterator[str]:
         start = limit
 
 
-def _coloured_pieces(items: "list[TokenInfo | StoredSpan]") -> Iterator[str]:
+def _coloured_pieces(items: "list[Item]") -> Iterator[str]:
     for text, level, writer in _pieces(items):
         if level is None:
             yield click.style(text, dim=True)
@@ -123,14 +126,18 @@ def _coloured_pieces(items: "list[TokenInfo | StoredSpan]") -> Iterator[str]:
                 yield _style(line, _COLOURS[level][1], underline=writer == "memory", bold=writer == "correction")
 
 
-def _pieces(items: "list[TokenInfo | StoredSpan]") -> Iterator[tuple[str, int | None, str]]:
-    """The text of each token, the number of its range of bits, and its writer; number None: a stored span."""
+def _pieces(items: "list[Item]") -> Iterator[tuple[str, int | None, str]]:
+    """The text of each token, the number of its range of bits, and its writer.
+
+    Of stored spans and references: a text in their place, no number, and their kind.
+    """
     import codecs
 
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for item in items:
-        if isinstance(item, StoredSpan):
-            yield f"[{counted(item.size, 'byte')} stored]", None, "stored"
+        if isinstance(item, StoredSpan | Reference):
+            kind = "stored" if isinstance(item, StoredSpan) else "repeated"
+            yield f"[{counted(item.size, 'byte')} {kind}]", None, kind
             continue
         level = next(n for n, (limit, _) in enumerate(_COLOURS) if item.bits < limit or limit == _NO_LIMIT)
         text = "".join(c if c.isprintable() or c in "\n\t" else "?" for c in decoder.decode(item.data))
@@ -142,10 +149,16 @@ def _style(text: str, background: int | None, underline: bool | None = None, bol
     return click.style(text, bg=background, fg=foreground, underline=underline, bold=bold)
 
 
-def page(name: str, parsed: Container, items: "list[TokenInfo | StoredSpan]", original: bytes | None = None) -> bytes:
+def page(name: str, parsed: Container, items: "list[Item]", original: bytes | None = None) -> bytes:
     """An HTML page about a file; original: the document, to compare with other compressors (default: from `items`)."""
     from memcodec.view import report
 
     if original is None and parsed.size < ZSTD_LIMIT_BYTES:
-        original = b"".join(item.read() if isinstance(item, StoredSpan) else item.data for item in items)
+        original = b"".join(_document_of(parsed, items))
     return report.page(name, parsed, items, original).encode()
+
+
+def _document_of(parsed: Container, items: "list[Item]") -> Iterator[bytes]:
+    carried = (item for item in items if not isinstance(item, Reference))
+    pieces = (item.read() if isinstance(item, StoredSpan) else item.data for item in carried)
+    return (piece for piece in insert(pieces, parsed.references) if isinstance(piece, bytes))

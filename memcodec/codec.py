@@ -9,8 +9,8 @@ from typing import Any, BinaryIO, Unpack
 import numpy as np
 
 from memcodec import bound, container, estimate, frames
-from memcodec.container import Container, ModelId, Needs, Segment, Settings, assembly, refusals
-from memcodec.container.assembly import Lost, SourceRange
+from memcodec.container import Container, Lost, ModelId, Needs, Settings, assembly, refusals
+from memcodec.container.assembly import EncodedPart
 from memcodec.decoding import sharing_batches, tokens_of
 from memcodec.document.blocks import Block, BlockQueue, Cutting, read_blocks
 from memcodec.document.inputs import Binary, Data, as_binary, as_bytes, as_many, as_source
@@ -137,7 +137,8 @@ class Codec:
         maximum number of tokens that the LM sees before a position: 0 for those of the same chunk only, "max" for as
         many as possible, "auto" (the default) for those of the groups of the level; verify: decode the result and
         compare, in full passes of the LM (True, the default, or "passes"), or step by step ("steps"), which takes
-        longer; batch: groups decoded side by side in steps.
+        longer; batch: groups decoded side by side in steps; references: write text that occurred before in the document
+        as a reference, as by default.
 
         Raises EncodeError for settings out of range, and if chunks of a `pure` prompt need corrections; MachineError if
         the result does not decode to the input.
@@ -206,8 +207,7 @@ class Codec:
             fitted_together = FIT_CHUNKS if isinstance(settings.site, Prompt) else 1
             journal.begin(journal_key(sources[0], model, settings.site, cutting), fitted_together)
             encoded = journal.encoded(blocks.groups(), encode, lambda group: report.finish(group.lengths))
-        parts: list[Segment | SourceRange] = []
-        furthest = 1
+        parts, furthest = list[EncodedPart](), 1
         for block in blocks.blocks():
             parts += assembly.parts_of(block, encoded, model.tokenizer, settings.stores_text)
             furthest = max(furthest, block.plan.context)

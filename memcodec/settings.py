@@ -118,6 +118,7 @@ class EncodeOptions(TypedDict, total=False):
     context: Context
     batch: int
     verify: Verify
+    references: bool
 
 
 @dataclass(frozen=True)
@@ -134,18 +135,20 @@ class EncodeSettings:
     context: Context
     batch: int
     verify: Verify
+    references: bool
 
     @classmethod
     def of(
         cls, *, level: int = DEFAULT_LEVEL, site: SiteSettings = Readout(), chunk_tokens: int | None = None,
         context: Context = "auto", batch: int = DEFAULT_BATCH, verify: Verify = True,
+        references: bool = True,
     ) -> "EncodeSettings":  # fmt: skip
         """Settings with what is given, and what a level says about the rest. Raises as `check`."""
         chosen = settings_of(level)
         if isinstance(site, Prompt) and level != DEFAULT_LEVEL:
             raise EncodeError(f"level {level}: the prompt site has no levels: give it no level")
         filled = site.at(chosen) if isinstance(site, Readout) else site
-        return cls(chosen, filled, chunk_tokens, context, batch, verify)
+        return cls(chosen, filled, chunk_tokens, context, batch, verify, references)
 
     def __post_init__(self) -> None:
         """Raises as `check`."""
@@ -178,6 +181,11 @@ class EncodeSettings:
     def stores_text(self) -> bool:
         """Whether text that zstd makes smaller is stored instead of coded."""
         return not (isinstance(self.site, Prompt) and self.site.pure)
+
+    @property
+    def finds_references(self) -> bool:
+        """Whether text that occurred before is written as a reference; a pure memory carries all text."""
+        return self.references and self.stores_text
 
 
 def check_chunk_tokens(chunk_tokens: int) -> None:

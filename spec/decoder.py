@@ -84,12 +84,13 @@ class File:
         rest = Bytes(parts["document"][2][:-4])
         apart = Bytes(parts["memories"][2]) if "memories" in parts else rest
         self.hash = rest.take(16)
-        self.size, runs, stored = rest.varint(), rest.varint(), rest.varint()
+        self.size, runs, stored, references = (rest.varint() for _ in range(4))
         runs_of = [rest.varint() for _ in range(runs)]
         self.runs = [number // 2 for number in runs_of]
         # Whether each segment begins a group.
         self.begins = [i > 0 or number % 2 == 0 for number in runs_of for i in range(number // 2)]
         spans = [(rest.varint(), rest.varint(), rest.number(1), rest.number(4)) for _ in range(stored)]
+        self.references = [(rest.varint(), rest.varint(), rest.varint()) for _ in range(references)]
         self.memories: list[bytes] = []
         if self.begins:
             self.identity = rest.take(8)
@@ -713,6 +714,17 @@ def ids_of(file: File, number: int, corrections: bytes, weights: Weights, prefix
     return ids
 
 
+def with_references(carried: bytes, references: list[tuple[int, int, int]]) -> bytes:
+    """A document, from its carried bytes; references: three numbers of each."""
+    pieces, at = list[bytes](), 0
+    for gap, size, back in references:
+        pieces.append(carried[at : at + gap])
+        at += gap
+        assert 0 < size <= at - back and at <= len(carried), "a reference to bytes that are not there"
+        pieces.append(carried[at - back - size : at - back])
+    return b"".join([*pieces, carried[at:]])
+
+
 def decode(blob: bytes, weights: Weights | None, primer: list[int] | None = None, lm: LM | None = None) -> bytes:
     """The document of a file. primer: its ids, if there is one; lm: used instead of an LM with these weights."""
     file = File(blob)
@@ -738,7 +750,7 @@ def decode(blob: bytes, weights: Weights | None, primer: list[int] | None = None
             assert size == file.sizes[segment]
             segment += 1
         pieces += [span for span in [next(spans, None)] if span is not None]
-    document = b"".join(pieces)
+    document = with_references(b"".join(pieces), file.references)
     assert len(document) == file.size and hashlib.sha256(document).digest()[:16] == file.hash, "the document is damaged"
     return document
 

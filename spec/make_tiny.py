@@ -25,6 +25,7 @@ VECTORS: dict[str, tuple[str, dict[str, Any]]] = {
     "share-0.5-context-30": (ENGLISH, {"site": Readout(0.5, 256), "chunk_tokens": 40, "context": 30}),
     "context-max": (MIXED + ENGLISH, {"chunk_tokens": 60, "context": "max"}),
     "primer": (ENGLISH, {"chunk_tokens": 60, "context": 50}),
+    "references": (ENGLISH + MIXED + ENGLISH[300:] + MIXED + ENGLISH[40:300], {"chunk_tokens": 60, "context": 100}),
     "prompt": (ENGLISH[:120], {"site": Prompt(2, 4, 30), "chunk_tokens": 20}),
 }
 
@@ -45,7 +46,7 @@ def main() -> None:
         used = codec.with_primer(primer if name == "primer" else None)
         data = text.encode() + (b"" if name == "prompt" else b"\xff\xfe\x00" + text[:200].encode())
         (folder / f"{name}.bin").write_bytes(data)
-        with store_nothing():
+        with store_nothing(references=name == "references"):
             (folder / f"{name}.memz").write_bytes(used.encode(data, **settings))
 
 

@@ -29,15 +29,26 @@ it, and to institute new Government, laying its foundation on such principles an
 to them shall seem most likely to effect their Safety and Happiness.
 """
 
+# References to other groups, into a stored span, and one behind another.
+REPEATING = (
+    ENGLISH[:420].encode()
+    + bytes(range(128, 256)) * 2
+    + (MIXED * 2 + ENGLISH[20:300] + MIXED + ENGLISH[7:190]).encode()
+)
+
 VECTORS: dict[str, tuple[bytes, dict[str, Any]]] = {
     "empty": (b"", {}),
     "stored": (bytes(range(256)), {}),
     "share-0": (ENGLISH.encode(), {"site": Readout(0)}),
     "share-0.1": (ENGLISH.encode(), {}),
     "share-0.5-chunks-50": (ENGLISH.encode(), {"site": Readout(0.5), "chunk_tokens": 50}),
-    "mixed": (ENGLISH.encode() + b"\xff\xfe\x00" + (ENGLISH[:200] + MIXED).encode(), {}),
+    "mixed": (ENGLISH.encode() + b"\xff\xfe\x00" + (ENGLISH[:200] + MIXED).encode(), {"references": False}),
     "context-30": (ENGLISH.encode(), {"chunk_tokens": 40, "context": 30}),
-    "context-max": (ENGLISH.encode() + b"\xff\xfe\x00" + (MIXED + ENGLISH[:200]).encode(), {"context": "max"}),
+    "context-max": (
+        ENGLISH.encode() + b"\xff\xfe\x00" + (MIXED + ENGLISH[:200]).encode(),
+        {"context": "max", "references": False},
+    ),
+    "references": (REPEATING, {}),
     "prompt-pure": (ENGLISH[:140].encode(), {"site": Prompt(None, 4, 300, pure=True), "chunk_tokens": 12}),
     "prompt-corrected": (DECLARATION.encode(), {"site": Prompt(bits=1, steps=30)}),
 }

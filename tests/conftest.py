@@ -4,6 +4,7 @@ import atexit
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from pathlib import Path
 
@@ -151,9 +152,11 @@ def listen() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def store_nothing(patch: pytest.MonkeyPatch) -> None:
-    """All text is encoded with the LM, even if zstd would be smaller."""
+def store_nothing(patch: pytest.MonkeyPatch, references: bool = False) -> None:
+    """All text is encoded with the LM, even if zstd would be smaller, or it occurred before (unless references)."""
     patch.setattr("memcodec.container.assembly.STORE_SMALLER", False)
+    if not references:
+        patch.setattr("memcodec.document.repeats.LEAST_BYTES", sys.maxsize)
 
 
 def random_codec(model: torch.nn.Module, folder: Path) -> Codec:

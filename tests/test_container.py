@@ -278,18 +278,19 @@ BIG = (1 << 62) - 1
         (18, BIG, "do not match"),  # runs
         (18, 2, "do not match|ends too early|damaged"),
         (19, BIG, "do not match"),  # stored spans
-        (20, BIG - 1, "more chunks than the file has room for"),  # twice the segments of the run
-        (20, 80, "more chunks than the file has room for|ends too early|longer|damaged"),
-        (20, 7, "continues a group that does not exist"),
-        (20, 1, "continues a group that does not exist"),
-        (29, 4, "unknown site"),
-        (30, 0, "out of range"),  # chunk tokens
-        (30, 5000, "out of range"),
-        (32, 0, "out of range"),  # context
-        (32, BIG, "out of range"),
-        (34, 9, "unknown site"),  # fields of the site
-        (36, BIG, "more of them than bytes"),  # tokens of a segment
-        (36, 0, "without tokens"),
+        (20, BIG, "more references than the file has room for"),
+        (21, BIG - 1, "more chunks than the file has room for"),  # twice the segments of the run
+        (21, 80, "more chunks than the file has room for|ends too early|longer|damaged"),
+        (21, 7, "continues a group that does not exist"),
+        (21, 1, "continues a group that does not exist"),
+        (30, 4, "unknown site"),
+        (31, 0, "out of range"),  # chunk tokens
+        (31, 5000, "out of range"),
+        (33, 0, "out of range"),  # context
+        (33, BIG, "out of range"),
+        (35, 9, "unknown site"),  # fields of the site
+        (37, BIG, "more of them than bytes"),  # tokens of a segment
+        (37, 0, "without tokens"),
     ],
 )  # fmt: skip
 def test_hostile_numbers_are_refused(at: int, value: int, message: str) -> None:

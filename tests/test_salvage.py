@@ -10,7 +10,7 @@ import pytest
 
 from memcodec import FormatError, Readout, container
 from memcodec.codec import Codec
-from memcodec.container.assembly import Lost
+from memcodec.container import Lost
 from memcodec.settings import Context
 
 from .conftest import TEXT, Run, store_nothing

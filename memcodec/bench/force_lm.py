@@ -1,17 +1,20 @@
-"""Makes encoders use the LM even if zstd would be smaller: for tests and benchmarks with tiny models."""
+"""Makes encoders use the LM even if something else is smaller: for tests and benchmarks with tiny models."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from unittest.mock import patch
 
 from memcodec.container import assembly
+from memcodec.document import repeats
 
 
 @contextmanager
-def store_nothing() -> Iterator[None]:
-    """Until the block ends, encoders of this process store only bytes that are not text."""
-    before = assembly.STORE_SMALLER
-    assembly.STORE_SMALLER = False
-    try:
+def store_nothing(references: bool = False) -> Iterator[None]:
+    """Until the block ends, encoders of this process store only bytes that are not text.
+
+    references: they may still write text that occurred before as references.
+    """
+    least = repeats.LEAST_BYTES if references else sys.maxsize
+    with patch.object(assembly, "STORE_SMALLER", False), patch.object(repeats, "LEAST_BYTES", least):
         yield
-    finally:
-        assembly.STORE_SMALLER = before

@@ -1,11 +1,13 @@
 """The .memz file: what it holds (`layout`), `write`, `read`, and how documents become parts and back (`assembly`)."""
 
+from memcodec.container.insertion import Lost
 from memcodec.container.layout import (
     HASH_BYTES,
     IDENTITY_BYTES,
     MAX_CHUNKS,
     MAX_FIELDS,
     MAX_HEADER,
+    MAX_REFERENCES,
     MEMORIES_APART,
     PRIMER_BYTES,
     SITES,
@@ -35,7 +37,7 @@ from memcodec.container.read import (
     unpack,
     unpack_all,
 )
-from memcodec.container.write import describe, pack, pack_settings
+from memcodec.container.write import describe, pack, pack_references, pack_settings
 
 __all__ = [
     "HASH_BYTES",
@@ -43,6 +45,7 @@ __all__ = [
     "MAX_CHUNKS",
     "MAX_FIELDS",
     "MAX_HEADER",
+    "MAX_REFERENCES",
     "MEMORIES_APART",
     "PRIMER_BYTES",
     "SITES",
@@ -53,6 +56,7 @@ __all__ = [
     "Chunk",
     "Container",
     "Group",
+    "Lost",
     "ModelId",
     "Needs",
     "Part",
@@ -68,6 +72,7 @@ __all__ = [
     "members_of",
     "pack",
     "pack_column",
+    "pack_references",
     "pack_settings",
     "read_settings",
     "read_tensors",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from memcodec.container.insertion import Lost, insert
 from memcodec.container.layout import (
     HASH_BYTES,
     Chunk,
@@ -20,6 +21,8 @@ from memcodec.container.layout import (
 )
 from memcodec.container.write import describe, pack
 from memcodec.document.blocks import Block
+from memcodec.document.references import CarriedBytes, Reference
+from memcodec.document.references import joined as joined_references
 from memcodec.document.source import Source
 from memcodec.document.spans import Stored, has_text, zstd_size
 from memcodec.errors import ChecksumError, FormatError
@@ -36,7 +39,7 @@ _NO_TOKENS = np.empty(0, dtype=np.int64)
 
 @dataclass(frozen=True)
 class SourceRange:
-    """Bytes of the document that will be stored, from `start` to `end`."""
+    """Carried bytes that will be stored, from `start` to `end`."""
 
     start: int
     end: int
@@ -44,22 +47,23 @@ class SourceRange:
 
 @dataclass(frozen=True)
 class _SegmentBytes:
-    """A segment with its bytes, which begin at `start` of the document."""
+    """A segment with its bytes, which begin at `start` of the carried bytes."""
 
     segment: Segment
     data: bytes
     start: int
 
 
-def parts_of(
-    block: Block, encoded: Iterator[EncodedGroup], tokenizer: ByteTokenizer, store: bool
-) -> list[Segment | SourceRange]:
-    """The parts of a block, whose groups are the next ones of `encoded`.
+EncodedPart = Segment | SourceRange | Reference
+
+
+def parts_of(block: Block, encoded: Iterator[EncodedGroup], tokenizer: ByteTokenizer, store: bool) -> list[EncodedPart]:
+    """The references and the other parts of a block, whose groups are the next ones of `encoded`.
 
     store: groups that zstd makes smaller are stored instead.
     """
-    parts: list[Segment | SourceRange] = []
-    start = block.start
+    parts: list[EncodedPart] = [*block.references]
+    start = block.carried
     group, used = EncodedGroup((), (), b""), 0  # the group of the next chunk, and how many of its chunks are used
     runs = iter(block.plan.runs)
     for span in block.spans:
@@ -119,21 +123,25 @@ def _store_smaller(run: list[_SegmentBytes]) -> list[Segment | SourceRange]:
     return _store_smaller(run[:half]) + _store_smaller(run[half:])
 
 
-def container_of(source: Source, parts: list[Segment | SourceRange], model: ModelId, settings: Settings) -> Container:
+def container_of(source: Source, parts: list[EncodedPart], model: ModelId, settings: Settings) -> Container:
     """The container of a document with these parts, of all its blocks; adjacent ranges are stored as one span."""
+    references = [part for part in parts if isinstance(part, Reference)]
     joined: list[Segment | SourceRange] = []
     for part in parts:
+        if isinstance(part, Reference):
+            continue
         if isinstance(part, SourceRange) and joined and isinstance(before := joined[-1], SourceRange):
             joined[-1] = SourceRange(before.start, part.end)
         else:
             joined.append(part)
-    final: list[Part] = [_stored(source, part) if isinstance(part, SourceRange) else part for part in joined]
-    return describe(source.size, source.digest()[:HASH_BYTES], final, model, settings)
+    carried = CarriedBytes(source, references)
+    final: list[Part] = [_stored(carried, part) if isinstance(part, SourceRange) else part for part in joined]
+    return describe(source.size, source.digest()[:HASH_BYTES], final, model, settings, joined_references(references))
 
 
 def stored(source: Source) -> Container:
     """The container that stores a whole document, and needs no model."""
-    whole: list[Part] = [_stored(source, SourceRange(0, source.size))] if source.size else []
+    whole: list[Part] = [_stored(CarriedBytes(source, []), SourceRange(0, source.size))] if source.size else []
     return describe(source.size, source.digest()[:HASH_BYTES], whole)
 
 
@@ -145,8 +153,8 @@ def smaller_of(source: Source, blob: bytes) -> bytes:
     return whole if len(whole) <= len(blob) else blob
 
 
-def _stored(source: Source, place: SourceRange) -> StoredSpan:
-    return StoredSpan.of_pieces(lambda: source.pieces(place.start, place.end), place.end - place.start)
+def _stored(carried: CarriedBytes, place: SourceRange) -> StoredSpan:
+    return StoredSpan.of_pieces(lambda: carried.pieces(place.start, place.end), place.end - place.start)
 
 
 def without_model(source: Source) -> bytes | None:
@@ -163,7 +171,7 @@ def without_model(source: Source) -> bytes | None:
 
 @dataclass(frozen=True)
 class LocatedPart:
-    """A part of a container. start: where it begins in the document, in bytes.
+    """A part of a container. start: where it begins in the carried bytes.
 
     chunk: the number of its first chunk in the file (at a stored span, of the next one); group: the number of its group
     in the file (at a stored span, of the last one before it).
@@ -176,7 +184,7 @@ class LocatedPart:
 
 
 def located_parts(parsed: Container) -> Iterator[LocatedPart]:
-    """The parts of a container in document order, with their places."""
+    """The parts of a container, in order, with their places."""
     start, chunk, group = 0, 0, -1
     for part in parsed.parts:
         if isinstance(part, Segment) and part.corrections is not None:
@@ -189,7 +197,7 @@ def located_parts(parsed: Container) -> Iterator[LocatedPart]:
 
 @dataclass(frozen=True)
 class DecodedChunk:
-    """A chunk with its token ids, int64 [tokens], and its bytes, which begin at `start` of the document.
+    """A chunk with its token ids, int64 [tokens], and its bytes, which begin at `start` of the carried bytes.
 
     within: the segment that it belongs to; number: its number in the file; damage: why the bytes cannot be right, empty
     if they match the index.
@@ -253,7 +261,8 @@ def document_of(parsed: Container, groups: Iterable[np.ndarray], tokenizer: Byte
     Raises ChecksumError, FormatError; the whole is checked after the last piece.
     """
     whole, size = hashlib.sha256(), 0
-    for piece in _document_pieces(parsed, groups, tokenizer):
+    for piece in insert(_carried_pieces(parsed, groups, tokenizer), parsed.references):
+        assert isinstance(piece, bytes)
         whole.update(piece)
         size += len(piece)
         yield piece
@@ -261,7 +270,7 @@ def document_of(parsed: Container, groups: Iterable[np.ndarray], tokenizer: Byte
         raise ChecksumError("the decoded bytes do not match the original's SHA-256")
 
 
-def _document_pieces(
+def _carried_pieces(
     parsed: Container, groups: Iterable[np.ndarray], tokenizer: ByteTokenizer | None
 ) -> Iterator[bytes]:
     for found in decoded_chunks(located_parts(parsed), groups, tokenizer):
@@ -273,22 +282,21 @@ def _document_pieces(
             yield from found.part.pieces()
 
 
-@dataclass(frozen=True)
-class Lost:
-    """Bytes of the document that a damaged file has lost, from `start` to `end`; chunks: their numbers."""
-
-    start: int
-    end: int
-    chunks: tuple[int, ...] = ()
-
-
 def salvage_of(
     parsed: Container, groups: Iterable[np.ndarray], tokenizer: ByteTokenizer | None
 ) -> Iterator[bytes | Lost]:
     """The document in pieces, as `document_of`, with a `Lost` for what does not match its checksum.
 
-    After the first lost chunk of a group, the rest of the group is lost too, because its context is.
+    After the first lost chunk of a group, the rest of the group is lost too, because its context is; and so is what
+    repeats lost bytes.
     """
+    return insert(_carried_salvage(parsed, groups, tokenizer), parsed.references)
+
+
+def _carried_salvage(
+    parsed: Container, groups: Iterable[np.ndarray], tokenizer: ByteTokenizer | None
+) -> Iterator[bytes | Lost]:
+    """The carried bytes in pieces, with a `Lost` for what does not match its checksum."""
     broken_group = broken_part = -1  # the group whose context is lost; the first chunk of the part that was reported
     for found in decoded_chunks(located_parts(parsed), groups, tokenizer):
         if isinstance(found, LocatedPart):

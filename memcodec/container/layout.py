@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import zstandard
 
+from memcodec.document.references import Reference
 from memcodec.errors import ChecksumError, FormatError, ModelMismatchError, PrimerMismatchError
 from memcodec.settings import DEFAULT_CHUNK_TOKENS
 
@@ -21,6 +22,7 @@ IDENTITY_BYTES = 8  # of the LM's identity that are stored
 PRIMER_BYTES = 8  # of the primer's hash that are stored
 MAX_FIELDS = 8  # numbers that a site may have in the index
 MAX_CHUNKS = 1 << 21  # in one file: a reader keeps a few hundred bytes of each
+MAX_REFERENCES = 1 << 21  # in one file
 START = 512  # the first bytes of a file, enough to recognize it
 MEMORIES_APART = 256  # from this many bytes on, the memories are a separate tensor, whose entry costs 61 bytes
 
@@ -167,13 +169,15 @@ Part = Segment | StoredSpan
 
 @dataclass(frozen=True)
 class Container:
-    """A whole file, unpacked. parts: segments and stored spans in document order; sizes: bytes of the file by kind."""
+    """A whole file, unpacked. parts: segments and stored spans in document order, which have the carried bytes;
+    references: what is inserted into these, in order; sizes: bytes of the file by kind."""
 
     size: int
     sha256: bytes
     parts: list[Part]
     model: ModelId | None = None
     settings: Settings | None = None
+    references: tuple[Reference, ...] = ()
     sizes: dict[str, int] = field(default_factory=dict, compare=False)
 
     @property
@@ -182,6 +186,11 @@ class Container:
         if self.model is None:
             return None
         return Needs(self.model, self.settings.primer if self.settings is not None else b"")
+
+    @property
+    def carried(self) -> int:
+        """The number of carried bytes: those of all parts."""
+        return sum(part.size for part in self.parts)
 
     @property
     def segments(self) -> list[Segment]:

@@ -3,7 +3,7 @@
 import json
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from memcodec.container.layout import (
     HASH_BYTES,
@@ -11,6 +11,7 @@ from memcodec.container.layout import (
     MAX_CHUNKS,
     MAX_FIELDS,
     MAX_HEADER,
+    MAX_REFERENCES,
     PRIMED,
     PRIMER_BYTES,
     RAW,
@@ -28,6 +29,7 @@ from memcodec.container.layout import (
 )
 from memcodec.container.numbers import Reader
 from memcodec.document.lengths import chunk_lengths
+from memcodec.document.references import Reference
 from memcodec.errors import ChecksumError, FormatError
 from memcodec.settings import MAX_CHUNK_TOKENS, MAX_CONTEXT
 
@@ -141,7 +143,8 @@ def unpack(blob: bytes | memoryview, damaged: bool = False) -> Container:
     cut = damaged and len(view) < header_size + ends
     reader = Reader(document if cut else document[:-4], "document", damaged)
     apart = Reader(memories, "memories", damaged) if memories is not None else None
-    size, sha256, parts, model, settings = _read_index(reader, apart, metadata.get("model"))
+    found = _read_index(reader, apart, metadata.get("model"))
+    parts = found.parts
     stored = sum(len(part.packed) for part in parts if isinstance(part, StoredSpan))
     corrections = sum(len(part.corrections or b"") for part in parts if isinstance(part, Segment))
     memory = sum(len(chunk.memory) for part in parts if isinstance(part, Segment) for chunk in part.chunks)
@@ -152,7 +155,7 @@ def unpack(blob: bytes | memoryview, damaged: bool = False) -> Container:
         "corrections": corrections,
         "stored": stored,
     }
-    return Container(size, sha256, parts, model, settings, {name: n for name, n in sizes.items() if n})
+    return replace(found, sizes={name: n for name, n in sizes.items() if n})
 
 
 def read_tensors(
@@ -196,11 +199,10 @@ def read_tensors(
     return metadata, tensors, base, at
 
 
-def _read_index(
-    reader: "Reader", apart: "Reader | None", model_name: str | None
-) -> tuple[int, bytes, list[Part], ModelId | None, Settings | None]:
+def _read_index(reader: "Reader", apart: "Reader | None", model_name: str | None) -> Container:
+    """What a container holds, without the sizes of its parts. apart: reads the memories that are apart."""
     sha256 = bytes(reader.take(HASH_BYTES))
-    size, run_count, stored_count = (reader.varint() for _ in range(3))
+    size, run_count, stored_count, reference_count = (reader.varint() for _ in range(4))
     if run_count - stored_count not in (0, 1) or run_count > len(reader):
         raise FormatError("damaged index: the numbers of runs and of stored spans do not match")
     runs = [reader.varint() for _ in range(run_count)]
@@ -210,6 +212,7 @@ def _read_index(
         if numbers[2] not in (RAW, ZSTD):
             raise FormatError(f"unknown method {numbers[2]} of a stored span: install a newer memcodec")
         spans.append(numbers)
+    references = _read_references(reader, reference_count)
     model = settings = None
     segments: list[Segment] = []
     if any(runs):
@@ -223,8 +226,11 @@ def _read_index(
     stored = [StoredSpan(n, method, reader.payload(packed), checksum) for n, packed, method, checksum in spans]
     if settings is not None:
         segments = _read_segments(reader, settings, columns, memories)
-    if sum(span.size for span in stored) + sum(segment.size for segment in segments) != size:
+    carried = sum(span.size for span in stored) + sum(segment.size for segment in segments)
+    if carried + sum(one.size for one in references) != size:
         raise FormatError("damaged index: lengths do not add up to the document's")
+    if references and references[-1].at > carried:
+        raise FormatError("damaged index: a reference behind the end of the document")
     for rest in (reader, apart):
         if rest is not None:
             rest.end()
@@ -233,7 +239,21 @@ def _read_index(
     for run in runs:
         parts += [next(following) for _ in range(run // 2)]
         parts += [span for span in [next(spans_left, None)] if span is not None]
-    return size, sha256, parts, model, settings
+    return Container(size, sha256, parts, model, settings, references)
+
+
+def _read_references(reader: "Reader", count: int) -> tuple[Reference, ...]:
+    """The references that `pack_references` wrote: each repeats only what is carried before it. Raises FormatError."""
+    if count > min(len(reader) // 3, MAX_REFERENCES):
+        raise FormatError("damaged index: more references than the file has room for")
+    references, at = [], 0
+    for _ in range(count):
+        gap, size, distance = (reader.varint() for _ in range(3))
+        at += gap
+        if not size or size + distance > at:
+            raise FormatError("damaged index: a reference to bytes that are not there, or to none")
+        references.append(Reference(at, at - distance - size, size))
+    return tuple(references)
 
 
 def read_settings(reader: "Reader") -> Settings:

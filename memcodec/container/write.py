@@ -3,9 +3,11 @@
 import json
 import struct
 import zlib
+from collections.abc import Iterable
 
 from memcodec.container.layout import (
     MAX_CHUNKS,
+    MAX_REFERENCES,
     MEMORIES_APART,
     PRIMED,
     SITES,
@@ -18,22 +20,26 @@ from memcodec.container.layout import (
     StoredSpan,
 )
 from memcodec.container.numbers import pack_column, varint
+from memcodec.document.references import Reference
 from memcodec.errors import EncodeError
 
 
 def describe(
-    size: int, sha256: bytes, parts: list[Part], model: ModelId | None = None, settings: Settings | None = None
-) -> Container:
+    size: int, sha256: bytes, parts: list[Part], model: ModelId | None = None, settings: Settings | None = None,
+    references: Iterable[Reference] = (),
+) -> Container:  # fmt: skip
     """The container of a document; without model and settings if no part needs them. sha256: its first HASH_BYTES."""
     if not any(isinstance(part, Segment) for part in parts):
         model = settings = None
-    return Container(size, sha256, parts, model, settings)
+    return Container(size, sha256, parts, model, settings, tuple(references))
 
 
 def pack(container: Container) -> bytes:
-    """The bytes of a container. Raises EncodeError for more chunks than a reader accepts."""
+    """The bytes of a container. Raises EncodeError for more chunks or references than a reader accepts."""
     if sum(len(segment.chunks) for segment in container.segments) > MAX_CHUNKS:
         raise EncodeError(f"more than {MAX_CHUNKS:,} chunks: give longer ones (chunk tokens), or a part of the text")
+    if len(container.references) > MAX_REFERENCES:
+        raise EncodeError(f"more than {MAX_REFERENCES:,} references: encode without them (--no-references)")
     memories = b"".join(chunk.memory for chunk in container.chunks)
     stored = [part for part in container.parts if isinstance(part, StoredSpan)]
     apart = len(memories) >= MEMORIES_APART
@@ -70,12 +76,13 @@ def _pack_index(container: Container) -> bytes:
     if not runs[-1]:
         runs.pop()
     out = bytearray(container.sha256)
-    for number in (container.size, len(runs), len(stored)):
+    for number in (container.size, len(runs), len(stored), len(container.references)):
         out += varint(number)
     for run in runs:
         out += varint(2 * len(run) + (run[:1] != [] and run[0].corrections is None))
     for span in stored:
         out += varint(span.size) + varint(len(span.packed)) + bytes([span.method]) + struct.pack("<I", span.checksum)
+    out += pack_references(container.references)
     if container.model is not None and container.settings is not None:
         settings, segments, chunks = container.settings, container.segments, container.chunks
         out += container.model.identity
@@ -88,6 +95,15 @@ def _pack_index(container: Container) -> bytes:
         ):
             out += pack_column(column)
         out += bytes(chunk.checksum for chunk in chunks)
+    return bytes(out)
+
+
+def pack_references(references: Iterable[Reference]) -> bytes:
+    """References as bytes of an index."""
+    out, at = bytearray(), 0
+    for one in references:
+        out += varint(one.at - at) + varint(one.size) + varint(one.at - one.start - one.size)
+        at = one.at
     return bytes(out)
 
 

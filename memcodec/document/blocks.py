@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from memcodec.document.plan import Plan, plan_groups
+from memcodec.document.references import Reference
+from memcodec.document.repeats import Repeats
 from memcodec.document.source import Source
-from memcodec.document.spans import Span, Text, cut_blocks, spans_of
+from memcodec.document.spans import Span, Text, cut_blocks, find_text, tokenize
 from memcodec.errors import EncodeError
 from memcodec.levels import GroupRule
 from memcodec.models.loaded import LoadedModel
@@ -18,12 +20,17 @@ from memcodec.settings import Context, EncodeSettings
 
 @dataclass(frozen=True)
 class Block:
-    """A piece of a document, `size` bytes from `start` on. last: whether the document ends with it."""
+    """A piece of a document, `size` bytes from `start` on. last: whether the document ends with it.
+
+    spans: its carried bytes, which begin at `carried` of those of the document; references: what it repeats.
+    """
 
     source: Source
     start: int
     size: int
+    carried: int
     spans: list[Span]
+    references: list[Reference]
     plan: Plan
     last: bool
 
@@ -35,19 +42,22 @@ class Block:
 
 @dataclass(frozen=True)
 class Cutting:
-    """How documents are cut into chunks and groups for a model with this many positions and tokens."""
+    """How documents are cut into references, chunks and groups for a model with this many positions and tokens."""
 
     chunk_tokens: int
     context: Context
     rule: GroupRule
     positions: int
     vocabulary: int
+    references: bool
 
     @classmethod
     def of(cls, model: LoadedModel, settings: EncodeSettings) -> "Cutting":
         """The cutting for a model with these settings."""
-        chunk_tokens, rule = settings.chunk_length(model.positions), settings.level.rule
-        return cls(chunk_tokens, settings.chunk_context, rule, model.positions, model.lm.vocabulary)
+        return cls(
+            settings.chunk_length(model.positions), settings.chunk_context, settings.level.rule, model.positions,
+            model.lm.vocabulary, settings.finds_references,
+        )  # fmt: skip
 
 
 def read_blocks(source: Source, tokenizer: ByteTokenizer, cutting: Cutting, alone: bool = True) -> Iterator[Block]:
@@ -55,9 +65,13 @@ def read_blocks(source: Source, tokenizer: ByteTokenizer, cutting: Cutting, alon
 
     Raises EncodeError for tokens that the LM does not know.
     """
-    start = 0
+    start = carried = 0
+    repeats = Repeats(source) if cutting.references else None
     for block in cut_blocks(source):
-        spans = spans_of(block, tokenizer)
+        found, references = find_text(block), list[Reference]()
+        if repeats is not None:
+            found, references = repeats.cut(found, start)
+        spans = tokenize(found, tokenizer)
         runs = [span.tokens for span in spans if isinstance(span, Text)]
         if any(tokens.max() >= cutting.vocabulary for tokens in runs):
             raise EncodeError("the tokenizer of the model has tokens that the model does not have")
@@ -66,16 +80,17 @@ def read_blocks(source: Source, tokenizer: ByteTokenizer, cutting: Cutting, alon
             runs, cutting.chunk_tokens, cutting.context, cutting.rule, cutting.positions, alone and whole
         )
         last = start + len(block) == source.size
-        yield Block(source, start, len(block), spans, plan, last)
+        yield Block(source, start, len(block), carried, spans, references, plan, last)
         start += len(block)
+        carried += len(block) - sum(one.size for one in references)
     if not source.size:
-        yield Block(source, 0, 0, [], Plan([], [], 1), True)
+        yield Block(source, 0, 0, 0, [], [], Plan([], [], 1), True)
 
 
 def located_chunks(blocks: Iterable[Block], tokenizer: ByteTokenizer) -> Iterator[tuple[int, np.ndarray]]:
-    """The chunks of a document, int64 [tokens] each, in order, each after the byte of the document where it begins."""
+    """The chunks of a document, int64 [tokens] each, in order, each after the carried byte where it begins."""
     for block in blocks:
-        start, runs = block.start, iter(block.plan.runs)
+        start, runs = block.carried, iter(block.plan.runs)
         for span in block.spans:
             if isinstance(span, Text):
                 for chunk in next(runs):

@@ -5,11 +5,14 @@ import hashlib
 import io
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from memcodec.codec import Codec
 from memcodec.container import HASH_BYTES, Container, Segment, StoredSpan
 from memcodec.container.assembly import DecodedChunk, LocatedPart, decoded_chunks, located_parts
+from memcodec.container.insertion import Sources
+from memcodec.document.references import Reference, Slice, slices_of
 from memcodec.errors import ChecksumError
 from memcodec.settings import DEFAULT_BATCH
 
@@ -23,11 +26,21 @@ class Decoded(io.RawIOBase):
         """codec_for: returns the codec of a file, when it is first needed."""
         self._codec_for = codec_for
         self._parts: list[tuple[Container, LocatedPart]] = []
-        self._starts = [0]  # of the parts, in all documents together
+        self._starts = [0]  # of the parts, in the carried bytes of all documents together
+        self._slices: list[Slice] = []  # of all documents together
+        references: list[Reference] = []
+        size = 0  # of the documents
         for file in files:
+            before = self._starts[-1]
+            references += (replace(one, start=before + one.start) for one in file.references)
+            for one in slices_of(file.carried, file.references):
+                self._slices.append(replace(one, start=size + one.start, carried=before + one.carried))
+            size += file.size
             for located in located_parts(file):
                 self._parts.append((file, located))
                 self._starts.append(self._starts[-1] + located.part.size)
+        self._size = size
+        self._sources = Sources(references)
         self._position = 0
         self._kept: OrderedDict[int, bytes] = OrderedDict()  # decoded segments, by the number of their part
         self._kept_bytes = 0
@@ -48,7 +61,7 @@ class Decoded(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._starts[-1]}.get(whence)
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}.get(whence)
         if base is None:
             raise ValueError(f"whence {whence}: give 0, 1 or 2")
         if base + offset < 0:
@@ -58,20 +71,38 @@ class Decoded(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        """Read from the part at the current position, to its end at most."""
-        if self._position >= self._starts[-1] or not len(buffer):
+        """Read from the part or the reference at the current position, to its end at most."""
+        if self._position >= self._size or not len(buffer):
             return 0
-        number = bisect.bisect_right(self._starts, self._position) - 1
-        first = self._position - self._starts[number]
-        part = self._parts[number][1].part
-        if isinstance(part, StoredSpan):
-            data = self._stored(number, part, first)[: len(buffer)]
-        else:
-            data = self._segment(number)[first : first + len(buffer)]
+        one = self._slices[bisect.bisect_right(self._slices, self._position, key=lambda one: one.start) - 1]
+        first = self._position - one.start
+        most = min(one.size - first, len(buffer))
+        data = (self._copied if one.repeats else self._carried)(one.carried + first, most)
         buffer[: len(data)] = data
         self._checks.update(self._position, data)
         self._position += len(data)
         return len(data)
+
+    def _copied(self, start: int, most: int) -> bytes:
+        """Carried bytes from `start` on that a reference repeats, at most so many; one at least."""
+        kept = next(self._sources.read(start, start + most))
+        if isinstance(kept, bytes):
+            return kept
+        order = self._reads_in_order, self._next_part  # reading continues behind the reference
+        self._reads_in_order, self._next_part = -1, 0
+        try:
+            return self._carried(start, kept.end - start)
+        finally:
+            self._reads_in_order, self._next_part = order
+
+    def _carried(self, start: int, most: int) -> bytes:
+        """Carried bytes from `start` on, at most so many, to the end of a part; one at least."""
+        number = bisect.bisect_right(self._starts, start) - 1
+        first = start - self._starts[number]
+        part = self._parts[number][1].part
+        if isinstance(part, StoredSpan):
+            return self._stored(number, part, first)[:most]
+        return self._segment(number)[first : first + most]
 
     def _stored(self, number: int, part: StoredSpan, first: int) -> bytes:
         """Bytes of a stored span from `first` on, to the end of one of its pieces."""
@@ -80,6 +111,7 @@ class Decoded(io.RawIOBase):
             start, piece, pieces = 0, b"", part.pieces()
         while first >= start + len(piece):
             start, piece = start + len(piece), next(pieces)
+            self._sources.keep(self._starts[number] + start, piece)
         if start + len(piece) == part.size:
             for _ in pieces:  # to the end, where the whole span is checked
                 pass
@@ -129,6 +161,7 @@ class Decoded(io.RawIOBase):
 
     def _keep(self, decoded: dict[int, bytes]) -> None:
         for number, data in decoded.items():
+            self._sources.keep(self._starts[number], data)
             self._kept_bytes += len(data) - len(self._kept.pop(number, b""))
             self._kept[number] = data
         while len(self._kept) > len(decoded) and self._kept_bytes > _KEPT_BYTES:

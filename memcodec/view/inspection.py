@@ -1,5 +1,7 @@
 """The contents of a file as far as they can be read without its model."""
 
+from bisect import bisect_right
+from itertools import accumulate
 from typing import Any
 
 from memcodec import container
@@ -10,8 +12,10 @@ from memcodec.settings import SHARE_STEPS
 def inspect(blob: bytes | bytearray | memoryview) -> dict[str, Any]:
     """Header, sizes of the parts in bytes, and a row for each group of chunks and each stored span of a .memz file.
 
-    A group that stored spans interrupt has several rows, the later ones of kind "continued". The sizes in "parts" add
-    up to "file_bytes". Raises FormatError, ChecksumError.
+    A group that stored spans interrupt has several rows, the later ones of kind "continued". "references" has a row for
+    each reference: where it starts in the document, where the bytes start that it repeats, and their number. The bytes
+    of the rows in "spans" and "references" add up to "original_bytes", and the sizes in "parts" to "file_bytes". Raises
+    FormatError, ChecksumError.
     """
     view = memoryview(as_binary(blob, "blob"))
     return _describe(container.unpack(view), len(view))
@@ -55,6 +59,7 @@ def _describe(parsed: container.Container, file_bytes: int) -> dict[str, Any]:
         "settings": None,
         "parts": dict(parsed.sizes),
         "spans": rows,
+        "references": _references(parsed),
     }
     if parsed.model is not None and parsed.settings is not None:
         result["model"] = {"id": parsed.model.name, "identity_start": parsed.model.identity.hex()}
@@ -68,6 +73,17 @@ def _describe(parsed: container.Container, file_bytes: int) -> dict[str, Any]:
             | ({"primer": parsed.settings.primer.hex()} if parsed.settings.primer else {})
         )
     return result
+
+
+def _references(parsed: container.Container) -> list[dict[str, int]]:
+    """A row for each reference, with its places in the document."""
+    cuts = [one.at for one in parsed.references]
+    inserted = list(accumulate((one.size for one in parsed.references), initial=0))
+    rows = []
+    for one, before in zip(parsed.references, inserted, strict=False):
+        source = one.start + inserted[bisect_right(cuts, one.start)]
+        rows.append({"start": one.at + before, "source": source, "bytes": one.size})
+    return rows
 
 
 def _fields(settings: container.Settings) -> dict[str, Any]:

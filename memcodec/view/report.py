@@ -12,7 +12,7 @@ import numpy as np
 from memcodec.container import Container, Segment, StoredSpan
 from memcodec.document.spans import zstd_size
 from memcodec.settings import SHARE_STEPS
-from memcodec.view.tokenmap import CORRECTION, LM, MEMORY, TokenInfo
+from memcodec.view.tokenmap import CORRECTION, LM, MEMORY, Item, TokenInfo
 from memcodec.wording import counted
 
 MOST_TOKENS = 20_000  # that a page shows
@@ -21,7 +21,7 @@ _ROW = 512  # entries of a memory that are shown
 _MARK = "DATA"
 
 
-def page(name: str, parsed: Container, items: Iterable[TokenInfo | StoredSpan], original: bytes | None = None) -> str:
+def page(name: str, parsed: Container, items: Iterable[Item], original: bytes | None = None) -> str:
     """The page of a file. items: its token map; original: the document, for its sizes under gzip and zstd."""
     template = (Path(__file__).parent / "report.html").read_text(encoding="utf-8")
     before, after = template.split(_MARK)
@@ -34,9 +34,7 @@ def _json(data: Any) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _data(
-    name: str, parsed: Container, items: Iterable[TokenInfo | StoredSpan], original: bytes | None
-) -> dict[str, Any]:
+def _data(name: str, parsed: Container, items: Iterable[Item], original: bytes | None) -> dict[str, Any]:
     shown, cut = _items(items)
     rivals = {}
     if original is not None:
@@ -55,13 +53,14 @@ def _data(
     }  # fmt: skip
 
 
-def _items(items: Iterable[TokenInfo | StoredSpan]) -> tuple[list[Any], bool]:
-    """Tokens with the characters that each completes, and sizes of stored spans; and whether some are left out."""
+def _items(items: Iterable[Item]) -> tuple[list[Any], bool]:
+    """Tokens with the characters that each completes, and texts in place of stored spans and references; and whether
+    some are left out."""
     shown: list[Any] = []
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for item in items:
-        if isinstance(item, StoredSpan):
-            shown.append(item.size)
+        if not isinstance(item, TokenInfo):
+            shown.append(f"[{counted(item.size, 'byte')} {'stored' if isinstance(item, StoredSpan) else 'repeated'}]")
             continue
         if len(shown) == MOST_TOKENS:
             return shown, True

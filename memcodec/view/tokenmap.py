@@ -1,6 +1,7 @@
 """A file token by token: what each token costs, what wrote it, and which other tokens were likely."""
 
 import math
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from memcodec.container import Container, StoredSpan, unpack
 from memcodec.container.assembly import DecodedChunk, decoded_chunks, encoded_groups, located_parts
 from memcodec.decoding import site_of_file
 from memcodec.document.inputs import Binary, as_binary
+from memcodec.document.references import Reference
 from memcodec.errors import ChecksumError
 from memcodec.groups import predict
 from memcodec.models.tokenizer import ByteTokenizer
@@ -44,14 +46,31 @@ class TokenInfo:
         return 2.0**-self.bits
 
 
-def token_map(
-    codec: Codec, file: Container | Binary, batch: int = DEFAULT_BATCH, progress: ProgressCallback | None = None
-) -> Iterator[TokenInfo | StoredSpan]:
-    """The tokens and stored spans of a file in document order. Decodes it, then runs the LM once more over it.
+Item = TokenInfo | StoredSpan | Reference
 
-    file: its bytes, or what `memcodec.container.unpack` returns. Raises as `Codec.decode`.
+
+def token_map(
+    codec: Codec | None, file: Container | Binary, batch: int = DEFAULT_BATCH, progress: ProgressCallback | None = None
+) -> Iterator[Item]:
+    """The tokens, stored spans and references of a file in document order.
+
+    A reference in the middle of a token or a stored span comes after it. Decodes the file, then runs the LM once more
+    over it. codec: None for a file without chunks; file: its bytes, or what `memcodec.container.unpack` returns. Raises
+    as `Codec.decode`.
     """
     parsed = file if isinstance(file, Container) else unpack(as_binary(file, "file"))
+    references, at = deque(parsed.references), 0  # carried bytes
+    for item in _carried(codec, parsed, batch, progress):
+        yield item
+        at += item.size if isinstance(item, StoredSpan) else len(item.data)
+        while references and references[0].at <= at:
+            yield references.popleft()
+
+
+def _carried(
+    codec: Codec | None, parsed: Container, batch: int, progress: ProgressCallback | None
+) -> Iterator[TokenInfo | StoredSpan]:
+    """The tokens and stored spans of a file, in order."""
     if parsed.needs is None or parsed.settings is None:
         yield from (part for part in parsed.parts if isinstance(part, StoredSpan))
         return
