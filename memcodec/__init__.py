@@ -79,10 +79,10 @@ def encode(
 ) -> bytes:
     """Compress bytes (or text, as UTF-8, or an open file) to the bytes of a .memz file.
 
-    settings: site, chunk_tokens, context, batch, verify and references, as in `Codec.encode`. Loads the model in each call if
-    there is text: to encode often, keep a `Codec`. device, threads: as in `Codec.load`; engine: "local", or "ray" for
-    the workers of a Ray cluster, to which device and threads then apply. Raises ModelNotFoundError, EncodeError,
-    MachineError.
+    settings: site, chunk_tokens, context, batch, verify and references, as in `Codec.encode`. Loads the model in each
+    call if there is text: to encode often, keep a `Codec`. device, threads: as in `Codec.load`; engine: "local", or
+    "ray" for the workers of a Ray cluster, to which device and threads then apply. Raises ModelNotFoundError,
+    EncodeError, MachineError.
     """
     from memcodec.codec import Codec
     from memcodec.container.assembly import without_model
