@@ -302,8 +302,8 @@ def copies() -> Iterator[Hostile]:
     yield Hostile("references that state 1 GB, correctly", made(*[whole] * (1 << 14)))
     yield Hostile("references to more bytes than the document states", made(*[whole] * 9, size=1 << 17))
     yield Hostile("a reference to 2^50 bytes", made(Reference(1 << 51, 0, 1 << 50)))
-    one = Reference(300, 0, 1)
-    yield Hostile("a million references to one byte", made(*[one] * (1 << 20)), "container", 1 << 30)
+    one = Reference(300, 0, 32)
+    yield Hostile("a million references to 32 bytes", made(*[one] * (1 << 20)), "container", 1 << 30)
     yield Hostile("references in the order of a sawtooth", made(*(
         Reference(len(carried), (i * 7919) % (len(carried) - 200), 200) for i in range(1 << 16)
     )), memory=256 << 20)  # fmt: skip

@@ -717,10 +717,10 @@ def ids_of(file: File, number: int, corrections: bytes, weights: Weights, prefix
 def with_references(carried: bytes, references: list[tuple[int, int, int]]) -> bytes:
     """A document, from its carried bytes; references: three numbers of each."""
     pieces, at = list[bytes](), 0
-    for gap, size, back in references:
+    for gap, more, back in references:
         pieces.append(carried[at : at + gap])
-        at += gap
-        assert 0 < size <= at - back and at <= len(carried), "a reference to bytes that are not there"
+        at, size = at + gap, 32 + more
+        assert size <= at - back and at <= len(carried), "a reference to bytes that are not there"
         pieces.append(carried[at - back - size : at - back])
     return b"".join([*pieces, carried[at:]])
 

@@ -29,10 +29,10 @@ it, and to institute new Government, laying its foundation on such principles an
 to them shall seem most likely to effect their Safety and Happiness.
 """
 
-# References to other groups, into a stored span, and one behind another.
+# References to earlier text and into a stored span, one behind another.
 REPEATING = (
     ENGLISH[:420].encode()
-    + bytes(range(128, 256)) * 2
+    + bytes(range(200, 230))
     + (MIXED * 2 + ENGLISH[20:300] + MIXED + ENGLISH[7:190]).encode()
 )
 

@@ -82,7 +82,7 @@ def test_documents_of_several_blocks_round_trip(
 
 
 def test_groups_are_taken_ahead_of_their_blocks_and_behind(tiny: Codec, small_blocks: None) -> None:
-    cutting = Cutting(50, 0, LEVELS[6].rule, 400, 1 << 20)
+    cutting = Cutting(50, 0, LEVELS[6].rule, 400, 1 << 20, False)
     known = [block.lengths for block in read_blocks(Source.of(MIXED), tiny.tokenizer, cutting)]
     assert [] in known and len(known) > 4
     for ahead in (0, 5, 1000):

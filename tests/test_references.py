@@ -210,27 +210,26 @@ def test_what_repeats_lost_bytes_is_lost(made: tuple[bytes, list[Reference]], da
 
 
 def container_with(*references: Reference, size: int | None = None) -> Container:
-    carried = b"0123456789" * 3
+    carried = b"0123456789" * 30
     whole = len(carried) + sum(one.size for one in references) if size is None else size
     return Container(whole, bytes(16), [StoredSpan.of(carried)], references=references)
 
 
 def test_references_come_back() -> None:
-    made = container_with(Reference(4, 0, 3), Reference(4, 1, 3), Reference(30, 0, 30), Reference(30, 29, 1))
+    made = container_with(Reference(40, 0, 32), Reference(40, 3, 34), Reference(300, 0, 300), Reference(300, 0, 32))
     assert unpack(pack(made)).references == made.references
-    assert len(pack(made)) == len(pack(container_with())) + 12
+    assert len(container.pack_references(made.references)) == 3 + 3 + 5 + 4
 
 
 @pytest.mark.parametrize(
     "references",
     [
-        [Reference(4, 2, 3)],  # overlaps itself
-        [Reference(4, 5, 3)],  # forward
-        [Reference(4, -1, 3)],  # before the document
-        [Reference(4, 0, 0)],  # empty
-        [Reference(31, 0, 3)],  # behind the document
-        [Reference(4, 0, 3), Reference(31, 5, 1 << 40)],
-        [Reference(1 << 61, 0, 3)],
+        [Reference(40, 9, 32)],  # overlaps itself
+        [Reference(40, 50, 32)],  # forward
+        [Reference(40, -1, 32)],  # before the document
+        [Reference(301, 0, 33)],  # behind the document
+        [Reference(40, 0, 33), Reference(301, 5, 1 << 40)],
+        [Reference(1 << 61, 0, 33)],
     ],
 )
 def test_impossible_references_are_refused(references: list[Reference], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,7 +238,7 @@ def test_impossible_references_are_refused(references: list[Reference], monkeypa
         at = 0
         for one in some:
             distance = one.at - one.start - one.size
-            numbers += [one.at - at, one.size, distance if distance >= 0 else (1 << 62) + distance]
+            numbers += [one.at - at, one.size - 32, distance if distance >= 0 else (1 << 62) + distance]
             at = one.at
         return b"".join(map(container.varint, numbers))
 
@@ -251,13 +250,13 @@ def test_impossible_references_are_refused(references: list[Reference], monkeypa
 def test_more_references_than_bytes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("memcodec.container.write.pack_references", lambda _: b"")
     with pytest.raises(FormatError, match="more references"):
-        unpack(pack(container_with(*[Reference(4, 0, 1)] * 1000)))
+        unpack(pack(container_with(*[Reference(40, 0, 32)] * 1000)))
 
 
 def test_sizes_must_add_up() -> None:
-    for size in (30, 32, 34):
+    for size in (300, 332, 334):
         with pytest.raises(FormatError, match="do not add up"):
-            unpack(pack(container_with(Reference(4, 0, 3), size=size)))
+            unpack(pack(container_with(Reference(40, 0, 33), size=size)))
 
 
 # ---- files
@@ -368,11 +367,11 @@ def test_damage_of_a_source_is_damage_of_what_repeats_it(tiny: Codec, blob: byte
 
 
 def test_damage_of_a_stored_source(tiny: Codec) -> None:
-    made = container_with(Reference(30, 4, 6), Reference(30, 4, 20))
+    made = container_with(Reference(300, 4, 60), Reference(300, 4, 200))
     span = made.parts[0]
     assert isinstance(span, StoredSpan)
     broken = replace(made, parts=[replace(span, checksum=1)])
-    assert list(salvage_of(broken, [], None)) == [Lost(0, 30), Lost(30, 36), Lost(36, 56)]
+    assert list(salvage_of(broken, [], None)) == [Lost(0, 300), Lost(300, 360), Lost(360, 560)]
     with pytest.raises(ChecksumError):
         list(document_of(broken, [], None))
 

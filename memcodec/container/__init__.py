@@ -4,6 +4,7 @@ from memcodec.container.insertion import Lost
 from memcodec.container.layout import (
     HASH_BYTES,
     IDENTITY_BYTES,
+    LEAST_REFERENCE,
     MAX_CHUNKS,
     MAX_FIELDS,
     MAX_HEADER,
@@ -42,6 +43,7 @@ from memcodec.container.write import describe, pack, pack_references, pack_setti
 __all__ = [
     "HASH_BYTES",
     "IDENTITY_BYTES",
+    "LEAST_REFERENCE",
     "MAX_CHUNKS",
     "MAX_FIELDS",
     "MAX_HEADER",

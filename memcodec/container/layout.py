@@ -23,6 +23,7 @@ PRIMER_BYTES = 8  # of the primer's hash that are stored
 MAX_FIELDS = 8  # numbers that a site may have in the index
 MAX_CHUNKS = 1 << 21  # in one file: a reader keeps a few hundred bytes of each
 MAX_REFERENCES = 1 << 21  # in one file
+LEAST_REFERENCE = 32  # bytes: what references cost is bounded by the size of the document
 START = 512  # the first bytes of a file, enough to recognize it
 MEMORIES_APART = 256  # from this many bytes on, the memories are a separate tensor, whose entry costs 61 bytes
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from memcodec.container.layout import (
     HASH_BYTES,
     IDENTITY_BYTES,
+    LEAST_REFERENCE,
     MAX_CHUNKS,
     MAX_FIELDS,
     MAX_HEADER,
@@ -248,10 +249,10 @@ def _read_references(reader: "Reader", count: int) -> tuple[Reference, ...]:
         raise FormatError("damaged index: more references than the file has room for")
     references, at = [], 0
     for _ in range(count):
-        gap, size, distance = (reader.varint() for _ in range(3))
-        at += gap
-        if not size or size + distance > at:
-            raise FormatError("damaged index: a reference to bytes that are not there, or to none")
+        gap, more, distance = (reader.varint() for _ in range(3))
+        at, size = at + gap, LEAST_REFERENCE + more
+        if size + distance > at:
+            raise FormatError("damaged index: a reference to bytes that are not there")
         references.append(Reference(at, at - distance - size, size))
     return tuple(references)
 

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Iterable
 
 from memcodec.container.layout import (
+    LEAST_REFERENCE,
     MAX_CHUNKS,
     MAX_REFERENCES,
     MEMORIES_APART,
@@ -99,10 +100,10 @@ def _pack_index(container: Container) -> bytes:
 
 
 def pack_references(references: Iterable[Reference]) -> bytes:
-    """References as bytes of an index."""
+    """References of at least LEAST_REFERENCE bytes as bytes of an index."""
     out, at = bytearray(), 0
     for one in references:
-        out += varint(one.at - at) + varint(one.size) + varint(one.at - one.start - one.size)
+        out += varint(one.at - at) + varint(one.size - LEAST_REFERENCE) + varint(one.at - one.start - one.size)
         at = one.at
     return bytes(out)
 
