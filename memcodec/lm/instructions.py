@@ -105,7 +105,6 @@ class SignedDot(Instructions):
     def dot(self, b: Any, sums: Any, row: Any, columns: Any, unsigned_row: bool) -> Any:
         # LLVM ends the process if it meets its intrinsic and does not know that the processor has the instruction, as
         # of many it does not. The assembler can be told.
-        llvmlite.binding.initialize_native_asmparser()
         code = ".arch_extension dotprod\nsdot $0.4s, $2.16b, $3.16b"
         return b.asm(ir.FunctionType(sums.type, [sums.type] * 3), code, "=w,0,w,w", [sums, row, columns], False)
 
@@ -218,3 +217,5 @@ def _chosen() -> Instructions:
 
 
 CHOSEN = _chosen()
+if isinstance(CHOSEN, SignedDot):  # also for what calls kernels that were compiled before
+    llvmlite.binding.initialize_native_asmparser()
