@@ -31,9 +31,7 @@ to them shall seem most likely to effect their Safety and Happiness.
 
 # References to earlier text and into a stored span, one behind another.
 REPEATING = (
-    ENGLISH[:420].encode()
-    + bytes(range(200, 230))
-    + (MIXED * 2 + ENGLISH[20:300] + MIXED + ENGLISH[7:190]).encode()
+    ENGLISH[:420].encode() + bytes(range(200, 230)) + (MIXED * 2 + ENGLISH[20:300] + MIXED + ENGLISH[7:190]).encode()
 )
 
 VECTORS: dict[str, tuple[bytes, dict[str, Any]]] = {
