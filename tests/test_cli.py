@@ -131,6 +131,7 @@ def test_every_option_reaches_the_codec(
     assert seen == {
         "data": b"x", "model": "m", "device": "cpu", "chunk_tokens": 50, "batch": 3, "threads": 2, "verify": False,
         "progress": None, "journal": None, "site": site, "context": context, "level": 6,
+        "references": True,
     }  # fmt: skip
 
 

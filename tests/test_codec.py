@@ -657,7 +657,7 @@ def test_everything_is_listed(tiny: Codec, llama_folder: Path) -> None:
 
 def test_the_bound_is_what_the_lm_says(tiny: Codec) -> None:
     """Compared with the cross-entropy that transformers computes: nearly equal, because the exact LM is close."""
-    ids = tiny.tokenizer.encode(LINES)
+    ids = tiny.tokenizer.encode(TEXT)
     total = 0.0
     prefix = list(tiny.tokenizer.prefix())
     for chunk in cut_chunks(ids, 200):
@@ -666,13 +666,13 @@ def test_the_bound_is_what_the_lm_says(tiny: Codec) -> None:
         total += torch.nn.functional.cross_entropy(
             logits[0, len(prefix) - 1 : -1], row[0, len(prefix) :], reduction="sum"
         ).item()
-    assert tiny.bound(LINES, context=0) == pytest.approx(total / np.log(2) / 8, rel=5e-3)
+    assert tiny.bound(TEXT, context=0) == pytest.approx(total / np.log(2) / 8, rel=5e-3)
 
 
 def test_corrections_are_near_the_bound(tiny: Codec) -> None:
     for context in CONTEXTS:
-        made = container.unpack(all_by_the_lm(tiny, LINES * 2, 0, 200, context))
-        assert made.sizes["corrections"] < tiny.bound(LINES * 2, context=context) * 1.005 + 2 * len(made.groups)
+        made = container.unpack(all_by_the_lm(tiny, TEXT, 0, 200, context))
+        assert made.sizes["corrections"] < tiny.bound(TEXT, context=context) * 1.005 + 2 * len(made.groups)
 
 
 def test_progress_reports_end_complete(tiny: Codec) -> None:

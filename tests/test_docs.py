@@ -143,6 +143,7 @@ def test_options_that_are_named_exist() -> None:
     every = [*main.commands.values()]
     every += [command for group in every if isinstance(group, click.Group) for command in group.commands.values()]
     known = {option for command in every for p in command.params for option in p.opts}
+    known |= {"--fast", "--best"}  # which set --level
     known |= {"--help", "--version", "--use-compress-program"}  # the last is an option of tar
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         prose = re.sub(

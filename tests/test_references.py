@@ -297,7 +297,7 @@ def test_blocks_share_references(tiny: Codec, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_pure_memory_carries_all_text() -> None:
-    settings = memcodec.settings.EncodeSettings(site=Prompt(pure=True))
+    settings = memcodec.settings.EncodeSettings.of(site=Prompt(pure=True))
     assert not settings.finds_references
 
 
@@ -408,7 +408,7 @@ def test_a_journal_belongs_to_the_setting(tiny: Codec) -> None:
     from memcodec.settings import EncodeSettings
 
     keys = [
-        journal_key(Source.of(b"x"), tiny.model, QUICK, Cutting.of(tiny.model, EncodeSettings(references=references)))
+        journal_key(Source.of(b"x"), tiny.model, QUICK, Cutting.of(tiny.model, EncodeSettings.of(references=references)))
         for references in (True, False)
     ]
     assert keys[0] != keys[1]

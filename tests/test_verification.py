@@ -110,7 +110,7 @@ def test_passes_cover_each_position_once_with_the_same_logits(tiny: Codec, conte
 
 
 def encoded(codec: Codec, chunks: list[list[np.ndarray]], context: int) -> tuple[ReadoutSite, list[EncodedGroup]]:
-    site = ReadoutSite(200, QUICK, Steering.of(codec.lm.head), codec.lm.team)
+    site = ReadoutSite(200, 128, Steering.of(codec.lm.head), codec.lm.team)
     return site, list(encode_groups(codec.lm, site, chunks, context))
 
 

@@ -15,7 +15,7 @@ from memcodec.document.references import Reference
 from memcodec.document.source import Source
 from memcodec.lm.compiled import kernel, subkernel
 
-LEAST_BYTES = 96  # of a reference: what costs more in the index than the LM needs for it (docs/references.md)
+LEAST_BYTES = 400  # of a reference: shorter repeats may cost more in the index than the LM needs (docs/context.md)
 SAMPLE_BYTES = 48
 
 _MOST_REFERENCES = 1 << 21  # in one document

@@ -355,14 +355,9 @@ def _frame_settings(settings: Settings, effort: int = DEFAULT_EFFORT) -> FrameSe
 
 
 def _verify(
-    codec: Codec,
-    documents: list[str | bytes],
-    frames: list[bytes],
-    settings: FrameSettings,
-    verify: Verify,
-    batch: int,
-    progress: ProgressCallback | None,
-) -> None:
+    codec: Codec, documents: list[str | bytes], frames: list[bytes], settings: FrameSettings, verify: Verify,
+    batch: int, progress: ProgressCallback | None,
+) -> None:  # fmt: skip
     """Raise MachineError if frames do not decode to their documents. verify: "steps" or full passes."""
     messages = [x.encode() if isinstance(x, str) else bytes(x) for x in documents]
     verify_frames(codec.model, messages, frames, settings, batch if verify == "steps" else 0, progress)
