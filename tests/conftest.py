@@ -42,6 +42,7 @@ from transformers import (  # noqa: E402
 )
 
 from memcodec.codec import Codec  # noqa: E402
+from memcodec.document.repeats import SAMPLE_BYTES  # noqa: E402
 from memcodec_cli import main  # noqa: E402
 
 hypothesis.settings.register_profile("memcodec", deadline=None)  # the first call of a kernel compiles it
@@ -153,10 +154,12 @@ def listen() -> None:
 
 
 def store_nothing(patch: pytest.MonkeyPatch, references: bool = False) -> None:
-    """All text is encoded with the LM, even if zstd would be smaller, or it occurred before (unless references)."""
+    """All text is encoded with the LM, even if zstd would be smaller, or it occurred before.
+
+    references: short ones are allowed.
+    """
     patch.setattr("memcodec.container.assembly.STORE_SMALLER", False)
-    if not references:
-        patch.setattr("memcodec.document.repeats.LEAST_BYTES", sys.maxsize)
+    patch.setattr("memcodec.document.repeats.LEAST_BYTES", 2 * SAMPLE_BYTES if references else sys.maxsize)
 
 
 def random_codec(model: torch.nn.Module, folder: Path) -> Codec:

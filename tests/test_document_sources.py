@@ -158,7 +158,7 @@ def test_a_file_that_changes_is_noticed(tiny: Codec, tmp_path: Path, monkeypatch
             return made
 
         monkeypatch.setattr(assembly, "container_of", meanwhile)
-        with pytest.raises(MachineError, match="other (bytes|chunks)"):
+        with pytest.raises(MachineError, match=r"other (bytes|chunks)"):
             tiny.encode(source, site=QUICK)
 
 

@@ -18,7 +18,7 @@ from memcodec.container.assembly import document_of, salvage_of
 from memcodec.container.insertion import insert
 from memcodec.document import repeats, source, spans
 from memcodec.document.references import CarriedBytes, Reference, joined, slices_of
-from memcodec.document.repeats import LEAST_BYTES, SAMPLE_BYTES, Repeats
+from memcodec.document.repeats import SAMPLE_BYTES, Repeats
 from memcodec.document.source import Source
 from memcodec.document.spans import cut_blocks, find_text
 from memcodec.storage.journal import journal_key
@@ -27,6 +27,14 @@ from .conftest import TEXT, Run, store_nothing
 
 QUICK = Readout(0, 64)
 RNG = random.Random(5)
+
+
+LEAST_BYTES = 2 * SAMPLE_BYTES  # shorter than the default, so that small documents have references
+
+
+@pytest.fixture(autouse=True)
+def short_references(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repeats, "LEAST_BYTES", LEAST_BYTES)
 
 
 def unique(size: int, seed: int = 0) -> str:
@@ -408,7 +416,9 @@ def test_a_journal_belongs_to_the_setting(tiny: Codec) -> None:
     from memcodec.settings import EncodeSettings
 
     keys = [
-        journal_key(Source.of(b"x"), tiny.model, QUICK, Cutting.of(tiny.model, EncodeSettings.of(references=references)))
+        journal_key(
+            Source.of(b"x"), tiny.model, QUICK, Cutting.of(tiny.model, EncodeSettings.of(references=references))
+        )
         for references in (True, False)
     ]
     assert keys[0] != keys[1]

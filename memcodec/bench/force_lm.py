@@ -13,8 +13,8 @@ from memcodec.document import repeats
 def store_nothing(references: bool = False) -> Iterator[None]:
     """Until the block ends, encoders of this process store only bytes that are not text.
 
-    references: they may still write text that occurred before as references.
+    references: they may still write text that occurred before as references, also short ones.
     """
-    least = repeats.LEAST_BYTES if references else sys.maxsize
+    least = 2 * repeats.SAMPLE_BYTES if references else sys.maxsize
     with patch.object(assembly, "STORE_SMALLER", False), patch.object(repeats, "LEAST_BYTES", least):
         yield

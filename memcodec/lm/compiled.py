@@ -29,7 +29,8 @@ from memcodec.lm.instructions import CHOSEN, LINE
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_FOLDERS = ("lm", "coding", "memory", "document")  # packages of memcodec whose modules have kernels, or constants that kernels use
+# Packages whose modules have kernels, or constants that kernels use.
+_FOLDERS = ("lm", "coding", "memory", "document")
 
 
 def hash_of_sources(root: Path) -> str:
