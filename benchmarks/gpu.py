@@ -1,67 +1,151 @@
 """The exact LM and the codec on a GPU, beside the CPU of the same machine: the same bits, and how fast.
 
-    python benchmarks/gpu.py [--out FOLDER] [--text FILE] [--model MODEL]
+    python benchmarks/gpu.py [--minutes 8] [--out FOLDER] [--model MODEL] [--device cuda]
+    TRITON_INTERPRET=1 python benchmarks/gpu.py --rehearse      # on the CPU, with a tiny model: hours become a minute
 
-Compares logits, files made on one and decoded on the other, and measures passes and steps by rows. Needs a CUDA device.
-Writes gpu.json and gpu.md to --out. A machine without a network needs a model directory: config.json, tokenizer.json,
-model.gguf and adapter.safetensors of the folder that `memcodec models path` prints, and numba, gguf, zstandard,
-platformdirs and filelock.
+One script for the time that a GPU is at hand. It goes through the parts below in order, writes gpu.json and gpu.md to
+--out after each, and starts no part after --minutes. A part that fails is written down as an error, and the next one
+runs. benchmarks/gpu_carry.py prepares a folder with everything that it needs on a machine without a network.
 """
 
 import argparse
 import hashlib
 import json
+import tempfile
 import time
+import traceback
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from exactness import FAMILIES, make_tiny
 
 from memcodec.bench.results import machine, today
 from memcodec.codec import Codec
+from memcodec.container import assembly
+from memcodec.files.archive import Archive
+from memcodec.lm import selftest
+from memcodec.lm.choice import implementation_of
 from memcodec.lm.model import ExactLM
 from memcodec.lm.sequences import SequenceInput
-from memcodec.settings import DEFAULT_MODEL, Readout
+from memcodec.lm.team import team_of
+from memcodec.primer import Primer
+from memcodec.settings import DEFAULT_MODEL, Prompt, Readout
 
-ROWS = (1, 16, 64, 256, 1024)
-POSITION = 64  # of the steps
+ROOT = Path(__file__).parent.parent
+TEXTS = ("README.md", "docs/exact.md", "spec/FORMAT.md", "memcodec/groups.py", "docs/training.md")
+ROWS, POSITIONS = (64, 256, 1024, 4096), (100, 400, 1600)
+SIZES, BATCH = (1_000_000, 8_000_000), 1024
+MEMORY_SPEED = {"H100": 3.35e12, "H200": 4.8e12, "A100": 1.55e12, "4090": 1.01e12}  # bytes a second, of the data sheets
+
+
+class Run:
+    """The codecs, the sizes of this run, and what was found so far."""
+
+    def __init__(self, options: argparse.Namespace, folder: Path) -> None:
+        self.options, self.folder = options, folder
+        self.end = time.perf_counter() + options.minutes * 60
+        self.small = options.rehearse
+        self.device = "cpu" if options.rehearse else options.device
+        self.kernels = "triton" if options.rehearse else "auto"
+        if options.rehearse:
+            assembly.STORE_SMALLER = False  # otherwise zstd would take all of the short texts
+        self.model = make_tiny("llama", folder / "rehearsal") if options.rehearse else options.model
+        self.found: dict[str, Any] = {"date": today(), "machine": machine(), "seconds": {}, "errors": {}}
+        self.codecs: dict[str, Codec] = {}
+
+    def codec(self, name: str) -> Codec:
+        """The codec on the "cpu" or the "gpu", loaded once."""
+        if name not in self.codecs:
+            device, kernels = ("cpu", "numba") if name == "cpu" else (self.device, self.kernels)
+            self.codecs[name] = Codec.load(self.model, device=device, kernels=kernels)
+        return self.codecs[name]
+
+    def part(self, name: str, measure: "Callable[[Run], Any]") -> None:
+        """Run a part, if there is time, and write everything that is known."""
+        if time.perf_counter() > self.end:
+            self.found["errors"][name] = "no time was left"
+        else:
+            start = time.perf_counter()
+            try:
+                self.found[name] = measure(self)
+            except Exception:
+                self.found["errors"][name] = traceback.format_exc(limit=-4)
+            self.found["seconds"][name] = round(time.perf_counter() - start, 2)
+        self.write()
+        print(name, json.dumps(self.found.get(name, self.found["errors"].get(name))), flush=True)
+
+    def write(self) -> None:
+        """gpu.json and gpu.md."""
+        self.options.out.mkdir(parents=True, exist_ok=True)
+        (self.options.out / "gpu.json").write_text(json.dumps(self.found, indent=1) + "\n")
+        (self.options.out / "gpu.md").write_text(render(self.found))
 
 
 def main() -> None:
-    """Measure and write."""
+    """All parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--text", type=Path, default=Path(__file__).parent.parent / "README.md")
     parser.add_argument("--model", default=DEFAULT_MODEL)
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    text = options.text.read_bytes()
-    cpu, gpu = (Codec.load(options.model, device=device) for device in ("cpu", "cuda"))
-    found: dict[str, Any] = {"date": today(), "machine": machine(), "gpu": torch.cuda.get_device_name()}
-    found["torch"] = torch.__version__
-    found["same"] = same(cpu, gpu, text)
-    print(json.dumps(found, indent=1), flush=True)
-    found["speed"] = {name: [speed(codec.lm, rows) for rows in ROWS] for name, codec in (("cpu", cpu), ("cuda", gpu))}
-    (options.out / "gpu.json").write_text(json.dumps(found, indent=1) + "\n")
-    (options.out / "gpu.md").write_text(render(found))
-    print(render(found))
+    parser.add_argument("--minutes", type=float, default=8)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--rehearse", action="store_true")
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(parser.parse_args(), Path(folder))
+        for name, measure in PARTS.items():
+            run.part(name, measure)
 
 
-def same(cpu: Codec, gpu: Codec, text: bytes) -> dict[str, bool]:
-    """Whether logits and files are equal, and whether each decodes what the other made."""
-    tokens = cpu.tokenizer.encode(text.decode())[:600]
-    hashes = [logits_hash(codec.lm, tokens) for codec in (cpu, gpu)]
-    stepped = logits_hash(gpu.lm, tokens[:100], steps=True) == logits_hash(cpu.lm, tokens[:100])
-    site = Readout(effort=256)
-    files = [codec.encode(text[:4000], site=site, verify=False) for codec in (cpu, gpu)]
-    return {
-        "logits of a pass": hashes[0] == hashes[1],
-        "logits of steps": stepped,
-        "files": files[0] == files[1],
-        "CPU's file on the GPU": gpu.decode(files[0]) == text[:4000],
-        "GPU's file on the CPU": cpu.decode(files[1]) == text[:4000],
-    }
+# ---- the same bits
+
+
+def card(run: Run) -> dict[str, Any]:
+    """The device, its driver, and the versions of what computes there."""
+    import triton
+
+    found = {"torch": torch.__version__, "triton": triton.__version__, "device": run.device}
+    if run.device == "cuda":
+        properties: Any = torch.cuda.get_device_properties(0)
+        found |= {"name": properties.name, "memory": properties.total_memory, "cuda": torch.version.cuda}
+        found["processors"] = properties.multi_processor_count
+    return found
+
+
+def self_test(run: Run) -> dict[str, str]:
+    """What each kind of kernels says: what it is, or why it cannot be used."""
+    found = {}
+    for kernels in ("triton", "torch"):
+        try:
+            weights = selftest.tiny("gated")
+            found[kernels] = implementation_of(weights, run.device, kernels, None, team_of(1))[1].kernels
+        except Exception as error:
+            found[kernels] = f"{type(error).__name__}: {error}"
+    return found
+
+
+def same_logits(run: Run) -> dict[str, bool]:
+    """Whether logits of passes and steps are equal: a tiny LM of every architecture, and the model."""
+    count = 4 if run.small else 300
+    found = {}
+    for family in FAMILIES[: 1 if run.small else None]:
+        folder = make_tiny(family, run.folder / family)
+        lms = [
+            Codec.load(folder, device=device, kernels=kernels).lm
+            for device, kernels in (("cpu", "numba"), (run.device, run.kernels))
+        ]
+        found[family] = equal_logits(lms, count)
+    found["model"] = equal_logits([run.codec("cpu").lm, run.codec("gpu").lm], count)
+    return found
+
+
+def equal_logits(lms: list[ExactLM], count: int) -> bool:
+    """Whether a pass and steps over some tokens have the same hash on two implementations."""
+    tokens = np.random.default_rng(0).integers(0, lms[0].vocabulary, count)
+    passes = [logits_hash(lm, tokens) for lm in lms]
+    return passes[0] == passes[1] and logits_hash(lms[1], tokens[:40], steps=True) == logits_hash(lms[0], tokens[:40])
 
 
 def logits_hash(lm: ExactLM, tokens: np.ndarray, steps: bool = False) -> str:
@@ -71,41 +155,170 @@ def logits_hash(lm: ExactLM, tokens: np.ndarray, steps: bool = False) -> str:
     if steps:
         for token in tokens:
             sequences.step(np.array([token]))
-            digest.update(np.ascontiguousarray(sequences.logits(slice(1))).tobytes())
+            digest.update(np.ascontiguousarray(sequences.logits(slice(1))[:, : lm.vocabulary]).tobytes())
         return digest.hexdigest()
     sequences.forward([SequenceInput(0, tokens)])
     for start in range(0, len(tokens), 48):
-        digest.update(np.ascontiguousarray(sequences.logits(slice(start, min(start + 48, len(tokens))))).tobytes())
+        rows = sequences.logits(slice(start, min(start + 48, len(tokens))))
+        digest.update(np.ascontiguousarray(rows[:, : lm.vocabulary]).tobytes())
     return digest.hexdigest()
 
 
-def speed(lm: ExactLM, rows: int, seconds: float = 1.0) -> dict[str, float]:
-    """Tokens per second of steps of `rows` sequences, with the logits copied to the host."""
-    ids = np.random.default_rng(0).integers(0, lm.vocabulary, (rows, POSITION))
-    sequences = lm.sequences(rows, POSITION + 512, max(rows, 400))
-    together = max(1, 400 // POSITION)
-    for first in range(0, rows, together):
-        some = range(first, min(first + together, rows))
-        sequences.forward([SequenceInput(slot, ids[slot]) for slot in some])
-    done, start = -2, 0.0
-    while done < 2 or time.perf_counter() - start < seconds:
-        if done == 0:
-            start = time.perf_counter()
-        sequences.step(ids[:, done])
-        sequences.logits(slice(rows))
-        done += 1
-    return {"rows": rows, "tokens_per_second": rows * done / (time.perf_counter() - start)}
+def same_files(run: Run) -> dict[str, bool]:
+    """Whether files, an archive, frames and a primer are equal, and each side decodes what the other made."""
+    cpu, gpu = run.codec("cpu"), run.codec("gpu")
+    size, count = (4, 1) if run.small else (4000, len(TEXTS))
+    texts = [(ROOT / name).read_bytes()[:size] for name in TEXTS[:count]]
+    site, found = Readout(effort=16 if run.small else 256), {}
+    for name, text in zip(TEXTS, texts, strict=False):
+        made = [codec.encode(text, site=site, verify=False) for codec in (cpu, gpu)]
+        decoded = [gpu.decode(made[0]), cpu.decode(made[1])]
+        found[name] = made[0] == made[1] and decoded == [text, text]
+    messages = [text[: min(size, 200) // 2] for text in texts]
+    frames = [codec.encode_frames(messages) for codec in (cpu, gpu)]
+    found["frames"] = frames[0] == frames[1] and gpu.decode_frames(frames[0]) == messages
+    paths = [run.folder / name for name in ("cpu.memz", "gpu.memz")]
+    for path, codec in zip(paths, (cpu, gpu), strict=True):
+        Archive.create(path, messages, codec=codec)
+    found["archive"] = paths[0].read_bytes() == paths[1].read_bytes() and list(Archive(paths[0], gpu)) == messages
+    primer = Primer.from_texts([text[: min(size, 40)].decode() for text in texts], model=cpu)
+    primed = [codec.with_primer(primer) for codec in (cpu, gpu)]
+    made = [codec.encode(texts[0][:size], site=site, verify=False) for codec in primed]
+    found["primer"] = made[0] == made[1] and primed[1].decode(made[0]) == texts[0][:size]
+    return found
+
+
+# ---- speed
+
+
+def steps(run: Run) -> list[dict[str, float]]:
+    """Seconds of a step by stage, and its floor: the time in which memory is read that must be read."""
+    lm: Any = run.codec("gpu").lm
+    rows_of, positions_of = ((2,), (3,)) if run.small else (ROWS, POSITIONS)
+    return [step(run, lm, rows, position) for position in positions_of for rows in rows_of]
+
+
+def step(run: Run, lm: Any, rows: int, position: int, repeats: int = 5) -> dict[str, float]:
+    """One setting: the layers, the logits, and the coder's sums over them. The lowest of some times."""
+    from memcodec.coding import gpu
+
+    a, coder = lm.architecture, gpu.Coder(lm.implementation)
+    sequences = lm.sequences(rows, position + repeats + 2, rows)
+    read_already(sequences, position)
+    tokens = np.zeros(rows, dtype=np.int64)
+    times: dict[str, list[float]] = {"layers": [], "logits": [], "sums": []}
+    for _ in range(1 if run.small else repeats + 1):
+        times["layers"].append(timed(run, partial(sequences.step, tokens))[0])
+        seconds, logits = timed(run, partial(sequences.placed_logits, slice(None)))
+        times["logits"].append(seconds)
+        times["sums"].append(timed(run, partial(coder.sums, logits))[0])
+    size = a.layers * 2 * a.key_heads * (a.head_size + 4)
+    read = rows * position * size + sum(w.nbytes for w in lm.implementation.tensors.values())
+    speed = next((speed for name, speed in MEMORY_SPEED.items() if name in str(run.found.get("card"))), 0)
+    found = {"rows": rows, "position": position} | {stage: min(some) for stage, some in times.items()}
+    return found | {"floor": read / speed if speed else 0.0}
+
+
+def read_already(sequences: Any, position: int) -> None:
+    """Make sequences as if they had read some tokens, whose keys and values do not matter."""
+    sequences.lengths[:] = position
+    sequences.cache.scales.fill_(0.01)
+
+
+def timed(run: Run, work: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds of something, until the device has finished it, and what it returns."""
+    cuda: Any = torch.cuda
+    if run.device == "cuda":
+        cuda.synchronize()
+    start = time.perf_counter()
+    result = work()
+    if run.device == "cuda":
+        cuda.synchronize()
+    return time.perf_counter() - start, result
+
+
+def profile(run: Run) -> dict[str, float]:
+    """Microseconds of each kernel in a few steps of many rows, by torch's profiler."""
+    if run.device != "cuda":
+        return {}
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiler
+
+    rows = 1024
+    sequences = run.codec("gpu").lm.sequences(rows, 420, rows)
+    read_already(sequences, 400)
+    tokens = np.zeros(rows, dtype=np.int64)
+    sequences.step(tokens)
+    with profiler(activities=[ProfilerActivity.CUDA]) as measured:
+        for _ in range(3):
+            sequences.step(tokens)
+            sequences.placed_logits(slice(None))
+        cuda: Any = torch.cuda
+        cuda.synchronize()
+    return {event.key: event.device_time_total for event in measured.key_averages()}
+
+
+def files(run: Run) -> list[dict[str, Any]]:
+    """Bytes a second of encoding and decoding, with and without memories."""
+    codec, found = run.codec("gpu"), []
+    text = b"".join(sorted(path.read_bytes() for path in [*ROOT.rglob("*.md"), *ROOT.rglob("*.py")]))
+    for size in (4,) if run.small else SIZES:
+        data = (text * (size // len(text) + 1))[:size]
+        for share in (0.0, Readout().share):
+            encode, blob = timed(run, partial(codec.encode, data, site=Readout(share), verify=False))
+            decode, _ = timed(run, partial(codec.decode, blob, batch=BATCH))
+            found.append({"bytes": size, "memory_share": share, "size": len(blob), "encode": size / encode,
+                          "decode": size / decode})  # fmt: skip
+            run.found["files"] = found
+            run.write()
+            if time.perf_counter() > run.end:
+                return found
+    return found
+
+
+def frames_a_second(run: Run) -> dict[str, float]:
+    """Frames a second, of messages of 100 bytes."""
+    codec, count = run.codec("gpu"), 1 if run.small else 2048
+    text = (ROOT / TEXTS[0]).read_bytes()
+    length = 3 if run.small else 100
+    messages = [text[i * 7 % 4000 :][:length] for i in range(count)]
+    encode, frames = timed(run, partial(codec.encode_frames, messages))
+    decode, _ = timed(run, partial(codec.decode_frames, frames))
+    return {"encode": count / encode, "decode": count / decode}
+
+
+def memory(run: Run) -> dict[str, int]:
+    """The most bytes that were allocated on the device so far."""
+    return {"bytes": torch.cuda.max_memory_allocated()} if run.device == "cuda" else {}
+
+
+def prompts(run: Run) -> dict[str, float]:
+    """The prompt site: seconds for a text, and whether it is decoded."""
+    text = (ROOT / TEXTS[0]).read_bytes()[: 3 if run.small else 600]
+    codec = run.codec("gpu")
+    site = Prompt(vectors=1, steps=2) if run.small else Prompt(vectors=16)
+    seconds, blob = timed(run, partial(codec.encode, text, site=site, chunk_tokens=128, verify=False))
+    return {"seconds": seconds, "decoded": run.codec("cpu").decode(blob) == text}
+
+
+PARTS: dict[str, Callable[[Run], Any]] = {
+    "card": card, "self-test": self_test, "same logits": same_logits, "same files": same_files, "steps": steps,
+    "profile": profile, "files": files, "frames": frames_a_second, "memory": memory, "prompt": prompts,
+}  # fmt: skip
 
 
 def render(found: dict[str, Any]) -> str:
     """The tables."""
-    lines = [f"{found['date']}, {found['gpu']}, torch {found['torch']}.", ""]
-    lines += ["| equal on CPU and GPU | |", "| --- | --- |"]
-    lines += [f"| {what} | {'yes' if equal else '**no**'} |" for what, equal in found["same"].items()]
-    lines += ["", "| rows of a step | CPU, tokens/s | GPU, tokens/s |", "| ---: | ---: | ---: |"]
-    for ours, theirs in zip(found["speed"]["cpu"], found["speed"]["cuda"], strict=True):
-        lines.append(f"| {ours['rows']} | {ours['tokens_per_second']:,.0f} | {theirs['tokens_per_second']:,.0f} |")
-    return "\n".join(lines) + "\n"
+    lines = [f"{found['date']}. {', '.join(f'{k} {v}' for k, v in found.get('card', {}).items())}.", ""]
+    for name in ("self-test", "same logits", "same files", "frames", "memory", "prompt", "errors", "seconds"):
+        if found.get(name):
+            lines += [f"| {name} | |", "| --- | --- |"]
+            lines += [f"| {k} | {' / '.join(str(v).splitlines())} |" for k, v in found[name].items()] + [""]
+    for name in ("steps", "files"):
+        if rows := found.get(name):
+            lines += ["| " + " | ".join(rows[0]) + " |", "| " + " | ".join("---:" for _ in rows[0]) + " |"]
+            lines += ["| " + " | ".join(f"{v:.6g}" for v in row.values()) + " |" for row in rows] + [""]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

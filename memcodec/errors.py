@@ -48,6 +48,13 @@ def needs_torch(error: ImportError) -> MissingDependencyError:
     )
 
 
+def needs_triton(error: ImportError) -> MissingDependencyError:
+    """The error for kernels of a GPU, if the extra `gpu` is not installed."""
+    return MissingDependencyError(
+        f"this needs Triton ({error.name or error} is missing): pip install 'memcodec[gpu]', on Linux"
+    )
+
+
 def first_line(error: Exception) -> str:
     """The first line of an error's text, or the name of its type if it has no text."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

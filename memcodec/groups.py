@@ -7,11 +7,13 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate, islice, repeat, tee
+from typing import Any
 
 import numpy as np
 
 from memcodec.coding import corrections
 from memcodec.coding.distribution import Predictions
+from memcodec.coding.placed import decoder_of, filling
 from memcodec.coding.steering import Steering
 from memcodec.document.plan import windows
 from memcodec.errors import FormatError, MachineError
@@ -83,20 +85,19 @@ class _Predicted:
     def __init__(self, lm: ExactLM, chunks: list[np.ndarray], vectors: np.ndarray | None) -> None:
         self.known = Known(np.concatenate(chunks), vectors)
         self.rows = len(self.known.tokens) + (0 if vectors is None else len(vectors))
-        self._lm = lm
+        self._vocabulary, self._fill = lm.vocabulary, filling(lm)
         self._waiting = deque(chunks)
         self._filled = 0  # positions of the last chunk
         self._chunks: deque[Predictions] = deque()  # those that were begun and not yet returned
 
-    def fill(self, logits: np.ndarray) -> None:
-        """Add the logits of the next positions, int32 [rows, columns]."""
-        lm = self._lm
+    def fill(self, logits: Any) -> None:
+        """Add the logits of the next positions, int32 [rows, columns], as `Sequences.placed_logits` returns them."""
         while len(logits):
             if not self._filled:
-                self._chunks.append(Predictions.empty(self._waiting.popleft(), lm.vocabulary))
+                self._chunks.append(Predictions.empty(self._waiting.popleft(), self._vocabulary))
             chunk = self._chunks[-1]
             count = min(len(logits), len(chunk.tokens) - self._filled)
-            chunk.fill(self._filled, logits[:count], lm.vocabulary, lm.team)
+            self._fill(chunk, self._filled, logits[:count])
             self._filled = (self._filled + count) % len(chunk.tokens)
             logits = logits[count:]
 
@@ -201,7 +202,7 @@ def decode_batch(
     before = [0 if given is None else len(given) for given in vectors]
     longest = max(n + min(row.tokens, context) for n, row in zip(before, rows, strict=True))
     sequences = lm.new_sequences(len(rows), len(lm.prefix) + longest, max(sum(before), PASS_ROWS, len(rows)))
-    decoder = corrections.Decoder(rows, Steering.of(lm.head), site.share, lm.team)
+    decoder = decoder_of(lm, rows, site.share)
     written = np.empty((len(rows), min(rows[0].tokens, _FIRST_ROOM)), dtype=np.int64)
     live, done = len(rows), 0
     for window in windows(rows[0].tokens, context):
@@ -213,7 +214,7 @@ def decode_batch(
                 live -= 1
             if t == 0 and any(before):
                 sequences.forward([input_of(slot, given, _NO_TOKENS) for slot, given in enumerate(vectors)])
-                logits = sequences.logits(np.cumsum(before) - 1)
+                logits = sequences.placed_logits(np.cumsum(before) - 1)
             elif t == window.start:
                 sequences.restart()
                 logits = np.repeat(first_logits(lm), live, axis=0)
@@ -221,7 +222,7 @@ def decode_batch(
                 if t == window.first:
                     _refill(sequences, written[:live, window.start : t - 1])
                 sequences.step(written[:live, t - 1])
-                logits = sequences.logits(slice(live))
+                logits = sequences.placed_logits(slice(live))
             written[:live, t] = decoder.step(t, logits)
             done += live
             report(done)
@@ -291,7 +292,7 @@ def _decode_known(
 ) -> list[np.ndarray]:
     """What the decoder chooses at each position of groups after their known tokens, int64 [tokens] each."""
     groups = [Known(ids, site.vectors(group.memories[0])) for ids, group in zip(tokens, batch, strict=True)]
-    decoder = corrections.Decoder(batch, Steering.of(lm.head), site.share, lm.team)
+    decoder = decoder_of(lm, batch, site.share)
     decoded = [np.full(len(ids), -1, dtype=np.int64) for ids in tokens]
     done = 0
     # At least two passes, since the encoder reads small groups in one.

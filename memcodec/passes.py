@@ -6,7 +6,7 @@ into passes changes no logit.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -47,12 +47,12 @@ class Run:
 
 
 class Pass(NamedTuple):
-    """One pass. runs: what it predicts, at least one; logits: returns those of rows, int32 [rows, columns]."""
+    """One pass. runs: what it predicts, at least one; logits: returns those of rows, int64 [n] (see `passes`)."""
 
     runs: list[Run]
-    logits: Callable[[np.ndarray], np.ndarray]
+    logits: Callable[[np.ndarray], Any]
 
-    def blocks(self, runs: list[Run]) -> Iterator[tuple[list[Run], np.ndarray]]:
+    def blocks(self, runs: list[Run]) -> Iterator[tuple[list[Run], Any]]:
         """The logits of some runs in blocks of about HEAD_ROWS rows, each with the parts of the runs that it predicts.
 
         A block has equally many positions of each run, so that several workers can decode it. The next block
@@ -68,7 +68,7 @@ def passes(lm: ExactLM, groups: list[Known], context: int, rows: int) -> Iterato
     """The passes over groups side by side, in windows if they are longer than the context, of about `rows` rows each.
 
     context: the most tokens that the LM sees before a position. Groups have at least one token each, and their
-    positions are predicted in ascending order.
+    positions are predicted in ascending order. The logits are where the coder is (`Sequences.placed_logits`).
     """
     longest = max(len(group.tokens) for group in groups)
     room = max(min(len(tokens), context) + (0 if given is None else len(given)) for tokens, given in groups)
@@ -90,7 +90,7 @@ def passes(lm: ExactLM, groups: list[Known], context: int, rows: int) -> Iterato
             pieces = [SequenceInput(one.slot, one.tokens[done : done + each], one.vectors) for one in live]
             sequences.forward(pieces)
             if runs := _runs(pieces, window, done):
-                yield Pass(runs, sequences.logits)
+                yield Pass(runs, sequences.placed_logits)
             done += each
 
 

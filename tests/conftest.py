@@ -19,6 +19,11 @@ for _name in ("models", "kernels", "corpora"):
 os.environ["MEMCODEC_CACHE"] = str(_OURS)
 atexit.register(shutil.rmtree, _OURS, ignore_errors=True)
 
+from memcodec.lm.model import has_cuda_driver  # noqa: E402
+
+if not has_cuda_driver():
+    os.environ["TRITON_INTERPRET"] = "1"  # kernels for GPUs are interpreted; set before anything imports Triton
+
 from collections.abc import Callable  # noqa: E402
 from typing import Any  # noqa: E402
 

@@ -12,7 +12,7 @@ from memcodec.errors import ModelNotFoundError
 from memcodec.lm import arithmetic, operations, rotation, selftest
 from memcodec.lm.architecture import describe
 from memcodec.lm.device import DeviceLM, DeviceSequences, needs_fallback
-from memcodec.lm.sequences import SequenceInput
+from memcodec.lm.sequences import Implementation, SequenceInput
 from memcodec.lm.weights import ExactWeights
 from memcodec.models.checkpoint import Checkpoint
 from memcodec.models.convert import convert
@@ -84,7 +84,7 @@ def test_known_answers(fallback: bool) -> None:
 class Checked:
     """Sequences, and the same ones token by token in plain integers: each pass is compared."""
 
-    def __init__(self, lm: DeviceLM, weights: ExactWeights, slots: int) -> None:
+    def __init__(self, lm: Implementation, weights: ExactWeights, slots: int) -> None:
         self.found = lm.sequences(slots, 70, 70)
         self.expected = [Stepping(weights) for _ in range(slots)]
 

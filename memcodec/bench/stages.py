@@ -74,7 +74,7 @@ def profile(
     """Encode (without verification) and decode once. Returns the seconds by stage of each. Raises BenchError."""
     owner = type(codec.lm.sequences(1, 1, 1))
     passes = [(owner, "forward"), (owner, "step")]
-    stages = dict(zip(LM, (passes, [(owner, "logits")]), strict=True)) | _STAGES
+    stages = dict(zip(LM, (passes, [(owner, "logits"), (owner, "placed_logits")]), strict=True)) | _STAGES
     encode, decode = _Clock(), _Clock()
     with encode.running(stages):
         blob = codec.encode(data, context=context, verify=False)

@@ -281,6 +281,11 @@ class Decoder:
             barrier=np.zeros(COUNTERS_APART, dtype=np.int64),
         )
 
+    @property
+    def streams(self) -> tuple[np.ndarray, ...]:
+        """The bytes and bits that are read, and the state, for a decoder on another device: the fields of `_Groups`."""
+        return tuple(self._groups)
+
     def step(self, position: int, logits: np.ndarray) -> np.ndarray:
         """The tokens at one position of the first groups, int64 [rows]. logits: int32 [rows, vocabulary or more]."""
         count = len(logits)

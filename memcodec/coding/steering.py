@@ -17,7 +17,7 @@ MOST_ENTROPY = 6 * 1024  # the most units of entropy that count at a position
 
 PARITY_STREAM, SIGN_STREAM = 1, 2
 # 1.1 log2(e) sqrt(2 ln 2): multiplied by the root of share times entropy, both in 1/1024, it is in units.
-_TILT = 1.8685079606336419
+TILT = 1.8685079606336419
 REACH = np.int32(MOST_LIFT << 10)
 
 
@@ -85,7 +85,7 @@ def features_of(window, parities):
 @subkernel
 def tilt_of(share, entropy):
     """The factor of moves at a position, float64, in units."""
-    return _TILT * np.sqrt(np.float64(share * capped(entropy)))
+    return TILT * np.sqrt(np.float64(share * capped(entropy)))
 
 
 @subkernel

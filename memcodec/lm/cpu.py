@@ -13,7 +13,7 @@ from memcodec.lm.kept import AnyWeights
 from memcodec.lm.layout import PAGE
 from memcodec.lm.product import multiply_matrices, padded
 from memcodec.lm.rotation import rotated_vectors
-from memcodec.lm.sequences import READ_ROWS, Rows, SequenceInput, check_numbers, check_pass, check_step
+from memcodec.lm.sequences import READ_ROWS, Rows, SequenceInput, check_numbers, check_pass, check_step, joined
 from memcodec.lm.team import Team
 from memcodec.lm.weights import ExactWeights
 
@@ -45,6 +45,7 @@ class CpuLM:
     def __init__(self, weights: AnyWeights, team: Team, plain: bool) -> None:
         """plain: see `product.multiply`."""
         self.kernels = f"numba, {'plain' if plain else CHOSEN.name}"
+        self.has_coder = False
         self.architecture = weights.architecture
         self.vocabulary = weights.architecture.vocabulary
         self.team = team
@@ -119,19 +120,12 @@ class CpuSequences:
         check_pass(inputs, self._lengths, self._positions, lm.vocabulary)
         slots = np.array([one.slot for one in inputs], dtype=np.int64)
         counts = np.array([len(one.tokens) for one in inputs], dtype=np.int64)
-        tokens, vectors = [], [np.empty((0, lm.architecture.hidden), dtype=np.float32)]
-        before = 0  # vectors of the previous sequences
-        for one in inputs:
-            if one.vectors is None:
-                tokens.append(one.tokens)
-            else:
-                tokens.append(np.where(one.tokens < 0, one.tokens - before, one.tokens))
-                vectors.append(rotated_vectors(one.vectors, lm.architecture.layer_norm))
-                before += len(one.vectors)
+        tokens, vectors = joined(inputs, lm.architecture.hidden)
+        entering = rotated_vectors(vectors, lm.architecture.layer_norm)
         starts = self._lengths[slots]
         position = np.concatenate([np.arange(start, start + n) for start, n in zip(starts, counts, strict=True)])
         rows = np.repeat(slots, counts)
-        self._run(layout.Rows(np.concatenate(tokens), np.concatenate(vectors), rows, position, slots, counts))
+        self._run(layout.Rows(tokens, entering, rows, position, slots, counts))
 
     def step(self, tokens: np.ndarray) -> None:
         """One token of each of the first sequences."""
@@ -160,6 +154,10 @@ class CpuSequences:
     def restart(self) -> None:
         """Return all sequences to where they began."""
         self._lengths[:] = self._first
+
+    def placed_logits(self, rows: Rows) -> np.ndarray:
+        """The same as `logits`: they are on the host."""
+        return self.logits(rows)
 
     def logits(self, rows: Rows) -> np.ndarray:
         """Logits of some rows of the last pass."""

@@ -1,5 +1,6 @@
 """The exact LM in torch, on any device: the state between passes, and steps as CUDA graphs."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -42,6 +43,7 @@ class DeviceLM:
         self.device = torch.device(check_device(device))
         self.fixed_steps = self.device.type == "cuda" if fixed_steps is None else fixed_steps
         self.kernels = f"torch on {self.device}, {'float32' if fallback else 'int8'}"
+        self.has_coder = False
         self.architecture = weights.architecture
         self.vocabulary = weights.architecture.vocabulary
         self.operations = Operations(weights, self.device, fallback)
@@ -174,6 +176,10 @@ class DeviceSequences:
         heads = self.lm.architecture.key_heads
         return x.reshape(n, steps, heads, -1, x.shape[-1]).transpose(1, 2).reshape(n, heads, -1, x.shape[-1])
 
+    def placed_logits(self, rows: Rows) -> np.ndarray:
+        """The same as `logits`, on the host, since there are no kernels of the coder in torch."""
+        return self.logits(rows)
+
     def logits(self, rows: Rows) -> np.ndarray:
         """Logits of some rows of the last pass, int32 [rows, vocabulary] in units."""
         with torch.no_grad(), full_precision():
@@ -207,30 +213,32 @@ class _Step:
         self._positions.copy_(torch.from_numpy(positions[:, None]))
         if self._tokens.device.type == "cuda":
             if self._graph is None:
-                self._capture()
+                self._graph = graph_of(self._run)
             self._graph.replay()
         else:
-            self._result = self._run()
+            self._run()
         assert self._result is not None
         return self._result
 
-    def _run(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def _run(self) -> None:
         sequences = self._sequences
         end = sequences.cached.shape[3]
         x = sequences.lm.operations.embed(self._tokens)
-        return sequences.run_layers(x, self._rows, self._positions, self._rows, end)
+        self._result = sequences.run_layers(x, self._rows, self._positions, self._rows, end)
 
-    def _capture(self) -> None:
-        """Run once, so that libraries initialize themselves, then record the graph."""
-        cuda: Any = torch.cuda
-        stream = cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            self._run()
-        torch.cuda.current_stream().wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._result = self._run()
+
+def graph_of(run: Callable[[], None]) -> Any:
+    """What a function launches on CUDA, as a graph; it is run once before, so that libraries initialize themselves."""
+    cuda: Any = torch.cuda
+    stream = cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph
 
 
 def check_device(name: str) -> str:

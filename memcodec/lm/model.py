@@ -12,8 +12,9 @@ import numpy as np
 from memcodec.errors import EncodeError
 from memcodec.lm import cpu
 from memcodec.lm.architecture import Architecture
+from memcodec.lm.choice import implementation_of
 from memcodec.lm.kept import AnyWeights
-from memcodec.lm.sequences import Implementation, SequenceInput, Sequences
+from memcodec.lm.sequences import SequenceInput, Sequences
 from memcodec.lm.team import Team, team_of
 
 
@@ -34,8 +35,9 @@ class ExactLM:
     ) -> None:
         """device: "auto", "cpu" or "cuda"; threads: on the CPU, by default one for each core of this process.
 
-        kernels: "numba" (CPU only), "torch", or "auto"; fallback: use the slower integer products, by default only on
-        machines whose faster ones fail the self-test. Raises ModelNotFoundError and MachineError.
+        kernels: "numba" (CPU only), "torch", "triton" (on the CPU only in its interpreter), or "auto"; fallback: use
+        the slower products of numba and torch, by default only on machines whose faster ones fail the self-test.
+        Raises ModelNotFoundError, MachineError, MissingDependencyError.
         """
         self.architecture: Architecture = weights.architecture
         self.prefix = np.array(weights.prefix, dtype=np.int64)
@@ -45,16 +47,10 @@ class ExactLM:
         self._start: Any = None
         self._unprimed_length = len(self.prefix)
         self.head = weights.head
-        self.device = _device_of(device, kernels)
         self.team = _team_of(threads)
-        slow = needs_fallback(device, threads, kernels) if fallback is None else fallback
-        self.implementation: Implementation
-        if self.device != "cpu" or kernels == "torch":
-            from memcodec.lm import device as torch_device
-
-            self.implementation = torch_device.DeviceLM(weights.plain(), self.device, slow)
-        else:
-            self.implementation = cpu.CpuLM(weights, self.team, slow)
+        self.device, self.implementation = implementation_of(
+            weights, _device_of(device, kernels), kernels, fallback, self.team
+        )
 
     def sequences(self, slots: int, positions: int, rows: int) -> Sequences:
         """A cache for `slots` sequences of `positions` positions each, for passes of up to `rows` rows."""
@@ -100,22 +96,18 @@ def logits_of(lm: ExactLM, tokens: np.ndarray) -> np.ndarray:
 # ---- the machine
 
 
-def needs_fallback(device: str, threads: int | None, kernels: str) -> bool:
-    """Whether `ExactLM` with these settings needs slower products on this machine: the result of the self-test.
+def prepare(device: str, threads: int | None, kernels: str) -> None:
+    """Load and test the kernels for the CPU, if `ExactLM` with these settings will need them. Raises as `ExactLM`.
 
-    It is kept, and so are the kernels that the test loads: call this while the weights are read. Raises as `ExactLM`.
+    It needs no weights, so they can be read meanwhile.
     """
-    found, team = _device_of(device, kernels), _team_of(threads)
-    if found != "cpu" or kernels == "torch":
-        from memcodec.lm import device as torch_device
-
-        return torch_device.needs_fallback(found)
-    return cpu.needs_fallback(team)
+    if _device_of(device, kernels) == "cpu" and kernels in ("auto", "numba"):
+        cpu.needs_fallback(_team_of(threads))
 
 
 def _device_of(device: str, kernels: str) -> str:
-    if kernels not in ("auto", "numba", "torch") or (kernels == "numba" and device not in ("auto", "cpu")):
-        raise EncodeError(f"kernels {kernels!r} on {device!r}: give auto or torch, or numba on the CPU")
+    if kernels not in ("auto", "numba", "torch", "triton") or (kernels == "numba" and device not in ("auto", "cpu")):
+        raise EncodeError(f"kernels {kernels!r} on {device!r}: give auto, torch or triton, or numba on the CPU")
     return "cpu" if kernels == "numba" else find_device(device)
 
 
@@ -137,14 +129,15 @@ def find_device(name: str) -> str:
 
     Raises ModelNotFoundError, MachineError.
     """
-    if name == "cpu" or (name == "auto" and not (_has_cuda_driver() and find_spec("torch"))):
+    if name == "cpu" or (name == "auto" and not (has_cuda_driver() and find_spec("torch"))):
         return "cpu"
     from memcodec.lm.device import check_device
 
     return check_device(name)
 
 
-def _has_cuda_driver() -> bool:
+def has_cuda_driver() -> bool:
+    """Whether there is one, so that torch may find a device."""
     try:
         ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:

@@ -185,7 +185,8 @@ def rows_in(packed: np.ndarray, columns: np.ndarray, inner: int) -> np.ndarray:
     quads = padded(inner) // QUAD
     apart = packed.reshape(len(packed), -1, quads, COLUMNS, QUAD).swapaxes(2, 3)
     order = np.argsort(columns, kind="stable")[np.count_nonzero(columns < 0) :]
-    return (apart.reshape(len(packed), len(columns), -1)[:, order, :inner] ^ np.uint8(ZERO)).view(np.int8)
+    rows = apart.reshape(len(packed), len(columns), -1)[:, order, :inner]
+    return np.ascontiguousarray(rows ^ np.uint8(ZERO)).view(np.int8)
 
 
 _LAID_OUT = 128 * COLUMNS  # columns that a worker lays out at a time

@@ -8,16 +8,16 @@ import numpy as np
 
 from memcodec.lm.compiled import subkernel
 
-_GOLDEN = 0x9E3779B97F4A7C15
-_FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+GOLDEN = 0x9E3779B97F4A7C15
+FIRST, SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _MASK = (1 << 64) - 1
 
-_golden, _first, _second = np.uint64(_GOLDEN), np.uint64(_FIRST), np.uint64(_SECOND)
+_golden, _first, _second = np.uint64(GOLDEN), np.uint64(FIRST), np.uint64(SECOND)
 
 
 def words(stream: int, start: int, count: int) -> np.ndarray:
     """Words `start` to `start + count` of a stream of the generator, as uint64 [count]."""
-    base = ((stream << 40) + start + 1) * _GOLDEN & _MASK
+    base = ((stream << 40) + start + 1) * GOLDEN & _MASK
     with np.errstate(over="ignore"):
         z = np.uint64(base) + np.arange(count, dtype=np.uint64) * _golden
         z = (z ^ (z >> np.uint64(30))) * _first

@@ -22,6 +22,20 @@ class SequenceInput:
     vectors: np.ndarray | None = None
 
 
+def joined(inputs: list[SequenceInput], hidden: int) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens of all inputs, int64 [rows], and their vectors, float32 [n, hidden]; -1 - i is vector i."""
+    tokens, vectors = [], [np.empty((0, hidden), dtype=np.float32)]
+    before = 0  # vectors of the previous sequences
+    for one in inputs:
+        if one.vectors is None:
+            tokens.append(one.tokens)
+        else:
+            tokens.append(np.where(one.tokens < 0, one.tokens - before, one.tokens))
+            vectors.append(one.vectors)
+            before += len(one.vectors)
+    return np.concatenate(tokens), np.concatenate(vectors)
+
+
 class Sequences(Protocol):
     """The sequences that an LM is reading: the cache of each, and the logits of the last pass."""
 
@@ -40,14 +54,19 @@ class Sequences(Protocol):
         The next call overwrites the returned array.
         """
 
+    def placed_logits(self, rows: Rows) -> Any:
+        """The same where the coder takes them: an array, or a tensor on a device if `Implementation.has_coder`."""
+
 
 class Implementation(Protocol):
     """An implementation of the exact LM, on a CPU or in torch operations.
 
-    kernels: what computes its products, for people who measure.
+    kernels: what computes its products, for people who measure; has_coder: whether the coder runs where the logits are,
+    and is not on the host.
     """
 
     kernels: str
+    has_coder: bool
 
     def sequences(self, slots: int, positions: int, rows: int, start: Any = None) -> Sequences:
         """A cache of `slots` sequences of `positions` positions, for passes of up to `rows` rows; start: of `start`."""

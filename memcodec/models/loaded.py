@@ -7,7 +7,7 @@ import numpy as np
 
 from memcodec.errors import ModelMismatchError, ModelNotFoundError
 from memcodec.lm.compiled import are_kept
-from memcodec.lm.model import ExactLM, find_device, needs_fallback
+from memcodec.lm.model import ExactLM, find_device, prepare
 from memcodec.models import registry
 from memcodec.models.registry import ModelFolder
 from memcodec.models.tokenizer import ByteTokenizer
@@ -64,12 +64,12 @@ class LoadedModel:
             loaded = cls(folder, ByteTokenizer(folder.path), None, found, refusal)
         else:
 
-            def prepare() -> None:
+            def load_kernels() -> None:
                 if progress is not None and not are_kept():
                     progress("compiling for this processor (once)", 0, 0)
-                needs_fallback(found, threads, kernels)
+                prepare(found, threads, kernels)
 
-            weights, tokenizer = registry.load_exact(folder, progress, meanwhile=prepare)
+            weights, tokenizer = registry.load_exact(folder, progress, meanwhile=load_kernels)
             loaded = cls(folder, tokenizer, ExactLM(weights, found, threads, kernels), found)
         loaded._options = {"device": device, "threads": threads, "kernels": kernels}
         return loaded

@@ -1,0 +1,60 @@
+"""Which implementation of the exact LM runs: kernels in Triton, operations in torch, or kernels for the CPU."""
+
+import warnings
+
+from memcodec.errors import MachineError, MissingDependencyError
+from memcodec.lm import cpu
+from memcodec.lm.kept import AnyWeights
+from memcodec.lm.sequences import Implementation
+from memcodec.lm.team import Team
+
+
+def implementation_of(
+    weights: AnyWeights, device: str, kernels: str, fallback: bool | None, team: Team
+) -> tuple[str, Implementation]:
+    """The first implementation that passes the self-test, and the device that it runs on.
+
+    device: "cpu" or "cuda"; kernels, fallback: as in `ExactLM`. On a GPU these are Triton, torch, and then the CPU;
+    what is left out, and why, is in the text `kernels` of the implementation, and a warning. Raises MachineError, and
+    MissingDependencyError for kernels that are asked for by name.
+    """
+    if kernels == "numba" or (kernels == "auto" and device == "cpu"):
+        return "cpu", _on_cpu(weights, fallback, team)
+    failures = []
+    for name in ("triton", "torch") if kernels == "auto" else (kernels,):
+        try:
+            found = _in_triton(weights, device) if name == "triton" else _in_torch(weights, device, fallback)
+        except (MachineError, MissingDependencyError) as error:
+            if kernels != "auto":
+                raise
+            failures.append(str(error))
+        else:
+            return device, _told(found, failures)
+    return "cpu", _told(_on_cpu(weights, fallback, team), failures)
+
+
+def _told(found: Implementation, failures: list[str]) -> Implementation:
+    """The implementation, with what was tried before it."""
+    for failure in failures:
+        found.kernels += f"; {failure}"
+        warnings.warn(f"{failure}: {found.kernels.split(';')[0]} instead", RuntimeWarning, stacklevel=2)
+    return found
+
+
+def _on_cpu(weights: AnyWeights, fallback: bool | None, team: Team) -> Implementation:
+    slow = cpu.needs_fallback(team) if fallback is None else fallback
+    return cpu.CpuLM(weights, team, slow)
+
+
+def _in_torch(weights: AnyWeights, device: str, fallback: bool | None) -> Implementation:
+    from memcodec.lm import device as torch_device
+
+    slow = torch_device.needs_fallback(device) if fallback is None else fallback
+    return torch_device.DeviceLM(weights.plain(), device, slow)
+
+
+def _in_triton(weights: AnyWeights, device: str) -> Implementation:
+    from memcodec.lm import gpu
+
+    gpu.check(device)
+    return gpu.GpuLM(weights.plain(), device)

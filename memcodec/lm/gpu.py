@@ -1,0 +1,417 @@
+"""The exact LM on a GPU, with kernels in Triton: the state between passes, and the launches of the kernels."""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from memcodec.errors import MachineError, MissingDependencyError, first_line, needs_torch
+from memcodec.lm import arithmetic, gpu_kernels, selftest
+from memcodec.lm.architecture import Architecture
+from memcodec.lm.device import Start, graph_of
+from memcodec.lm.gpu_kernels import TILE_FIELDS, launch
+from memcodec.lm.rotation import rotated_vectors
+from memcodec.lm.sequences import READ_ROWS, Rows, SequenceInput, check_numbers, check_pass, check_step, joined
+from memcodec.lm.weights import ExactWeights
+
+try:
+    import torch
+    import triton
+except ImportError as error:
+    raise needs_torch(error) from error
+
+_kernels: Any = gpu_kernels  # functions in Triton have no types
+
+_ROW_FIELDS = 3  # of a row: token, slot, position
+_ALIGNED = 4  # int32 in 16 bytes: Triton compiles kernels again for addresses that are no multiples of them
+_LEAST_HEIGHT, _LEAST_DEPTH = 16, 32  # of products of int8
+
+
+class Tiles(NamedTuple):
+    """How much of its work a program takes: no result depends on it. Powers of two.
+
+    entries: of vectors, at least one row; gate: entries of a row at one time; panel: positions of the cache at one
+    time; queries: rows of a tile of attention in a full pass; columns, depth: of a product, and its most rows.
+    """
+
+    entries: int
+    gate: int
+    panel: int
+    queries: int
+    rows: int
+    columns: int
+    depth: int
+
+
+ON_GPU = Tiles(entries=1024, gate=512, panel=64, queries=64, rows=128, columns=64, depth=128)
+# The interpreter takes the same time for a large block as for a small one.
+INTERPRETED = Tiles(entries=1 << 15, gate=1 << 15, panel=128, queries=256, rows=256, columns=512, depth=512)
+
+
+def tiles_of(device: str) -> Tiles:
+    """Those that suit a device of torch."""
+    return INTERPRETED if device == "cpu" else ON_GPU
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear layer: matrix int8 [columns, inner]; scale, bias: float32 [columns]."""
+
+    matrix: torch.Tensor
+    scale: torch.Tensor
+    bias: torch.Tensor | None
+
+
+class GpuLM:
+    """The layers on a GPU, or in Triton's interpreter on the CPU."""
+
+    def __init__(
+        self, weights: ExactWeights, device: str, tiles: Tiles | None = None, padded_steps: bool | None = None
+    ) -> None:
+        """device: of torch; padded_steps: see `GpuSequences.step`, by default on CUDA only."""
+        self.device = torch.device(device)
+        self.tiles = tiles or tiles_of(device)
+        self.padded_steps = self.device.type == "cuda" if padded_steps is None else padded_steps
+        self.kernels = f"triton on {device}"
+        self.has_coder = True
+        self.architecture = weights.architecture
+        self.vocabulary = weights.architecture.vocabulary
+        tensors = {name: np.array(value, order="C") for name, value in weights.tensors.items()}
+        self.tensors = {name: torch.from_numpy(value).to(self.device) for name, value in tensors.items()}
+        names = ("qkv", "mix", "up", "down")
+        self.layers = [{name: self._linear(name, i) for name in names} for i in range(self.architecture.layers)]
+        self.head = self._linear("head")
+
+    def _linear(self, name: str, *layer: int) -> Linear:
+        t = self.tensors
+        bias = t[name + ".bias"][layer] if name + ".bias" in t else None
+        return Linear(t[name][layer], t[name + ".scale"][layer], bias)
+
+    def sequences(self, slots: int, positions: int, rows: int, start: Start | None = None) -> "GpuSequences":
+        """A cache for `slots` sequences of `positions` positions, and buffers for passes of up to `rows` rows.
+
+        start: the prefix that they have read already.
+        """
+        return GpuSequences(self, slots, positions, rows, start)
+
+    def start(self, prefix: np.ndarray) -> Start:
+        """The state after a prefix, int64 [tokens]."""
+        sequences = GpuSequences(self, 1, len(prefix), min(len(prefix), READ_ROWS))
+        for first in range(0, len(prefix), READ_ROWS):
+            tokens = prefix[first : first + READ_ROWS]
+            sequences.forward([SequenceInput(0, tokens)])
+        logits = sequences.logits(np.array([len(tokens) - 1]))[0]
+        cache = sequences.cache
+        return Start(len(prefix), cache.integers[:, :1], cache.scales[:, :1], logits)
+
+    def copied(self, prefix: int) -> int:
+        """The number of positions of a prefix of this length that each sequence stores itself: all."""
+        return prefix
+
+    def embed(self, pass_: "Pass", vectors: torch.Tensor, buffers: "Buffers") -> None:
+        """The residual stream before the first layer."""
+        a, t, rows = self.architecture, self.tensors, pass_.rows
+        width = power_of_two(a.hidden)
+        block = max(1, self.tiles.entries // width)
+        launch(
+            _kernels.embed, (-(-rows // block),), pass_.tokens, pass_.positions, t["embedding"], t["embedding.scale"],
+            vectors, t.get("position", buffers.x), buffers.x, rows,
+            SIZE=a.hidden, WIDTH=width, ROWS=block, LEARNED=a.rotary is None, warps=_warps(block * width),
+        )  # fmt: skip
+
+    def quantize(self, x: torch.Tensor, buffers: "Buffers", rows: int, size: int, norm: bool) -> None:
+        """quantize(x), or norm(x), of some rows of `size` entries, as the inputs of the next product."""
+        width = power_of_two(size)
+        block = max(1, self.tiles.entries // width)
+        launch(
+            _kernels.quantize, (-(-rows // block),), x, buffers.inputs, buffers.input_scale, rows,
+            SIZE=size, WIDTH=width, ROWS=block, NORM=norm, EPSILON=self.architecture.epsilon,
+            warps=_warps(block * width),
+        )  # fmt: skip
+
+    def linear(self, linear: Linear, buffers: "Buffers", out: torch.Tensor, rows: int, kind: int) -> None:
+        """linear(v, s, W) of the inputs into `out`. kind: of `gpu_kernels.product`."""
+        multiply(linear, buffers.inputs, buffers.input_scale, out, rows, kind, self.tiles)
+
+    def heads(self, pass_: "Pass", buffers: "Buffers", layer: int, cached: torch.Tensor, scales: torch.Tensor) -> None:
+        """Queries into the buffers, keys and values into the cache."""
+        a, t = self.architecture, self.tensors
+        width, nothing = power_of_two(a.head_size), buffers.x
+        block = max(1, self.tiles.entries // width)
+        gains = (t["query.gain"][layer], t["key.gain"][layer]) if a.head_norm else (nothing, nothing)
+        rotation = (t["cosine"], t["sine"]) if a.rotary is not None else (nothing, nothing)
+        pairs = pass_.rows * (a.heads + 2 * a.key_heads)
+        launch(
+            _kernels.heads, (-(-pairs // block),), buffers.y, pass_.slots, pass_.positions, *gains, *rotation,
+            buffers.q, buffers.q_scale, cached, scales, pass_.rows, cached.shape[2],
+            HEADS=a.heads, KEY_HEADS=a.key_heads, SIZE=a.head_size, WIDTH=width,
+            STAGES=_stages(arithmetic.block_of(a.head_size)), BLOCK=block, GAINS=a.head_norm,
+            ROTARY=a.rotary is not None, EPSILON=a.epsilon, warps=_warps(block * width),
+        )  # fmt: skip
+
+    def attend(self, pass_: "Pass", buffers: "Buffers", cached: torch.Tensor, scales: torch.Tensor) -> None:
+        """Attention, from the queries in the buffers to its outputs there."""
+        a = self.architecture
+        launch(
+            _kernels.attend, (len(pass_.tiles), a.key_heads), buffers.q, buffers.q_scale, cached, scales, pass_.tiles,
+            buffers.y, cached.shape[2],
+            HEADS=a.heads, KEY_HEADS=a.key_heads, SIZE=a.head_size, WIDTH=max(power_of_two(a.head_size), _LEAST_DEPTH),
+            FACTOR=float(arithmetic.attention_scale(a.head_size)), ROWS=pass_.tile_height, PANEL=self.tiles.panel,
+        )  # fmt: skip
+
+    def gate(self, buffers: "Buffers", rows: int) -> None:
+        """The inputs of the MLP's second matrix."""
+        a = self.architecture
+        first, second = map(float, arithmetic.gate(a.gate))
+        block_of_transform = arithmetic.block_of(a.inner, arithmetic.MOST_ROTATED)
+        width = max(min(power_of_two(a.inner), self.tiles.gate), block_of_transform)
+        block = max(1, self.tiles.entries // width)
+        launch(
+            _kernels.gate, (-(-rows // block),), buffers.y, buffers.inputs, buffers.input_scale, rows,
+            INNER=a.inner, GATED=a.gated, A=first, B=second, ROWS=block, WIDTH=width,
+            STAGES=_stages(block_of_transform), warps=_warps(block * width),
+        )  # fmt: skip
+
+    def forward(self, pass_: "Pass", vectors: torch.Tensor, buffers: "Buffers", cache: "Cache") -> None:
+        """All layers and the last norm, which leaves the inputs of the head in the buffers."""
+        a, rows = self.architecture, pass_.rows
+        self.embed(pass_, vectors, buffers)
+        for layer, linear in enumerate(self.layers):
+            cached, scales = cache.integers[layer], cache.scales[layer]
+            self.quantize(buffers.x, buffers, rows, a.hidden, norm=True)
+            self.linear(linear["qkv"], buffers, buffers.y, rows, gpu_kernels.STORE)
+            self.heads(pass_, buffers, layer, cached, scales)
+            self.attend(pass_, buffers, cached, scales)
+            self.quantize(buffers.y, buffers, rows, a.heads * a.head_size, norm=False)
+            self.linear(linear["mix"], buffers, buffers.x, rows, gpu_kernels.ADD)
+            self.quantize(buffers.x, buffers, rows, a.hidden, norm=True)
+            self.linear(linear["up"], buffers, buffers.y, rows, gpu_kernels.STORE)
+            self.gate(buffers, rows)
+            self.linear(linear["down"], buffers, buffers.x, rows, gpu_kernels.ADD)
+        self.quantize(buffers.x, buffers, rows, a.hidden, norm=True)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """The rows of a pass, and their tiles for attention (see `gpu_kernels.attend`); on the device, int32."""
+
+    tokens: torch.Tensor  # [rows]
+    slots: torch.Tensor
+    positions: torch.Tensor
+    tiles: torch.Tensor  # [tiles, TILE_FIELDS]
+    tile_height: int  # rows of queries of a tile
+
+    @property
+    def rows(self) -> int:
+        """Of all sequences."""
+        return len(self.tokens)
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Keys and values: int8 [layers, slots, 2 * key_heads, positions, head_size], scales float32 [..., positions]."""
+
+    integers: torch.Tensor
+    scales: torch.Tensor
+
+
+class Buffers:
+    """What the kernels of a pass of up to `rows` rows leave for each other."""
+
+    def __init__(self, a: Architecture, rows: int, device: torch.device) -> None:
+        mixed = a.heads * a.head_size
+        widest = max((a.heads + 2 * a.key_heads) * a.head_size, (1 + a.gated) * a.inner)
+        self.rows = rows
+        self.x = torch.empty(rows * a.hidden, device=device)  # the residual stream
+        self.y = torch.empty(rows * widest, device=device)  # outputs of products, and of attention
+        self.inputs = torch.empty(rows * max(a.hidden, mixed, a.inner), dtype=torch.int8, device=device)
+        self.input_scale = torch.empty(rows, device=device)
+        self.q = torch.empty(rows * mixed, dtype=torch.int8, device=device)
+        self.q_scale = torch.empty(rows * a.heads, device=device)
+        numbers = rows * (_ROW_FIELDS + TILE_FIELDS) + _ROW_FIELDS * _ALIGNED
+        self.numbers = torch.empty(numbers, dtype=torch.int32, device=device)  # of `Pass`
+
+
+def multiply(
+    linear: Linear, v: torch.Tensor, s: torch.Tensor, out: torch.Tensor, rows: int, kind: int, tiles: Tiles
+) -> None:
+    """linear(v, s, W) of int8 [rows, inner] and float32 [rows] into `out`. kind: of `gpu_kernels.product`."""
+    columns, inner = linear.matrix.shape
+    height, width = min(max(power_of_two(rows), _LEAST_HEIGHT), tiles.rows), tiles.columns
+    launch(
+        _kernels.product, (-(-rows // height), -(-columns // width)),
+        v, s, linear.matrix, linear.scale, linear.scale if linear.bias is None else linear.bias, out, rows,
+        COLUMNS=columns, INNER=inner, BIAS=linear.bias is not None, KIND=kind, ROWS=height, WIDTH=width,
+        DEPTH=min(max(power_of_two(inner), _LEAST_DEPTH), tiles.depth), warps=8 if height > 64 else 4,
+    )  # fmt: skip
+
+
+class GpuSequences:
+    """`Sequences` on a GPU. lengths: positions of each so far, int64 [slots]."""
+
+    def __init__(self, lm: GpuLM, slots: int, positions: int, rows: int, start: Start | None = None) -> None:
+        a = lm.architecture
+        self.lm = lm
+        self._first = 0 if start is None else start.length
+        self.lengths = np.full(slots, self._first, dtype=np.int64)
+        self._positions = min(positions, a.positions)
+        self._spare = slots
+        shape = (a.layers, slots + lm.padded_steps, 2 * a.key_heads, positions)
+        self.cache = Cache(
+            torch.zeros(*shape, a.head_size, dtype=torch.int8, device=lm.device), torch.zeros(*shape, device=lm.device)
+        )
+        if start is not None:
+            self.cache.integers[:, :, :, : start.length] = start.cached
+            self.cache.scales[:, :, :, : start.length] = start.scales
+        self._buffers = Buffers(a, max(rows, 1), lm.device)
+        self._rows = 0  # of the last pass
+        self._graphs: dict[int, Any] = {}  # of steps, by rows
+
+    def forward(self, inputs: list[SequenceInput]) -> None:
+        """One pass."""
+        lm, a = self.lm, self.lm.architecture
+        check_pass(inputs, self.lengths, self._positions, lm.vocabulary)
+        tokens, vectors = joined(inputs, a.hidden)
+        slots = np.array([one.slot for one in inputs], dtype=np.int64)
+        counts = np.array([len(one.tokens) for one in inputs], dtype=np.int64)
+        starts = self.lengths[slots]
+        self._reserve(len(tokens))
+        pass_ = self.pass_of(tokens, slots, counts, starts)
+        entering = self._buffers.x
+        if len(vectors):
+            entering = torch.from_numpy(rotated_vectors(vectors, a.layer_norm)).to(lm.device)
+        lm.forward(pass_, entering, self._buffers, self.cache)
+        self._rows = len(tokens)
+        self.lengths[slots] += counts
+
+    def step(self, tokens: np.ndarray) -> None:
+        """One token of each of the first sequences; on CUDA as a graph, captured once for each number of rows.
+
+        Rows are added up to one of few numbers: each reads the first position of a sequence that nobody uses.
+        """
+        rows = len(tokens)
+        check_step(tokens, self.lengths, self._positions, self.lm.vocabulary)
+        count = _padded(rows) if self.lm.padded_steps else rows
+        nothing = np.zeros(count - rows, dtype=np.int64)
+        slots = np.concatenate([np.arange(rows), nothing + self._spare])
+        starts = np.concatenate([self.lengths[:rows], nothing])
+        self._reserve(count)
+        pass_ = self.pass_of(np.concatenate([tokens, nothing]), slots, np.ones(count, dtype=np.int64), starts)
+
+        def run() -> None:
+            self.lm.forward(pass_, self._buffers.x, self._buffers, self.cache)
+
+        if self.lm.device.type != "cuda":
+            run()
+        else:
+            if count not in self._graphs:
+                self._graphs[count] = graph_of(run)
+            self._graphs[count].replay()
+        self._rows = rows
+        self.lengths[:rows] += 1
+
+    def _reserve(self, rows: int) -> None:
+        """Buffers for this many rows. Graphs are of the buffers that they were captured with."""
+        if rows > self._buffers.rows:
+            self._graphs.clear()
+            self._buffers = Buffers(self.lm.architecture, rows, self.lm.device)
+
+    def pass_of(self, tokens: np.ndarray, slots: np.ndarray, counts: np.ndarray, starts: np.ndarray) -> Pass:
+        """Copy the rows of a pass to the device, always to the same place. Arrays by sequence, but for the tokens."""
+        a, rows = self.lm.architecture, len(tokens)
+        repeat = a.heads // a.key_heads
+        height = power_of_two(max(repeat, _LEAST_HEIGHT if counts.max() == 1 else self.lm.tiles.queries))
+        first = np.cumsum(counts) - counts
+        positions = np.arange(rows) - np.repeat(first - starts, counts)
+        in_tile = height // repeat
+        tiles_of = -(-counts // in_tile)
+        one = np.repeat(np.arange(len(counts)), tiles_of)  # the sequence of each tile
+        done = (np.arange(len(one)) - (np.cumsum(tiles_of) - tiles_of)[one]) * in_tile
+        tiles = np.stack(
+            [slots[one], first[one] + done, np.minimum(in_tile, counts[one] - done), starts[one] + done], axis=1
+        )
+        width = -(-rows // _ALIGNED) * _ALIGNED
+        numbers = np.zeros(_ROW_FIELDS * width + tiles.size, dtype=np.int32)
+        numbers[: _ROW_FIELDS * width].reshape(_ROW_FIELDS, width)[:, :rows] = (
+            tokens, np.repeat(slots, counts), positions,
+        )  # fmt: skip
+        numbers[_ROW_FIELDS * width :] = tiles.reshape(-1)
+        place = self._buffers.numbers[: len(numbers)]
+        place.copy_(torch.from_numpy(numbers))
+        parts = place[: _ROW_FIELDS * width].view(_ROW_FIELDS, width)[:, :rows]
+        return Pass(parts[0], parts[1], parts[2], place[_ROW_FIELDS * width :].view(-1, TILE_FIELDS), height)
+
+    def restart(self) -> None:
+        """Return all sequences to where they began."""
+        self.lengths[:] = self._first
+
+    def logits(self, rows: Rows) -> np.ndarray:
+        """Logits of some rows of the last pass, int32 [rows, vocabulary] in units."""
+        units: np.ndarray = self.placed_logits(rows).cpu().numpy()
+        return units
+
+    def placed_logits(self, rows: Rows) -> torch.Tensor:
+        """The same on the device."""
+        lm, buffers = self.lm, self._buffers
+        chosen = np.arange(self._rows)[rows]
+        v = buffers.inputs[: self._rows * lm.architecture.hidden].view(self._rows, -1)
+        s = buffers.input_scale[: self._rows]
+        if len(chosen) < self._rows:
+            index = torch.from_numpy(chosen).to(lm.device)
+            v, s = v[index], s[index]
+        check_numbers(s.cpu().numpy())
+        out = torch.empty(len(chosen), lm.vocabulary, dtype=torch.int32, device=lm.device)
+        multiply(lm.head, v, s, out, len(chosen), gpu_kernels.UNITS, lm.tiles)
+        return out
+
+
+def _padded(rows: int) -> int:
+    """The number of rows in a step: four for each power of two, so that few graphs are captured."""
+    unit = max(power_of_two(rows) // 8, 1)
+    return -(-rows // unit) * unit
+
+
+def _stages(block: int) -> int:
+    """Of a Hadamard transform."""
+    return block.bit_length() - 1
+
+
+def power_of_two(size: int) -> int:
+    """The least one that is not smaller."""
+    return 1 << (size - 1).bit_length()
+
+
+def _warps(entries: int) -> int:
+    """The warps of a program that has this many entries."""
+    return min(max(power_of_two(entries) // 256, 1), 16)
+
+
+@cache
+def check(device: str) -> None:
+    """Raise MachineError if the kernels do not pass the self-test on a device, and MissingDependencyError on a CPU."""
+    if device == "cpu" and not triton.knobs.runtime.interpret:
+        raise MissingDependencyError("Triton has no kernels for the CPU: set TRITON_INTERPRET=1 to test them, slowly")
+    if torch.version.hip is not None:
+        raise MissingDependencyError("the kernels in Triton are for NVIDIA's GPUs")
+
+    def product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        matrix, v = torch.from_numpy(right).to(device), torch.from_numpy(left.astype(np.int8)).to(device)
+        ones = torch.ones(max(left.shape[0], right.shape[0]), device=device)
+        out = torch.empty(len(left), len(right), dtype=torch.int32, device=device)
+        multiply(Linear(matrix, ones, None), v, ones, out, len(left), gpu_kernels.SUMS, tiles_of(device))
+        sums: np.ndarray = out.cpu().numpy()
+        return sums
+
+    def logits(weights: ExactWeights, tokens: np.ndarray) -> np.ndarray:
+        sequences = GpuLM(weights, device).sequences(1, len(tokens), len(tokens))
+        sequences.forward([SequenceInput(0, tokens)])
+        return sequences.logits(slice(None))
+
+    reason = "wrong sums or known answers"
+    try:
+        if selftest.passes(product, logits):
+            return
+    except Exception as error:  # of Triton, its compilers or the driver, such as a C compiler that is missing
+        reason = first_line(error)
+    raise MachineError(f"this machine does not compute exactly on {device} with Triton ({reason})")
