@@ -49,8 +49,9 @@ def _on_cpu(weights: AnyWeights, fallback: bool | None, team: Team) -> Implement
 def _in_torch(weights: AnyWeights, device: str, fallback: bool | None) -> Implementation:
     from memcodec.lm import device as torch_device
 
-    slow = torch_device.needs_fallback(device) if fallback is None else fallback
-    return torch_device.DeviceLM(weights.plain(), device, slow)
+    if fallback is None:
+        fallback = torch_device.needs_fallback(device) or not torch_device.has_byte_products(device)
+    return torch_device.DeviceLM(weights.plain(), device, fallback)
 
 
 def _in_triton(weights: AnyWeights, device: str) -> Implementation:

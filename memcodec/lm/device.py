@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from memcodec.errors import ModelNotFoundError, needs_torch
-from memcodec.lm import arithmetic, selftest
+from memcodec.lm import arithmetic, instructions, selftest
 from memcodec.lm.operations import Operations, full_precision, norm, product_of
 from memcodec.lm.sequences import READ_ROWS, Rows, SequenceInput, check_numbers, check_pass, check_step
 from memcodec.lm.weights import ExactWeights
@@ -248,6 +248,11 @@ def check_device(name: str) -> str:
     if name != "cpu" and not (name == "cuda" and torch.cuda.is_available()):
         raise ModelNotFoundError(f"device {name!r} is not available here: use --device cpu")
     return name
+
+
+def has_byte_products(device: str) -> bool:
+    """Whether torch has fast int8 products on a device. Without VNNI, it computes them one by one on a CPU."""
+    return device != "cpu" or any("vnni" in name for name in instructions.available())
 
 
 @cache
