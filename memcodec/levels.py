@@ -31,7 +31,7 @@ class GroupRule:
 class Level:
     """The settings of a level.
 
-    share, effort: as in `Readout`; chunk_tokens: as in `Codec.encode`, if the LM has positions for so many.
+    share, effort: as in `Readout`; chunk_tokens: as in `Codec.encode`, or fewer if the LM has fewer positions.
     """
 
     rule: GroupRule

@@ -84,7 +84,7 @@ class Decoded(io.RawIOBase):
         return len(data)
 
     def _copied(self, start: int, most: int) -> bytes:
-        """Carried bytes from `start` on that a reference repeats, at most so many; one at least."""
+        """The carried bytes that a reference repeats, from `start` on: at least one, and at most `most`."""
         kept = next(self._sources.read(start, start + most))
         if isinstance(kept, bytes):
             return kept
@@ -96,7 +96,7 @@ class Decoded(io.RawIOBase):
             self._reads_in_order, self._next_part = order
 
     def _carried(self, start: int, most: int) -> bytes:
-        """Carried bytes from `start` on, at most so many, to the end of a part; one at least."""
+        """Carried bytes of one part, from `start` on: at least one, and at most `most`."""
         number = bisect.bisect_right(self._starts, start) - 1
         first = start - self._starts[number]
         part = self._parts[number][1].part
