@@ -73,7 +73,7 @@ class Repeats:
                 break
             first, size = self._extended(encoded, done, at, place, start)
             if size < LEAST_BYTES:
-                at += 1
+                at = max(at, first + size - SAMPLE_BYTES) + 1  # behind the samples that are a part of this repeat
                 continue
             source = place - (at - first)
             if first > done:
