@@ -42,6 +42,7 @@ def main() -> None:
 
     gpu.launch = record
     gpu_coding.launch = record
+    gpu.check_numbers = lambda scales: None  # nothing was computed: memory that holds anything
     for name in selftest.KNOWN_ANSWERS:
         sequences = gpu.GpuLM(selftest.tiny(name), "cpu", gpu.ON_GPU).sequences(1, 75, 75)
         sequences.forward([SequenceInput(0, selftest.TOKENS[:74])])
