@@ -17,10 +17,12 @@ from memcodec.container import Container, Lost, StoredSpan, pack, unpack
 from memcodec.container.assembly import document_of, salvage_of
 from memcodec.container.insertion import insert
 from memcodec.document import repeats, source, spans
+from memcodec.document.blocks import Cutting, read_blocks
 from memcodec.document.references import CarriedBytes, Reference, joined, slices_of
 from memcodec.document.repeats import SAMPLE_BYTES, Repeats
 from memcodec.document.source import Source
 from memcodec.document.spans import cut_blocks, find_text
+from memcodec.settings import Context, EncodeSettings
 from memcodec.storage.journal import journal_key
 
 from .conftest import TEXT, Run, store_nothing
@@ -35,6 +37,7 @@ LEAST_BYTES = 2 * SAMPLE_BYTES  # shorter than the default, so that small docume
 @pytest.fixture(autouse=True)
 def short_references(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repeats, "LEAST_BYTES", LEAST_BYTES)
+    monkeypatch.setattr(repeats, "TOKEN_BYTES", 0)
 
 
 def unique(size: int, seed: int = 0) -> str:
@@ -304,8 +307,25 @@ def test_blocks_share_references(tiny: Codec, monkeypatch: pytest.MonkeyPatch) -
     assert next(iter(tiny.encode_many([WHOLE, WHOLE[:900]], site=QUICK))) == made
 
 
+@pytest.mark.parametrize(
+    ("level", "context", "seen"), [(6, "auto", 400), (9, "auto", 8000), (6, "max", 8000), (6, 0, 100), (6, 160, 160)]
+)
+def test_what_the_lm_sees_is_left_to_it(
+    tiny: Codec, level: int, context: Context, seen: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy less than about that many tokens behind its source is carried; one farther behind is a reference."""
+    settings = EncodeSettings.of(level=level, context=context)
+    cutting = replace(Cutting.of(tiny.model, settings), positions=8000)
+    assert cutting.seen_tokens == seen
+    monkeypatch.setattr(repeats, "TOKEN_BYTES", 3)
+    for distance, count in ((3 * seen - 100, 0), (3 * seen, 1)):
+        data = (unique(500) + unique(distance - 500, 1) + unique(500)) if distance >= 500 else unique(distance) * 2
+        blocks = read_blocks(Source.of(data.encode()), tiny.tokenizer, cutting)
+        assert sum(len(block.references) for block in blocks) == count
+
+
 def test_a_pure_memory_carries_all_text() -> None:
-    settings = memcodec.settings.EncodeSettings.of(site=Prompt(pure=True))
+    settings = EncodeSettings.of(site=Prompt(pure=True))
     assert not settings.finds_references
 
 
@@ -412,9 +432,6 @@ def test_the_commands(run: Run, llama_folder: Any, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_journal_belongs_to_the_setting(tiny: Codec) -> None:
-    from memcodec.document.blocks import Cutting
-    from memcodec.settings import EncodeSettings
-
     keys = [
         journal_key(
             Source.of(b"x"), tiny.model, QUICK, Cutting.of(tiny.model, EncodeSettings.of(references=references))

@@ -13,8 +13,12 @@ from memcodec.document import repeats
 def store_nothing(references: bool = False) -> Iterator[None]:
     """Until the block ends, encoders of this process store only bytes that are not text.
 
-    references: they may still write text that occurred before as references, also short ones.
+    references: they may still write text that occurred before as references, also what is short or near.
     """
     least = 2 * repeats.SAMPLE_BYTES if references else sys.maxsize
-    with patch.object(assembly, "STORE_SMALLER", False), patch.object(repeats, "LEAST_BYTES", least):
+    with (
+        patch.object(assembly, "STORE_SMALLER", False),
+        patch.object(repeats, "LEAST_BYTES", least),
+        patch.object(repeats, "TOKEN_BYTES", 0),
+    ):
         yield

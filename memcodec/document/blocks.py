@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from memcodec.document.plan import Plan, plan_groups
+from memcodec.document.plan import Plan, plan_groups, visible_tokens
 from memcodec.document.references import Reference
 from memcodec.document.repeats import Repeats
 from memcodec.document.source import Source
@@ -59,6 +59,16 @@ class Cutting:
             model.lm.vocabulary, settings.finds_references,
         )  # fmt: skip
 
+    @property
+    def seen_tokens(self) -> int:
+        """The number of tokens of its group that the LM sees before a token: a half of it on average if it is short."""
+        if self.context == 0:
+            return self.chunk_tokens // 2
+        longest = visible_tokens(self.context, self.positions)
+        if self.context == "auto" and self.rule.longest is not None:
+            return min(self.rule.longest // 2, longest)
+        return longest
+
 
 def read_blocks(source: Source, tokenizer: ByteTokenizer, cutting: Cutting, alone: bool = True) -> Iterator[Block]:
     """The blocks of a document, at least one. alone: no other documents are encoded in the same batches.
@@ -66,7 +76,7 @@ def read_blocks(source: Source, tokenizer: ByteTokenizer, cutting: Cutting, alon
     Raises EncodeError for tokens that the LM does not know.
     """
     start = carried = 0
-    repeats = Repeats(source) if cutting.references else None
+    repeats = Repeats(source, cutting.seen_tokens) if cutting.references else None
     for block in cut_blocks(source):
         found, references = find_text(block), list[Reference]()
         if repeats is not None:

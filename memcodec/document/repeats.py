@@ -16,6 +16,7 @@ from memcodec.document.source import Source
 from memcodec.lm.compiled import kernel, subkernel
 
 LEAST_BYTES = 400  # of a reference: shorter repeats may cost more in the index than the LM needs (docs/context.md)
+TOKEN_BYTES = 4  # about: of text that the LM sees, and of which it predicts a copy for less than a reference costs
 SAMPLE_BYTES = 48
 
 _MOST_REFERENCES = 1 << 21  # in one document
@@ -32,8 +33,10 @@ _POSITION_MASK = (1 << _POSITION_BITS) - 1
 class Repeats:
     """Finds what repeats in the text of a document, from its beginning to its end."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, seen_tokens: int = 0) -> None:
+        """seen_tokens: what repeats text so near before it is left to the LM."""
         self._source = source
+        self._nearest = TOKEN_BYTES * seen_tokens
         samples = source.size // SAMPLE_BYTES
         self._table = np.zeros(min(max(_BUCKET, 1 << (2 * samples).bit_length()), _MOST_SLOTS), dtype=np.uint64)
         # Of each reference so far: where it begins and ends in the document, and the bytes in all up to it.
@@ -72,7 +75,7 @@ class Repeats:
             if place < 0:
                 break
             first, size = self._extended(encoded, done, at, place, start)
-            if size < LEAST_BYTES:
+            if size < LEAST_BYTES or start + at - place < self._nearest:
                 at = max(at, first + size - SAMPLE_BYTES) + 1  # behind the samples that are a part of this repeat
                 continue
             source = place - (at - first)
