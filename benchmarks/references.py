@@ -78,11 +78,10 @@ def find(data: bytes) -> dict[str, Any]:
     source = Source.of(data)
     blocks = [find_text(block) for block in cut_blocks(source)]
     references: list[Reference] = []
-    start, begin = 0, time.process_time()
+    begin = time.process_time()
     finder = Repeats(source)
     for found in blocks:
-        references += finder.cut(found, start)[1]
-        start += sum(len(part if isinstance(part, bytes) else part.encode()) for part in found)
+        references += finder.cut(found)[1]
     seconds = time.process_time() - begin
     references = joined(references)
     share = sum(one.size for one in references) / max(len(data), 1)

@@ -49,14 +49,13 @@ def unique(size: int, seed: int = 0) -> str:
 def found(data: bytes) -> tuple[list[Reference], bytes]:
     """The references of a document and its carried bytes."""
     document = Source.of(data)
-    finder, start = Repeats(document), 0
+    finder = Repeats(document)
     references: list[Reference] = []
     carried = b""
     for block in cut_blocks(document):
-        parts, more = finder.cut(find_text(block), start)
+        parts, more = finder.cut(find_text(block))
         references += more
         carried += b"".join(part if isinstance(part, bytes) else part.encode() for part in parts)
-        start += len(block)
     return references, carried
 
 
@@ -118,8 +117,11 @@ def test_what_overlaps_itself() -> None:
     assert references and max(one.size for one in references) <= 500
 
 
+@pytest.mark.parametrize("window", [2048, 5000, repeats.WINDOW_BYTES])
 @pytest.mark.parametrize("size", [700, 701, 960])
-def test_blocks_and_pieces_of_text_do_not_matter(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+def test_blocks_and_pieces_of_text_do_not_matter(monkeypatch: pytest.MonkeyPatch, size: int, window: int) -> None:
+    monkeypatch.setattr(repeats, "WINDOW_BYTES", window)
+    monkeypatch.setattr(repeats, "_FIRST_READ", 64)
     monkeypatch.setattr(spans, "BLOCK_BYTES", size)
     monkeypatch.setattr(spans, "_LINE", 50)
     monkeypatch.setattr(spans, "PIECE_CHARACTERS", 400)
@@ -131,6 +133,21 @@ def test_blocks_and_pieces_of_text_do_not_matter(monkeypatch: pytest.MonkeyPatch
     assert len(carried) < 3900
     assert len(joined(references)) < len(references)
     assert restored(joined(references), carried) == data
+
+
+def test_far_repeats_are_those_of_near_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sources before the window, also those that it begins in."""
+    monkeypatch.setattr(spans, "BLOCK_BYTES", 700)
+    monkeypatch.setattr(spans, "_LINE", 50)
+    monkeypatch.setattr(repeats, "_FIRST_READ", 64)
+    rng = random.Random(1)
+    phrases = ["é彼🙂" * 40 + unique(200, 50), *(unique(rng.randrange(90, 700), i) for i in range(30))]
+    data = "".join(rng.choice(phrases) for _ in range(300)).encode()
+    references, carried = found(data)
+    monkeypatch.setattr(repeats, "WINDOW_BYTES", 4000)
+    far, carried_then = found(data)
+    assert restored(references, carried) == restored(far, carried_then) == data
+    assert len(data) > 5 * len(carried) and abs(len(carried) - len(carried_then)) < 0.1 * len(carried)
 
 
 def test_a_hundred_thousand_references() -> None:

@@ -80,7 +80,7 @@ def read_blocks(source: Source, tokenizer: ByteTokenizer, cutting: Cutting, alon
     for block in cut_blocks(source):
         found, references = find_text(block), list[Reference]()
         if repeats is not None:
-            found, references = repeats.cut(found, start)
+            found, references = repeats.cut(found)
         spans = tokenize(found, tokenizer)
         runs = [span.tokens for span in spans if isinstance(span, Text)]
         if any(tokens.max() >= cutting.vocabulary for tokens in runs):

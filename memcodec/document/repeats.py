@@ -6,6 +6,7 @@ rsync (Tridgell, 1999) and the long-distance matching of zstd. The bytes themsel
 numba notices itself when they change.
 """
 
+from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
 
@@ -18,11 +19,13 @@ from memcodec.lm.compiled import kernel, subkernel
 LEAST_BYTES = 400  # of a reference: shorter repeats may cost more in the index than the LM needs (docs/context.md)
 TOKEN_BYTES = 4  # about: of text that the LM sees, and of which it predicts a copy for less than a reference costs
 SAMPLE_BYTES = 48
+WINDOW_BYTES = 1 << 24  # of the document that are kept in memory; what is farther back is read again
 
 _MOST_REFERENCES = 1 << 21  # in one document
 _MOST_SLOTS = 1 << 22  # of the table, 8 bytes each: enough for 100 MB of text; after that, new samples replace old ones
 _BUCKET = 8  # slots in which a sample may be: a cache line
-_FIRST_READ = 512  # bytes of a source that are compared first, then more at a time
+_CHARACTER_BYTES = 4  # at most
+_FIRST_READ = 1 << 12  # bytes of text before the window that are compared first, then more at a time
 
 _MULTIPLIER = 0x9E3779B97F4A7C15
 _POWER = pow(_MULTIPLIER, SAMPLE_BYTES - 1, 1 << 64)  # what the first byte of a sample was multiplied by
@@ -39,95 +42,90 @@ class Repeats:
         self._nearest = TOKEN_BYTES * seen_tokens
         samples = source.size // SAMPLE_BYTES
         self._table = np.zeros(min(max(_BUCKET, 1 << (2 * samples).bit_length()), _MOST_SLOTS), dtype=np.uint64)
+        # The last bytes of the document so far, and where they begin in it.
+        self._kept = np.empty(min(source.size, WINDOW_BYTES), dtype=np.uint8)
+        self._origin = self._size = 0
         # Of each reference so far: where it begins and ends in the document, and the bytes in all up to it.
-        self._starts: list[int] = []
-        self._ends: list[int] = []
-        self._left_out: list[int] = []
+        self._starts, self._ends, self._left_out = array("q"), array("q"), array("q")
 
     def _carried(self, place: int) -> int:
         """The number of carried bytes before a place in the document, which no reference has in its middle."""
         count = bisect_right(self._ends, place)
         return place - (self._left_out[count - 1] if count else 0)
 
-    def cut(self, found: list[str | bytes], start: int) -> tuple[list[str | bytes], list[Reference]]:
-        """What is carried of text (str) and bytes that begin at `start` of the document, and the references to it."""
+    def cut(self, found: list[str | bytes]) -> tuple[list[str | bytes], list[Reference]]:
+        """What is carried of the next text (str) and bytes of the document, and the references to what is carried."""
         carried: list[str | bytes] = []
         references: list[Reference] = []
         for part in found:
             if isinstance(part, bytes):
+                self._keep(part)
                 carried.append(part)
-            else:
-                for piece in self._cut(part, start):
-                    if isinstance(piece, Reference):
-                        references.append(piece)
-                    else:
-                        carried.append(piece)
-            start += len(part if isinstance(part, bytes) else part.encode())
+                continue
+            for piece in self._cut(self._keep(part.encode())):
+                if isinstance(piece, Reference):
+                    references.append(piece)
+                else:
+                    carried.append(piece)
         return carried, references
 
-    def _cut(self, text: str, start: int) -> Iterator[str | Reference]:
-        """Text that begins at `start` of the document: what is carried of it, and references, in order."""
-        encoded = text.encode()
-        data = np.frombuffer(encoded, dtype=np.uint8)
-        done = at = fresh = 0  # bytes that are returned, bytes in which samples were looked up, and entered
+    def _keep(self, data: bytes) -> int:
+        """Put the next bytes of the document, at most half a window, into it. Returns where they begin there."""
+        if self._size + len(data) > len(self._kept):
+            left_out = self._size - len(self._kept) // 2
+            self._kept[: self._size - left_out] = self._kept[left_out : self._size].copy()
+            self._origin, self._size = self._origin + left_out, self._size - left_out
+        start = self._size
+        self._size += len(data)
+        self._kept[start : self._size] = np.frombuffer(data, dtype=np.uint8)
+        return start
+
+    def _cut(self, start: int) -> Iterator[str | Reference]:
+        """The text from `start` of the window to its end: what is carried of it, and references, in order."""
+        window = self._kept[: self._size]
+        done = at = fresh = start  # up to where it is returned, samples were looked up, and entered
         while len(self._starts) < _MOST_REFERENCES:
-            at, place, fresh = _next_repeat(data, at, fresh, start, self._table)
+            at, first, size, place, fresh = _next_repeat(
+                window, done, at, fresh, self._origin, self._table, _array(self._starts), _array(self._ends),
+                LEAST_BYTES, self._nearest,
+            )  # fmt: skip
             if place < 0:
                 break
-            first, size = self._extended(encoded, done, at, place, start)
-            if size < LEAST_BYTES or start + at - place < self._nearest:
-                at = max(at, first + size - SAMPLE_BYTES) + 1  # behind the samples that are a part of this repeat
-                continue
-            source = place - (at - first)
+            if place < self._origin:
+                first, size = self._extended(window, done, at, place)
+                if size < LEAST_BYTES or self._origin + at - place < self._nearest:
+                    at = max(at, first + size - SAMPLE_BYTES) + 1
+                    continue
             if first > done:
-                yield encoded[done:first].decode()
-            yield Reference(self._carried(start + first), self._carried(source), size)
-            _enter_all(data, fresh, first, start, self._table)
-            self._starts.append(start + first)
-            done = at = fresh = first + size
-            self._ends.append(start + done)
+                yield window[done:first].tobytes().decode()
+            yield Reference(self._carried(self._origin + first), self._carried(place - (at - first)), size)
+            _enter_all(window, fresh, first, self._origin, self._table)
+            done = fresh = first + size
+            self._starts.append(self._origin + first)
+            self._ends.append(self._origin + done)
             self._left_out.append(size + (self._left_out[-1] if self._left_out else 0))
-        _enter_all(data, fresh, len(data), start, self._table)
-        if done < len(data):
-            yield encoded[done:].decode()
+            at = done
+        _enter_all(window, fresh, len(window), self._origin, self._table)
+        if done < len(window):
+            yield window[done:].tobytes().decode()
 
-    def _extended(self, text: bytes, done: int, at: int, place: int, start: int) -> tuple[int, int]:
-        """The first byte and the size of the longest repeat in text with byte `at`, which may be that at `place`.
-
-        The text begins at `start` of the document; its first `done` bytes are taken. Whole characters only.
-        """
-        number = bisect_right(self._starts, place)
-        low = self._ends[number - 1] if number else 0  # the carried bytes around the place end here, and at `high`
-        if place < low:
-            return at, 0
-        back = min(SAMPLE_BYTES, at - done, place - low)
-        before, ours = self._source.read(place - back, place), text[at - back : at]
-        first = at
-        while first > at - back and ours[first - 1 - (at - back)] == before[first - 1 - (at - back)]:
-            first -= 1
-        high = min(self._starts[number] if number < len(self._starts) else start + first, start + first)
-        size, most = 0, min(len(text) - at, high - place)
-        step = _FIRST_READ
-        while size < most:
-            count = min(step, most - size)
-            same = _common(text[at + size : at + size + count], self._source.read(place + size, place + size + count))
-            size += same
-            if same < count:
-                break
-            step *= 2
-        last = at + size
-        while first < last and text[first] & 0xC0 == 0x80:  # in the middle of a character
-            first += 1
-        while first < last < len(text) and text[last] & 0xC0 == 0x80:
-            last -= 1
-        return first, last - first
+    def _extended(self, window: np.ndarray, done: int, at: int, place: int) -> tuple[int, int]:
+        """As `_extend` with a place of the document before the window."""
+        low, high = _around(place, _array(self._starts), _array(self._ends))
+        low, count = max(low, place - SAMPLE_BYTES), _FIRST_READ
+        while True:
+            end = min(place + count, high, self._origin + at)
+            before = np.array(np.frombuffer(self._source.read(low, end), dtype=np.uint8))
+            longest = self._origin + at - place
+            first, size = _extend(window, done, at, before, place - low, 0, len(before), longest)
+            if first + size - at < count - _CHARACTER_BYTES or end < place + count:
+                return first, size
+            count *= 8
 
 
-def _common(first: bytes, second: bytes) -> int:
-    """The number of bytes at the beginning of two equally long strings that are the same."""
-    if first == second:
-        return len(first)
-    return int(np.argmax(np.frombuffer(first, np.uint8) != np.frombuffer(second, np.uint8)))
+def _array(numbers: "array[int]") -> np.ndarray:
+    """The same memory, int64. The numbers must not grow while it is used."""
+    return np.frombuffer(numbers, dtype=np.int64)
 
 
 @subkernel
@@ -180,28 +178,76 @@ def _enter_all(data, start, end, origin, table):
 
 
 @kernel
-def _next_repeat(data, at, fresh, origin, table):
-    """The first sample from `at` on that is in the table: where it is in data and in the document (-1 if nowhere).
+def _around(place, starts, ends):
+    """Where the carried bytes around a place of the document begin and end: references are from `starts` to `ends`."""
+    low, high = 0, len(starts)
+    while low < high:
+        middle = (low + high) // 2
+        if starts[middle] <= place:
+            low = middle + 1
+        else:
+            high = middle
+    return (ends[low - 1] if low else 0), (starts[low] if low < len(starts) else 1 << _POSITION_BITS)
 
-    data: uint8, begins at `origin` of the document; fresh: the next sample to be entered, which is done SAMPLE_BYTES
-    behind: a repeat may begin so much before the sample that is found. Returns `fresh` too.
+
+@kernel
+def _extend(ours, done, at, theirs, there, low, high, longest):
+    """The first byte and the size of the longest repeat in `ours` with byte `at`, which is that at `there` of `theirs`.
+
+    It begins at `done` at the earliest and has at most `longest` bytes; its source is from `low` to `high` of theirs.
+    Whole characters only. Both: UTF-8, uint8.
     """
-    if at + SAMPLE_BYTES > len(data):
-        return at, -1, fresh
-    value = _hash(data, at)
-    while True:
-        if fresh + 2 * SAMPLE_BYTES <= at:
-            _enter(data, fresh, origin, table)
-            fresh += SAMPLE_BYTES
-        bucket, mark = _bucket(value, table), _mark(value)
-        for slot in range(bucket, bucket + np.uint64(_BUCKET)):
-            entry = table[slot]
-            if entry == 0:
+    first = at
+    while first > max(done, at - SAMPLE_BYTES) and there - (at - first) > low:
+        if ours[first - 1] != theirs[there - (at - first) - 1]:
+            break
+        first -= 1
+    last, most = at, min(len(ours), at + high - there, first + longest)
+    while last < most and ours[last] == theirs[there + last - at]:
+        last += 1
+    while first < last and ours[first] & 0xC0 == 0x80:  # in the middle of a character
+        first += 1
+    while first < last < len(ours) and ours[last] & 0xC0 == 0x80:
+        last -= 1
+    return first, last - first
+
+
+@kernel
+def _next_repeat(window, done, at, fresh, origin, table, starts, ends, least, nearest):
+    """The next repeat in text from byte `at` of the window on, which begins at `origin` of the document.
+
+    done: up to there, text is in a reference or no part of this text; fresh: the next sample to be entered, which is
+    done SAMPLE_BYTES behind: a repeat may begin so much before the sample that is found. starts, ends: of the
+    references so far. Returns where the sample is, the first byte and the size of the repeat, where the sample occurred
+    in the document (-1 if nowhere; before the window, its repeat is not known yet), and `fresh`.
+    """
+    while at + SAMPLE_BYTES <= len(window):
+        value, place = _hash(window, at), np.int64(-1)
+        while True:
+            if fresh + 2 * SAMPLE_BYTES <= at:
+                _enter(window, fresh, origin, table)
+                fresh += SAMPLE_BYTES
+            bucket, mark = _bucket(value, table), _mark(value)
+            for slot in range(bucket, bucket + np.uint64(_BUCKET)):
+                entry = table[slot]
+                if entry == 0:
+                    break
+                if entry & ~np.uint64(_POSITION_MASK) == mark:
+                    place = np.int64(entry & np.uint64(_POSITION_MASK)) - 1
+                    break
+            if place >= 0:
                 break
-            if entry & ~np.uint64(_POSITION_MASK) == mark:
-                return at, np.int64(entry & np.uint64(_POSITION_MASK)) - 1, fresh
-        if at + SAMPLE_BYTES >= len(data):
-            return at, -1, fresh
-        dropped = np.uint64(data[at]) * np.uint64(_POWER)
-        value = (value - dropped) * np.uint64(_MULTIPLIER) + np.uint64(data[at + SAMPLE_BYTES])
-        at += 1
+            if at + SAMPLE_BYTES >= len(window):
+                return at, 0, 0, -1, fresh
+            dropped = np.uint64(window[at]) * np.uint64(_POWER)
+            value = (value - dropped) * np.uint64(_MULTIPLIER) + np.uint64(window[at + SAMPLE_BYTES])
+            at += 1
+        if place < origin:
+            return at, 0, 0, place, fresh
+        low, high = _around(place, starts, ends)
+        there = place - origin  # the repeat is at most so long that its source ends where it begins
+        first, size = _extend(window, done, at, window, there, max(low - origin, 0), high - origin, at - there)
+        if size >= least and origin + at - place >= nearest:
+            return at, first, size, place, fresh
+        at = max(at, first + size - SAMPLE_BYTES) + 1  # behind the samples that are a part of this repeat
+    return at, 0, 0, -1, fresh
