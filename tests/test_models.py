@@ -398,7 +398,9 @@ def conversions(monkeypatch: pytest.MonkeyPatch, cache: Path) -> list[Path]:
     """The folders that are converted after this."""
     seen: list[Path] = []
     make = registry.convert_model
-    monkeypatch.setattr(registry, "convert_model", lambda folder, *rest: seen.append(folder) or make(folder, *rest))
+    monkeypatch.setattr(
+        registry, "convert_model", lambda folder, *rest, **more: seen.append(folder) or make(folder, *rest, **more)
+    )
     return seen
 
 

@@ -6,7 +6,6 @@ mean if the norms are LayerNorm, which makes them RMSNorm (SliceGPT, arXiv 2401.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,42 +15,10 @@ from memcodec.lm.architecture import Architecture
 from memcodec.lm.rotation import centre, hadamard, products_with, rotate
 from memcodec.lm.weights import ExactWeights, Tensors, spread
 from memcodec.models.checkpoint import Checkpoint
+from memcodec.models.layers import NAMES, Layer, Linear, NamedTensors, Norm, gpt2_layer, llama_layer, norm_of
+from memcodec.models.precision import FloatPass
 from memcodec.models.tokenizer import PREFIX
 from memcodec.progress import ByteProgress
-
-
-class _NamedTensors:
-    """Reads tensors by their names, with or without the prefix of a family, and checks their shapes."""
-
-    def __init__(self, source: Checkpoint, name: str) -> None:
-        self._source = source
-        self._folder = name
-        self._names = source.names()
-        self._base = "model." if any(n.startswith("model.") for n in self._names) else ""
-        if any(n.startswith("transformer.") for n in self._names):
-            self._base = "transformer."
-
-    def has(self, name: str) -> bool:
-        return name in self._names or self._base + name in self._names
-
-    def _full(self, name: str) -> str:
-        return name if name in self._names else self._base + name
-
-    def mean(self, name: str, size: int) -> np.ndarray | None:
-        """The mean of what a norm returns before its gain, float32 [size], if it is known."""
-        return self._source.mean(self._full(name), size)
-
-    def read(self, name: str, shape: tuple[int | None, ...]) -> np.ndarray:
-        """A tensor of this shape, in which None stands for any length. Raises ModelNotFoundError."""
-        full = self._full(name)
-        if full not in self._names:
-            raise ModelNotFoundError(f"{self._folder}: its weights lack {full}")
-        tensor = self._source.read(full)
-        if tensor.ndim != len(shape) or any(n not in (None, m) for n, m in zip(shape, tensor.shape, strict=True)):
-            raise ModelNotFoundError(f"{self._folder}: {full} has the shape {tensor.shape}, not {shape}")
-        if not np.isfinite(tensor).all():
-            raise ModelNotFoundError(f"{self._folder}: {full} has entries that are not finite")
-        return tensor
 
 
 def convert(
@@ -62,25 +29,34 @@ def convert(
     prefix: tuple[int, ...],
     tokenizer: bytes,
     progress: ByteProgress | None = None,
+    beside: FloatPass | None = None,
 ) -> ExactWeights:
     """Convert the float weights of an LM.
 
-    family: see `architecture.FAMILIES`; name: for messages; prefix: token ids; tokenizer: its hash. Raises
-    ModelNotFoundError.
+    family: see `architecture.FAMILIES`; name: for messages; prefix: token ids; tokenizer: its hash; beside: it passes
+    through the layers as they are read. Raises ModelNotFoundError.
     """
     a = architecture
     if not prefix or max(prefix) >= a.vocabulary:
         raise ModelNotFoundError(f"{name}: the tokens of {PREFIX!r} are missing in its tokenizer or its vocabulary")
-    checkpoint = _NamedTensors(source, name)
-    layer_of = _gpt2_layer if family == "gpt2" else _llama_layer
+    checkpoint = NamedTensors(source, name)
+    layer_of = gpt2_layer if family == "gpt2" else llama_layer
+    names = NAMES[family]
+    position = checkpoint.read(names.position, (None, a.hidden))[: a.positions] if names.position else None
+    if position is not None and len(position) < a.positions:
+        raise ModelNotFoundError(f"{name}: {names.position} has fewer rows than config.json has positions")
+    if beside is not None:
+        beside.start(checkpoint.read(names.embedding, (a.vocabulary, a.hidden)), position)
     stacked: dict[str, list[np.ndarray]] = {}
-    for layer in range(a.layers):
+    for number in range(a.layers):
         if progress is not None:
-            progress("converting the weights", layer, a.layers + 4)
-        for key, values in _rotated(a, layer_of(a, checkpoint, layer)).items():
+            progress("converting the weights", number, a.layers + 4)
+        layer = layer_of(a, checkpoint, number)
+        if beside is not None:
+            beside.layer(layer)
+        for key, values in _rotated(a, layer).items():
             stacked.setdefault(key, []).append(values)
     tensors: Tensors = {key: np.stack(stacked.pop(key)) for key in list(stacked)}
-    names = _NAMES[family]
     embedding = checkpoint.read(names.embedding, (a.vocabulary, a.hidden))
     if progress is not None:
         progress("converting the weights", a.layers, a.layers + 4)
@@ -88,12 +64,11 @@ def convert(
     if progress is not None:
         progress("converting the weights", a.layers + 2, a.layers + 4)
     head = embedding if a.tied else checkpoint.read(names.head, (a.vocabulary, a.hidden))
-    norm = _norm(a, checkpoint, names.norm)
+    norm = norm_of(a, checkpoint, names.norm)
+    if beside is not None:
+        beside.finish(head, norm)
     tensors |= _stored_in_blocks("head", head, lambda rows: _read(Linear(rows), norm), norm.mean)
-    if names.position:
-        position = checkpoint.read(names.position, (None, a.hidden))[: a.positions]
-        if len(position) < a.positions:
-            raise ModelNotFoundError(f"{name}: {names.position} has fewer rows than config.json has positions")
+    if position is not None:
         tensors["position"] = _written(a, position).astype(np.float32)
     tensors["spread"] = np.array([spread(tensors["head"], tensors["head.scale"])])
     if a.rotary is not None:
@@ -102,39 +77,6 @@ def convert(
 
 
 # ---- what reads and writes the residual stream, rotated (spec/FORMAT.md, "Conversion", in the same order)
-
-
-@dataclass(frozen=True)
-class Linear:
-    """A linear layer. matrix: [rows, inner]; bias: [rows], or None."""
-
-    matrix: np.ndarray
-    bias: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
-class Norm:
-    """What a norm does after it divides. gain, shift: [hidden]; shift: None for RMSNorm.
-
-    mean: of what it returns before its gain, over some text, if it is known, rotated.
-    """
-
-    gain: np.ndarray
-    shift: np.ndarray | None
-    mean: np.ndarray | None
-
-
-@dataclass(frozen=True)
-class Layer:
-    """The float weights of a layer. heads: gains of the norms of heads, by the name of their tensor."""
-
-    attention_norm: Norm
-    qkv: Linear
-    mix: Linear
-    mlp_norm: Norm
-    up: Linear
-    down: Linear
-    heads: dict[str, np.ndarray]
 
 
 def _rotated(a: Architecture, layer: Layer) -> Tensors:
@@ -213,75 +155,4 @@ def to_rows(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (
         np.rint(matrix * (arithmetic.LARGEST / most)[:, None]).astype(np.int8),
         (most / arithmetic.LARGEST).astype(np.float32),
-    )
-
-
-# ---- the names of tensors
-
-
-@dataclass(frozen=True)
-class _Names:
-    """The names of the tensors outside of layers."""
-
-    embedding: str
-    norm: str
-    position: str = ""
-    head: str = "lm_head.weight"
-
-
-_NAMES = dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), _Names("embed_tokens.weight", "norm")) | {
-    "gpt2": _Names("wte.weight", "ln_f", "wpe.weight")
-}
-
-
-def _norm(a: Architecture, c: _NamedTensors, name: str) -> Norm:
-    gain = c.read(name + ".weight", (a.hidden,))
-    shift = c.read(name + ".bias", (a.hidden,)) if a.layer_norm else None
-    mean = c.mean(name + ".weight", a.hidden)
-    return Norm(gain, shift, None if mean is None else rotate(mean[None])[0])
-
-
-def _linear(c: _NamedTensors, parts: dict[str, int], inner: int) -> Linear:
-    """Layers by name, with their numbers of rows, as one: one after the other."""
-    matrix = np.concatenate([c.read(f"{name}.weight", (rows, inner)) for name, rows in parts.items()])
-    if not c.has(f"{next(iter(parts))}.bias"):
-        return Linear(matrix)
-    return Linear(matrix, np.concatenate([c.read(f"{name}.bias", (rows,)) for name, rows in parts.items()]))
-
-
-def _llama_layer(a: Architecture, c: _NamedTensors, layer: int) -> Layer:
-    at = f"layers.{layer}."
-    attention, mlp = at + "self_attn.", at + "mlp."
-    widths = {"q": a.heads * a.head_size, "k": a.key_heads * a.head_size, "v": a.key_heads * a.head_size}
-    heads = {}
-    if a.head_norm:
-        heads = {
-            f"{name}.gain": c.read(f"{attention}{name[0]}_norm.weight", (a.head_size,)) for name in ("query", "key")
-        }
-    return Layer(
-        attention_norm=_norm(a, c, at + "input_layernorm"),
-        qkv=_linear(c, {f"{attention}{name}_proj": rows for name, rows in widths.items()}, a.hidden),
-        mix=_linear(c, {f"{attention}o_proj": a.hidden}, a.heads * a.head_size),
-        mlp_norm=_norm(a, c, at + "post_attention_layernorm"),
-        up=_linear(c, {f"{mlp}gate_proj": a.inner, f"{mlp}up_proj": a.inner}, a.hidden),
-        down=_linear(c, {f"{mlp}down_proj": a.hidden}, a.inner),
-        heads=heads,
-    )
-
-
-def _gpt2_layer(a: Architecture, c: _NamedTensors, layer: int) -> Layer:
-    at = f"h.{layer}."
-
-    def linear(name: str, rows: int, inner: int) -> Linear:
-        """GPT-2 stores its matrices transposed."""
-        return Linear(c.read(f"{at}{name}.weight", (inner, rows)).T, c.read(f"{at}{name}.bias", (rows,)))
-
-    return Layer(
-        attention_norm=_norm(a, c, at + "ln_1"),
-        qkv=linear("attn.c_attn", 3 * a.hidden, a.hidden),
-        mix=linear("attn.c_proj", a.hidden, a.hidden),
-        mlp_norm=_norm(a, c, at + "ln_2"),
-        up=linear("mlp.c_fc", a.inner, a.hidden),
-        down=linear("mlp.c_proj", a.hidden, a.inner),
-        heads={},
     )

@@ -268,7 +268,7 @@ def convert_folder(folder: Path, progress: ByteProgress | None) -> bytes:
     from memcodec.models import gguf
 
     gguf.describe(folder / gguf.FILE_NAME, folder)
-    weights, tokenizer = convert_model(ModelFolder(folder.name, folder), progress)
+    weights, tokenizer = convert_model(ModelFolder(folder.name, folder), progress, known=True)
     kept.save(folder / _EXACT, weights, tokenizer.tokens._asdict(), {})
     return weights.identity
 
@@ -337,10 +337,16 @@ def _kept(model: ModelFolder) -> "tuple[KeptWeights, ByteTokenizer] | None":
     return None
 
 
-def convert_model(model: ModelFolder, progress: ByteProgress | None) -> "tuple[ExactWeights, ByteTokenizer]":
-    """Convert the weights of a model folder, and load its tokenizer. Raises ModelNotFoundError."""
+def convert_model(
+    model: ModelFolder, progress: ByteProgress | None, known: bool = False
+) -> "tuple[ExactWeights, ByteTokenizer]":
+    """Convert the weights of a model folder, and load its tokenizer.
+
+    known: the model is a built-in one, of which nobody must ask whether eight bits are enough for it. Raises
+    ModelNotFoundError.
+    """
     from memcodec.lm import architecture
-    from memcodec.models import checkpoint, convert
+    from memcodec.models import checkpoint, convert, precision
     from memcodec.models.tokenizer import ByteTokenizer
 
     if progress is not None:
@@ -348,9 +354,14 @@ def convert_model(model: ModelFolder, progress: ByteProgress | None) -> "tuple[E
     family, described = architecture.read(model.path)
     tokenizer = ByteTokenizer(model.path)
     weights = checkpoint.open_checkpoint(model.path)
-    exact = convert.convert(described, family, weights, model.id, tokenizer.prefix(), tokenizer.tokens.digest, progress)
+    beside = None if known or model.built_in else precision.FloatPass.of(described, tokenizer)
+    exact = convert.convert(
+        described, family, weights, model.id, tokenizer.prefix(), tokenizer.tokens.digest, progress, beside
+    )
     if model.built_in:
         _check_pinned(model.id, exact.identity)
+    if beside is not None:
+        precision.check(exact, beside, model.id)
     return exact, tokenizer
 
 
