@@ -30,8 +30,7 @@ import numpy as np
 from memcodec.bench import messages
 from memcodec.bench.results import machine, today
 from memcodec.codec import Codec
-from memcodec.lm.sequences import SequenceInput
-from memcodec.passes import HEAD_ROWS, PASS_ROWS
+from memcodec.lm.sequences import ON_CPU, SequenceInput
 from memcodec.primer import Primer
 
 matplotlib.use("Agg")
@@ -122,14 +121,14 @@ def lm_passes(codec: Codec, ids: list[np.ndarray]) -> None:
     lm, left = codec.lm, list(ids)
     while left:
         count, rows = 0, 0
-        while count < len(left) and (rows + len(left[count]) <= PASS_ROWS or not count):
+        while count < len(left) and (rows + len(left[count]) <= ON_CPU.rows or not count):
             rows += len(left[count])
             count += 1
         some, left = left[:count], left[count:]
         sequences = lm.new_sequences(count, len(lm.prefix) + max(map(len, some)), rows)
         sequences.forward([SequenceInput(slot, tokens[:-1]) for slot, tokens in enumerate(some)])
-        for start in range(0, rows - count, HEAD_ROWS):
-            sequences.logits(slice(start, min(start + HEAD_ROWS, rows - count)))
+        for start in range(0, rows - count, ON_CPU.head_rows):
+            sequences.logits(slice(start, min(start + ON_CPU.head_rows, rows - count)))
 
 
 def lm_steps(codec: Codec, ids: list[np.ndarray], batch: int = 64) -> None:

@@ -28,10 +28,9 @@ from memcodec.codec import Codec
 from memcodec.document.plan import cut_chunks
 from memcodec.document.spans import Text, spans_of
 from memcodec.lm.model import cores
-from memcodec.lm.sequences import SequenceInput
+from memcodec.lm.sequences import ON_CPU, SequenceInput
 from memcodec.models.checkpoint import open_checkpoint
 from memcodec.models.registry import DEFAULT_MODEL, resolve
-from memcodec.passes import HEAD_ROWS
 
 POSITION = 100  # at which the cached steps are measured
 ROUNDS = 5
@@ -85,8 +84,8 @@ def lm_speed(codec: Codec) -> list[dict[str, Any]]:
         for pair in range(0, 8, 2):
             sequences = lm.sequences(2, 200, 400)
             sequences.forward([SequenceInput(slot, rows[pair + slot]) for slot in range(2)])
-            for start in range(0, 400, HEAD_ROWS):
-                sequences.logits(slice(start, start + HEAD_ROWS))
+            for start in range(0, 400, ON_CPU.head_rows):
+                sequences.logits(slice(start, start + ON_CPU.head_rows))
 
     result = []
     theirs, ours = in_turn(lambda: floats(ids), exact_pass, rounds=3)
@@ -150,8 +149,8 @@ def codec_speed(codec: Codec, text: bytes) -> dict[str, Any]:
             counts = [len(lm.prefix) + len(tokens) - 1 for tokens in some]
             sequences = lm.sequences(len(some), max(counts), sum(counts))
             sequences.forward([SequenceInput(i, np.concatenate([lm.prefix, t[:-1]])) for i, t in enumerate(some)])
-            for start in range(0, sum(counts), HEAD_ROWS):
-                sequences.logits(slice(start, start + HEAD_ROWS))
+            for start in range(0, sum(counts), ON_CPU.head_rows):
+                sequences.logits(slice(start, start + ON_CPU.head_rows))
 
     def lm_loop() -> None:
         sequences = lm.sequences(len(lengths), max(lengths) + 1, len(lengths))

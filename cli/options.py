@@ -22,7 +22,17 @@ import click
 
 from memcodec.levels import BEST, FASTEST, LEVELS
 from memcodec.models.registry import BUILT_IN, DEFAULT_MODEL
-from memcodec.settings import DEFAULT_BATCH, DEVICES, MAX_CONTEXT, MOST_SHARE, SHARE_STEPS, VERIFY, Context, Verify
+from memcodec.settings import (
+    DEFAULT_BATCH,
+    DEVICES,
+    MAX_CONTEXT,
+    MOST_SHARE,
+    NUMBERED_GPU,
+    SHARE_STEPS,
+    VERIFY,
+    Context,
+    Verify,
+)
 
 _FILE_NAMES = {
     *(
@@ -214,18 +224,25 @@ class DecodingModelOptions:
     )
 
 
+class _Device(click.Choice[str]):
+    """A device by its name, or one of several GPUs by its number."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if NUMBERED_GPU.fullmatch(str(value)) else super().convert(value, param, ctx)
+
+
 @dataclass(frozen=True)
 class ComputeOptions:
     """Where and how fast the model runs. None of these options changes a result."""
 
     device: str = option(
         "--device",
-        type=click.Choice(DEVICES),
+        type=_Device(DEVICES),
         default="auto",
         show_default=True,
         envvar="MEMCODEC_DEVICE",
         show_envvar=True,
-        help="Device that the model runs on; auto uses a CUDA GPU if there is one.",
+        help="Device that the model runs on; auto uses a CUDA GPU if there is one, and cuda:1 the second of several.",
     )
     batch: int = option(
         "--batch",

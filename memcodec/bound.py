@@ -13,7 +13,6 @@ from memcodec.lm import arithmetic
 from memcodec.lm.model import ExactLM
 from memcodec.lm.sequences import SequenceInput
 from memcodec.models.loaded import LoadedModel
-from memcodec.passes import HEAD_ROWS
 from memcodec.settings import EncodeSettings
 
 
@@ -38,7 +37,7 @@ def token_bits(lm: ExactLM, tokens: np.ndarray, skip: int = 0) -> np.ndarray:
     if len(tokens) > 1:
         sequences.forward([SequenceInput(0, tokens[:-1])])
     pieces = []
-    starts = [0, *range(1, len(tokens), HEAD_ROWS)]
+    starts = [0, *range(1, len(tokens), lm.capacity.head_rows)]
     for start, end in pairwise([*starts, len(tokens)]):
         start = max(start, skip)
         if start >= end:

@@ -5,7 +5,7 @@ Arguments and results are arrays and bytes, so that another process or machine c
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, islice, repeat, tee
 from typing import Any
 
@@ -19,20 +19,13 @@ from memcodec.document.plan import windows
 from memcodec.errors import FormatError, MachineError
 from memcodec.lm.layout import PAGE
 from memcodec.lm.model import ExactLM
-from memcodec.lm.sequences import SequenceInput, Sequences
+from memcodec.lm.sequences import ON_CPU, Capacity, SequenceInput, Sequences
 from memcodec.memory.site import Report, Site
-from memcodec.passes import PASS_ROWS, Known, first_logits, input_of, passes
+from memcodec.passes import Known, first_logits, input_of, passes
 from memcodec.progress import Reporter
 
 FIT_CHUNKS = 32  # chunks whose memories are fitted together
-CACHE_POSITIONS = 1 << 15  # the most in the key-value cache of one batch: 400 MB with the default model
 
-# Of verification, whose passes are other ones than the encoder's: an LM whose results depend on the pass is noticed.
-VERIFIED_ROWS = 320  # positions in one full pass
-VERIFIED_GROUPS = 8  # side by side, so that several workers can decode them
-VERIFIED_POSITIONS = 1 << 13  # the most in the key-value cache, if it has more than one group
-
-_PASS_SLOTS = 64  # sequences in one full pass: each has a cache
 _FIRST_ROOM = 1024  # tokens of a group that a decoder allocates before it has decoded any
 _NO_TOKENS = np.empty(0, dtype=np.int64)
 
@@ -63,11 +56,11 @@ def predict(
     each group, float32 [n, hidden], or None.
     """
     batch: list[_Predicted] = []
-    rows = 0
+    rows, most = 0, lm.capacity
     for chunks, given in zip(groups, vectors, strict=False):
         group = _Predicted(lm, chunks, given)
-        alone = group.rows > PASS_ROWS or len(group.known.tokens) > context
-        if batch and (alone or rows + group.rows > PASS_ROWS or len(batch) == _PASS_SLOTS):
+        alone = group.rows > most.rows or len(group.known.tokens) > context
+        if batch and (alone or rows + group.rows > most.rows or len(batch) == most.sequences):
             yield from _predict_together(lm, batch, context)
             batch, rows = [], 0
         if alone:
@@ -115,7 +108,7 @@ class _Predicted:
 
 def _predict_together(lm: ExactLM, batch: list[_Predicted], context: int) -> Iterator[Predictions]:
     """The predictions for groups in common passes: all chunks of the first group, then those of the next one."""
-    for one in passes(lm, [group.known for group in batch], context, PASS_ROWS):
+    for one in passes(lm, [group.known for group in batch], context, lm.capacity.rows):
         for run in one.runs:
             for _, logits in one.blocks([run]):
                 batch[run.slot].fill(logits)
@@ -201,7 +194,7 @@ def decode_batch(
     vectors = [site.vectors(row.memories[0]) for row in rows]
     before = [0 if given is None else len(given) for given in vectors]
     longest = max(n + min(row.tokens, context) for n, row in zip(before, rows, strict=True))
-    sequences = lm.new_sequences(len(rows), len(lm.prefix) + longest, max(sum(before), PASS_ROWS, len(rows)))
+    sequences = lm.new_sequences(len(rows), len(lm.prefix) + longest, max(sum(before), ON_CPU.rows, len(rows)))
     decoder = decoder_of(lm, rows, site.share)
     written = np.empty((len(rows), min(rows[0].tokens, _FIRST_ROOM)), dtype=np.int64)
     live, done = len(rows), 0
@@ -239,11 +232,11 @@ def _refill(sequences: Sequences, kept: np.ndarray) -> None:
     """
     sequences.restart()
     count = kept.shape[1]
-    together = max(1, PASS_ROWS // max(count, 1))
+    together = max(1, ON_CPU.rows // max(count, 1))
     for first in range(0, len(kept), together):
-        for start in range(0, count, PASS_ROWS):
+        for start in range(0, count, ON_CPU.rows):
             slots = range(first, min(first + together, len(kept)))
-            sequences.forward([SequenceInput(slot, kept[slot, start : start + PASS_ROWS]) for slot in slots])
+            sequences.forward([SequenceInput(slot, kept[slot, start : start + ON_CPU.rows]) for slot in slots])
 
 
 def decode_all(
@@ -260,6 +253,19 @@ def decode_all(
 # ---- verifying
 
 
+def verified(capacity: Capacity) -> Capacity:
+    """How much is verified at one time: in other passes than the encoder's, which shows an LM that depends on them.
+
+    On a CPU, eight groups side by side are enough for several workers, and take little memory.
+    """
+    return replace(
+        capacity,
+        rows=max(1, capacity.rows * 4 // 5),
+        sequences=max(1, capacity.sequences // 8),
+        positions=capacity.positions // 4,
+    )
+
+
 def verify_all(
     lm: ExactLM,
     site: Site,
@@ -273,8 +279,8 @@ def verify_all(
     known: the chunks of each group, int64 [tokens] each. The decoder chooses each token after the known ones before it.
     If it chooses the known ones everywhere, it would have read exactly these. Raises MachineError if not, FormatError.
     """
-    waiting = iter(known)
-    for together in batches(lm, site, groups, context, VERIFIED_GROUPS, VERIFIED_POSITIONS):
+    waiting, most = iter(known), verified(lm.capacity)
+    for together in batches(lm, site, groups, context, most.sequences, most.positions):
         _check_positions(lm, site, together, context)
         originals = list(islice(waiting, len(together)))
         if [group.lengths for group in together] != [tuple(map(len, chunks)) for chunks in originals]:
@@ -296,7 +302,7 @@ def _decode_known(
     decoded = [np.full(len(ids), -1, dtype=np.int64) for ids in tokens]
     done = 0
     # At least two passes, since the encoder reads small groups in one.
-    rows = min(VERIFIED_ROWS, -(-sum(map(len, tokens)) // 2))
+    rows = min(verified(lm.capacity).rows, -(-sum(map(len, tokens)) // 2))
     for one in passes(lm, groups, context, rows):
         for runs, logits in one.blocks(one.runs):
             slots, positions, counts = np.array([(run.slot, run.position, run.count) for run in runs]).T
@@ -323,13 +329,15 @@ def _check_positions(lm: ExactLM, site: Site, batch: list[EncodedGroup], context
 
 
 def batches(
-    lm: ExactLM, site: Site, groups: list[EncodedGroup], context: int, size: int, positions: int = CACHE_POSITIONS
+    lm: ExactLM, site: Site, groups: list[EncodedGroup], context: int, size: int, positions: int | None = None
 ) -> Iterator[list[EncodedGroup]]:
     """Groups in the fewest batches, of similar size, that have at most `size` groups and fit the key-value cache.
 
-    positions: the most in the cache, if a batch has more than one group. The cache has as many for each group of a
-    batch as the longest of them needs, so that a long group makes only its own batch smaller.
+    positions: the most in the cache, if a batch has more than one group; by default those of the LM's capacity. The
+    cache has as many for each group of a batch as the longest of them needs, so that a long group makes only its own
+    batch smaller.
     """
+    positions = positions or lm.capacity.positions
     vectors = [site.vectors(group.memories[0]) for group in groups]
     before = max((len(given) for given in vectors if given is not None), default=0) + lm.own_prefix
     needed = [-(-(before + min(group.tokens, context)) // PAGE) * PAGE for group in groups]

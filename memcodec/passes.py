@@ -15,9 +15,6 @@ from memcodec.document.plan import Window, windows
 from memcodec.lm.model import ExactLM
 from memcodec.lm.sequences import SequenceInput
 
-PASS_ROWS = 400  # positions in one full pass: the activations of more do not fit the processor's cache
-HEAD_ROWS = 48  # positions whose logits exist at one time: 9 MB at a vocabulary of 49152
-
 
 class Known(NamedTuple):
     """A group whose tokens are known, int64 [tokens].
@@ -47,18 +44,22 @@ class Run:
 
 
 class Pass(NamedTuple):
-    """One pass. runs: what it predicts, at least one; logits: returns those of rows, int64 [n] (see `passes`)."""
+    """One pass. runs: what it predicts, at least one; logits: returns those of rows, int64 [n] (see `passes`).
+
+    head_rows: the number of rows whose logits may exist at one time.
+    """
 
     runs: list[Run]
     logits: Callable[[np.ndarray], Any]
+    head_rows: int
 
     def blocks(self, runs: list[Run]) -> Iterator[tuple[list[Run], Any]]:
-        """The logits of some runs in blocks of about HEAD_ROWS rows, each with the parts of the runs that it predicts.
+        """The logits of some runs in blocks of about `head_rows`, each with the parts of the runs that it predicts.
 
         A block has equally many positions of each run, so that several workers can decode it. The next block
         overwrites the logits.
         """
-        each = max(1, HEAD_ROWS // len(runs))
+        each = max(1, self.head_rows // len(runs))
         for first in range(0, max(run.count for run in runs), each):
             parts = [run.part(first, each) for run in runs if run.count > first]
             yield parts, self.logits(np.concatenate([np.arange(part.row, part.row + part.count) for part in parts]))
@@ -70,7 +71,7 @@ def passes(lm: ExactLM, groups: list[Known], context: int, rows: int) -> Iterato
     context: the most tokens that the LM sees before a position. Groups have at least one token each, and their
     positions are predicted in ascending order. The logits are where the coder is (`Sequences.placed_logits`).
     """
-    longest = max(len(group.tokens) for group in groups)
+    longest, head_rows = max(len(group.tokens) for group in groups), lm.capacity.head_rows
     room = max(min(len(tokens), context) + (0 if given is None else len(given)) for tokens, given in groups)
     sequences = lm.new_sequences(len(groups), len(lm.prefix) + room, max(rows, len(groups)))
     for window in windows(longest, context):
@@ -82,7 +83,7 @@ def passes(lm: ExactLM, groups: list[Known], context: int, rows: int) -> Iterato
             Run(one.slot, window.first, 0, 1) for one in inputs if window.start == window.first and not _given(one)
         ]
         if first:
-            yield Pass(first, lambda taken: np.repeat(first_logits(lm), len(taken), axis=0))
+            yield Pass(first, lambda taken: np.repeat(first_logits(lm), len(taken), axis=0), head_rows)
         done = 0
         while live := [one for one in inputs if len(one.tokens) > done]:
             left = sum(len(one.tokens) - done for one in live)
@@ -90,7 +91,7 @@ def passes(lm: ExactLM, groups: list[Known], context: int, rows: int) -> Iterato
             pieces = [SequenceInput(one.slot, one.tokens[done : done + each], one.vectors) for one in live]
             sequences.forward(pieces)
             if runs := _runs(pieces, window, done):
-                yield Pass(runs, sequences.placed_logits)
+                yield Pass(runs, sequences.placed_logits, head_rows)
             done += each
 
 

@@ -1,5 +1,6 @@
 """Every setting of the encoder with its default and its limits. Imports neither numpy nor numba nor torch."""
 
+import re
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
@@ -23,7 +24,8 @@ DEFAULT_CHUNK_TOKENS = LEVELS[DEFAULT_LEVEL].chunk_tokens
 MAX_CONTEXT = 1 << 15  # tokens that the LM may see before a position: limits the cache of a decoder
 DEFAULT_BATCH = 64  # groups decoded side by side
 MAX_THREADS = 1024
-DEVICES = ("auto", "cpu", "cuda")  # auto is cuda if there is a GPU
+DEVICES = ("auto", "cpu", "cuda")  # auto is cuda if there is a GPU; cuda:1 and so on are one of several
+NUMBERED_GPU = re.compile(r"cuda:\d{1,3}")
 
 MAX_PRIMER_TOKENS = 1 << 15
 DEFAULT_PRIMER_TOKENS = 400
@@ -196,8 +198,8 @@ def check_chunk_tokens(chunk_tokens: int) -> None:
 
 def check_device(device: str) -> None:
     """Raise EncodeError for the name of a device that does not exist."""
-    if device not in DEVICES:
-        raise EncodeError(f"device {device!r}: give {', '.join(DEVICES[:-1])} or {DEVICES[-1]}")
+    if device not in DEVICES and not NUMBERED_GPU.fullmatch(device):
+        raise EncodeError(f"device {device!r}: give {', '.join(DEVICES)} or cuda:N")
 
 
 def check_verify(verify: Verify) -> None:

@@ -18,7 +18,7 @@ from memcodec.coding import gpu as gpu_coding
 from memcodec.coding.distribution import Predictions
 from memcodec.coding.steering import Steering
 from memcodec.groups import EncodedGroup
-from memcodec.lm import gpu, selftest
+from memcodec.lm import gpu, gpu_sizes, selftest
 from memcodec.lm.sequences import SequenceInput
 from memcodec.lm.weights import Head
 
@@ -44,7 +44,7 @@ def main() -> None:
     gpu_coding.launch = record
     gpu.check_numbers = lambda scales: None  # nothing was computed: memory that holds anything
     for name in selftest.KNOWN_ANSWERS:
-        sequences = gpu.GpuLM(selftest.tiny(name), "cpu", gpu.ON_GPU).sequences(1, 75, 75)
+        sequences = gpu.GpuLM(selftest.tiny(name), "cpu", gpu_sizes.ON_GPU).sequences(1, 75, 75)
         sequences.forward([SequenceInput(0, selftest.TOKENS[:74])])
         sequences.step(selftest.TOKENS[74:])
         lm = sequences.lm

@@ -422,6 +422,8 @@ def test_missing_devices_are_refused(run: Run, llama_folder: Path, monkeypatch: 
     Path("a").write_text("x")
     message = refused(run("compress", "a", "--model", llama_folder, "--device", "cuda"))
     assert "device 'cuda' is not available here: use --device cpu" in message
+    message = refused(run("compress", "a", "--model", llama_folder, "--device", "cuda:1"))
+    assert "device 'cuda:1' is not available here: use --device cpu" in message
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,7 @@ from memcodec.errors import (
 )
 from memcodec.groups import EncodedGroup, batches, decode_batch, encode_groups
 from memcodec.levels import LEVELS
+from memcodec.lm.sequences import Capacity
 from memcodec.memory.prompt import PromptSite
 from memcodec.memory.readout import ReadoutSite, share_steps
 from memcodec.models import registry
@@ -531,6 +532,21 @@ def test_batches_are_what_the_cache_holds(tiny: Codec) -> None:
     assert sizes(site, [*few[:1], *tiny_ones], 5000, 64) == [8, 49, 48, 48, 48], "a long one is short of room alone"
     with_vectors = [EncodedGroup((64,), (bytes(8 * 60),), b"")] * 600
     assert sizes(PromptSite(16, 4), with_vectors, 64, 600) == [200, 200, 200]
+
+
+@pytest.mark.parametrize("capacity", [Capacity(70, 5, 3, 200), Capacity(5000, 700, 300, 1 << 20)])
+def test_how_much_is_computed_at_one_time_does_not_matter(
+    tiny: Codec, capacity: Capacity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store_nothing(monkeypatch)
+    data = (TEXT * 6 + "#").encode()
+    some: list[dict[str, Any]] = [{}, {"context": 0}, {"context": "max"}, {"site": Prompt(vectors=2, steps=3)}]
+    for options in some:
+        expected = tiny.encode(data, **options, verify=False)
+        with monkeypatch.context() as patch:
+            patch.setattr(tiny.lm.implementation, "capacity", capacity)
+            assert tiny.encode(data, **options) == expected
+            assert tiny.decode(expected) == data
 
 
 def test_a_batch_out_of_range_is_refused_by_decoders(tiny: Codec, blob: bytes) -> None:

@@ -22,7 +22,7 @@ from .conftest import TEXT, store_nothing
 pytest.importorskip("triton", reason="Triton is not installed: it has wheels for Linux")
 
 from memcodec.coding import gpu as gpu_coding
-from memcodec.lm import gpu
+from memcodec.lm import gpu, gpu_sizes
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -38,7 +38,7 @@ def weights_of(vocabulary: int) -> ExactWeights:
     return replace(tiny, architecture=replace(tiny.architecture, vocabulary=vocabulary), tensors=tiny.tensors | head)
 
 
-def coder_of(vocabulary: int, tiles: gpu.Tiles | None = None) -> gpu_coding.Coder:
+def coder_of(vocabulary: int, tiles: gpu_sizes.Tiles | None = None) -> gpu_coding.Coder:
     return gpu_coding.Coder(gpu.GpuLM(weights_of(vocabulary), DEVICE, tiles))
 
 
@@ -55,9 +55,9 @@ def some_logits(rows: int, vocabulary: int) -> np.ndarray:
 # ---- distributions
 
 
-@pytest.mark.parametrize("tiles", [None, gpu.ON_GPU._replace(entries=64)])
+@pytest.mark.parametrize("tiles", [None, gpu_sizes.ON_GPU._replace(entries=64)])
 @pytest.mark.parametrize("vocabulary", [20, 71, 1000])
-def test_predictions(vocabulary: int, tiles: gpu.Tiles | None) -> None:
+def test_predictions(vocabulary: int, tiles: gpu_sizes.Tiles | None) -> None:
     logits = some_logits(5, vocabulary)
     tokens = np.random.default_rng(1).integers(0, vocabulary, 6)
     expected, found = (Predictions.empty(tokens, vocabulary) for _ in range(2))

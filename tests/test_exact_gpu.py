@@ -14,8 +14,8 @@ import torch
 
 from memcodec.errors import MachineError, MissingDependencyError, ModelNotFoundError
 from memcodec.lm import choice, selftest
-from memcodec.lm.model import ExactLM
-from memcodec.lm.sequences import SequenceInput
+from memcodec.lm.model import ExactLM, find_device
+from memcodec.lm.sequences import ON_CPU, SequenceInput
 
 from . import reference
 from .conftest import TINY
@@ -25,15 +25,15 @@ from .test_exact_torch import Checked, some_tokens, some_vectors, weights_of
 
 pytest.importorskip("triton", reason="Triton is not installed: it has wheels for Linux")
 
-from memcodec.lm import gpu, gpu_kernels
+from memcodec.lm import gpu, gpu_kernels, gpu_sizes
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SMALL = gpu.Tiles(
+SMALL = gpu_sizes.Tiles(
     entries=256, gate=16, panel=16, queries=16, rows=16, columns=64, depth=32
 )  # many blocks, cut at edges
 
 
-def lm_of(name: str, tiles: gpu.Tiles | None = None) -> gpu.GpuLM:
+def lm_of(name: str, tiles: gpu_sizes.Tiles | None = None) -> gpu.GpuLM:
     return gpu.GpuLM(random_weights(name) if name in SIZES else weights_of(name), DEVICE, tiles)
 
 
@@ -126,9 +126,9 @@ def as_inputs(found: tuple[np.ndarray, np.float32]) -> tuple[list[int], float]:
     return found[0].tolist(), float(found[1])
 
 
-@pytest.mark.parametrize("tiles", [gpu.ON_GPU, SMALL])
+@pytest.mark.parametrize("tiles", [gpu_sizes.ON_GPU, SMALL])
 @pytest.mark.parametrize("size", [2, 34, 130])
-def test_quantize_and_norm(size: int, tiles: gpu.Tiles) -> None:
+def test_quantize_and_norm(size: int, tiles: gpu_sizes.Tiles) -> None:
     lm, x = lm_of("34", tiles), random_rows(9, size)
     for norm in (False, True):
         buffers = buffers_of(lm, 200)
@@ -150,7 +150,7 @@ def test_products_with_biases_residuals_and_logits(rows: int, inner: int, column
     def found(kind: int, bias: np.ndarray | None, out: np.ndarray) -> np.ndarray:
         tensors = [torch.from_numpy(x.copy()).to(DEVICE) for x in (v, s, w, scale, out)]
         linear = gpu.Linear(tensors[2], tensors[3], None if bias is None else torch.from_numpy(bias).to(DEVICE))
-        gpu.multiply(linear, tensors[0], tensors[1], tensors[4], rows, kind, gpu.ON_GPU)
+        gpu.multiply(linear, tensors[0], tensors[1], tensors[4], rows, kind, gpu_sizes.ON_GPU)
         return tensors[4].cpu().numpy()  # type: ignore[no-any-return]
 
     integers = np.zeros((rows, columns), dtype=np.int32)
@@ -171,7 +171,7 @@ def test_halves_are_rounded_to_even(value: float) -> None:
     scale = np.float32(value) / np.float32(1477.3197218702985)
     linear = gpu.Linear(one, torch.tensor([0.5], device=DEVICE), None)
     out = torch.zeros(1, 1, dtype=torch.int32, device=DEVICE)
-    gpu.multiply(linear, one, torch.tensor([scale], device=DEVICE), out, 1, gpu_kernels.UNITS, gpu.ON_GPU)
+    gpu.multiply(linear, one, torch.tensor([scale], device=DEVICE), out, 1, gpu_kernels.UNITS, gpu_sizes.ON_GPU)
     exact = scale * np.float32(1477.3197218702985)
     assert out.item() == np.rint(np.clip(exact, -(2.0**29), 2.0**29))
 
@@ -191,7 +191,7 @@ def test_gate(name: str) -> None:
 
 @pytest.mark.parametrize("tiles", [None, SMALL])
 @pytest.mark.parametrize("name", [*SIZES, "gated", "qwen3"])
-def test_heads_and_attention(name: str, tiles: gpu.Tiles | None) -> None:
+def test_heads_and_attention(name: str, tiles: gpu_sizes.Tiles | None) -> None:
     """Two passes of the two sequences, so that queries attend to keys of both."""
     lm = lm_of(name, tiles)
     a, plain = lm.architecture, Reference(random_weights(name) if name in SIZES else weights_of(name))
@@ -309,6 +309,26 @@ def test_what_fails_is_left_out_and_named(monkeypatch: pytest.MonkeyPatch) -> No
     for kernels in ("triton", "torch"):
         with pytest.raises(MachineError, match="wrong sums on cuda"):
             choice.implementation_of(weights, "cuda", kernels, None, team)
+
+
+def test_one_of_several_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It becomes the current one of torch; its free memory decides how much is in a batch."""
+    current: list[int] = []
+    monkeypatch.setattr("memcodec.lm.model.has_cuda_driver", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (80 << 30, 90 << 30))
+    assert find_device("cuda:1") == "cuda:1" and current == [1]
+    assert find_device("auto") == find_device("cuda") == "cuda" and current == [1]
+    with pytest.raises(ModelNotFoundError, match="'cuda:2' is not available here: use --device cuda:0 to cuda:1, or"):
+        find_device("cuda:2")
+    architecture = weights_of("llama").architecture
+    capacity = gpu_sizes.capacity_of(architecture, torch.device("cuda:1"))
+    stored = architecture.layers * 2 * architecture.key_heads * (architecture.head_size + 4)  # of a position
+    assert 39 << 30 < capacity.positions * stored <= 40 << 30
+    assert capacity.head_rows * architecture.vocabulary * 4 <= 1 << 28
+    assert gpu_sizes.capacity_of(architecture, torch.device("cpu")) == ON_CPU
 
 
 def test_the_cpu_has_only_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:

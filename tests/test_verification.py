@@ -16,6 +16,7 @@ from memcodec.container import Container
 from memcodec.errors import EncodeError, MachineError
 from memcodec.groups import EncodedGroup, decode_all, encode_groups, verify_all
 from memcodec.lm.cpu import CpuSequences
+from memcodec.lm.sequences import ON_CPU
 from memcodec.memory.readout import ReadoutSite
 from memcodec.passes import Known, passes
 from memcodec.primer import Primer
@@ -205,7 +206,7 @@ def err_in_large_passes(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def logits(self: CpuSequences, rows: Any) -> np.ndarray:
         found = real_logits(self, rows)
-        if rows_of.get(id(self), 0) > groups.VERIFIED_ROWS:
+        if rows_of.get(id(self), 0) > groups.verified(ON_CPU).rows:
             found[-1] = np.roll(found[-1], 7)
         return found
 

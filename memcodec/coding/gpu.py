@@ -11,8 +11,9 @@ from memcodec.coding.corrections import Decoder, Group
 from memcodec.coding.distribution import BLOCK, COMPETITORS, Predictions
 from memcodec.coding.steering import Steering
 from memcodec.lm import arithmetic
-from memcodec.lm.gpu import GpuLM, power_of_two
+from memcodec.lm.gpu import GpuLM
 from memcodec.lm.gpu_kernels import launch
+from memcodec.lm.gpu_sizes import power_of_two
 from memcodec.lm.team import team_of
 
 _kernels: Any = gpu_kernels  # functions in Triton have no types

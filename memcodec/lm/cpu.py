@@ -13,7 +13,7 @@ from memcodec.lm.kept import AnyWeights
 from memcodec.lm.layout import PAGE
 from memcodec.lm.product import multiply_matrices, padded
 from memcodec.lm.rotation import rotated_vectors
-from memcodec.lm.sequences import READ_ROWS, Rows, SequenceInput, check_numbers, check_pass, check_step, joined
+from memcodec.lm.sequences import ON_CPU, READ_ROWS, Rows, SequenceInput, check_numbers, check_pass, check_step, joined
 from memcodec.lm.team import Team
 from memcodec.lm.weights import ExactWeights
 
@@ -46,6 +46,7 @@ class CpuLM:
         """plain: see `product.multiply`."""
         self.kernels = f"numba, {'plain' if plain else CHOSEN.name}"
         self.has_coder = False
+        self.capacity = ON_CPU
         self.architecture = weights.architecture
         self.vocabulary = weights.architecture.vocabulary
         self.team = team

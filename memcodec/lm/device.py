@@ -10,7 +10,7 @@ import numpy as np
 from memcodec.errors import ModelNotFoundError, needs_torch
 from memcodec.lm import arithmetic, instructions, selftest
 from memcodec.lm.operations import Operations, full_precision, norm, product_of
-from memcodec.lm.sequences import READ_ROWS, Rows, SequenceInput, check_numbers, check_pass, check_step
+from memcodec.lm.sequences import ON_CPU, READ_ROWS, Rows, SequenceInput, check_numbers, check_pass, check_step
 from memcodec.lm.weights import ExactWeights
 
 try:
@@ -44,6 +44,7 @@ class DeviceLM:
         self.fixed_steps = self.device.type == "cuda" if fixed_steps is None else fixed_steps
         self.kernels = f"torch on {self.device}, {'float32' if fallback else 'int8'}"
         self.has_coder = False
+        self.capacity = ON_CPU
         self.architecture = weights.architecture
         self.vocabulary = weights.architecture.vocabulary
         self.operations = Operations(weights, self.device, fallback)
@@ -242,11 +243,20 @@ def graph_of(run: Callable[[], None]) -> Any:
 
 
 def check_device(name: str) -> str:
-    """The device that "auto", "cpu" or "cuda" means on this machine. Raises ModelNotFoundError."""
+    """The device that "auto", "cpu", "cuda" or "cuda:1" means on this machine. Raises ModelNotFoundError.
+
+    A GPU that is named by its number becomes the current one of torch, on which Triton starts its kernels too: a
+    process uses one GPU.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name != "cpu" and not (name == "cuda" and torch.cuda.is_available()):
-        raise ModelNotFoundError(f"device {name!r} is not available here: use --device cpu")
+        return "cuda" if count else "cpu"
+    kind, _, number = name.partition(":")
+    if name != "cpu" and not (kind == "cuda" and int(number or 0) < count):
+        others = f"--device cuda:0 to cuda:{count - 1}, or " if count else ""
+        raise ModelNotFoundError(f"device {name!r} is not available here: use {others}--device cpu")
+    if number:
+        torch.cuda.set_device(int(number))
     return name
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -11,8 +11,17 @@ from memcodec.lm import arithmetic, gpu_kernels, selftest
 from memcodec.lm.architecture import Architecture
 from memcodec.lm.device import Start, graph_of
 from memcodec.lm.gpu_kernels import TILE_FIELDS, launch
+from memcodec.lm.gpu_sizes import Tiles, capacity_of, power_of_two, tiles_of
 from memcodec.lm.rotation import rotated_vectors
-from memcodec.lm.sequences import READ_ROWS, Rows, SequenceInput, check_numbers, check_pass, check_step, joined
+from memcodec.lm.sequences import (
+    READ_ROWS,
+    Rows,
+    SequenceInput,
+    check_numbers,
+    check_pass,
+    check_step,
+    joined,
+)
 from memcodec.lm.weights import ExactWeights
 
 try:
@@ -26,32 +35,6 @@ _kernels: Any = gpu_kernels  # functions in Triton have no types
 _ROW_FIELDS = 3  # of a row: token, slot, position
 _ALIGNED = 4  # int32 in 16 bytes: Triton compiles kernels again for addresses that are no multiples of them
 _LEAST_HEIGHT, _LEAST_DEPTH = 16, 32  # of products of int8
-
-
-class Tiles(NamedTuple):
-    """How much of its work a program takes: no result depends on it. Powers of two.
-
-    entries: of vectors, at least one row; gate: entries of a row at one time; panel: positions of the cache at one
-    time; queries: rows of a tile of attention in a full pass; columns, depth: of a product, and its most rows.
-    """
-
-    entries: int
-    gate: int
-    panel: int
-    queries: int
-    rows: int
-    columns: int
-    depth: int
-
-
-ON_GPU = Tiles(entries=1024, gate=512, panel=64, queries=64, rows=128, columns=64, depth=128)
-# The interpreter takes the same time for a large block as for a small one.
-INTERPRETED = Tiles(entries=1 << 15, gate=1 << 15, panel=128, queries=256, rows=256, columns=512, depth=512)
-
-
-def tiles_of(device: str) -> Tiles:
-    """Those that suit a device of torch."""
-    return INTERPRETED if device == "cpu" else ON_GPU
 
 
 @dataclass(frozen=True)
@@ -76,6 +59,7 @@ class GpuLM:
         self.kernels = f"triton on {device}"
         self.has_coder = True
         self.architecture = weights.architecture
+        self.capacity = capacity_of(weights.architecture, self.device)
         self.vocabulary = weights.architecture.vocabulary
         tensors = {name: np.array(value, order="C") for name, value in weights.tensors.items()}
         self.tensors = {name: torch.from_numpy(value).to(self.device) for name, value in tensors.items()}
@@ -375,11 +359,6 @@ def _padded(rows: int) -> int:
 def _stages(block: int) -> int:
     """Of a Hadamard transform."""
     return block.bit_length() - 1
-
-
-def power_of_two(size: int) -> int:
-    """The least one that is not smaller."""
-    return 1 << (size - 1).bit_length()
 
 
 def _warps(entries: int) -> int:

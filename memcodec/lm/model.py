@@ -14,7 +14,7 @@ from memcodec.lm import cpu
 from memcodec.lm.architecture import Architecture
 from memcodec.lm.choice import implementation_of
 from memcodec.lm.kept import AnyWeights
-from memcodec.lm.sequences import SequenceInput, Sequences
+from memcodec.lm.sequences import Capacity, SequenceInput, Sequences
 from memcodec.lm.team import Team, team_of
 
 
@@ -33,7 +33,7 @@ class ExactLM:
         kernels: str = "auto",
         fallback: bool | None = None,
     ) -> None:
-        """device: "auto", "cpu" or "cuda"; threads: on the CPU, by default one for each core of this process.
+        """device: "auto", "cpu", "cuda" or "cuda:1"; threads: on the CPU, by default one for each core of this process.
 
         kernels: "numba" (CPU only), "torch", "triton" (on the CPU only in its interpreter), or "auto"; fallback: use
         the slower products of numba and torch, by default only on machines whose faster ones fail the self-test.
@@ -51,6 +51,11 @@ class ExactLM:
         self.device, self.implementation = implementation_of(
             weights, _device_of(device, kernels), kernels, fallback, self.team
         )
+
+    @property
+    def capacity(self) -> Capacity:
+        """How much is to be computed at one time."""
+        return self.implementation.capacity
 
     def sequences(self, slots: int, positions: int, rows: int) -> Sequences:
         """A cache for `slots` sequences of `positions` positions each, for passes of up to `rows` rows."""

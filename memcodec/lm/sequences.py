@@ -10,7 +10,25 @@ from memcodec.errors import EncodeError, ModelNotFoundError
 
 Rows = slice | np.ndarray
 
-READ_ROWS = 400  # positions of a prefix that are read in one pass
+
+@dataclass(frozen=True)
+class Capacity:
+    """How much is computed at one time, so that the processor is busy and memory is enough. No result depends on it.
+
+    rows: positions in one full pass; head_rows: those of them whose logits exist at one time; sequences: in one full
+    pass, each with a cache; positions: in the caches of a batch, if it has more than one sequence.
+    """
+
+    rows: int
+    head_rows: int
+    sequences: int
+    positions: int
+
+
+# Activations of more rows do not fit the processor's cache. With the default model, logits take 9 MB, and the caches of
+# a batch 400 MB.
+ON_CPU = Capacity(rows=400, head_rows=48, sequences=64, positions=1 << 15)
+READ_ROWS = ON_CPU.rows  # positions of a prefix that are read in one pass
 
 
 @dataclass(frozen=True)
@@ -62,11 +80,12 @@ class Implementation(Protocol):
     """An implementation of the exact LM, on a CPU or in torch operations.
 
     kernels: what computes its products, for people who measure; has_coder: whether the coder runs where the logits are,
-    and is not on the host.
+    and is not on the host; capacity: what suits it.
     """
 
     kernels: str
     has_coder: bool
+    capacity: Capacity
 
     def sequences(self, slots: int, positions: int, rows: int, start: Any = None) -> Sequences:
         """A cache of `slots` sequences of `positions` positions, for passes of up to `rows` rows; start: of `start`."""

@@ -1,0 +1,52 @@
+"""How much of its work a GPU takes at one time. No result depends on it."""
+
+from typing import NamedTuple
+
+import torch
+
+from memcodec.lm.architecture import Architecture
+from memcodec.lm.sequences import ON_CPU, Capacity
+
+_LOGITS_BYTES = 1 << 28  # of the logits that exist at one time
+_PASS_ROWS = 1 << 14  # a GPU computes some hundred tiles of products side by side
+
+
+class Tiles(NamedTuple):
+    """How much of its work a program takes: no result depends on it. Powers of two.
+
+    entries: of vectors, at least one row; gate: entries of a row at one time; panel: positions of the cache at one
+    time; queries: rows of a tile of attention in a full pass; columns, depth: of a product, and its most rows.
+    """
+
+    entries: int
+    gate: int
+    panel: int
+    queries: int
+    rows: int
+    columns: int
+    depth: int
+
+
+ON_GPU = Tiles(entries=1024, gate=512, panel=64, queries=64, rows=128, columns=64, depth=128)
+# The interpreter takes the same time for a large block as for a small one.
+INTERPRETED = Tiles(entries=1 << 15, gate=1 << 15, panel=128, queries=256, rows=256, columns=512, depth=512)
+
+
+def tiles_of(device: str) -> Tiles:
+    """Those that suit a device of torch."""
+    return INTERPRETED if device == "cpu" else ON_GPU
+
+
+def capacity_of(a: Architecture, device: torch.device) -> Capacity:
+    """What suits a GPU; in the interpreter, what suits a CPU. Half of the free memory is left to passes and logits."""
+    if device.type != "cuda":
+        return ON_CPU
+    free, _ = torch.cuda.mem_get_info(device)
+    position = a.layers * 2 * a.key_heads * (a.head_size + 4)
+    head_rows = max(ON_CPU.head_rows, _LOGITS_BYTES // (4 * a.vocabulary))
+    return Capacity(_PASS_ROWS, head_rows, sequences=1024, positions=max(ON_CPU.positions, free // 2 // position))
+
+
+def power_of_two(size: int) -> int:
+    """The least one that is not smaller."""
+    return 1 << (size - 1).bit_length()
