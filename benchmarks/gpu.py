@@ -27,6 +27,7 @@ from memcodec.bench.results import machine, today
 from memcodec.codec import Codec
 from memcodec.container import assembly
 from memcodec.files.archive import Archive
+from memcodec.levels import LEVELS
 from memcodec.lm import selftest
 from memcodec.lm.choice import implementation_of
 from memcodec.lm.model import ExactLM
@@ -38,7 +39,9 @@ from memcodec.settings import DEFAULT_MODEL, Prompt, Readout
 ROOT = Path(__file__).parent.parent
 TEXTS = ("README.md", "docs/exact.md", "spec/FORMAT.md", "memcodec/groups.py", "docs/training.md")
 ROWS, POSITIONS = (64, 256, 1024, 4096), (100, 400, 1600)
-SIZES, BATCH = (1_000_000, 8_000_000), 1024
+# Bytes, level and documents. Level 9 makes one group of a document, so that many documents fill a batch.
+FILES = ((1_000_000, 6, 1), (1_000_000, 1, 1), (1_000_000, 9, 64), (8_000_000, 6, 1))
+BATCH = 1024
 MEMORY_SPEED = {"H100": 3.35e12, "H200": 4.8e12, "A100": 1.55e12, "4090": 1.01e12}  # bytes a second, of the data sheets
 
 
@@ -259,21 +262,32 @@ def profile(run: Run) -> dict[str, float]:
 
 
 def files(run: Run) -> list[dict[str, Any]]:
-    """Bytes a second of encoding and decoding, with and without memories."""
-    codec, found = run.codec("gpu"), []
+    """Bytes a second of encoding and decoding by level, with and without memories; without references.
+
+    The texts are those of this repository, which are repeated to reach the size.
+    """
+    codec, found = run.codec("gpu"), list[dict[str, Any]]()
     text = b"".join(sorted(path.read_bytes() for path in [*ROOT.rglob("*.md"), *ROOT.rglob("*.py")]))
-    for size in (4,) if run.small else SIZES:
+    for size, level, count in ((4, 6, 1),) if run.small else FILES:
         data = (text * (size // len(text) + 1))[:size]
-        for share in (0.0, Readout().share):
-            encode, blob = timed(run, partial(codec.encode, data, site=Readout(share), verify=False))
-            decode, _ = timed(run, partial(codec.decode, blob, batch=BATCH))
-            found.append({"bytes": size, "memory_share": share, "size": len(blob), "encode": size / encode,
-                          "decode": size / decode})  # fmt: skip
+        documents = [data[start : start + size // count] for start in range(0, size, size // count)]
+        for share in (0.0, LEVELS[level].share)[: 1 + (LEVELS[level].share > 0)]:
+            settings = {"level": level, "site": Readout(share), "verify": False, "references": False}
+            encode, blobs = timed(run, partial(encoded, codec, documents, settings))
+            decode, decoded = timed(run, partial(codec.decode_many, blobs, batch=BATCH))
+            assert decoded == documents
+            found.append({"bytes": size, "level": level, "documents": count, "memory_share": share,
+                          "size": sum(map(len, blobs)), "encode": size / encode, "decode": size / decode})  # fmt: skip
             run.found["files"] = found
             run.write()
             if time.perf_counter() > run.end:
                 return found
     return found
+
+
+def encoded(codec: Codec, documents: list[bytes], settings: dict[str, Any]) -> list[bytes]:
+    """The files of some documents."""
+    return list(codec.encode_many(documents, **settings))
 
 
 def frames_a_second(run: Run) -> dict[str, float]:

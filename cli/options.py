@@ -23,7 +23,6 @@ import click
 from memcodec.levels import BEST, FASTEST, LEVELS
 from memcodec.models.registry import BUILT_IN, DEFAULT_MODEL
 from memcodec.settings import (
-    DEFAULT_BATCH,
     DEVICES,
     MAX_CONTEXT,
     MOST_SHARE,
@@ -244,16 +243,14 @@ class ComputeOptions:
         show_envvar=True,
         help="Device that the model runs on; auto uses a CUDA GPU if there is one, and cuda:1 the second of several.",
     )
-    batch: int = option(
+    batch: int | None = option(
         "--batch",
         type=click.IntRange(min=1),
-        default=DEFAULT_BATCH,
-        show_default=True,
         envvar="MEMCODEC_BATCH",
         show_envvar=True,
         metavar="N",
-        help="Number of groups of chunks that are decoded in parallel. More is faster and needs more memory; the "
-        "result is the same.",
+        help="Number of groups of chunks that are decoded in parallel (default: as many as suit the device, 64 on a "
+        "CPU). More is faster and needs more memory; the result is the same.",
     )
     threads: int | None = option(
         "-T",

@@ -26,7 +26,7 @@ _WRITERS = {"memory": "m", "correction": "c", "stored": "-", "repeated": "="}
 _TAB = 8
 
 
-def items(parsed: Container, codec: "Codec | None", batch: int, bar: ProgressBar) -> "list[Item]":
+def items(parsed: Container, codec: "Codec | None", batch: int | None, bar: ProgressBar) -> "list[Item]":
     """The token map of a file; codec: None for a file without chunks. Raises MemcodecError."""
     from memcodec.view.tokenmap import token_map
 

@@ -122,7 +122,6 @@ def decode(
     from memcodec.container.assembly import document_of
     from memcodec.document.inputs import as_binary
     from memcodec.engines import opened
-    from memcodec.settings import DEFAULT_BATCH
 
     check_device(device)
     pieces: list[bytes] = []
@@ -142,7 +141,7 @@ def decode(
                 threads=threads,
             )
             loaded[needs.model.name] = codec
-            pieces += codec.with_engine(started).decode_pieces(parsed, DEFAULT_BATCH, progress)
+            pieces += codec.with_engine(started).decode_pieces(parsed, progress=progress)
     return b"".join(pieces)
 
 

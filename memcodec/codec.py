@@ -30,7 +30,6 @@ from memcodec.models.tokenizer import ByteTokenizer
 from memcodec.primer import Primer, as_primer
 from memcodec.progress import ByteProgress, ProgressCallback, Reporter
 from memcodec.settings import (
-    DEFAULT_BATCH,
     DEFAULT_CHUNK_TOKENS,
     DEFAULT_MODEL,
     Context,
@@ -177,7 +176,7 @@ class Codec:
             blob = container.pack(made)
             finished.append((source, assembly.smaller_of(source, blob) if settings.stores_text else blob))
             groups += len(made.groups)
-            full = groups >= settings.batch or len(finished) == _VERIFIED_TOGETHER
+            full = groups >= (settings.batch or self.lm.capacity.sequences) or len(finished) == _VERIFIED_TOGETHER
             if full or len(finished) == len(sources) or not settings.verify:
                 yield from verifier.verified(finished)
                 finished, groups = [], 0
@@ -220,7 +219,7 @@ class Codec:
 
     # ---- decoding
 
-    def decode(self, blob: Binary, *, batch: int = DEFAULT_BATCH, progress: ProgressCallback | None = None) -> bytes:
+    def decode(self, blob: Binary, *, batch: int | None = None, progress: ProgressCallback | None = None) -> bytes:
         """Decompress the bytes of a .memz file, or of several concatenated ones.
 
         batch: groups decoded side by side. Raises FormatError, ChecksumError, ModelMismatchError; EncodeError for a
@@ -230,7 +229,7 @@ class Codec:
         return b"".join(piece for parsed in files for piece in self.decode_pieces(parsed, batch, progress))
 
     def decode_pieces(
-        self, parsed: Container, batch: int = DEFAULT_BATCH, progress: ProgressCallback | None = None
+        self, parsed: Container, batch: int | None = None, progress: ProgressCallback | None = None
     ) -> Iterator[bytes]:
         """The document of an unpacked file, piece by piece. Raises as `decode`.
 
@@ -240,7 +239,7 @@ class Codec:
         return self._pieces(parsed, batch, Reporter(progress, "decode", parsed.size))
 
     def decode_many(
-        self, blobs: Iterable[Binary | Container], *, batch: int = DEFAULT_BATCH,
+        self, blobs: Iterable[Binary | Container], *, batch: int | None = None,
         progress: ProgressCallback | None = None,
     ) -> list[bytes]:  # fmt: skip
         """The documents of several files, whose groups are decoded side by side. Raises as `decode`."""
@@ -250,7 +249,7 @@ class Codec:
         return self._documents(files, batch, Reporter(progress, "decode", sum(parsed.size for parsed in files)))
 
     def salvage(
-        self, blob: Binary, *, batch: int = DEFAULT_BATCH, progress: ProgressCallback | None = None
+        self, blob: Binary, *, batch: int | None = None, progress: ProgressCallback | None = None
     ) -> Iterator[bytes | Lost]:
         """What can be read of a damaged file, in order: pieces of the document, and `Lost` for what is missing.
 
@@ -262,7 +261,7 @@ class Codec:
         return assembly.salvage_of(parsed, self.tokens(parsed, batch, progress=progress), self.tokenizer)
 
     def tokens(
-        self, parsed: Container, batch: int = DEFAULT_BATCH, numbers: Iterable[int] | None = None,
+        self, parsed: Container, batch: int | None = None, numbers: Iterable[int] | None = None,
         progress: ProgressCallback | None = None,
     ) -> Iterator[np.ndarray]:  # fmt: skip
         """The token ids of the groups of a file, int64 [tokens] each, in order. numbers: of only these groups.
@@ -279,7 +278,7 @@ class Codec:
         codec = codec_for(parsed.needs, self)
         return tokens_of(codec.model, codec.engine, [(parsed, groups)], batch, report)
 
-    def _pieces(self, parsed: Container, batch: int, report: Reporter) -> Iterator[bytes]:
+    def _pieces(self, parsed: Container, batch: int | None, report: Reporter) -> Iterator[bytes]:
         """The document of a file, piece by piece."""
         report.expect([chunk.tokens for chunk in parsed.chunks], parsed.size)
         tokens: Iterator[np.ndarray] = iter(())
@@ -288,7 +287,7 @@ class Codec:
             tokens = tokens_of(codec.model, codec.engine, [(parsed, parsed.groups)], batch, report)
         return assembly.document_of(parsed, tokens, self.tokenizer)
 
-    def _documents(self, files: list[Container], batch: int, report: Reporter) -> list[bytes]:
+    def _documents(self, files: list[Container], batch: int | None, report: Reporter) -> list[bytes]:
         """The documents of several files, decoded in common batches where their settings allow it."""
         for parsed in files:
             report.expect([chunk.tokens for chunk in parsed.chunks], parsed.size)
@@ -330,7 +329,7 @@ class Codec:
 
     def decode_frames(
         self, packed: Iterable[bytes], settings: FrameSettings = FrameSettings(), *,  # noqa: B008 (frozen)
-        batch: int = DEFAULT_BATCH, progress: ProgressCallback | None = None,
+        batch: int | None = None, progress: ProgressCallback | None = None,
     ) -> list[bytes]:  # fmt: skip
         """The messages of frames, as bytes. batch: messages decoded side by side.
 

@@ -19,7 +19,7 @@ def tokens_of(
     model: LoadedModel,
     engine: Engine,
     selected: Sequence[tuple[Container, list[Group]]],
-    batch: int,
+    batch: int | None,
     report: Reporter,
 ) -> Iterator[np.ndarray]:
     """The token ids of groups, int64 [tokens] each, in order.

@@ -44,11 +44,11 @@ def _times(size: int, settings: EncodeSettings) -> dict[str, float]:
 
 def _rows_verified(size: int, settings: EncodeSettings) -> int:
     """The approximate number of groups that are verified side by side in steps."""
-    context, tokens = settings.context, size // _BYTES_PER_TOKEN + 1
+    context, tokens, most = settings.context, size // _BYTES_PER_TOKEN + 1, settings.batch or ON_CPU.sequences
     if context == "auto":
-        return min(settings.batch, settings.level.rule.number(tokens, MAX_CONTEXT))
+        return min(most, settings.level.rule.number(tokens, MAX_CONTEXT))
     group = GROUP_CONTEXTS * context if isinstance(context, int) else tokens
-    return min(settings.batch, -(-tokens // (group or settings.chunk_length(MAX_CONTEXT))))
+    return min(most, -(-tokens // (group or settings.chunk_length(MAX_CONTEXT))))
 
 
 class Stages:

@@ -95,7 +95,7 @@ def decode(
     model: LoadedModel,
     frames: list[bytes],
     settings: FrameSettings,
-    batch: int,
+    batch: int | None,
     progress: ProgressCallback | None = None,
 ) -> list[bytes]:
     """The messages of frames; each frame that occurs more than once is decoded once.
@@ -116,12 +116,13 @@ def verify(
     messages: list[bytes],
     frames: list[bytes],
     settings: FrameSettings,
-    batch: int = 0,
+    in_steps: bool = False,
+    batch: int | None = None,
     progress: ProgressCallback | None = None,
 ) -> None:
     """Decode frames, and compare them with their messages. Raises MachineError.
 
-    batch: messages decoded side by side in steps; 0 decodes in full passes (see `groups.verify_all`).
+    in_steps: token by token, with `batch` messages side by side, instead of full passes (see `groups.verify_all`).
     """
 
     def tokens_of(groups: list[EncodedGroup], numbers: list[int]) -> Iterator[np.ndarray]:
@@ -130,7 +131,7 @@ def verify(
         return verify_all(model.lm, readout_site(model.lm, settings.site), groups, known, _context(model), report)
 
     try:
-        if batch:
+        if in_steps:
             decoded = decode(model, frames, settings, batch, progress)
         else:
             decoded = _decode(model, frames, settings, tokens_of)

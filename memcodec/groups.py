@@ -240,7 +240,7 @@ def _refill(sequences: Sequences, kept: np.ndarray) -> None:
 
 
 def decode_all(
-    lm: ExactLM, site: Site, groups: list[EncodedGroup], context: int, batch: int, reporter: Reporter
+    lm: ExactLM, site: Site, groups: list[EncodedGroup], context: int, batch: int | None, reporter: Reporter
 ) -> Iterator[np.ndarray]:
     """The token ids of each group, int64 [tokens], decoded in batches. Raises FormatError for impossible groups."""
     for together in batches(lm, site, groups, context, batch):
@@ -329,15 +329,14 @@ def _check_positions(lm: ExactLM, site: Site, batch: list[EncodedGroup], context
 
 
 def batches(
-    lm: ExactLM, site: Site, groups: list[EncodedGroup], context: int, size: int, positions: int | None = None
+    lm: ExactLM, site: Site, groups: list[EncodedGroup], context: int, size: int | None, positions: int | None = None
 ) -> Iterator[list[EncodedGroup]]:
     """Groups in the fewest batches, of similar size, that have at most `size` groups and fit the key-value cache.
 
-    positions: the most in the cache, if a batch has more than one group; by default those of the LM's capacity. The
-    cache has as many for each group of a batch as the longest of them needs, so that a long group makes only its own
-    batch smaller.
+    positions: the most in the cache, if a batch has more than one group. The cache has as many for each group of a
+    batch as the longest of them needs, so that a long group makes only its own batch smaller. None: what suits the LM.
     """
-    positions = positions or lm.capacity.positions
+    size, positions = size or lm.capacity.sequences, positions or lm.capacity.positions
     vectors = [site.vectors(group.memories[0]) for group in groups]
     before = max((len(given) for given in vectors if given is not None), default=0) + lm.own_prefix
     needed = [-(-(before + min(group.tokens, context)) // PAGE) * PAGE for group in groups]

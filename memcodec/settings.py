@@ -22,7 +22,6 @@ MEMORY_BITS = (1, 2, 3, 4, 8, 16)  # bits per dimension at the prompt site; 16 i
 MAX_CHUNK_TOKENS = 4096
 DEFAULT_CHUNK_TOKENS = LEVELS[DEFAULT_LEVEL].chunk_tokens
 MAX_CONTEXT = 1 << 15  # tokens that the LM may see before a position: limits the cache of a decoder
-DEFAULT_BATCH = 64  # groups decoded side by side
 MAX_THREADS = 1024
 DEVICES = ("auto", "cpu", "cuda")  # auto is cuda if there is a GPU; cuda:1 and so on are one of several
 NUMBERED_GPU = re.compile(r"cuda:\d{1,3}")
@@ -118,7 +117,7 @@ class EncodeOptions(TypedDict, total=False):
     site: SiteSettings
     chunk_tokens: int
     context: Context
-    batch: int
+    batch: int | None
     verify: Verify
     references: bool
 
@@ -135,14 +134,14 @@ class EncodeSettings:
     site: SiteSettings
     chunk_tokens: int | None
     context: Context
-    batch: int
+    batch: int | None
     verify: Verify
     references: bool
 
     @classmethod
     def of(
         cls, *, level: int = DEFAULT_LEVEL, site: SiteSettings = Readout(), chunk_tokens: int | None = None,
-        context: Context = "auto", batch: int = DEFAULT_BATCH, verify: Verify = True,
+        context: Context = "auto", batch: int | None = None, verify: Verify = True,
         references: bool = True,
     ) -> "EncodeSettings":  # fmt: skip
         """Settings with what is given, and what a level says about the rest. Raises as `check`."""
@@ -208,7 +207,7 @@ def check_verify(verify: Verify) -> None:
         raise EncodeError(f"verify {verify!r}: give True, False, {' or '.join(VERIFY)}")
 
 
-def check_batch(batch: int) -> None:
-    """Raise EncodeError for less than one group."""
-    if batch < 1:
+def check_batch(batch: int | None) -> None:
+    """Raise EncodeError for less than one group. None: as many as suit the device."""
+    if batch is not None and batch < 1:
         raise EncodeError(f"batch {batch}: give 1 or more groups")

@@ -138,8 +138,9 @@ def test_every_option_reaches_the_codec(
 def test_defaults_are_those_of_the_library() -> None:
     given = {p.name: p.default for p in main.commands["compress"].params}
     codec = {p.name: p.default for p in inspect.signature(EncodeSettings.of).parameters.values()}
-    for name in ("level", "context", "batch"):
+    for name in ("level", "context"):
         assert given[name] == codec[name]
+    assert codec["batch"] is None
     assert codec["site"] == Readout()
     prompt = {name: int(given[name]) for name in ("vectors", "bits", "steps", "seed")}
     assert Prompt() == Prompt(**prompt)

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,13 @@ def test_the_float_pass_is_that_of_transformers(kind: str, tiny_folders: Callabl
     assert np.abs(beside.logits - expected).max() < 0.01
     assert exact.identity == registry.load_exact(registry.ModelFolder(kind, folder))[0].identity
     precision.check(exact, beside, kind)
+
+
+def test_tokens_that_the_model_does_not_have_are_left_out(tiny_folders: Callable[[str], Path]) -> None:
+    folder = tiny_folders("llama")
+    described = replace(architecture.read(folder)[1], vocabulary=150)
+    beside = precision.FloatPass.of(described, ByteTokenizer(folder))
+    assert len(beside.tokens) > 20 and beside.tokens.max() < 150
 
 
 def test_lost_bits() -> None:

@@ -10,7 +10,7 @@ from memcodec.bench import measure, rivals
 from memcodec.bench.results import Store, digest, machine
 from memcodec.codec import Codec
 from memcodec.errors import EncodeError
-from memcodec.settings import DEFAULT_BATCH, Context, Prompt, Readout
+from memcodec.settings import Context, Prompt, Readout
 
 SHARES = (0.0, 0.1, 0.2)
 CURVE_SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
@@ -85,7 +85,7 @@ class Bench:
     """Measures texts with one loaded codec. say: is called with a description of each measurement."""
 
     def __init__(
-        self, codec: Codec, store: Store, say: Callable[[str], None] = lambda _: None, batch: int = DEFAULT_BATCH
+        self, codec: Codec, store: Store, say: Callable[[str], None] = lambda _: None, batch: int | None = None
     ) -> None:
         """batch: groups decoded side by side."""
         self.codec = codec

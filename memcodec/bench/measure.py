@@ -17,13 +17,13 @@ from memcodec.decoding import site_of_file
 from memcodec.document.plan import cut_chunks
 from memcodec.document.spans import Stored, spans_of, zstd_size
 from memcodec.groups import predict
-from memcodec.settings import DEFAULT_BATCH, DEFAULT_CHUNK_TOKENS
+from memcodec.settings import DEFAULT_CHUNK_TOKENS
 from memcodec.view.inspection import inspect
 
 CONTEXT_TOKENS = 2048
 
 
-def memcodec_file(codec: Codec, data: bytes, path: Path, batch: int = DEFAULT_BATCH, **settings: Any) -> dict[str, Any]:
+def memcodec_file(codec: Codec, data: bytes, path: Path, batch: int | None = None, **settings: Any) -> dict[str, Any]:
     """Encode once, write the file, read it back, decode once, and compare. Returns times and the sizes of the parts.
 
     batch: groups decoded side by side; settings: as in `Codec.encode`. The encoder does not verify: decoding is

@@ -14,7 +14,7 @@ from memcodec.bench.rivals import BenchError
 from memcodec.codec import Codec
 from memcodec.files.archive import Archive
 from memcodec.primer import Primer
-from memcodec.settings import DEFAULT_BATCH, DEFAULT_PRIMER_TOKENS
+from memcodec.settings import DEFAULT_PRIMER_TOKENS
 
 MOST = 200  # the most messages that are measured, and the most to train on
 _DICTIONARIES = (1 << 10, 1 << 12, 1 << 14, 1 << 15)  # bytes; the best one is used
@@ -43,7 +43,7 @@ def measure(
     train: Sequence[bytes],
     messages: Sequence[bytes],
     tokens: int = DEFAULT_PRIMER_TOKENS,
-    batch: int = DEFAULT_BATCH,
+    batch: int | None = None,
     archive: bool = True,
     say: Callable[[str], object] = lambda _: None,
 ) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def measure(
     }  # fmt: skip
 
 
-def _frames(name: str, codec: Codec, messages: Sequence[bytes], batch: int) -> Line:
+def _frames(name: str, codec: Codec, messages: Sequence[bytes], batch: int | None) -> Line:
     start = time.perf_counter()
     frames = codec.encode_frames(messages)
     encoded = time.perf_counter()

@@ -15,7 +15,7 @@ from memcodec.container import assembly, layout
 from memcodec.document import spans
 from memcodec.memory import readout
 from memcodec.models.tokenizer import ByteTokenizer
-from memcodec.settings import DEFAULT_BATCH, Context
+from memcodec.settings import Context
 
 LM = ("LM: passes", "LM: logits")
 REST = "the rest"
@@ -69,7 +69,7 @@ class _Clock:
 
 
 def profile(
-    codec: Codec, data: bytes, context: Context = "auto", batch: int = DEFAULT_BATCH
+    codec: Codec, data: bytes, context: Context = "auto", batch: int | None = None
 ) -> dict[str, dict[str, float]]:
     """Encode (without verification) and decode once. Returns the seconds by stage of each. Raises BenchError."""
     owner = type(codec.lm.sequences(1, 1, 1))

@@ -29,11 +29,18 @@ class Engine(Protocol):
         """
 
     def decode(
-        self, model: LoadedModel, site: Site, groups: list[EncodedGroup], context: int, batch: int, report: Reporter
+        self,
+        model: LoadedModel,
+        site: Site,
+        groups: list[EncodedGroup],
+        context: int,
+        batch: int | None,
+        report: Reporter,
     ) -> Iterator[np.ndarray]:
         """Decode groups: the token ids of each, int64 [tokens], in order.
 
-        context: as in `encode`; batch: groups decoded side by side at most. Raises FormatError.
+        context: as in `encode`; batch: groups decoded side by side at most, None for as many as suit the device.
+        Raises FormatError.
         """
 
     def verify(

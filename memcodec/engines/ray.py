@@ -86,11 +86,17 @@ class RayEngine:
             yield from encoded
 
     def decode(
-        self, model: LoadedModel, site: Site, groups: list[EncodedGroup], context: int, batch: int, report: Reporter
+        self,
+        model: LoadedModel,
+        site: Site,
+        groups: list[EncodedGroup],
+        context: int,
+        batch: int | None,
+        report: Reporter,
     ) -> Iterator[np.ndarray]:
         """Decode groups, a batch in each task, smaller ones if there are more workers. Raises FormatError."""
         size = max(_MIN_GROUPS, -(-len(groups) // max(1, len(self.workers()))))
-        split = batches(model.lm, site, groups, context, min(batch, size))
+        split = batches(model.lm, site, groups, context, min(batch or size, size))
 
         def done(decoded: list[np.ndarray]) -> None:
             report.finish([len(tokens) for tokens in decoded])
@@ -359,7 +365,13 @@ class _Worker:
         return list(encode_groups(lm, site_of(lm, site, lambda: self._load_floats(lm, model)), groups, context))
 
     def decode(
-        self, weights: AnyWeights, model: _Model, groups: list[EncodedGroup], site: Site, context: int, batch: int
+        self,
+        weights: AnyWeights,
+        model: _Model,
+        groups: list[EncodedGroup],
+        site: Site,
+        context: int,
+        batch: int | None,
     ) -> list[np.ndarray]:
         """Decode the groups of a task."""
         return list(decode_all(self._lm(weights, model), site, groups, context, batch, Reporter(None, "decode")))

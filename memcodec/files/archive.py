@@ -22,7 +22,7 @@ from memcodec.levels import BEST, settings_of
 from memcodec.models.loaded import LoadOptions
 from memcodec.primer import Primer
 from memcodec.progress import ProgressCallback
-from memcodec.settings import DEFAULT_BATCH, DEFAULT_EFFORT, MAX_CONTEXT, MOST_SHARE, SHARE_STEPS, Verify, check_verify
+from memcodec.settings import DEFAULT_EFFORT, MAX_CONTEXT, MOST_SHARE, SHARE_STEPS, Verify, check_batch, check_verify
 from memcodec.storage.write import check_writable, hold, replace
 from memcodec.wording import counted
 
@@ -40,7 +40,7 @@ class ArchiveOptions(TypedDict, total=False):
     level: int
     memory_share: float
     effort: int
-    batch: int
+    batch: int | None
     verify: Verify
     progress: ProgressCallback | None
 
@@ -49,7 +49,8 @@ class Archive(Sequence[bytes]):
     """An archive in a file: a sequence of documents, as bytes, with keys or without, each decoded when it is read.
 
     `in`, `index` and `count` are about documents, and decode only those that have the checksum of the one asked for;
-    `by_key` is the mapping of the keys. batch: documents decoded side by side. Pickles as its path and its codec.
+    `by_key` is the mapping of the keys. batch: documents decoded side by side, None for as many as suit
+    the device. Pickles as its path and its codec.
     """
 
     def __init__(self, path: str | os.PathLike[str], codec: Codec | None = None, primer: Primer | None = None) -> None:
@@ -59,7 +60,7 @@ class Archive(Sequence[bytes]):
         """
         if codec is not None:
             check_type("codec", codec, Codec, "memcodec.Codec.load()")
-        self.batch = DEFAULT_BATCH
+        self.batch: int | None = None
         self._name = os.fspath(path)  # for messages
         self._path = Path(path).absolute()  # stays valid if the working directory changes
         self._codec = codec
@@ -130,8 +131,9 @@ class Archive(Sequence[bytes]):
         codec = codec or Codec.load()
         if primer is not None:
             codec = codec.with_primer(primer)
-        verify = settings.get("verify", True)
+        verify, batch = settings.get("verify", True), settings.get("batch")
         check_verify(verify)
+        check_batch(batch)
         primer_identity = codec.primer.identity if codec.primer else b""
         written = Settings("readout", (share,), context=MAX_CONTEXT, primer=primer_identity)
         originals = list(as_many(documents, "documents"))
@@ -139,7 +141,6 @@ class Archive(Sequence[bytes]):
         check_keys(keys, len(originals))
         frames = codec.encode_frames(originals, _frame_settings(written, effort), progress=settings.get("progress"))
         if verify:
-            batch = settings.get("batch", DEFAULT_BATCH)
             _verify(codec, originals, frames, _frame_settings(written), verify, batch, settings.get("progress"))
         inside = codec.primer.to_bytes() if codec.primer is not None and with_primer else b""
         model_id = ModelId.of(codec.name, codec.model.identity)
@@ -328,7 +329,7 @@ class ByKey(Mapping[str, bytes]):
 
 
 def _opened_again(
-    path: str, codec: Codec | None, primer: Primer | None, batch: int, state: tuple[int, bytes]
+    path: str, codec: Codec | None, primer: Primer | None, batch: int | None, state: tuple[int, bytes]
 ) -> Archive:
     """The archive that was pickled. Raises FormatError if its file is another one now; as `Archive`."""
     archive = Archive(path, codec, primer)
@@ -356,11 +357,11 @@ def _frame_settings(settings: Settings, effort: int = DEFAULT_EFFORT) -> FrameSe
 
 def _verify(
     codec: Codec, documents: list[str | bytes], frames: list[bytes], settings: FrameSettings, verify: Verify,
-    batch: int, progress: ProgressCallback | None,
+    batch: int | None, progress: ProgressCallback | None,
 ) -> None:  # fmt: skip
     """Raise MachineError if frames do not decode to their documents. verify: "steps" or full passes."""
     messages = [x.encode() if isinstance(x, str) else bytes(x) for x in documents]
-    verify_frames(codec.model, messages, frames, settings, batch if verify == "steps" else 0, progress)
+    verify_frames(codec.model, messages, frames, settings, verify == "steps", batch, progress)
 
 
 def _sources_of(lengths: list[int], reader: Reader) -> dict[int, int]:

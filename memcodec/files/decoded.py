@@ -14,9 +14,9 @@ from memcodec.container.assembly import DecodedChunk, LocatedPart, decoded_chunk
 from memcodec.container.insertion import Sources
 from memcodec.document.references import Reference, Slice, slices_of
 from memcodec.errors import ChecksumError
-from memcodec.settings import DEFAULT_BATCH
 
 _KEPT_BYTES = 1 << 22  # decoded bytes that are kept for the next read
+_MOST_GROUPS = 64  # that are decoded ahead of a reader
 
 
 class Decoded(io.RawIOBase):
@@ -124,7 +124,7 @@ class Decoded(io.RawIOBase):
             self._kept.move_to_end(number)
             return self._kept[number]
         self._reads_in_order = self._reads_in_order + 1 if number == self._next_part else 0
-        self._groups_at_once = max(1, min(1 << max(self._reads_in_order, 0) >> 1, DEFAULT_BATCH))  # 1, 1, 2, 4, ...
+        self._groups_at_once = max(1, min(1 << max(self._reads_in_order, 0) >> 1, _MOST_GROUPS))  # 1, 1, 2, 4, ...
         self._decode(number)
         return self._kept[number]
 

@@ -16,7 +16,8 @@ class Capacity:
     """How much is computed at one time, so that the processor is busy and memory is enough. No result depends on it.
 
     rows: positions in one full pass; head_rows: those of them whose logits exist at one time; sequences: in one full
-    pass, each with a cache; positions: in the caches of a batch, if it has more than one sequence.
+    pass, and side by side in the steps of a decoder, each with a cache; positions: in the caches of a batch, if it has
+    more than one sequence.
     """
 
     rows: int

@@ -36,8 +36,9 @@ class FloatPass:
 
     @classmethod
     def of(cls, architecture: Architecture, tokenizer: ByteTokenizer) -> "FloatPass":
-        """Of the prefix and TEXT."""
-        return cls(architecture, np.concatenate([np.array(tokenizer.prefix()), tokenizer.encode(TEXT)]))
+        """Of the prefix and TEXT, without tokens that the model does not have."""
+        tokens = np.concatenate([np.array(tokenizer.prefix(), dtype=np.int64), tokenizer.encode(TEXT)])
+        return cls(architecture, tokens[tokens < architecture.vocabulary])
 
     def start(self, embedding: np.ndarray, position: np.ndarray | None) -> None:
         """Read the tokens. embedding: [vocabulary, hidden]; position: [positions, hidden]."""

@@ -19,7 +19,6 @@ from memcodec.errors import ChecksumError
 from memcodec.groups import predict
 from memcodec.models.tokenizer import ByteTokenizer
 from memcodec.progress import ProgressCallback
-from memcodec.settings import DEFAULT_BATCH
 
 LM, MEMORY, CORRECTION = "lm", "memory", "correction"  # what wrote a token
 _ALTERNATIVES = 4
@@ -50,7 +49,7 @@ Item = TokenInfo | StoredSpan | Reference
 
 
 def token_map(
-    codec: Codec | None, file: Container | Binary, batch: int = DEFAULT_BATCH, progress: ProgressCallback | None = None
+    codec: Codec | None, file: Container | Binary, batch: int | None = None, progress: ProgressCallback | None = None
 ) -> Iterator[Item]:
     """The tokens, stored spans and references of a file in document order.
 
@@ -68,7 +67,7 @@ def token_map(
 
 
 def _carried(
-    codec: Codec | None, parsed: Container, batch: int, progress: ProgressCallback | None
+    codec: Codec | None, parsed: Container, batch: int | None, progress: ProgressCallback | None
 ) -> Iterator[TokenInfo | StoredSpan]:
     """The tokens and stored spans of a file, in order."""
     if parsed.needs is None or parsed.settings is None:
