@@ -9,7 +9,7 @@ import numpy as np
 from memcodec.bound import token_bits
 from memcodec.document.blocks import Block
 from memcodec.document.plan import GROUP_CONTEXTS
-from memcodec.lm.sequences import ON_CPU
+from memcodec.lm.sequences import ON_CPU, READ_ROWS
 from memcodec.models.loaded import LoadedModel
 from memcodec.progress import Progress, ProgressCallback, Reporter
 from memcodec.settings import MAX_CONTEXT, EncodeSettings, Readout
@@ -24,7 +24,7 @@ _BYTES_PER_TOKEN = 4
 
 def seconds_to_encode(model: LoadedModel, size: int, settings: EncodeSettings) -> float:
     """The approximate number of seconds to encode `size` bytes of text here, from a short measurement of the LM."""
-    tokens = np.arange(ON_CPU.rows // 2) % model.lm.vocabulary
+    tokens = np.arange(READ_ROWS // 2) % model.lm.vocabulary
     seconds = []
     for _ in range(2):
         start = time.perf_counter()

@@ -19,7 +19,7 @@ from memcodec.document.plan import windows
 from memcodec.errors import FormatError, MachineError
 from memcodec.lm.layout import PAGE
 from memcodec.lm.model import ExactLM
-from memcodec.lm.sequences import ON_CPU, Capacity, SequenceInput, Sequences
+from memcodec.lm.sequences import READ_ROWS, Capacity, SequenceInput, Sequences
 from memcodec.memory.site import Report, Site
 from memcodec.passes import Known, first_logits, input_of, passes
 from memcodec.progress import Reporter
@@ -194,7 +194,7 @@ def decode_batch(
     vectors = [site.vectors(row.memories[0]) for row in rows]
     before = [0 if given is None else len(given) for given in vectors]
     longest = max(n + min(row.tokens, context) for n, row in zip(before, rows, strict=True))
-    sequences = lm.new_sequences(len(rows), len(lm.prefix) + longest, max(sum(before), ON_CPU.rows, len(rows)))
+    sequences = lm.new_sequences(len(rows), len(lm.prefix) + longest, max(sum(before), READ_ROWS, len(rows)))
     decoder = decoder_of(lm, rows, site.share)
     written = np.empty((len(rows), min(rows[0].tokens, _FIRST_ROOM)), dtype=np.int64)
     live, done = len(rows), 0
@@ -232,11 +232,11 @@ def _refill(sequences: Sequences, kept: np.ndarray) -> None:
     """
     sequences.restart()
     count = kept.shape[1]
-    together = max(1, ON_CPU.rows // max(count, 1))
+    together = max(1, READ_ROWS // max(count, 1))
     for first in range(0, len(kept), together):
-        for start in range(0, count, ON_CPU.rows):
+        for start in range(0, count, READ_ROWS):
             slots = range(first, min(first + together, len(kept)))
-            sequences.forward([SequenceInput(slot, kept[slot, start : start + ON_CPU.rows]) for slot in slots])
+            sequences.forward([SequenceInput(slot, kept[slot, start : start + READ_ROWS]) for slot in slots])
 
 
 def decode_all(
@@ -253,7 +253,7 @@ def decode_all(
 # ---- verifying
 
 
-def verified(capacity: Capacity) -> Capacity:
+def capacity_to_verify(capacity: Capacity) -> Capacity:
     """How much is verified at one time: in other passes than the encoder's, which shows an LM that depends on them.
 
     On a CPU, eight groups side by side are enough for several workers, and take little memory.
@@ -279,7 +279,7 @@ def verify_all(
     known: the chunks of each group, int64 [tokens] each. The decoder chooses each token after the known ones before it.
     If it chooses the known ones everywhere, it would have read exactly these. Raises MachineError if not, FormatError.
     """
-    waiting, most = iter(known), verified(lm.capacity)
+    waiting, most = iter(known), capacity_to_verify(lm.capacity)
     for together in batches(lm, site, groups, context, most.sequences, most.positions):
         _check_positions(lm, site, together, context)
         originals = list(islice(waiting, len(together)))
@@ -302,7 +302,7 @@ def _decode_known(
     decoded = [np.full(len(ids), -1, dtype=np.int64) for ids in tokens]
     done = 0
     # At least two passes, since the encoder reads small groups in one.
-    rows = min(verified(lm.capacity).rows, -(-sum(map(len, tokens)) // 2))
+    rows = min(capacity_to_verify(lm.capacity).rows, -(-sum(map(len, tokens)) // 2))
     for one in passes(lm, groups, context, rows):
         for runs, logits in one.blocks(one.runs):
             slots, positions, counts = np.array([(run.slot, run.position, run.count) for run in runs]).T

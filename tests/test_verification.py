@@ -206,7 +206,7 @@ def err_in_large_passes(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def logits(self: CpuSequences, rows: Any) -> np.ndarray:
         found = real_logits(self, rows)
-        if rows_of.get(id(self), 0) > groups.verified(ON_CPU).rows:
+        if rows_of.get(id(self), 0) > groups.capacity_to_verify(ON_CPU).rows:
             found[-1] = np.roll(found[-1], 7)
         return found
 

@@ -29,14 +29,9 @@ class Engine(Protocol):
         """
 
     def decode(
-        self,
-        model: LoadedModel,
-        site: Site,
-        groups: list[EncodedGroup],
-        context: int,
-        batch: int | None,
-        report: Reporter,
-    ) -> Iterator[np.ndarray]:
+        self, model: LoadedModel, site: Site, groups: list[EncodedGroup], context: int,
+        batch: int | None, report: Reporter,
+    ) -> Iterator[np.ndarray]:  # fmt: skip
         """Decode groups: the token ids of each, int64 [tokens], in order.
 
         context: as in `encode`; batch: groups decoded side by side at most, None for as many as suit the device.

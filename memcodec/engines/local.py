@@ -27,14 +27,9 @@ class Local:
         return encode_all(model.lm, site_of(model.lm, site, lambda: model.floats), groups, context, report)
 
     def decode(
-        self,
-        model: LoadedModel,
-        site: Site,
-        groups: list[EncodedGroup],
-        context: int,
-        batch: int | None,
-        report: Reporter,
-    ) -> Iterator[np.ndarray]:
+        self, model: LoadedModel, site: Site, groups: list[EncodedGroup], context: int,
+        batch: int | None, report: Reporter,
+    ) -> Iterator[np.ndarray]:  # fmt: skip
         """Decode groups."""
         return decode_all(model.lm, site, groups, context, batch, report)
 

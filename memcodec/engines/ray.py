@@ -86,17 +86,12 @@ class RayEngine:
             yield from encoded
 
     def decode(
-        self,
-        model: LoadedModel,
-        site: Site,
-        groups: list[EncodedGroup],
-        context: int,
-        batch: int | None,
-        report: Reporter,
-    ) -> Iterator[np.ndarray]:
+        self, model: LoadedModel, site: Site, groups: list[EncodedGroup], context: int,
+        batch: int | None, report: Reporter,
+    ) -> Iterator[np.ndarray]:  # fmt: skip
         """Decode groups, a batch in each task, smaller ones if there are more workers. Raises FormatError."""
         size = max(_MIN_GROUPS, -(-len(groups) // max(1, len(self.workers()))))
-        split = batches(model.lm, site, groups, context, min(batch or size, size))
+        split = batches(model.lm, site, groups, context, min(batch or model.lm.capacity.sequences, size))
 
         def done(decoded: list[np.ndarray]) -> None:
             report.finish([len(tokens) for tokens in decoded])

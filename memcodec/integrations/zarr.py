@@ -39,7 +39,7 @@ class MemcodecCodec(BytesBytesCodec):  # type: ignore[misc]
         return chunk_spec.prototype.buffer.from_bytes(data)
 
     def compute_encoded_size(self, input_byte_length: int, chunk_spec: "ArraySpec") -> int:
-        """Raise NotImplementedError: the size is not known in advance, as with zarr's own compressors."""
+        """Raise NotImplementedError, as zarr demands of codecs whose outputs have no size that is known in advance."""
         raise NotImplementedError
 
 

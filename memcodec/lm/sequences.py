@@ -29,7 +29,7 @@ class Capacity:
 # Activations of more rows do not fit the processor's cache. With the default model, logits take 9 MB, and the caches of
 # a batch 400 MB.
 ON_CPU = Capacity(rows=400, head_rows=48, sequences=64, positions=1 << 15)
-READ_ROWS = ON_CPU.rows  # positions of a prefix that are read in one pass
+READ_ROWS = ON_CPU.rows  # positions that are read in one pass where only the cache is wanted, such as a prefix
 
 
 @dataclass(frozen=True)
