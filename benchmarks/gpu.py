@@ -96,10 +96,11 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=8)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--rehearse", action="store_true")
+    parser.add_argument("--parts", help="names, with commas; all by default")
     with tempfile.TemporaryDirectory() as folder:
         run = Run(parser.parse_args(), Path(folder))
-        for name, measure in PARTS.items():
-            run.part(name, measure)
+        for name in run.options.parts.split(",") if run.options.parts else PARTS:
+            run.part(name, PARTS[name])
 
 
 # ---- the same bits

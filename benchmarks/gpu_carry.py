@@ -17,7 +17,7 @@ from pieces import join, split
 from memcodec.models import registry
 from memcodec.settings import DEFAULT_MODEL
 
-PIECE = 55_000_000  # bytes
+PIECE = 49_500_000  # bytes
 WHEELS = ("gguf==0.19.0", "zstandard==0.25.0")
 PARTS = ("config.json", "tokenizer.json", "model.gguf", "adapter.safetensors")
 _PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
