@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from memcodec.coding import corrections
+from memcodec.coding.corrections import live_groups
 from memcodec.coding.distribution import Predictions
 from memcodec.coding.placed import decoder_of, filling
 from memcodec.coding.steering import Steering
@@ -197,32 +198,44 @@ def decode_batch(
     sequences = lm.new_sequences(len(rows), len(lm.prefix) + longest, max(sum(before), READ_ROWS, len(rows)))
     decoder = decoder_of(lm, rows, site.share)
     written = np.empty((len(rows), min(rows[0].tokens, _FIRST_ROOM)), dtype=np.int64)
-    live, done = len(rows), 0
+    ends, done = np.array([row.tokens for row in rows]), 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        report(done)
+
     for window in windows(rows[0].tokens, context):
-        for t in range(window.first, window.last):
+        t = window.first
+        while t < window.last:
             if t == written.shape[1]:  # memory grows with the decoded tokens, not with the length that the file states
                 more = np.empty((len(rows), min(t, rows[0].tokens - t)), dtype=np.int64)
                 written = np.concatenate([written, more], axis=1)
-            while rows[live - 1].tokens <= t:
-                live -= 1
-            if t == 0 and any(before):
-                sequences.forward([input_of(slot, given, _NO_TOKENS) for slot, given in enumerate(vectors)])
-                logits = sequences.placed_logits(np.cumsum(before) - 1)
-            elif t == window.start:
-                sequences.restart()
-                logits = np.repeat(first_logits(lm), live, axis=0)
-            else:
-                if t == window.first:
-                    _refill(sequences, written[:live, window.start : t - 1])
-                sequences.step(written[:live, t - 1])
-                logits = sequences.placed_logits(slice(live))
-            written[:live, t] = decoder.step(t, logits)
-            done += live
-            report(done)
+            if t == window.start:
+                live = live_groups(ends, t)
+                written[:live, t] = decoder.step(t, _first_logits(lm, sequences, vectors if t == 0 else [None] * live))
+                advance(live)
+                t += 1
+                continue
+            if t == window.first:
+                _refill(sequences, written[: live_groups(ends, t), window.start : t - 1])
+            last = min(window.last, written.shape[1])
+            decoder.steps(sequences, written, t, last, ends, advance)
+            t = last
     result = [_NO_TOKENS] * len(batch)
     for slot, i in enumerate(order):
         result[i] = written[slot, : rows[slot].tokens]
     return result
+
+
+def _first_logits(lm: ExactLM, sequences: Sequences, vectors: list[np.ndarray | None]) -> Any:
+    """The logits of the first token of sequences, which stand behind the prefix and read these vectors."""
+    sequences.restart()
+    if all(given is None for given in vectors):
+        logits = first_logits(lm)
+        return np.broadcast_to(logits, (len(vectors), logits.shape[1]))
+    sequences.forward([input_of(slot, given, _NO_TOKENS) for slot, given in enumerate(vectors)])
+    return sequences.placed_logits(np.cumsum([0 if given is None else len(given) for given in vectors]) - 1)
 
 
 def _refill(sequences: Sequences, kept: np.ndarray) -> None:

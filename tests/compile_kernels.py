@@ -51,7 +51,10 @@ def main() -> None:
         coder, steering = gpu_coding.Coder(lm), Steering.of(Head(np.ones((71, 8), "i1"), np.ones(71, "f4"), 1.0))
         logits = sequences.placed_logits(slice(1))
         gpu_coding.fill(Predictions.empty(np.zeros(1, dtype=np.int64), 71), 0, logits, coder)
-        gpu_coding.GpuDecoder([EncodedGroup((1,), (b"",), b"")], steering, 300, coder).step(0, logits)
+        decoder = gpu_coding.GpuDecoder([EncodedGroup((1,), (b"",), b"")], steering, 300, coder)
+        decoder.step(0, logits)
+        sequences.restart()
+        decoder.steps(sequences, np.zeros((1, 3), dtype=np.int64), 1, 3, np.array([3]), lambda count: None)
     for kernel, signature, constants, warps in launched.values():
         places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
         options = {"num_warps": warps, "enable_fp_fusion": False, "enable_reflect_ftz": False}

@@ -171,4 +171,12 @@ def test_files_are_the_same_and_what_crosses_to_the_host(both: list[Codec], monk
     assert 0 < crossed[0] <= 256 * rows
     steps = launched.count("embed")
     assert launched.count("decode") == steps + 1  # the first token needs no step
-    assert len(launched) <= 10 * triton.lm.architecture.layers * steps + 6 * (steps + 1)
+    assert len(launched) <= 10 * triton.lm.architecture.layers * steps + 7 * (steps + 1)
+
+
+def test_groups_of_different_lengths_in_windows(both: list[Codec], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps whose tokens are copied to the host several at one time, of groups that end one after the other."""
+    monkeypatch.setattr(gpu_coding, "HISTORY", 4)
+    texts = [TEXT[:5].encode(), TEXT[20:36].encode(), TEXT[40:58].encode()]
+    files = [both[0].encode(text, site=Readout(0.3, 16), chunk_tokens=4, context=6, verify=False) for text in texts]
+    assert both[1].decode_many(files) == texts

@@ -29,7 +29,7 @@ from memcodec.lm import gpu, gpu_kernels, gpu_sizes
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SMALL = gpu_sizes.Tiles(
-    entries=256, gate=16, panel=16, queries=16, rows=16, columns=64, depth=32
+    entries=256, gate=16, panel=16, queries=16, step_panel=16, span=32, rows=16, columns=64, depth=32
 )  # many blocks, cut at edges
 
 
@@ -77,7 +77,7 @@ def test_small_tiles_give_the_same(name: str) -> None:
 def test_padded_steps_give_the_same() -> None:
     """Nine rows and one more; the sequence that is not part of the step stays as it was."""
     weights = weights_of("llama")
-    both = Checked(gpu.GpuLM(weights, DEVICE, padded_steps=True), weights, 10)
+    both = Checked(gpu.GpuLM(weights, DEVICE), weights, 10)
     tokens = some_tokens(weights, 1, 60)
     both.forward([SequenceInput(slot, tokens[slot : slot + 1 + slot % 2]) for slot in range(10)])
     both.step(tokens[10:19])
@@ -86,7 +86,7 @@ def test_padded_steps_give_the_same() -> None:
 
 def test_sequences_behind_a_prefix() -> None:
     weights = weights_of("qwen3")
-    lm = gpu.GpuLM(weights, DEVICE, padded_steps=True)
+    lm = gpu.GpuLM(weights, DEVICE)
     prefix, tokens = some_tokens(weights, 3, 11), some_tokens(weights, 4, 6)
     start = lm.start(prefix)
     expected = Reference(weights)([*prefix, *tokens])
@@ -266,7 +266,7 @@ def test_the_launches_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     sequences.logits(slice(None))
     layers = lm.architecture.layers
     assert len(launched) <= 10 * layers + 3
-    assert launched.count("attend") == layers and launched.count("product") == 4 * layers + 1
+    assert launched.count("attend_step") == layers and launched.count("product") == 4 * layers + 1
 
 
 @pytest.mark.slow
@@ -281,12 +281,12 @@ def test_compiled_kernels_round_each_operation_once(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
-    floats = {"embed", "quantize", "product", "heads", "attend", "gate", "summarize", "decode"}
+    floats = {"embed", "quantize", "product", "heads", "attend", "attend_step", "gate", "summarize", "decode", "advance"}
     assert {one["kernel"] for one in found} == floats | {"cells", "blocks"}
     for one in found:
         assert one["wrong"] == [], one
         assert bool(one["rounded"]) == (one["kernel"] in floats), one
-    products = [one for one in found if one["kernel"] in ("product", "attend")]
+    products = [one for one in found if one["kernel"] in ("product", "attend", "attend_step")]
     assert all("s32.s8.s8" in instruction for one in products for instruction in one["matrix"])
     assert all(one["matrix"] for one in products)
 

@@ -6,9 +6,9 @@ because its tokens are known. `Decoder.step` sees them one by one, for all group
 several of each group, to verify tokens that are known. All compute the same frequencies in the same order.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -229,6 +229,14 @@ def _decode(runs, logits, share, steering, tables, groups, rows, buffers, tokens
         first += count
 
 
+Report = Callable[[int], None]  # takes the number of tokens that are done
+
+
+def live_groups(ends: np.ndarray, position: int) -> int:
+    """The number of groups that have a token at a position. ends: tokens of each, in descending order."""
+    return int(np.searchsorted(-ends, -position))
+
+
 class Group(Protocol):
     """The parts of a group that its decoder needs."""
 
@@ -290,6 +298,27 @@ class Decoder:
         """The tokens at one position of the first groups, int64 [rows]. logits: int32 [rows, vocabulary or more]."""
         count = len(logits)
         return self.read(np.arange(count), np.full(count, position), np.ones(count, dtype=np.int64), logits)
+
+    def steps(
+        self,
+        sequences: Any,
+        written: np.ndarray,
+        first: int,
+        last: int,
+        ends: np.ndarray,
+        report: Callable[[int], None],
+    ) -> None:
+        """Decode positions from `first` to last - 1 of all groups, step by step, each after the token before it.
+
+        sequences: `Sequences` of the LM that have read what is before first - 1; written: int64 [groups, last or more],
+        with the tokens at first - 1, takes the others; ends: tokens of each group, int64 [groups], in descending order;
+        report: is called with the number of new tokens.
+        """
+        for t in range(first, last):
+            live = live_groups(ends, t)
+            sequences.step(written[:live, t - 1])
+            written[:live, t] = self.step(t, sequences.placed_logits(slice(live)))
+            report(live)
 
     def read(self, groups: np.ndarray, positions: np.ndarray, counts: np.ndarray, logits: np.ndarray) -> np.ndarray:
         """The tokens at some positions of different groups, int64 [rows].

@@ -7,21 +7,25 @@ import numpy as np
 import torch
 
 from memcodec.coding import gpu_kernels
-from memcodec.coding.corrections import Decoder, Group
+from memcodec.coding.corrections import Decoder, Group, Report, live_groups
 from memcodec.coding.distribution import BLOCK, COMPETITORS, Predictions
 from memcodec.coding.steering import Steering
 from memcodec.lm import arithmetic
-from memcodec.lm.gpu import GpuLM
+from memcodec.lm.device import graph_of
+from memcodec.lm.gpu import Buffers, GpuLM, GpuSequences, Pass
 from memcodec.lm.gpu_kernels import launch
 from memcodec.lm.gpu_sizes import power_of_two
+from memcodec.lm.sequences import check_numbers
 from memcodec.lm.team import team_of
 
 _kernels: Any = gpu_kernels  # functions in Triton have no types
 _ALONE = team_of(1)
+HISTORY = 64  # steps whose tokens stay on the device until they are copied
+_ADVANCED = 128  # rows of a program of `advance`
 _DEPTH = 64  # entries of the hidden state at one time, in a product for steering
 
 
-class _Sums(NamedTuple):
+class Sums(NamedTuple):
     """What `cells` and `blocks` find in each row: int64 [rows, ...]."""
 
     keys: torch.Tensor  # [rows, cells]
@@ -47,15 +51,22 @@ class Coder:
         return torch.from_numpy(np.array(array)).to(self.lm.device)
 
     def placed(self, logits: Any) -> torch.Tensor:
-        """Logits on the device, from there or from the host."""
-        return logits if isinstance(logits, torch.Tensor) else self.tensor(logits)
+        """Logits on the device, from there or from the host. Rows that share memory there are copied once."""
+        if isinstance(logits, torch.Tensor):
+            return logits
+        if len(logits) and logits.strides[0] == 0:
+            return self.tensor(logits[:1]).expand(len(logits), -1).contiguous()
+        return self.tensor(logits)
 
-    def sums(self, logits: torch.Tensor) -> _Sums:
+    def new_sums(self, rows: int) -> Sums:
+        """Room for those of some rows."""
+        cells, blocks = self.sizes["CELLS"], self.sizes["BLOCKS"]
+        return Sums(*(torch.empty(rows, n, dtype=torch.int64, device=self.lm.device) for n in (cells, blocks, blocks)))
+
+    def sums(self, logits: torch.Tensor, into: Sums | None = None) -> Sums:
         """Over int32 [rows, vocabulary]: two launches."""
         rows, cells, blocks = len(logits), self.sizes["CELLS"], self.sizes["BLOCKS"]
-        keys, masses, moments = (
-            torch.empty(rows, n, dtype=torch.int64, device=self.lm.device) for n in (cells, blocks, blocks)
-        )
+        keys, masses, moments = found = self.new_sums(rows) if into is None else into
         piece = min(max(self.lm.tiles.entries * 2 // gpu_kernels.CELL, 1), self.sizes["WIDTH"])
         launch(
             _kernels.cells, (rows, -(-cells // piece)), logits, keys,
@@ -66,7 +77,7 @@ class Coder:
             _kernels.blocks, (rows, -(-blocks // piece)), logits, keys, self.powers, masses, moments,
             **self.sizes, PIECE=piece,
         )  # fmt: skip
-        return _Sums(keys, masses, moments)
+        return found
 
 
 def fill(predictions: Predictions, first: int, logits: Any, coder: Coder) -> None:
@@ -96,6 +107,7 @@ class GpuDecoder:
         self._coder, self._share = coder, share
         self._streams = [coder.tensor(array) for array in Decoder(rows, steering, share, _ALONE).streams]
         self._parities = coder.tensor(steering.parities.view(np.int64))
+        self._steps: Steps | None = None
         hidden = coder.lm.architecture.hidden
         self._constants: dict[str, Any] = {
             "LEVELS": max(8, (coder.vocabulary - 1).bit_length()), "SIZE": hidden, "UNIT": float(steering.unit),
@@ -115,13 +127,119 @@ class GpuDecoder:
         """
         coder = self._coder
         logits = coder.placed(logits)
-        rows, t = len(logits), coder.lm.tensors
         runs = coder.tensor(np.stack([groups, positions, np.cumsum(counts) - counts, counts], axis=1).astype(np.int32))
-        tokens = torch.empty(rows, dtype=torch.int32, device=coder.lm.device)
-        launch(
-            _kernels.decode, (len(groups),), logits, *coder.sums(logits), coder.powers, coder.logarithms, t["head"],
-            t["head.scale"], self._parities, *self._streams, runs, tokens, self._share,
-            **coder.sizes, **self._constants,
-        )  # fmt: skip
+        tokens = torch.empty(len(logits), dtype=torch.int32, device=coder.lm.device)
+        self.launch(logits, coder.sums(logits), runs, tokens)
         found: np.ndarray = tokens.cpu().numpy().astype(np.int64)
         return found
+
+    def launch(self, logits: torch.Tensor, sums: Sums, runs: torch.Tensor, tokens: torch.Tensor) -> None:
+        """Start `gpu_kernels.decode`, which writes the tokens, int32 [rows]. runs: int32 [n, RUN_FIELDS]."""
+        coder, t = self._coder, self._coder.lm.tensors
+        launch(
+            _kernels.decode, (len(runs),), logits, *sums, coder.powers, coder.logarithms, t["head"], t["head.scale"],
+            self._parities, *self._streams, runs, tokens, self._share,
+            **coder.sizes, **self._constants,
+        )  # fmt: skip
+
+    def steps(
+        self,
+        sequences: GpuSequences,
+        written: np.ndarray,
+        first: int,
+        last: int,
+        ends: np.ndarray,
+        report: Report,
+    ) -> None:
+        """`corrections.Decoder.steps`, which the host starts without waiting for them."""
+        if self._steps is None or self._steps.sequences is not sequences:
+            self._steps = Steps(self, self._coder, sequences)
+        self._steps.run(written, first, last, ends, report)
+
+
+def padded(rows: int) -> int:
+    """The number of rows in a step: four for each power of two, so that few graphs are captured."""
+    unit = max(power_of_two(rows) // 8, 1)
+    return -(-rows // unit) * unit
+
+
+class Steps:
+    """Steps of decoding that stay on the device, each of them one CUDA graph.
+
+    Rows that nobody reads are added, so that few graphs are captured (`padded`): they are groups that have ended, or
+    read the first position of a sequence that nobody uses.
+    """
+
+    def __init__(self, decoder: GpuDecoder, coder: Coder, sequences: GpuSequences) -> None:
+        self.sequences = sequences
+        self._decoder, self._coder = decoder, coder
+        groups, device = len(sequences.lengths), coder.lm.device
+        self._groups, self._width = groups, padded(groups)
+        self._is_cuda = device.type == "cuda"
+        numbers = np.zeros((4 + gpu_kernels.RUN_FIELDS, self._width), dtype=np.int32)
+        self._host = numbers  # tokens, slots, positions, ends, and runs: what is copied before the first step
+        self._placed = torch.zeros(*numbers.shape, dtype=torch.int32, device=device)
+        self._history = torch.zeros(HISTORY, self._width, dtype=torch.int32, device=device)
+        self._wrong = torch.zeros(1, dtype=torch.int32, device=device)
+        self._logits = torch.empty(self._width, coder.vocabulary, dtype=torch.int32, device=device)
+        self._sums = coder.new_sums(self._width)
+        self._buffers = Buffers(coder.lm.architecture, self._width, device)
+        self._buffers.of_attention(self._width * sequences.positions_of_heads)  # graphs need it where it is
+        self._graphs: dict[int, Any] = {}  # by rows
+
+    def run(self, written: np.ndarray, first: int, last: int, ends: np.ndarray, report: Report) -> None:
+        """Decode positions from `first` to last - 1 of groups (see `corrections.Decoder.steps`)."""
+        self._place(written[:, first - 1], first, ends)
+        live = live_groups(ends, first)
+        self.sequences.check_room(live, last - first)
+        before = first
+        for t in range(first, last):
+            live = live_groups(ends, t)
+            self._step(min(padded(live), self._width))
+            self.sequences.lengths[:live] += 1
+            if t + 1 == last or (t + 1) % len(self._history) == 0:
+                place = before % len(self._history)
+                found = self._history[place : place + t + 1 - before].cpu().numpy()
+                if self._wrong.cpu().numpy()[0]:
+                    check_numbers(np.array([np.nan], dtype=np.float32))
+                rows = min(len(written), self._groups)
+                written[:rows, before : t + 1] = found[:, :rows].T
+                report(sum(live_groups(ends, done) for done in range(before, t + 1)))
+                before = t + 1
+
+    def _place(self, tokens: np.ndarray, first: int, ends: np.ndarray) -> None:
+        """Copy what the first step reads to the device."""
+        count, host = len(ends), self._host
+        host[:] = 0
+        host[0, :count] = tokens
+        host[1] = self._groups  # the slot that nobody uses
+        host[1, :count] = np.arange(count)
+        host[2, :count] = self.sequences.lengths[:count]
+        host[3, :count] = ends
+        runs = host[4:].reshape(-1, gpu_kernels.RUN_FIELDS)
+        runs[:, 0] = runs[:, 2] = np.arange(self._width)
+        runs[:, 1], runs[:count, 3] = first, ends > first
+        self._placed.copy_(torch.from_numpy(host))
+
+    def _step(self, rows: int) -> None:
+        """Start a step of some rows. The first one of this number is started kernel by kernel, then captured."""
+        if graph := self._graphs.get(rows):
+            graph.replay()
+            return
+        self._launch(rows)
+        if self._is_cuda:
+            self._graphs[rows] = graph_of(lambda: self._launch(rows))
+
+    def _launch(self, rows: int) -> None:
+        placed, buffers, lm = self._placed, self._buffers, self._coder.lm
+        tokens, slots, positions, ends = (placed[i, :rows] for i in range(4))
+        runs = placed[4:].view(-1, gpu_kernels.RUN_FIELDS)[:rows]
+        lm.forward(Pass(tokens, slots, positions), buffers.x, buffers, self.sequences.cache)
+        logits, sums = self._logits[:rows], Sums(*(one[:rows] for one in self._sums))
+        lm.write_logits(buffers, logits)
+        self._decoder.launch(logits, self._coder.sums(logits, sums), runs, tokens)
+        launch(
+            _kernels.advance, (-(-rows // _ADVANCED),), runs, positions, ends, tokens, self._history,
+            buffers.input_scale, self._wrong, rows, self._width,
+            BLOCK=_ADVANCED, HISTORY=len(self._history),
+        )  # fmt: skip

@@ -12,9 +12,11 @@ from memcodec.coding import distribution, rangecoder, steering
 from memcodec.lm import arithmetic, seeded
 
 CELL = 64  # tokens whose best key is kept
+RUN_FIELDS = 4  # of a run of `decode`: group, position, first row, rows
 LIST = 64  # entries of a program's list of the best tokens: a power of two above COMPETITORS
 
 _CELL, _LIST, _LAST = tl.constexpr(CELL), tl.constexpr(LIST), tl.constexpr(LIST - 1)
+_RUN_FIELDS = tl.constexpr(RUN_FIELDS)
 _COMPETITORS = tl.constexpr(distribution.COMPETITORS)
 _BLOCK = tl.constexpr(distribution.BLOCK)
 _BLOCK_BITS = tl.constexpr(distribution.BLOCK.bit_length() - 1)
@@ -285,7 +287,7 @@ def decode(
     runs: int32 [4]: group, position, first row, rows; a program takes one. head: int8 [VOCABULARY, SIZE]; scale:
     float32 [VOCABULARY]; parities: int64 [3, 256]; data, coders, bits, chunks, states: `corrections.Decoder.streams`.
     """
-    run = runs + tl.program_id(0) * 4
+    run = runs + tl.program_id(0) * _RUN_FIELDS
     group, position = tl.load(run).to(tl.int64), tl.load(run + 1)
     first, count = tl.load(run + 2), tl.load(run + 3)
     place = tl.arange(0, _LIST)
@@ -333,3 +335,32 @@ def decode(
     tl.store(coder, code)
     tl.store(coder + 1, width)
     tl.store(coder + 2, at)
+
+
+# ---- from one step to the next
+
+
+@triton.jit(do_not_specialize=["rows", "width"])
+def advance(
+    runs, positions, ends, tokens, history, scales, wrong, rows, width,
+    BLOCK: tl.constexpr, HISTORY: tl.constexpr,
+):  # fmt: skip
+    """What follows `decode` in a step of one row for each group: keep its token, and move on by one position.
+
+    runs: of `decode`, int32 [rows, RUN_FIELDS], with 1 row, or 0 behind the end of a group; positions: of the LM, int32
+    [rows]; ends: tokens of each group, int32 [rows]; history: int32 [HISTORY, width]; scales: what `check_numbers`
+    takes, float32 [rows]; wrong: int32 [1], is set to 1 if it would raise.
+    """
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = row < rows
+    run = runs + row * _RUN_FIELDS
+    live = inside & (tl.load(run + 3, mask=inside, other=0) > 0)
+    position = tl.load(run + 1, mask=inside, other=0)
+    token = tl.load(tokens + row, mask=live, other=0)
+    tl.store(history + (position % HISTORY) * width + row, token, mask=live)
+    tl.store(positions + row, tl.load(positions + row, mask=live, other=0) + 1, mask=live)
+    tl.store(run + 1, position + 1, mask=live)
+    tl.store(run + 3, (position + 1 < tl.load(ends + row, mask=live, other=0)).to(tl.int32), mask=live)
+    scale = tl.load(scales + row, mask=live, other=0.0)
+    is_wrong = tl.sum((scale - scale != 0.0).to(tl.int32), axis=0) > 0
+    tl.store(wrong, 1, mask=is_wrong)

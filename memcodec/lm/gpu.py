@@ -9,8 +9,8 @@ import numpy as np
 from memcodec.errors import MachineError, MissingDependencyError, first_line, needs_torch
 from memcodec.lm import arithmetic, gpu_kernels, selftest
 from memcodec.lm.architecture import Architecture
-from memcodec.lm.device import Start, graph_of
-from memcodec.lm.gpu_kernels import TILE_FIELDS, launch
+from memcodec.lm.device import Start
+from memcodec.lm.gpu_kernels import ROOM, TILE_FIELDS, launch
 from memcodec.lm.gpu_sizes import Tiles, capacity_of, power_of_two, tiles_of
 from memcodec.lm.rotation import rotated_vectors
 from memcodec.lm.sequences import (
@@ -49,13 +49,10 @@ class Linear:
 class GpuLM:
     """The layers on a GPU, or in Triton's interpreter on the CPU."""
 
-    def __init__(
-        self, weights: ExactWeights, device: str, tiles: Tiles | None = None, padded_steps: bool | None = None
-    ) -> None:
-        """device: of torch; padded_steps: see `GpuSequences.step`, by default on CUDA only."""
+    def __init__(self, weights: ExactWeights, device: str, tiles: Tiles | None = None) -> None:
+        """device: of torch."""
         self.device = torch.device(device)
         self.tiles = tiles or tiles_of(device)
-        self.padded_steps = self.device.type == "cuda" if padded_steps is None else padded_steps
         self.kernels = f"triton on {device}"
         self.has_coder = True
         self.architecture = weights.architecture
@@ -136,12 +133,26 @@ class GpuLM:
 
     def attend(self, pass_: "Pass", buffers: "Buffers", cached: torch.Tensor, scales: torch.Tensor) -> None:
         """Attention, from the queries in the buffers to its outputs there."""
-        a = self.architecture
+        a, room = self.architecture, cached.shape[2]
+        about: dict[str, Any] = {
+            "HEADS": a.heads, "KEY_HEADS": a.key_heads, "SIZE": a.head_size,
+            "WIDTH": max(power_of_two(a.head_size), _LEAST_DEPTH),
+            "FACTOR": float(arithmetic.attention_scale(a.head_size)),
+        }  # fmt: skip
+        if pass_.tiles is not None:
+            launch(
+                _kernels.attend, (len(pass_.tiles), a.key_heads), buffers.q, buffers.q_scale, cached, scales,
+                pass_.tiles, buffers.y, room,
+                **about, ROWS=pass_.tile_height, PANEL=self.tiles.panel,
+            )  # fmt: skip
+            return
+        units, shares = buffers.of_attention(pass_.rows * room * a.heads)
+        repeat = a.heads // a.key_heads
         launch(
-            _kernels.attend, (len(pass_.tiles), a.key_heads), buffers.q, buffers.q_scale, cached, scales, pass_.tiles,
-            buffers.y, cached.shape[2],
-            HEADS=a.heads, KEY_HEADS=a.key_heads, SIZE=a.head_size, WIDTH=max(power_of_two(a.head_size), _LEAST_DEPTH),
-            FACTOR=float(arithmetic.attention_scale(a.head_size)), ROWS=pass_.tile_height, PANEL=self.tiles.panel,
+            _kernels.attend_step, (pass_.rows, a.key_heads), buffers.q, buffers.q_scale, cached, scales, pass_.slots,
+            pass_.positions, units, shares, buffers.y, room,
+            **about, ROWS=power_of_two(repeat), HEIGHT=max(power_of_two(repeat + 1), _LEAST_HEIGHT),
+            PANEL=self.tiles.step_panel, SPAN=self.tiles.span,
         )  # fmt: skip
 
     def gate(self, buffers: "Buffers", rows: int) -> None:
@@ -175,16 +186,23 @@ class GpuLM:
             self.linear(linear["down"], buffers, buffers.x, rows, gpu_kernels.ADD)
         self.quantize(buffers.x, buffers, rows, a.hidden, norm=True)
 
+    def write_logits(self, buffers: "Buffers", out: torch.Tensor) -> None:
+        """The logits of the first rows of the last pass in units, int32 [rows, vocabulary]."""
+        multiply(self.head, buffers.inputs, buffers.input_scale, out, len(out), gpu_kernels.UNITS, self.tiles)
+
 
 @dataclass(frozen=True)
 class Pass:
-    """The rows of a pass, and their tiles for attention (see `gpu_kernels.attend`); on the device, int32."""
+    """The rows of a pass, and their tiles for attention (see `gpu_kernels.attend`); on the device, int32.
+
+    tiles: None in a step, in which each row is of another sequence.
+    """
 
     tokens: torch.Tensor  # [rows]
     slots: torch.Tensor
     positions: torch.Tensor
-    tiles: torch.Tensor  # [tiles, TILE_FIELDS]
-    tile_height: int  # rows of queries of a tile
+    tiles: torch.Tensor | None = None  # [tiles, TILE_FIELDS]
+    tile_height: int = 0  # rows of queries of a tile
 
     @property
     def rows(self) -> int:
@@ -215,6 +233,14 @@ class Buffers:
         self.q_scale = torch.empty(rows * a.heads, device=device)
         numbers = rows * (_ROW_FIELDS + TILE_FIELDS) + _ROW_FIELDS * _ALIGNED
         self.numbers = torch.empty(numbers, dtype=torch.int32, device=device)  # of `Pass`
+        self._units = torch.empty(0, dtype=torch.int32, device=device)
+        self._shares = torch.empty(0, dtype=torch.int8, device=device)
+
+    def of_attention(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `gpu_kernels.attend_step` leaves for itself: int32 and int8 [size or more]."""
+        if len(self._units) < size:
+            self._units, self._shares = self._units.new_empty(size), self._shares.new_empty(size)
+        return self._units, self._shares
 
 
 def multiply(
@@ -240,17 +266,16 @@ class GpuSequences:
         self._first = 0 if start is None else start.length
         self.lengths = np.full(slots, self._first, dtype=np.int64)
         self._positions = min(positions, a.positions)
-        self._spare = slots
-        shape = (a.layers, slots + lm.padded_steps, 2 * a.key_heads, positions)
+        room = -(-positions // ROOM) * ROOM
+        shape = (a.layers, slots + 1, 2 * a.key_heads, room)  # with a slot for rows that nobody reads
         self.cache = Cache(
             torch.zeros(*shape, a.head_size, dtype=torch.int8, device=lm.device), torch.zeros(*shape, device=lm.device)
         )
         if start is not None:
-            self.cache.integers[:, :, :, : start.length] = start.cached
-            self.cache.scales[:, :, :, : start.length] = start.scales
+            self.cache.integers[:, :, :, : start.length] = start.cached[:, :, :, : start.length]
+            self.cache.scales[:, :, :, : start.length] = start.scales[:, :, :, : start.length]
         self._buffers = Buffers(a, max(rows, 1), lm.device)
         self._rows = 0  # of the last pass
-        self._graphs: dict[int, Any] = {}  # of steps, by rows
 
     def forward(self, inputs: list[SequenceInput]) -> None:
         """One pass."""
@@ -270,42 +295,29 @@ class GpuSequences:
         self.lengths[slots] += counts
 
     def step(self, tokens: np.ndarray) -> None:
-        """One token of each of the first sequences; on CUDA as a graph, captured once for each number of rows.
-
-        Rows are added up to one of few numbers: each reads the first position of a sequence that nobody uses.
-        """
-        rows = len(tokens)
+        """One token of each of the first sequences."""
         check_step(tokens, self.lengths, self._positions, self.lm.vocabulary)
-        count = _padded(rows) if self.lm.padded_steps else rows
-        nothing = np.zeros(count - rows, dtype=np.int64)
-        slots = np.concatenate([np.arange(rows), nothing + self._spare])
-        starts = np.concatenate([self.lengths[:rows], nothing])
-        self._reserve(count)
-        pass_ = self.pass_of(np.concatenate([tokens, nothing]), slots, np.ones(count, dtype=np.int64), starts)
+        self.forward([SequenceInput(slot, tokens[slot : slot + 1]) for slot in range(len(tokens))])
 
-        def run() -> None:
-            self.lm.forward(pass_, self._buffers.x, self._buffers, self.cache)
+    def check_room(self, rows: int, steps: int) -> None:
+        """Raise EncodeError if there is no room for some steps of the first sequences."""
+        check_step(np.zeros(rows, dtype=np.int64), self.lengths + (steps - 1), self._positions, self.lm.vocabulary)
 
-        if self.lm.device.type != "cuda":
-            run()
-        else:
-            if count not in self._graphs:
-                self._graphs[count] = graph_of(run)
-            self._graphs[count].replay()
-        self._rows = rows
-        self.lengths[:rows] += 1
+    @property
+    def positions_of_heads(self) -> int:
+        """The number of positions in the cache of a sequence, of all heads of queries."""
+        return self.cache.scales.shape[3] * self.lm.architecture.heads
 
     def _reserve(self, rows: int) -> None:
-        """Buffers for this many rows. Graphs are of the buffers that they were captured with."""
+        """Buffers for this many rows."""
         if rows > self._buffers.rows:
-            self._graphs.clear()
             self._buffers = Buffers(self.lm.architecture, rows, self.lm.device)
 
     def pass_of(self, tokens: np.ndarray, slots: np.ndarray, counts: np.ndarray, starts: np.ndarray) -> Pass:
-        """Copy the rows of a pass to the device, always to the same place. Arrays by sequence, but for the tokens."""
+        """Copy the rows of a pass to the device. Arrays by sequence, but for the tokens."""
         a, rows = self.lm.architecture, len(tokens)
-        repeat = a.heads // a.key_heads
-        height = power_of_two(max(repeat, _LEAST_HEIGHT if counts.max() == 1 else self.lm.tiles.queries))
+        repeat, is_step = a.heads // a.key_heads, counts.max() == 1
+        height = power_of_two(max(repeat, self.lm.tiles.queries))
         first = np.cumsum(counts) - counts
         positions = np.arange(rows) - np.repeat(first - starts, counts)
         in_tile = height // repeat
@@ -324,6 +336,8 @@ class GpuSequences:
         place = self._buffers.numbers[: len(numbers)]
         place.copy_(torch.from_numpy(numbers))
         parts = place[: _ROW_FIELDS * width].view(_ROW_FIELDS, width)[:, :rows]
+        if is_step:
+            return Pass(parts[0], parts[1], parts[2])
         return Pass(parts[0], parts[1], parts[2], place[_ROW_FIELDS * width :].view(-1, TILE_FIELDS), height)
 
     def restart(self) -> None:
@@ -348,12 +362,6 @@ class GpuSequences:
         out = torch.empty(len(chosen), lm.vocabulary, dtype=torch.int32, device=lm.device)
         multiply(lm.head, v, s, out, len(chosen), gpu_kernels.UNITS, lm.tiles)
         return out
-
-
-def _padded(rows: int) -> int:
-    """The number of rows in a step: four for each power of two, so that few graphs are captured."""
-    unit = max(power_of_two(rows) // 8, 1)
-    return -(-rows // unit) * unit
 
 
 def _stages(block: int) -> int:

@@ -38,6 +38,9 @@ _WHOLE = tl.constexpr(2.0**23)  # from here on, a float32 is an integer
 STORE, ADD, UNITS, SUMS = 0, 1, 2, 3
 _ADD, _UNITS, _SUMS = tl.constexpr(ADD), tl.constexpr(UNITS), tl.constexpr(SUMS)
 
+ROOM = 16  # the number of positions of a cache is a multiple of it; otherwise Triton compiles kernels again
+_ROOM = tl.constexpr(ROOM)
+
 TILE_FIELDS = 4  # of a tile of `attend`: slot, first row, rows, position of the first row
 
 
@@ -100,11 +103,16 @@ def _root_scale(squares, largest, SIZE: tl.constexpr, EPSILON: tl.constexpr):
 
 @triton.jit
 def _hadamard(x, ROWS: tl.constexpr, WIDTH: tl.constexpr, STAGES: tl.constexpr):
-    """The transform of blocks of 2**STAGES entries of float32 [ROWS, WIDTH]."""
-    i = tl.arange(0, WIDTH)
+    """The transform of blocks of 2**STAGES entries of float32 [ROWS, WIDTH].
+
+    The sum of two numbers is one addition, in which threads exchange less than with `tl.gather`.
+    """
     for stage in tl.static_range(STAGES):
-        partner = tl.gather(x, tl.broadcast_to((i ^ (1 << stage))[None, :], [ROWS, WIDTH]), 1)
-        x = tl.where((i & (1 << stage))[None, :] == 0, x + partner, partner - x)
+        pairs = tl.reshape(x, [ROWS, WIDTH >> (stage + 1), 2, 1 << stage])
+        is_first = (tl.arange(0, 2) == 0)[None, None, :, None]
+        plus = tl.sum(pairs, axis=2, keep_dims=True)
+        minus = tl.sum(tl.where(is_first, pairs, -pairs), axis=2, keep_dims=True)
+        x = tl.reshape(tl.where(is_first, plus, minus), [ROWS, WIDTH])
     return x
 
 
@@ -267,7 +275,7 @@ def _attention_logits(
     return _in_units(t * factor[:, None] * tl.load(scales + p, mask=p < end, other=0.0)[None, :])
 
 
-@triton.jit(do_not_specialize=["room"])
+@triton.jit
 def attend(
     q, q_scale, cached, scales, tiles, z, room,
     HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr, FACTOR: tl.constexpr,
@@ -331,6 +339,96 @@ def attend(
 
 
 @triton.jit
+def attend_step(
+    q, q_scale, cached, scales, slots, positions, units, shares, z, room,
+    HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr, FACTOR: tl.constexpr,
+    ROWS: tl.constexpr, HEIGHT: tl.constexpr, PANEL: tl.constexpr, SPAN: tl.constexpr,
+):  # fmt: skip
+    """`attend` for rows that are one position of a sequence each: keys and values are read once.
+
+    Products of keys and of values have HEIGHT rows, of which ROWS, a power of two, hold the queries of a head of keys;
+    what lies between these products is computed for ROWS rows. It goes through memory, as units, int32 [rows, HEADS,
+    room], and shares, int8 of the same shape, since the threads that read it are not those that wrote it. slots,
+    positions: int32 [rows]; SPAN: positions that are computed at one time; in products, they are PANEL.
+    """
+    REPEAT: tl.constexpr = HEADS // KEY_HEADS
+    LAST: tl.constexpr = HEIGHT - 1
+    row, key_head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    slot, end = tl.load(slots + row).to(tl.int64), tl.load(positions + row) + 1
+    whole = (end + (_ROOM - 1)) // _ROOM * _ROOM  # positions that are read, so that threads read several at one time
+    i, m, r = tl.arange(0, WIDTH), tl.arange(0, HEIGHT), tl.arange(0, ROWS)
+    first_head = row * HEADS + key_head * REPEAT
+    of_keys = (slot * (2 * KEY_HEADS) + key_head) * room
+    of_values = of_keys + room * KEY_HEADS
+    live, used = m < REPEAT, r < REPEAT
+    queries_at = ((first_head + m) * SIZE)[:, None] + i[None, :]
+    queries = tl.load(q + queries_at, mask=live[:, None] & (i < SIZE)[None, :], other=0)
+    for first in range(0, whole, PANEL):
+        p = first + tl.arange(0, PANEL)
+        inside = (p < whole)[None, :] & (i < SIZE)[:, None]
+        k = tl.load(cached + of_keys * SIZE + (p * SIZE)[None, :] + i[:, None], mask=inside, other=0)
+        product = tl.dot(queries, k, out_dtype=tl.int32)
+        at = units + ((first_head + m) * room)[:, None] + p[None, :]
+        tl.store(at, product, mask=live[:, None] & (p < whole)[None, :])
+    tl.debug_barrier()  # all products are written before other threads read them
+
+    factor = tl.load(q_scale + first_head + r, mask=used, other=0.0) * FACTOR
+    top = tl.full((ROWS,), _UNSEEN, tl.int32)
+    for first in range(0, whole, SPAN):
+        p = first + tl.arange(0, SPAN)
+        at = units + ((first_head + r) * room)[:, None] + p[None, :]
+        inside = used[:, None] & (p < whole)[None, :]
+        k_scale = tl.load(scales + of_keys + p, mask=p < whole, other=0.0)
+        logits = _in_units(tl.load(at, mask=inside, other=0).to(tl.float32) * factor[:, None] * k_scale[None, :])
+        logits = tl.where((p < end)[None, :], logits, _UNSEEN)
+        tl.store(at, logits, mask=inside)
+        top = tl.maximum(top, tl.max(logits, axis=1))
+    tl.debug_barrier()
+
+    most = tl.full((ROWS,), 0.0, tl.float32)
+    total = tl.zeros((ROWS,), dtype=tl.int64)
+    wrong = factor - factor  # 0, or NaN if a number is not finite, which a comparison could hide
+    for first in range(0, whole, SPAN):
+        p = first + tl.arange(0, SPAN)
+        at = units + ((first_head + r) * room)[:, None] + p[None, :]
+        e = _exp2(top[:, None] - tl.load(at, mask=used[:, None] & (p < whole)[None, :], other=_UNSEEN))
+        total += tl.sum(e, axis=1).to(tl.int64)
+        k_scale = tl.load(scales + of_keys + p, mask=p < whole, other=0.0)
+        v_scale = tl.load(scales + of_values + p, mask=p < whole, other=0.0)
+        most = tl.maximum(most, tl.max(tl.where(e > 0, e.to(tl.float32) * v_scale[None, :], 0.0), axis=1))
+        wrong += tl.sum(tl.where(p < end, (k_scale - k_scale) + (v_scale - v_scale), 0.0), axis=0)
+
+    most, total = tl.where(used, most, 1.0), tl.where(used, total, 1)  # other rows are not stored
+    ratio = tl.div_rn(_SHARE, most)
+    for first in range(0, whole, SPAN):
+        p = first + tl.arange(0, SPAN)
+        at = ((first_head + r) * room)[:, None] + p[None, :]
+        inside = used[:, None] & (p < whole)[None, :]
+        e = _exp2(top[:, None] - tl.load(units + at, mask=inside, other=_UNSEEN))
+        v_scale = tl.load(scales + of_values + p, mask=p < whole, other=0.0)
+        share = _rounded((e.to(tl.float32) * v_scale[None, :]) * ratio[:, None])
+        share = tl.where(e > 0, share, 0)  # what was not seen has numbers of an older sequence
+        # Shares are up to 255, and products are of int8: 128 is subtracted here, and added again below.
+        tl.store(shares + at, (share - 128).to(tl.int8), mask=inside)
+    tl.debug_barrier()
+
+    mixed = tl.zeros((HEIGHT, WIDTH), dtype=tl.int32)
+    for first in range(0, whole, PANEL):
+        p = first + tl.arange(0, PANEL)
+        at = shares + ((first_head + m) * room)[:, None] + p[None, :]
+        share = tl.load(at, mask=live[:, None] & (p < whole)[None, :], other=0)
+        share = tl.where((m == LAST)[:, None], 1, share).to(tl.int8)  # a row that sums the values
+        inside = (p < whole)[:, None] & (i < SIZE)[None, :]
+        values = tl.load(cached + of_values * SIZE + (p * SIZE)[:, None] + i[None, :], mask=inside, other=0)
+        mixed = tl.dot(share, values, mixed, out_dtype=tl.int32)
+    sums = tl.sum(tl.where((m == LAST)[:, None], mixed, 0), axis=0)
+    numbers = (most.to(tl.float64) / (255 * total).to(tl.float64)).to(tl.float32) + wrong
+    scale = tl.sum(tl.where(m[:, None] == r[None, :], numbers[None, :], 0.0), axis=1)  # of HEIGHT rows instead of ROWS
+    out = (mixed + 128 * sums[None, :]).to(tl.float32) * scale[:, None]
+    tl.store(z + queries_at, out, mask=live[:, None] & (i < SIZE)[None, :])
+
+
+@triton.jit
 def _gated(
     y, row, live, first,
     INNER: tl.constexpr, GATED: tl.constexpr, A: tl.constexpr, B: tl.constexpr,
@@ -350,6 +448,15 @@ def _gated(
     return _hadamard(z, ROWS, WIDTH, STAGES)
 
 
+@triton.jit
+def _store_gated(z, most, integers, row, live, first, INNER: tl.constexpr, WIDTH: tl.constexpr):
+    """quantize(z), of entries from `first` on. most: the bits of the largest entry of each row."""
+    i = first + tl.arange(0, WIDTH)
+    at = integers + (row.to(tl.int64) * INNER)[:, None] + i[None, :]
+    n = _integers(z, most.to(tl.float32, bitcast=True))
+    tl.store(at, n.to(tl.int8), mask=live[:, None] & (i < INNER)[None, :])
+
+
 @triton.jit(do_not_specialize=["rows"])
 def gate(
     y, integers, scales, rows,
@@ -358,8 +465,8 @@ def gate(
 ):  # fmt: skip
     """quantize(hadamard(z, D)), with z the gate of y, float32 [rows, INNER, or twice as many if GATED].
 
-    int8 [rows, INNER] and scales, float32 [rows]. In two passes of WIDTH entries each, a multiple of D = 2**STAGES: for
-    the largest entry, and for the integers.
+    int8 [rows, INNER] and scales, float32 [rows]. WIDTH entries at one time, a multiple of D = 2**STAGES; if these are not
+    all, in two passes: for the largest entry, and for the integers.
     """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     live = row < rows
@@ -367,10 +474,10 @@ def gate(
     for first in range(0, INNER, WIDTH):
         z = _gated(y, row, live, first, INNER, GATED, A, B, ROWS, WIDTH, STAGES)
         most = tl.maximum(most, _largest(z).to(tl.int32, bitcast=True))
-    largest = most.to(tl.float32, bitcast=True)
-    for first in range(0, INNER, WIDTH):
-        z = _gated(y, row, live, first, INNER, GATED, A, B, ROWS, WIDTH, STAGES)
-        i = first + tl.arange(0, WIDTH)
-        at = integers + (row.to(tl.int64) * INNER)[:, None] + i[None, :]
-        tl.store(at, _integers(z, largest).to(tl.int8), mask=live[:, None] & (i < INNER)[None, :])
-    tl.store(scales + row, tl.div_rn(largest, _LARGEST), mask=live)
+        if WIDTH >= INNER:
+            _store_gated(z, most, integers, row, live, first, INNER, WIDTH)
+    if WIDTH < INNER:
+        for first in range(0, INNER, WIDTH):
+            z = _gated(y, row, live, first, INNER, GATED, A, B, ROWS, WIDTH, STAGES)
+            _store_gated(z, most, integers, row, live, first, INNER, WIDTH)
+    tl.store(scales + row, tl.div_rn(most.to(tl.float32, bitcast=True), _LARGEST), mask=live)

@@ -14,22 +14,27 @@ _PASS_ROWS = 1 << 14  # a GPU computes some hundred tiles of products side by si
 class Tiles(NamedTuple):
     """How much of its work a program takes: no result depends on it. Powers of two.
 
-    entries: of vectors, at least one row; gate: entries of a row at one time; panel: positions of the cache at one
-    time; queries: rows of a tile of attention in a full pass; columns, depth: of a product, and its most rows.
+    entries: of vectors, at least one row; gate: entries of a row at one time; panel, queries: positions of the cache at
+    one time in attention of a full pass, and rows of a tile; step_panel, span: positions in products of attention in a
+    step, and between them; columns, depth: of a product, and its most rows.
     """
 
     entries: int
     gate: int
     panel: int
     queries: int
+    step_panel: int
+    span: int
     rows: int
     columns: int
     depth: int
 
 
-ON_GPU = Tiles(entries=1024, gate=512, panel=64, queries=64, rows=128, columns=64, depth=128)
+ON_GPU = Tiles(entries=1024, gate=2048, panel=64, queries=64, step_panel=128, span=512, rows=128, columns=64, depth=128)
 # The interpreter takes the same time for a large block as for a small one.
-INTERPRETED = Tiles(entries=1 << 15, gate=1 << 15, panel=128, queries=256, rows=256, columns=512, depth=512)
+INTERPRETED = Tiles(
+    entries=1 << 15, gate=1 << 15, panel=128, queries=256, step_panel=256, span=512, rows=256, columns=512, depth=512
+)
 
 
 def tiles_of(device: str) -> Tiles:
