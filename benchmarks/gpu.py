@@ -27,6 +27,7 @@ from memcodec.bench.results import machine, today
 from memcodec.codec import Codec
 from memcodec.container import assembly
 from memcodec.files.archive import Archive
+from memcodec.groups import EncodedGroup
 from memcodec.levels import LEVELS
 from memcodec.lm import selftest
 from memcodec.lm.choice import implementation_of
@@ -41,7 +42,6 @@ TEXTS = ("README.md", "docs/exact.md", "spec/FORMAT.md", "memcodec/groups.py", "
 ROWS, POSITIONS = (64, 256, 1024, 4096), (100, 400, 1600)
 # Bytes, level and documents. Level 9 makes one group of a document, so that many documents fill a batch.
 FILES = ((1_000_000, 6, 1), (1_000_000, 1, 1), (1_000_000, 9, 64), (8_000_000, 6, 1))
-BATCH = 1024
 MEMORY_SPEED = {"H100": 3.35e12, "H200": 4.8e12, "A100": 1.55e12, "4090": 1.01e12}  # bytes a second, of the data sheets
 
 
@@ -96,6 +96,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=8)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--rehearse", action="store_true")
+    parser.add_argument("--text", type=Path, help="the text that is encoded, of 8 MB or more")
     parser.add_argument("--parts", help="names, with commas; all by default")
     with tempfile.TemporaryDirectory() as folder:
         run = Run(parser.parse_args(), Path(folder))
@@ -202,24 +203,31 @@ def steps(run: Run) -> list[dict[str, float]]:
     return [step(run, lm, rows, position) for position in positions_of for rows in rows_of]
 
 
-def step(run: Run, lm: Any, rows: int, position: int, repeats: int = 5) -> dict[str, float]:
-    """One setting: the layers, the logits, and the coder's sums over them. The lowest of some times."""
+def step(run: Run, lm: Any, rows: int, position: int, repeats: int = 20) -> dict[str, float]:
+    """One setting: steps of decoding, and the logits and sums that are a part of them. The lowest of some times."""
     from memcodec.coding import gpu
+    from memcodec.coding.steering import Steering
 
     a, coder = lm.architecture, gpu.Coder(lm.implementation)
-    sequences = lm.sequences(rows, position + repeats + 2, rows)
+    count = 1 if run.small else repeats
+    sequences = lm.sequences(rows, position + 2 * count + 1, rows)
     read_already(sequences, position)
-    tokens = np.zeros(rows, dtype=np.int64)
-    times: dict[str, list[float]] = {"layers": [], "logits": [], "sums": []}
-    for _ in range(1 if run.small else repeats + 1):
-        times["layers"].append(timed(run, partial(sequences.step, tokens))[0])
-        seconds, logits = timed(run, partial(sequences.placed_logits, slice(None)))
-        times["logits"].append(seconds)
+    ends = np.full(rows, 2 * count + 1)
+    groups = [EncodedGroup((2 * count + 1,), (b"",), bytes(64))] * rows
+    decoder, written = gpu.GpuDecoder(groups, Steering.of(lm.head), 0, coder), np.zeros((rows, 2 * count + 1), np.int64)
+    decoder.steps(sequences, written, 1, count + 1, ends, lambda _: None)  # compiles and captures
+    seconds, _ = timed(run, partial(decoder.steps, sequences, written, count + 1, 2 * count + 1, ends, lambda _: None))
+    sequences.step(np.zeros(rows, dtype=np.int64))
+    times: dict[str, list[float]] = {"logits": [], "sums": []}
+    for _ in range(1 if run.small else 6):
+        one, logits = timed(run, partial(sequences.placed_logits, slice(None)))
+        times["logits"].append(one)
         times["sums"].append(timed(run, partial(coder.sums, logits))[0])
     size = a.layers * 2 * a.key_heads * (a.head_size + 4)
     read = rows * position * size + sum(w.nbytes for w in lm.implementation.tensors.values())
     speed = next((speed for name, speed in MEMORY_SPEED.items() if name in str(run.found.get("card"))), 0)
-    found = {"rows": rows, "position": position} | {stage: min(some) for stage, some in times.items()}
+    found = {"rows": rows, "position": position, "step": seconds / count}
+    found |= {stage: min(some) for stage, some in times.items()}
     return found | {"floor": read / speed if speed else 0.0}
 
 
@@ -241,41 +249,54 @@ def timed(run: Run, work: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - start, result
 
 
-def profile(run: Run) -> dict[str, float]:
-    """Microseconds of each kernel in a few steps of many rows, by torch's profiler."""
+def profile(run: Run) -> dict[str, dict[str, float]]:
+    """Microseconds of each kernel in a step of 1,024 rows and in a pass of 20 sequences, by torch's profiler."""
+    lm, rows, tokens = run.codec("gpu").lm, 1024, np.zeros(800, dtype=np.int64)
     if run.device != "cuda":
         return {}
+    steps, passes = lm.sequences(rows, 420, rows), lm.sequences(20, 800, 16000)
+    read_already(steps, 400)
+
+    def one_pass() -> None:
+        passes.restart()
+        passes.forward([SequenceInput(slot, tokens) for slot in range(20)])
+        passes.placed_logits(slice(1000))
+
+    return {"step": profiled(lambda: steps.step(tokens[:1].repeat(rows))), "pass": profiled(one_pass)}
+
+
+def profiled(work: Callable[[], None]) -> dict[str, float]:
+    """Microseconds of each kernel that some work starts, the longest first."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
 
-    rows = 1024
-    sequences = run.codec("gpu").lm.sequences(rows, 420, rows)
-    read_already(sequences, 400)
-    tokens = np.zeros(rows, dtype=np.int64)
-    sequences.step(tokens)
+    cuda: Any = torch.cuda
+    work()
+    cuda.synchronize()
     with profiler(activities=[ProfilerActivity.CUDA]) as measured:
-        for _ in range(3):
-            sequences.step(tokens)
-            sequences.placed_logits(slice(None))
-        cuda: Any = torch.cuda
+        work()
         cuda.synchronize()
-    return {event.key: event.device_time_total for event in measured.key_averages()}
+    found = {event.key: event.device_time_total for event in measured.key_averages() if event.device_time_total}
+    return dict(sorted(found.items(), key=lambda pair: -pair[1])[:16])
 
 
 def files(run: Run) -> list[dict[str, Any]]:
     """Bytes a second of encoding and decoding by level, with and without memories; without references.
 
-    The texts are those of this repository, which are repeated to reach the size.
+    Without --text, the text is that of this repository, repeated to reach the size.
     """
     codec, found = run.codec("gpu"), list[dict[str, Any]]()
-    text = b"".join(sorted(path.read_bytes() for path in [*ROOT.rglob("*.md"), *ROOT.rglob("*.py")]))
+    if run.options.text:
+        text = run.options.text.read_bytes()
+    else:
+        text = b"".join(sorted(path.read_bytes() for path in [*ROOT.rglob("*.md"), *ROOT.rglob("*.py")]))
     for size, level, count in ((4, 6, 1),) if run.small else FILES:
         data = (text * (size // len(text) + 1))[:size]
         documents = [data[start : start + size // count] for start in range(0, size, size // count)]
         for share in (0.0, LEVELS[level].share)[: 1 + (LEVELS[level].share > 0)]:
             settings = {"level": level, "site": Readout(share), "verify": False, "references": False}
             encode, blobs = timed(run, partial(encoded, codec, documents, settings))
-            decode, decoded = timed(run, partial(codec.decode_many, blobs, batch=BATCH))
+            decode, decoded = timed(run, partial(codec.decode_many, blobs))
             assert decoded == documents
             found.append({"bytes": size, "level": level, "documents": count, "memory_share": share,
                           "size": sum(map(len, blobs)), "encode": size / encode, "decode": size / decode})  # fmt: skip

@@ -18,7 +18,7 @@ from memcodec.models import registry
 from memcodec.settings import DEFAULT_MODEL
 
 PIECE = 49_500_000  # bytes
-WHEELS = ("gguf==0.19.0", "zstandard==0.25.0")
+WHEELS = ("gguf==0.19.0", "platformdirs==4.14.7", "zstandard==0.25.0")
 PARTS = ("config.json", "tokenizer.json", "model.gguf", "adapter.safetensors")
 _PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 

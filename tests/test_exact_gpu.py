@@ -281,7 +281,18 @@ def test_compiled_kernels_round_each_operation_once(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
-    floats = {"embed", "quantize", "product", "heads", "attend", "attend_step", "gate", "summarize", "decode", "advance"}
+    floats = {
+        "embed",
+        "quantize",
+        "product",
+        "heads",
+        "attend",
+        "attend_step",
+        "gate",
+        "summarize",
+        "decode",
+        "advance",
+    }
     assert {one["kernel"] for one in found} == floats | {"cells", "blocks"}
     for one in found:
         assert one["wrong"] == [], one

@@ -86,7 +86,7 @@ ALLOWED = {
 LM_ORDER = [
     "instructions", "amx", "tiles", "compiled", "team", "architecture", "arithmetic", "seeded", "rotation", "weights",
     "sequences", "selftest", "exp2", "product", "quantize", "layout", "kept", "attention", "kernels", "cpu",
-    "operations", "device", "gpu_kernels", "gpu_sizes", "gpu", "choice", "model",
+    "operations", "device", "gpu_kernels", "gpu_attention", "gpu_sizes", "gpu", "choice", "model",
 ]  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -71,9 +71,17 @@ def machine() -> dict[str, Any]:
         "instructions": CHOSEN.name,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in names if find_spec(name)},
+        "versions": {name: _version(name) for name in names if find_spec(name)},
         "code": code_hash(),
     }
+
+
+def _version(name: str) -> str:
+    """Of a package; "?" if it is used without being installed, as memcodec from its repository."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "?"
 
 
 def today() -> str:

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from memcodec.errors import MachineError, MissingDependencyError, first_line, needs_torch
-from memcodec.lm import arithmetic, gpu_kernels, selftest
+from memcodec.lm import arithmetic, gpu_attention, gpu_kernels, selftest
 from memcodec.lm.architecture import Architecture
 from memcodec.lm.device import Start
-from memcodec.lm.gpu_kernels import ROOM, TILE_FIELDS, launch
+from memcodec.lm.gpu_attention import ROOM, TILE_FIELDS
+from memcodec.lm.gpu_kernels import launch
 from memcodec.lm.gpu_sizes import Tiles, capacity_of, power_of_two, tiles_of
 from memcodec.lm.rotation import rotated_vectors
 from memcodec.lm.sequences import (
@@ -31,6 +32,7 @@ except ImportError as error:
     raise needs_torch(error) from error
 
 _kernels: Any = gpu_kernels  # functions in Triton have no types
+_attention: Any = gpu_attention
 
 _ROW_FIELDS = 3  # of a row: token, slot, position
 _ALIGNED = 4  # int32 in 16 bytes: Triton compiles kernels again for addresses that are no multiples of them
@@ -141,7 +143,7 @@ class GpuLM:
         }  # fmt: skip
         if pass_.tiles is not None:
             launch(
-                _kernels.attend, (len(pass_.tiles), a.key_heads), buffers.q, buffers.q_scale, cached, scales,
+                _attention.attend, (len(pass_.tiles), a.key_heads), buffers.q, buffers.q_scale, cached, scales,
                 pass_.tiles, buffers.y, room,
                 **about, ROWS=pass_.tile_height, PANEL=self.tiles.panel,
             )  # fmt: skip
@@ -149,7 +151,7 @@ class GpuLM:
         units, shares = buffers.of_attention(pass_.rows * room * a.heads)
         repeat = a.heads // a.key_heads
         launch(
-            _kernels.attend_step, (pass_.rows, a.key_heads), buffers.q, buffers.q_scale, cached, scales, pass_.slots,
+            _attention.attend_step, (pass_.rows, a.key_heads), buffers.q, buffers.q_scale, cached, scales, pass_.slots,
             pass_.positions, units, shares, buffers.y, room,
             **about, ROWS=power_of_two(repeat), HEIGHT=max(power_of_two(repeat + 1), _LEAST_HEIGHT),
             PANEL=self.tiles.step_panel, SPAN=self.tiles.span,

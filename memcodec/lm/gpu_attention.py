@@ -1,0 +1,182 @@
+"""Attention of the exact LM on GPUs, in Triton: the part of `gpu_kernels` that reads the cache (see there)."""
+
+import triton
+import triton.language as tl
+
+from memcodec.lm import arithmetic
+from memcodec.lm.gpu_kernels import exp2, in_units, rounded
+
+_SHARE = tl.constexpr(float(arithmetic.SHARE))
+_UNSEEN = tl.constexpr(-(1 << 30))  # the logit of a position that a query does not attend to
+
+ROOM = 16  # the number of positions of a cache is a multiple of it; otherwise Triton compiles kernels again
+TILE_FIELDS = 4  # of a tile of `attend`: slot, first row, rows, position of the first row
+_ROOM, _TILE_FIELDS = tl.constexpr(ROOM), tl.constexpr(TILE_FIELDS)
+
+
+@triton.jit
+def _attention_logits(
+    q, factor, keys, scales, first, end, SIZE: tl.constexpr, WIDTH: tl.constexpr, PANEL: tl.constexpr
+):
+    """Logits of queries, int8 [rows, WIDTH], at PANEL positions from `first` on, int32 [rows, PANEL].
+
+    factor: float32 [rows]; keys: int8 [positions, SIZE] and their scales, of a head.
+    """
+    p, i = first + tl.arange(0, PANEL), tl.arange(0, WIDTH)
+    inside = (p < end)[None, :] & (i < SIZE)[:, None]
+    k = tl.load(keys + (p.to(tl.int64) * SIZE)[None, :] + i[:, None], mask=inside, other=0)
+    t = tl.dot(q, k, out_dtype=tl.int32).to(tl.float32)
+    return in_units(t * factor[:, None] * tl.load(scales + p, mask=p < end, other=0.0)[None, :])
+
+
+@triton.jit
+def attend(
+    q, q_scale, cached, scales, tiles, z, room,
+    HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr, FACTOR: tl.constexpr,
+    ROWS: tl.constexpr, PANEL: tl.constexpr,
+):  # fmt: skip
+    """Attention of the queries of tiles over the cache of a layer: z float32 [rows, HEADS, SIZE].
+
+    A tile is some consecutive rows of one sequence, int32 [TILE_FIELDS]; a program takes a tile and a head of keys,
+    with all heads of queries that share it, ROWS in all. The arguments are those of `heads`. Three passes over the
+    positions: for the largest logit, for the sum of powers and the largest portion, and for the values.
+    """
+    REPEAT: tl.constexpr = HEADS // KEY_HEADS
+    tile, key_head = tiles + tl.program_id(0) * _TILE_FIELDS, tl.program_id(1)
+    slot, first_row, count, position = tl.load(tile), tl.load(tile + 1), tl.load(tile + 2), tl.load(tile + 3)
+    m, i, panel = tl.arange(0, ROWS), tl.arange(0, WIDTH), tl.arange(0, PANEL)
+    step = m // REPEAT
+    live, end = step < count, position + count
+    last = tl.minimum(position + step, end - 1)[:, None]  # rows that are not live attend too, and are not stored
+    at = (first_row + step) * HEADS + key_head * REPEAT + m % REPEAT
+    inside = live[:, None] & (i < SIZE)[None, :]
+    vectors = (at.to(tl.int64) * SIZE)[:, None] + i[None, :]
+    queries = tl.load(q + vectors, mask=inside, other=0)
+    factor = tl.load(q_scale + at, mask=live, other=0.0) * FACTOR
+    of_keys = (slot.to(tl.int64) * (2 * KEY_HEADS) + key_head) * room
+    of_values = of_keys + room * KEY_HEADS
+    keys, key_scale = cached + of_keys * SIZE, scales + of_keys
+
+    top = tl.full((ROWS,), _UNSEEN, tl.int32)
+    for first in range(0, end, PANEL):
+        units = _attention_logits(queries, factor, keys, key_scale, first, end, SIZE, WIDTH, PANEL)
+        top = tl.maximum(top, tl.max(tl.where((first + panel)[None, :] <= last, units, _UNSEEN), axis=1))
+
+    most = tl.zeros((ROWS,), dtype=tl.float32)
+    total = tl.zeros((ROWS,), dtype=tl.int64)
+    wrong = factor - factor  # 0, or NaN if a number is not finite, which a comparison could hide
+    for first in range(0, end, PANEL):
+        p = first + panel
+        units = _attention_logits(queries, factor, keys, key_scale, first, end, SIZE, WIDTH, PANEL)
+        e = exp2(top[:, None] - tl.where(p[None, :] <= last, units, _UNSEEN))
+        total += tl.sum(e, axis=1).to(tl.int64)
+        k_scale = tl.load(key_scale + p, mask=p < end, other=0.0)
+        v_scale = tl.load(scales + of_values + p, mask=p < end, other=0.0)
+        most = tl.maximum(most, tl.max(e.to(tl.float32) * v_scale[None, :], axis=1))
+        wrong += tl.sum((k_scale - k_scale) + (v_scale - v_scale), axis=0)
+
+    ratio = tl.div_rn(_SHARE, most)
+    mixed = tl.zeros((ROWS, WIDTH), dtype=tl.int32)
+    for first in range(0, end, PANEL):
+        p = first + panel
+        units = _attention_logits(queries, factor, keys, key_scale, first, end, SIZE, WIDTH, PANEL)
+        e = exp2(top[:, None] - tl.where(p[None, :] <= last, units, _UNSEEN))
+        v_scale = tl.load(scales + of_values + p, mask=p < end, other=0.0)
+        share = rounded((e.to(tl.float32) * v_scale[None, :]) * ratio[:, None])
+        at_values = ((of_values + p) * SIZE)[:, None] + i[None, :]
+        values = tl.load(cached + at_values, mask=(p < end)[:, None] & (i < SIZE)[None, :], other=0)
+        # Shares are up to 255, and products are of int8: 128 is subtracted first, and added again for all positions.
+        mixed = tl.dot((share - 128).to(tl.int8), values, mixed, out_dtype=tl.int32)
+        mixed += 128 * tl.sum(values.to(tl.int32), axis=0)[None, :]
+    scale = (most.to(tl.float64) / (255 * total).to(tl.float64)).to(tl.float32) + wrong
+    tl.store(z + vectors, mixed.to(tl.float32) * scale[:, None], mask=inside)
+
+
+@triton.jit
+def attend_step(
+    q, q_scale, cached, scales, slots, positions, units, shares, z, room,
+    HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr, FACTOR: tl.constexpr,
+    ROWS: tl.constexpr, HEIGHT: tl.constexpr, PANEL: tl.constexpr, SPAN: tl.constexpr,
+):  # fmt: skip
+    """`attend` for rows that are one position of a sequence each: keys and values are read once.
+
+    Products of keys and of values have HEIGHT rows, of which ROWS, a power of two, hold the queries of a head of keys;
+    what lies between these products is computed for ROWS rows. It goes through memory, as units, int32 [rows, HEADS,
+    room], and shares, int8 of the same shape, since the threads that read it are not those that wrote it. slots,
+    positions: int32 [rows]; SPAN: positions that are computed at one time; in products, they are PANEL.
+    """
+    REPEAT: tl.constexpr = HEADS // KEY_HEADS
+    LAST: tl.constexpr = HEIGHT - 1
+    row, key_head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    slot, end = tl.load(slots + row).to(tl.int64), tl.load(positions + row) + 1
+    whole = (end + (_ROOM - 1)) // _ROOM * _ROOM  # positions that are read, so that threads read several at one time
+    i, m, r = tl.arange(0, WIDTH), tl.arange(0, HEIGHT), tl.arange(0, ROWS)
+    first_head = row * HEADS + key_head * REPEAT
+    of_keys = (slot * (2 * KEY_HEADS) + key_head) * room
+    of_values = of_keys + room * KEY_HEADS
+    live, used = m < REPEAT, r < REPEAT
+    queries_at = ((first_head + m) * SIZE)[:, None] + i[None, :]
+    queries = tl.load(q + queries_at, mask=live[:, None] & (i < SIZE)[None, :], other=0)
+    for first in range(0, whole, PANEL):
+        p = first + tl.arange(0, PANEL)
+        inside = (p < whole)[None, :] & (i < SIZE)[:, None]
+        k = tl.load(cached + of_keys * SIZE + (p * SIZE)[None, :] + i[:, None], mask=inside, other=0)
+        product = tl.dot(queries, k, out_dtype=tl.int32)
+        at = units + ((first_head + m) * room)[:, None] + p[None, :]
+        tl.store(at, product, mask=live[:, None] & (p < whole)[None, :])
+    tl.debug_barrier()  # all products are written before other threads read them
+
+    factor = tl.load(q_scale + first_head + r, mask=used, other=0.0) * FACTOR
+    top = tl.full((ROWS,), _UNSEEN, tl.int32)
+    for first in range(0, whole, SPAN):
+        p = first + tl.arange(0, SPAN)
+        at = units + ((first_head + r) * room)[:, None] + p[None, :]
+        inside = used[:, None] & (p < whole)[None, :]
+        k_scale = tl.load(scales + of_keys + p, mask=p < whole, other=0.0)
+        logits = in_units(tl.load(at, mask=inside, other=0).to(tl.float32) * factor[:, None] * k_scale[None, :])
+        logits = tl.where((p < end)[None, :], logits, _UNSEEN)
+        tl.store(at, logits, mask=inside)
+        top = tl.maximum(top, tl.max(logits, axis=1))
+    tl.debug_barrier()
+
+    most = tl.full((ROWS,), 0.0, tl.float32)
+    total = tl.zeros((ROWS,), dtype=tl.int64)
+    wrong = factor - factor  # 0, or NaN if a number is not finite, which a comparison could hide
+    for first in range(0, whole, SPAN):
+        p = first + tl.arange(0, SPAN)
+        at = units + ((first_head + r) * room)[:, None] + p[None, :]
+        e = exp2(top[:, None] - tl.load(at, mask=used[:, None] & (p < whole)[None, :], other=_UNSEEN))
+        total += tl.sum(e, axis=1).to(tl.int64)
+        k_scale = tl.load(scales + of_keys + p, mask=p < whole, other=0.0)
+        v_scale = tl.load(scales + of_values + p, mask=p < whole, other=0.0)
+        most = tl.maximum(most, tl.max(tl.where(e > 0, e.to(tl.float32) * v_scale[None, :], 0.0), axis=1))
+        wrong += tl.sum(tl.where(p < end, (k_scale - k_scale) + (v_scale - v_scale), 0.0), axis=0)
+
+    most, total = tl.where(used, most, 1.0), tl.where(used, total, 1)  # other rows are not stored
+    ratio = tl.div_rn(_SHARE, most)
+    for first in range(0, whole, SPAN):
+        p = first + tl.arange(0, SPAN)
+        at = ((first_head + r) * room)[:, None] + p[None, :]
+        inside = used[:, None] & (p < whole)[None, :]
+        e = exp2(top[:, None] - tl.load(units + at, mask=inside, other=_UNSEEN))
+        v_scale = tl.load(scales + of_values + p, mask=p < whole, other=0.0)
+        share = rounded((e.to(tl.float32) * v_scale[None, :]) * ratio[:, None])
+        share = tl.where(e > 0, share, 0)  # what was not seen has numbers of an older sequence
+        # Shares are up to 255, and products are of int8: 128 is subtracted here, and added again below.
+        tl.store(shares + at, (share - 128).to(tl.int8), mask=inside)
+    tl.debug_barrier()
+
+    mixed = tl.zeros((HEIGHT, WIDTH), dtype=tl.int32)
+    for first in range(0, whole, PANEL):
+        p = first + tl.arange(0, PANEL)
+        at = shares + ((first_head + m) * room)[:, None] + p[None, :]
+        share = tl.load(at, mask=live[:, None] & (p < whole)[None, :], other=0)
+        share = tl.where((m == LAST)[:, None], 1, share).to(tl.int8)  # a row that sums the values
+        inside = (p < whole)[:, None] & (i < SIZE)[None, :]
+        values = tl.load(cached + of_values * SIZE + (p * SIZE)[:, None] + i[None, :], mask=inside, other=0)
+        mixed = tl.dot(share, values, mixed, out_dtype=tl.int32)
+    sums = tl.sum(tl.where((m == LAST)[:, None], mixed, 0), axis=0)
+    numbers = (most.to(tl.float64) / (255 * total).to(tl.float64)).to(tl.float32) + wrong
+    scale = tl.sum(tl.where(m[:, None] == r[None, :], numbers[None, :], 0.0), axis=1)  # of HEIGHT rows instead of ROWS
+    out = (mixed + 128 * sums[None, :]).to(tl.float32) * scale[:, None]
+    tl.store(z + queries_at, out, mask=live[:, None] & (i < SIZE)[None, :])
