@@ -25,20 +25,22 @@ _kernels: Any = search_kernels  # functions in Triton have no types
 class Sizes(NamedTuple):
     """How much of the search a program takes: no result depends on it. Powers of two but for the last three.
 
-    tile: the most states at one time; chunks, depth: of a position, at one time, and entries of the hidden state; warps:
-    on a multiprocessor; programs: at least; scratch, positions: the most bytes and positions at one time.
+    tile: the most states at one time, of which each thread has one; chunks, depth: chunks at one time, and entries of
+    the hidden state, when positions are prepared; warps, registers: of a multiprocessor, and of a thread; programs: if
+    there are no multiprocessors; scratch, positions: the most bytes and positions at one time.
     """
 
     tile: int
     chunks: int
     depth: int
     warps: int
+    registers: int
     programs: int
     scratch: int
     positions: int
 
 
-ON_GPU = Sizes(tile=256, chunks=4, depth=64, warps=16, programs=1, scratch=1 << 30, positions=1 << 18)
+ON_GPU = Sizes(tile=256, chunks=4, depth=64, warps=16, registers=128, programs=1, scratch=1 << 30, positions=1 << 18)
 # The interpreter takes the same time for a large block as for a small one.
 INTERPRETED = ON_GPU._replace(tile=MOST_STATES, chunks=8, depth=1024, programs=2)
 
@@ -59,9 +61,11 @@ class _Packed(NamedTuple):
 def _pack(predictions: list[Predictions]) -> _Packed:
     lengths = np.array([len(one.tokens) for one in predictions], dtype=np.int32)
     near = [one.near[np.arange(len(one.tokens)), one.tokens % BLOCK] for one in predictions]
-    arrays = [[one.ids for one in predictions], [one.below for one in predictions], [one.tokens for one in predictions],
-              [one.total for one in predictions], [one.entropy for one in predictions], near]  # fmt: skip
-    return _Packed(*map(np.concatenate, arrays), np.cumsum(lengths) - lengths, lengths)  # type: ignore[arg-type]
+    tokens, ids, below, totals, entropies = (
+        np.concatenate([one[field] for one in predictions]) for field in range(len(Predictions._fields) - 2)
+    )
+    starts = np.cumsum(lengths, dtype=np.int64) - lengths
+    return _Packed(ids, below, tokens, totals, entropies, np.concatenate(near), starts, lengths)
 
 
 class _Runs(NamedTuple):
@@ -177,8 +181,8 @@ class GpuSearch:
         coder, device = self._coder, self._coder.lm.device
         states = max(power_of_two(effort), 64)
         tile = min(states, self._sizes.tile)
-        warps = max(tile // 32, 4) if self._on_cuda else 4
-        room, programs = int(runs.chunk_runs[:, 1].max()), self._sizes.programs
+        warps, programs = max(tile // 32, 4), self._sizes.programs
+        room = int(runs.chunk_runs[:, 1].max())
         if self._on_cuda:
             programs = torch.cuda.get_device_properties(device).multi_processor_count * (self._sizes.warps // warps)
         scratch = states * (2 * 4 + 2 * 4 + room)  # bytes of a program
@@ -189,6 +193,6 @@ class GpuSearch:
         launch(
             _kernels.beam, (programs,), *prepared, coder.tensor(runs.runs), coder.tensor(runs.chunk_runs),
             coder.tensor(steering.parities.view(np.int64)), coder.logarithms, windows, costs, kept, entered,
-            len(runs.chunk_runs), effort, room, warps=warps, STATES=states, TILE=tile,
+            len(runs.chunk_runs), effort, room, warps=warps, registers=self._sizes.registers, STATES=states, TILE=tile,
         )  # fmt: skip
         return entered

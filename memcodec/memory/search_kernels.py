@@ -52,8 +52,8 @@ _FAR_AWAY = tl.constexpr(1024.0)  # 2**20 units: `lower` of competitors that do 
 _NO_COST = tl.constexpr((1 << 31) - 1)
 _LAST_KEY = tl.constexpr((1 << 63) - 1)
 
-HAS_TARGET, IS_PLAIN = 1, 2  # flags of a position
-_HAS_TARGET, _IS_PLAIN = tl.constexpr(HAS_TARGET), tl.constexpr(IS_PLAIN)
+HAS_TARGET, IS_NEAR, IS_NARROW = 1, 2, 4  # flags of a position
+_HAS_TARGET, _IS_NEAR, _IS_NARROW = (tl.constexpr(n) for n in (HAS_TARGET, IS_NEAR, IS_NARROW))
 
 
 # ---- what does not depend on states
@@ -80,7 +80,7 @@ def _responses(position, ids, head, ROWS: tl.constexpr, SIZE: tl.constexpr, DEPT
         z = z ^ (z >> 31)
         signs = 1 - 2 * ((z[:, None] >> shift) & 1).to(tl.int8)
         rows = tl.load(head + row + i[None, :], mask=(i < SIZE)[None, :], other=0)
-        total = tl.dot(rows, signs.to(tl.int8), total, out_dtype=tl.int32)
+        total = tl.dot(rows, signs, total, out_dtype=tl.int32)
     return total
 
 
@@ -97,8 +97,8 @@ def prepare(
     lengths: int32 [chunks]. head: int8 [vocabulary, SIZE]; scale: float32 [vocabulary].
 
     Writes `panel`, int8 [positions, COMPETITORS, FEATURES]; factors and lower, float32 [positions, COMPETITORS], in
-    1024 units; about: int32 [positions, POSITION_FIELDS]: `rest` less 1, `unsteered`, and flags. IS_PLAIN: no move can
-    be beyond REACH, and no sum of frequencies beyond int32.
+    1024 units; about: int32 [positions, POSITION_FIELDS]: `rest` less 1, `unsteered`, and flags: HAS_TARGET if the true
+    token is steered; IS_NEAR if no move can be beyond REACH; IS_NARROW if no sum of frequencies can be beyond int32.
     """
     ROWS: tl.constexpr = CHUNKS * _COMPETITORS
     t = tl.program_id(0)
@@ -142,15 +142,16 @@ def prepare(
         tl.store(lower + column, least, mask=live[:, None])
 
         reach = tl.reshape(tl.sum(tl.abs(rounded), axis=1), [CHUNKS, _COMPETITORS]).to(tl.float32) * tl.abs(factor)
-        power = tl.minimum(tl.maximum((reach - least) + 16.0, -1.0), 40.0)
+        power = tl.maximum((tl.minimum(reach, _REACH) - least) + 16.0, -1.0)
         weight = tl.full((CHUNKS, _COMPETITORS), 1, tl.int64) << (tl.floor(power).to(tl.int64) + 1)
         mass = tl.sum(weight, axis=1) + rest + 1
-        plain = (tl.max(reach, axis=1) <= _REACH) & (rest >= 0) & (mass < _NO_COST)
+        near_enough = tl.max(reach, axis=1) <= _REACH
+        is_narrow = (rest >= 0) & (mass < _NO_COST)
         field = about + position * _POSITION_FIELDS
         tl.store(field, rest, mask=live)
         tl.store(field + 1, tl.load(near + position, mask=live, other=0), mask=live)
-        flags = tl.where(target >= 0, _HAS_TARGET, 0) + tl.where(plain, _IS_PLAIN, 0)
-        tl.store(field + 2, flags, mask=live)
+        flags = tl.where(target >= 0, _HAS_TARGET, 0) + tl.where(near_enough, _IS_NEAR, 0)
+        tl.store(field + 2, flags + tl.where(is_narrow, _IS_NARROW, 0), mask=live)
 
 
 # ---- the search
@@ -194,10 +195,10 @@ def _signs(features, TILE: tl.constexpr):
 
 
 @triton.jit
-def _masses(sums, factor, lower, rest, PLAIN: tl.constexpr):
-    """The sum of frequencies of each state, float32 [TILE]. sums: of products, see above."""
+def _masses(sums, factor, lower, rest, NEAR: tl.constexpr, NARROW: tl.constexpr):
+    """The sum of frequencies of each state, float32 [TILE]. sums: of products, see above; NEAR, NARROW: flags."""
     move = (sums.to(tl.float32, bitcast=True) - _BASE) * factor[None, :]
-    if not PLAIN:
+    if not NEAR:
         move = tl.minimum(tl.maximum(move, -_REACH), _REACH)
     power = tl.maximum((move - lower[None, :]) + 16.0, -1.0)
     whole = tl.floor(power)
@@ -208,7 +209,7 @@ def _masses(sums, factor, lower, rest, PLAIN: tl.constexpr):
     bits = (value + _MAGIC).to(tl.uint32, bitcast=True) << 18  # the bits of _MAGIC are gone
     shift = tl.full((), _MAGIC_BITS + 30, tl.int32) - (whole + _MAGIC).to(tl.int32, bitcast=True)  # 30 - whole
     count = bits >> shift.to(tl.uint32, bitcast=True)
-    if PLAIN:
+    if NARROW:
         mass = (tl.sum(count.to(tl.int32, bitcast=True), axis=1) + (rest + 1)).to(tl.float32)
     else:
         mass = (tl.sum(count.to(tl.int64), axis=1) + (rest.to(tl.int64) + 1)).to(tl.float32)
@@ -221,10 +222,12 @@ def _cost(sums, panel, factors, lower, about, logarithms):
     k = tl.arange(0, _COMPETITORS)
     factor, least = tl.load(factors + k), tl.load(lower + k)
     rest, unsteered, flags = tl.load(about), tl.load(about + 1), tl.load(about + 2)
-    if (flags & _IS_PLAIN) != 0:
-        mass = _masses(sums, factor, least, rest, True)
+    if (flags & _IS_NARROW) == 0:
+        mass = _masses(sums, factor, least, rest, False, False)
+    elif (flags & _IS_NEAR) == 0:
+        mass = _masses(sums, factor, least, rest, False, True)
     else:
-        mass = _masses(sums, factor, least, rest, False)
+        mass = _masses(sums, factor, least, rest, True, True)
     cost = _log2_units(mass, logarithms) - 16 * 1024
     product = tl.sum(tl.where(k[None, :] == 0, sums, 0), axis=1)  # of the first competitor
     move = (product.to(tl.float32, bitcast=True) - _BASE) * tl.load(factors)
