@@ -217,7 +217,7 @@ def _masses(sums, factor, lower, rest, NEAR: tl.constexpr, NARROW: tl.constexpr)
 
 
 @triton.jit
-def _cost(sums, panel, factors, lower, about, logarithms):
+def _cost(sums, factors, lower, about, logarithms, TILE: tl.constexpr):
     """The cost of the true token of a position in each state of a tile, int32 [TILE]. See `search._costs`."""
     k = tl.arange(0, _COMPETITORS)
     factor, least = tl.load(factors + k), tl.load(lower + k)
@@ -228,8 +228,12 @@ def _cost(sums, panel, factors, lower, about, logarithms):
         mass = _masses(sums, factor, least, rest, False, True)
     else:
         mass = _masses(sums, factor, least, rest, True, True)
-    cost = _log2_units(mass, logarithms) - 16 * 1024
     product = tl.sum(tl.where(k[None, :] == 0, sums, 0), axis=1)  # of the first competitor
+    # Four threads have each state of a tile so far; from here on, each thread has one state.
+    both = (product.to(tl.int64) << 32) | (mass.to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF)
+    both = tl.gather(both, tl.arange(0, TILE), 0)
+    product, mass = (both >> 32).to(tl.int32), both.to(tl.int32).to(tl.float32, bitcast=True)
+    cost = _log2_units(mass, logarithms) - 16 * 1024
     move = (product.to(tl.float32, bitcast=True) - _BASE) * tl.load(factors)
     move = tl.minimum(tl.maximum(move, -_REACH), _REACH)
     units = (tl.load(lower) - move) * 1024.0
@@ -287,7 +291,7 @@ def beam(
                     base = tl.full((TILE, _COMPETITORS), _BASE_BITS, tl.int32)
                     sums = tl.dot(signs, columns, base, out_dtype=tl.int32)
                     field = about + position * _POSITION_FIELDS
-                    cost += _cost(sums, panel, factors + at, lower + at, field, logarithms)
+                    cost += _cost(sums, factors + at, lower + at, field, logarithms, TILE)
                 tl.store(costs + now * STATES + one, cost, mask=live)
             tl.debug_barrier()
         cost = tl.load(costs + now * STATES + state, mask=state < count, other=0).to(tl.int64)
