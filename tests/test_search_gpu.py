@@ -87,7 +87,8 @@ def flags_of(predictions: list[Predictions], vocabulary: int, share: int, spread
     """What `prepare` found about positions."""
     coder = coder_of(vocabulary)
     steering = Steering.of(Head(coder.lm.tensors["head"].cpu().numpy(), np.ones(1), spread))
-    prepared = search_gpu.GpuSearch(coder)._prepared(search_gpu._pack(predictions), steering, share)
+    finder = search_gpu.GpuSearch(coder)
+    prepared = finder._prepared(finder._pack(predictions), steering, share)
     return prepared[3].cpu().numpy()[:, 2]
 
 

@@ -1,6 +1,6 @@
 """The search for memories on a GPU (see `search`): what the kernels of `search_kernels` need, and what they find."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -58,16 +58,6 @@ class _Packed(NamedTuple):
     lengths: np.ndarray  # int32 [chunks]
 
 
-def _pack(predictions: list[Predictions]) -> _Packed:
-    lengths = np.array([len(one.tokens) for one in predictions], dtype=np.int32)
-    near = [one.near[np.arange(len(one.tokens)), one.tokens % BLOCK] for one in predictions]
-    tokens, ids, below, totals, entropies = (
-        np.concatenate([one[field] for one in predictions]) for field in range(len(Predictions._fields) - 2)
-    )
-    starts = np.cumsum(lengths, dtype=np.int64) - lengths
-    return _Packed(ids, below, tokens, totals, entropies, np.concatenate(near), starts, lengths)
-
-
 class _Runs(NamedTuple):
     """Runs of positions with the same states: a run begins where bits enter, or with a chunk."""
 
@@ -113,6 +103,7 @@ class GpuSearch:
         self._coder = coder
         self._on_cuda = coder.lm.device.type == "cuda"
         self._sizes = sizes or (ON_GPU if self._on_cuda else INTERPRETED)
+        self._staged: dict[int, torch.Tensor] = {}  # bytes of each field of `_Packed`, which are used again
 
     def __call__(
         self, predictions: list[Predictions], steering: Steering, share: int, effort: int, team: Team
@@ -146,7 +137,7 @@ class GpuSearch:
         self, predictions: list[Predictions], sizes: list[int], steering: Steering, share: int, effort: int
     ) -> list[bytes]:
         """The memories of some chunks, the longest first. sizes: in bytes, none of them 0."""
-        packed = _pack(predictions)
+        packed = self._pack(predictions)
         runs = _runs_of(packed, sizes, share)
         prepared = self._prepared(packed, steering, share)
         entered = self._beam(prepared, runs, steering, effort).cpu().numpy()
@@ -158,11 +149,30 @@ class GpuSearch:
         ends = list(accumulate(sizes))
         return [memory[end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
+    def _pack(self, predictions: list[Predictions]) -> _Packed:
+        """The arrays of chunks, which the next call overwrites."""
+        near = [one.near[np.arange(len(one.tokens)), one.tokens % BLOCK] for one in predictions]
+        parts = [*zip(*[(one.ids, one.below, one.tokens, one.total, one.entropy) for one in predictions], strict=True)]
+        lengths = np.array([len(one.tokens) for one in predictions], dtype=np.int32)
+        starts = np.cumsum(lengths, dtype=np.int64) - lengths
+        ids, below, tokens, totals, entropies, of_tokens = map(self._joined, range(6), (*parts, near))
+        return _Packed(ids, below, tokens, totals, entropies, of_tokens, starts, lengths)
+
+    def _joined(self, field: int, parts: Sequence[np.ndarray]) -> np.ndarray:
+        """Arrays one after the other, in memory from which the GPU copies without a detour."""
+        size = sum(part.nbytes for part in parts)
+        if field not in self._staged or len(self._staged[field]) < size:
+            self._staged[field] = torch.empty(power_of_two(size), dtype=torch.uint8, pin_memory=self._on_cuda)
+        first = parts[0]
+        out: np.ndarray = self._staged[field].numpy()[:size].view(first.dtype).reshape(-1, *first.shape[1:])
+        np.concatenate(parts, out=out)
+        return out
+
     def _prepared(self, packed: _Packed, steering: Steering, share: int) -> list[torch.Tensor]:
         """What `prepare` writes."""
         coder, positions, chunks = self._coder, len(packed.tokens), len(packed.lengths)
         t, device, hidden = coder.lm.tensors, coder.lm.device, coder.lm.architecture.hidden
-        given = [coder.tensor(array) for array in packed]
+        given = [torch.from_numpy(array).to(device) for array in packed]
         prepared = [
             torch.empty(positions, COMPETITORS, FEATURES, dtype=torch.int8, device=device),
             *(torch.empty(positions, COMPETITORS, dtype=torch.float32, device=device) for _ in range(2)),
