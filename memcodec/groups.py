@@ -25,7 +25,7 @@ from memcodec.memory.site import Report, Site
 from memcodec.passes import Known, first_logits, input_of, passes
 from memcodec.progress import Reporter
 
-FIT_CHUNKS = 32  # chunks whose memories are fitted together
+FIT_CHUNKS = 32  # chunks whose memories are fitted together, and more if it does not matter and suits the LM
 
 _FIRST_ROOM = 1024  # tokens of a group that a decoder allocates before it has decoded any
 _NO_TOKENS = np.empty(0, dtype=np.int64)
@@ -137,6 +137,12 @@ def encode_groups(
     waiting = 0  # tokens of these groups that are done
     while batch := list(islice(chunks, FIT_CHUNKS)):
         tokens = [chunk for _, _, chunk in batch]
+        if site.fits_apart:
+            room = lm.capacity.fitted - sum(map(len, tokens))
+            while room > 0 and (more := next(chunks, None)):
+                batch.append(more)
+                tokens.append(more[2])
+                room -= len(more[2])
 
         def predict_under(
             vectors: list[np.ndarray | None], tokens: list[np.ndarray] = tokens, waiting: int = waiting

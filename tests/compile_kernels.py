@@ -20,10 +20,13 @@ from memcodec.coding.steering import Steering
 from memcodec.groups import EncodedGroup
 from memcodec.lm import gpu, gpu_sizes, selftest
 from memcodec.lm.sequences import SequenceInput
+from memcodec.lm.team import team_of
 from memcodec.lm.weights import Head
+from memcodec.memory import search_gpu
 
 TYPES = {
-    torch.float32: "*fp32", torch.int8: "*i8", torch.int32: "*i32", torch.int64: "*i64", torch.uint8: "*u8",
+    torch.float32: "*fp32", torch.int8: "*i8", torch.int32: "*i32", torch.int64: "*i64", torch.int16: "*i16",
+    torch.uint8: "*u8",
 }  # fmt: skip
 FLOATS = re.compile(r"\b(?:add|sub|mul|div|sqrt|fma|mad|rcp|ex2|lg2|tanh|cvt)\.\S*f(?:32|64)\S*")
 # Instructions that are not one IEEE operation: fused, approximate, flushing, or open to contraction by the assembler.
@@ -33,15 +36,20 @@ MATRIX = re.compile(r"\b(?:wgmma\.mma_async|mma)\.sync\S*")
 
 def main() -> None:
     """Record what passes and steps launch, without running it, then compile each kernel once."""
-    launched: dict[str, tuple[Any, dict[str, str], dict[str, Any], int]] = {}
+    launched: dict[str, tuple[Any, dict[str, str], dict[str, Any], tuple[int, int | None]]] = {}
 
-    def record(kernel: Any, grid: Any, *arguments: Any, warps: int = 4, **constants: Any) -> None:
+    def record(
+        kernel: Any, grid: Any, *arguments: Any, warps: int = 4, registers: int | None = None, **constants: Any
+    ) -> None:
         types = [TYPES[value.dtype] if isinstance(value, torch.Tensor) else "i32" for value in arguments]
         signature = dict(zip(kernel.arg_names, types, strict=False)) | dict.fromkeys(constants, "constexpr")
-        launched.setdefault(f"{kernel.__name__} {signature} {constants}", (kernel, signature, constants, warps))
+        launched.setdefault(
+            f"{kernel.__name__} {signature} {constants}", (kernel, signature, constants, (warps, registers))
+        )
 
     gpu.launch = record
     gpu_coding.launch = record
+    search_gpu.launch = record
     gpu.check_numbers = lambda scales: None  # nothing was computed: memory that holds anything
     for name in selftest.KNOWN_ANSWERS:
         sequences = gpu.GpuLM(selftest.tiny(name), "cpu", gpu_sizes.ON_GPU).sequences(1, 75, 75)
@@ -55,9 +63,15 @@ def main() -> None:
         decoder.step(0, logits)
         sequences.restart()
         decoder.steps(sequences, np.zeros((1, 3), dtype=np.int64), 1, 3, np.array([3]), lambda count: None)
-    for kernel, signature, constants, warps in launched.values():
+        chunk = Predictions(*(np.ones_like(array) for array in Predictions.empty(np.zeros(20, dtype=np.int64), 71)))
+        chunk.entropy[:] = 6000
+        for effort in (64, 4096):
+            search_gpu.GpuSearch(coder, search_gpu.ON_GPU)([chunk], steering, 300, effort, team_of(1))
+    for kernel, signature, constants, (warps, registers) in launched.values():
         places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
-        options = {"num_warps": warps, "enable_fp_fusion": False, "enable_reflect_ftz": False}
+        options = {
+            "num_warps": warps, "maxnreg": registers, "enable_fp_fusion": False, "enable_reflect_ftz": False,
+        }  # fmt: skip
         made = triton.compile(ASTSource(kernel, signature, places), target=GPUTarget("cuda", 90, 32), options=options)
         floats = set(FLOATS.findall(made.asm["ptx"]))
         wrong = sorted(one for one in floats if WRONG.match(one))

@@ -534,7 +534,7 @@ def test_batches_are_what_the_cache_holds(tiny: Codec) -> None:
     assert sizes(PromptSite(16, 4), with_vectors, 64, 600) == [200, 200, 200]
 
 
-@pytest.mark.parametrize("capacity", [Capacity(70, 5, 3, 200), Capacity(5000, 700, 300, 1 << 20)])
+@pytest.mark.parametrize("capacity", [Capacity(70, 5, 3, 200), Capacity(5000, 700, 300, 1 << 20, 1 << 18)])
 def test_how_much_is_computed_at_one_time_does_not_matter(
     tiny: Codec, capacity: Capacity, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,9 +37,15 @@ STORE, ADD, UNITS, SUMS = 0, 1, 2, 3
 _ADD, _UNITS, _SUMS = tl.constexpr(ADD), tl.constexpr(UNITS), tl.constexpr(SUMS)
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, warps: int = 4, **constants: Any) -> None:
-    """Start a kernel, compiled so that each operation is rounded once and nothing is flushed to zero."""
-    kernel[grid](*arguments, **constants, num_warps=warps, enable_fp_fusion=False, enable_reflect_ftz=False)
+def launch(
+    kernel: Any, grid: tuple[int, ...], *arguments: Any, warps: int = 4, registers: int | None = None, **constants: Any
+) -> None:
+    """Start a kernel, compiled so that each operation is rounded once and nothing is flushed to zero.
+
+    registers: the most that a thread may have, so that more programs run at one time. None: no limit.
+    """
+    options = {"num_warps": warps, "maxnreg": registers, "enable_fp_fusion": False, "enable_reflect_ftz": False}
+    kernel[grid](*arguments, **constants, **options)
 
 
 # ---- one vector, or a block of them

@@ -9,6 +9,7 @@ from memcodec.lm.sequences import ON_CPU, Capacity
 
 _LOGITS_BYTES = 1 << 30  # the most of the logits that exist at one time; at most 1/16 of the free memory
 _PASS_ROWS = 1 << 14  # a GPU computes some hundred tiles of products side by side
+_FITTED = 1 << 18  # tokens: some chunks for each of its processors; their predictions take 700 MB on the host
 
 
 class Tiles(NamedTuple):
@@ -49,7 +50,8 @@ def capacity_of(a: Architecture, device: torch.device) -> Capacity:
     free, _ = torch.cuda.mem_get_info(device)
     position = a.layers * 2 * a.key_heads * (a.head_size + 4)
     head_rows = max(ON_CPU.head_rows, min(_LOGITS_BYTES, free // 16) // (4 * a.vocabulary))
-    return Capacity(_PASS_ROWS, head_rows, sequences=4096, positions=max(ON_CPU.positions, free // 2 // position))
+    positions = max(ON_CPU.positions, free // 2 // position)
+    return Capacity(_PASS_ROWS, head_rows, sequences=4096, positions=positions, fitted=_FITTED)
 
 
 def power_of_two(size: int) -> int:

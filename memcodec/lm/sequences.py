@@ -17,13 +17,14 @@ class Capacity:
 
     rows: positions in one full pass; head_rows: those of them whose logits exist at one time; sequences: in one full
     pass, and side by side in the steps of a decoder, each with a cache; positions: in the caches of a batch, if it has
-    more than one sequence.
+    more than one sequence; fitted: tokens of chunks whose memories are searched together, if they are not few chunks.
     """
 
     rows: int
     head_rows: int
     sequences: int
     positions: int
+    fitted: int = 0
 
 
 # Activations of more rows do not fit the processor's cache. With the default model, logits take 9 MB, and the caches of

@@ -21,6 +21,7 @@ class PromptSite:
 
     name = "prompt"
     share = 0  # it does not steer
+    fits_apart = False
 
     def __init__(
         self,

@@ -7,6 +7,8 @@ proportion to the LM's entropy, which the encoder and the decoder both know exac
 `search` finds the bits under which the tokens of a chunk become likely.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 from memcodec.coding.distribution import Predictions
@@ -17,19 +19,30 @@ from memcodec.memory.search import search
 from memcodec.memory.site import Predict, Report
 from memcodec.settings import MOST_SHARE, SHARE_STEPS
 
+Search = Callable[[list[Predictions], Steering, int, int, Team], list[bytes]]  # see `search`
+
 
 class ReadoutSite:
     """Memories of bits that steer the LM's predictions."""
 
     name = "readout"
+    fits_apart = True
 
-    def __init__(self, share: int, effort: int = 0, steering: Steering | None = None, team: Team | None = None) -> None:
-        """share: in steps of 1/1024. The other parameters are needed by `fit` only."""
+    def __init__(
+        self,
+        share: int,
+        effort: int = 0,
+        steering: Steering | None = None,
+        team: Team | None = None,
+        find: Search = search,
+    ) -> None:
+        """share: in steps of 1/1024. The other parameters are needed by `fit` only. find: the same as `search`."""
         self.share = share
         self.fields: tuple[int, ...] = (share,)
         self._effort = effort
         self._steering = steering
         self._team = team
+        self._find = find
 
     @classmethod
     def in_header(cls, fields: tuple[int, ...]) -> "ReadoutSite":
@@ -46,7 +59,7 @@ class ReadoutSite:
         """Predict the chunks, then search their memories."""
         predictions = predict([None] * len(chunks))
         assert self._steering is not None and self._team is not None
-        memories = search(predictions, self._steering, self.share, self._effort, self._team)
+        memories = self._find(predictions, self._steering, self.share, self._effort, self._team)
         return memories, predictions
 
 

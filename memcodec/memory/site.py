@@ -20,12 +20,14 @@ class Site(Protocol):
     """One way for a memory to enter the LM.
 
     fields: the numbers in the index that a decoder needs; share: the part of a chunk's information that the memory
-    carries, in steps of 1/1024.
+    carries, in steps of 1/1024; fits_apart: whether the memory of a chunk does not depend on which others are fitted
+    together with it.
     """
 
     name: str
     share: int
     fields: tuple[int, ...]
+    fits_apart: bool
 
     def vectors(self, memory: bytes) -> "np.ndarray | None":
         """What the LM reads between the prefix and a chunk's first token, float32 [n, hidden]. Raises FormatError."""

@@ -8,6 +8,7 @@ from memcodec.settings import Prompt, Readout
 
 if TYPE_CHECKING:
     from memcodec.lm.model import ExactLM
+    from memcodec.memory.readout import Search
 
 
 def site_of(lm: "ExactLM", settings: Readout | Prompt, floats: "Callable[[], Any]") -> Site:
@@ -25,7 +26,20 @@ def readout_site(lm: "ExactLM", settings: Readout) -> Site:
     from memcodec.memory.readout import ReadoutSite, share_steps
 
     assert settings.share is not None and settings.effort is not None  # `EncodeSettings` and frames give them
-    return ReadoutSite(share_steps(settings.share), settings.effort, Steering.of(lm.head), lm.team)
+    return ReadoutSite(share_steps(settings.share), settings.effort, Steering.of(lm.head), lm.team, _search_of(lm))
+
+
+def _search_of(lm: "ExactLM") -> "Search":
+    """The search for memories where the LM is."""
+    if not lm.implementation.has_coder:
+        from memcodec.memory.search import search
+
+        return search
+    from memcodec.coding.gpu import Coder
+    from memcodec.memory.search_gpu import GpuSearch
+
+    implementation: Any = lm.implementation
+    return GpuSearch(Coder(implementation))
 
 
 def site_in_file(name: str, fields: tuple[int, ...], hidden: int) -> Site:
