@@ -58,6 +58,7 @@ class GpuLM:
         self.padded_steps = self.device.type == "cuda" if padded_steps is None else padded_steps
         self.kernels = f"triton on {device}"
         self.has_coder = True
+        self.coder: Any = None  # of `memcodec.coding.placed`, which makes it
         self.architecture = weights.architecture
         self.capacity = capacity_of(weights.architecture, self.device)
         self.vocabulary = weights.architecture.vocabulary
