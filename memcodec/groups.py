@@ -4,17 +4,16 @@ Arguments and results are arrays and bytes, so that another process or machine c
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import accumulate, islice, repeat, tee
-from typing import Any
+from itertools import accumulate, chain, islice, repeat, tee
 
 import numpy as np
 
 from memcodec.coding import corrections
 from memcodec.coding.corrections import live_groups
 from memcodec.coding.distribution import Predictions
-from memcodec.coding.placed import decoder_of, filling
+from memcodec.coding.placed import decoder_of, predicting
 from memcodec.coding.steering import Steering
 from memcodec.document.plan import windows
 from memcodec.errors import FormatError, MachineError
@@ -22,7 +21,7 @@ from memcodec.lm.layout import PAGE
 from memcodec.lm.model import ExactLM
 from memcodec.lm.sequences import READ_ROWS, Capacity, SequenceInput, Sequences
 from memcodec.memory.site import Report, Site
-from memcodec.passes import Known, first_logits, input_of, passes
+from memcodec.passes import Known, Run, first_logits, input_of, passes
 from memcodec.progress import Reporter
 
 FIT_CHUNKS = 32  # chunks whose memories are fitted together, and more if it does not matter and suits the LM
@@ -59,7 +58,7 @@ def predict(
     batch: list[_Predicted] = []
     rows, most = 0, lm.capacity
     for chunks, given in zip(groups, vectors, strict=False):
-        group = _Predicted(lm, chunks, given)
+        group = _Predicted(chunks, given)
         alone = group.rows > most.rows or len(group.known.tokens) > context
         if batch and (alone or rows + group.rows > most.rows or len(batch) == most.sequences):
             yield from _predict_together(lm, batch, context)
@@ -76,43 +75,58 @@ def predict(
 class _Predicted:
     """A group whose predictions are being computed. rows: of all its passes, about."""
 
-    def __init__(self, lm: ExactLM, chunks: list[np.ndarray], vectors: np.ndarray | None) -> None:
+    def __init__(self, chunks: list[np.ndarray], vectors: np.ndarray | None) -> None:
         self.known = Known(np.concatenate(chunks), vectors)
         self.rows = len(self.known.tokens) + (0 if vectors is None else len(vectors))
-        self._vocabulary, self._fill = lm.vocabulary, filling(lm)
-        self._waiting = deque(chunks)
-        self._filled = 0  # positions of the last chunk
-        self._chunks: deque[Predictions] = deque()  # those that were begun and not yet returned
+        self._lengths = deque(map(len, chunks))  # of the chunks that are not complete
+        self._parts: list[Predictions] = []  # of the first of them
+        self._room = self._lengths[0]  # its positions that are missing
+        self._finished: deque[Predictions] = deque()
 
-    def fill(self, logits: Any) -> None:
-        """Add the logits of the next positions, int32 [rows, columns], as `Sequences.placed_logits` returns them."""
-        while len(logits):
-            if not self._filled:
-                self._chunks.append(Predictions.empty(self._waiting.popleft(), self._vocabulary))
-            chunk = self._chunks[-1]
-            count = min(len(logits), len(chunk.tokens) - self._filled)
-            self._fill(chunk, self._filled, logits[:count])
-            self._filled = (self._filled + count) % len(chunk.tokens)
-            logits = logits[count:]
+    def add(self, found: Predictions) -> None:
+        """The predictions of the next positions."""
+        at = 0
+        while at < len(found.tokens):
+            part = found.part(at, at + self._room)
+            self._parts.append(part)
+            at, self._room = at + len(part.tokens), self._room - len(part.tokens)
+            if not self._room:
+                self._finished.append(Predictions.joined(self._parts))
+                self._parts = []
+                self._lengths.popleft()
+                self._room = self._lengths[0] if self._lengths else 0
 
     def finished(self) -> Iterator[Predictions]:
         """The chunks that were completed since the last call."""
-        begun = 1 if self._filled else 0
-        while len(self._chunks) > begun:
-            yield self._chunks.popleft()
+        while self._finished:
+            yield self._finished.popleft()
 
     @property
     def is_finished(self) -> bool:
         """Whether all chunks are complete."""
-        return not self._waiting and not self._filled
+        return not self._lengths
 
 
 def _predict_together(lm: ExactLM, batch: list[_Predicted], context: int) -> Iterator[Predictions]:
-    """The predictions for groups in common passes: all chunks of the first group, then those of the next one."""
-    for one in passes(lm, [group.known for group in batch], context, lm.capacity.rows):
-        for run in one.runs:
-            for _, logits in one.blocks([run]):
-                batch[run.slot].fill(logits)
+    """The predictions for groups in common passes: all chunks of the first group, then those of the next one.
+
+    The host takes those of a block of rows while a GPU computes the next one.
+    """
+    predict_rows = predicting(lm)
+    computed: list[tuple[list[Run], Callable[[], Predictions]]] = []
+    blocks = (block for one in passes(lm, [group.known for group in batch], context, lm.capacity.rows)
+              for block in one.rows())  # fmt: skip
+    for block in chain(blocks, [None]):
+        before, computed = computed, []
+        if block is not None:
+            runs, logits = block
+            tokens = [batch[run.slot].known.tokens[run.position : run.position + run.count] for run in runs]
+            computed.append((runs, predict_rows(np.concatenate(tokens), logits)))
+        for runs, wait in before:
+            found, at = wait(), 0
+            for run in runs:
+                batch[run.slot].add(found.part(at, at + run.count))
+                at += run.count
         for group in batch:
             yield from group.finished()
             if not group.is_finished:

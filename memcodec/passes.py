@@ -7,10 +7,12 @@ into passes changes no logit.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from memcodec.coding.distribution import with_prior
+from memcodec.coding.placed import placed, repeated
 from memcodec.document.plan import Window, windows
 from memcodec.lm.model import ExactLM
 from memcodec.lm.sequences import SequenceInput
@@ -62,7 +64,26 @@ class Pass(NamedTuple):
         each = max(1, self.head_rows // len(runs))
         for first in range(0, max(run.count for run in runs), each):
             parts = [run.part(first, each) for run in runs if run.count > first]
-            yield parts, self.logits(np.concatenate([np.arange(part.row, part.row + part.count) for part in parts]))
+            yield parts, self._logits_of(parts)
+
+    def rows(self) -> Iterator[tuple[list[Run], Any]]:
+        """The logits of all runs in blocks of `head_rows`, one run after the other, each with the parts it predicts.
+
+        The next block overwrites the logits.
+        """
+        parts: list[Run] = []
+        room = self.head_rows
+        for i, run in enumerate(self.runs):
+            while run.count:
+                part = run.part(0, room)
+                parts.append(part)
+                room, run = room - part.count, run.part(part.count, run.count)
+                if not room or (i == len(self.runs) - 1 and not run.count):
+                    yield parts, self._logits_of(parts)
+                    parts, room = [], self.head_rows
+
+    def _logits_of(self, parts: list[Run]) -> Any:
+        return self.logits(np.concatenate([np.arange(part.row, part.row + part.count) for part in parts]))
 
 
 def passes(lm: ExactLM, groups: list[Known], context: int, rows: int) -> Iterator[Pass]:
@@ -83,7 +104,7 @@ def passes(lm: ExactLM, groups: list[Known], context: int, rows: int) -> Iterato
             Run(one.slot, window.first, 0, 1) for one in inputs if window.start == window.first and not _given(one)
         ]
         if first:
-            yield Pass(first, lambda taken: np.repeat(first_logits(lm), len(taken), axis=0), head_rows)
+            yield Pass(first, lambda taken: repeated(_first(lm).placed, len(taken)), head_rows)
         done = 0
         while live := [one for one in inputs if len(one.tokens) > done]:
             left = sum(len(one.tokens) - done for one in live)
@@ -126,10 +147,27 @@ def _given(one: SequenceInput) -> int:
     return 0 if one.vectors is None else len(one.vectors)
 
 
+class _First(NamedTuple):
+    """What `first_logits` returns, and the same where the coder is."""
+
+    logits: np.ndarray
+    placed: Any
+
+
+_firsts: WeakKeyDictionary[ExactLM, _First] = WeakKeyDictionary()
+
+
 def first_logits(lm: ExactLM) -> np.ndarray:
     """The logits of the first token of a group that has no vectors before it, int32 [1, vocabulary].
 
     A primer is context, so that the LM needs no prior behind one.
     """
-    logits = lm.start.logits[: lm.vocabulary]
-    return (with_prior(logits) if lm.is_unprimed else logits)[None]
+    return _first(lm).logits
+
+
+def _first(lm: ExactLM) -> _First:
+    if lm not in _firsts:
+        logits = lm.start.logits[: lm.vocabulary]
+        logits = (with_prior(logits) if lm.is_unprimed else logits)[None]
+        _firsts[lm] = _First(logits, placed(lm, logits))
+    return _firsts[lm]

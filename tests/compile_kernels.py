@@ -15,7 +15,6 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from memcodec.coding import gpu as gpu_coding
-from memcodec.coding.distribution import Predictions
 from memcodec.coding.steering import Steering
 from memcodec.groups import EncodedGroup
 from memcodec.lm import gpu, gpu_sizes, selftest
@@ -58,7 +57,7 @@ def main() -> None:
         lm = sequences.lm
         coder, steering = gpu_coding.Coder(lm), Steering.of(Head(np.ones((71, 8), "i1"), np.ones(71, "f4"), 1.0))
         logits = sequences.placed_logits(slice(1))
-        gpu_coding.fill(Predictions.empty(np.zeros(1, dtype=np.int64), 71), 0, logits, coder)
+        gpu_coding.predictions(np.zeros(1, dtype=np.int64), logits, coder)()
         decoder = gpu_coding.GpuDecoder([EncodedGroup((1,), (b"",), b"")], steering, 300, coder)
         decoder.step(0, logits)
         sequences.restart()

@@ -59,15 +59,15 @@ def some_logits(rows: int, vocabulary: int) -> np.ndarray:
 @pytest.mark.parametrize("vocabulary", [20, 71, 1000])
 def test_predictions(vocabulary: int, tiles: gpu_sizes.Tiles | None) -> None:
     logits = some_logits(5, vocabulary)
-    tokens = np.random.default_rng(1).integers(0, vocabulary, 6)
-    expected, found = (Predictions.empty(tokens, vocabulary) for _ in range(2))
-    expected.fill(1, logits, vocabulary, team_of(1))
-    gpu_coding.fill(found, 1, torch.from_numpy(logits).to(DEVICE), coder_of(vocabulary, tiles))
-    there = expected.ids[1:] >= 0
-    for name in ("ids", "total", "entropy", "blocks"):
-        assert np.array_equal(getattr(found, name)[1:], getattr(expected, name)[1:]), name
-    assert np.array_equal(np.where(there, found.below[1:], 0), np.where(there, expected.below[1:], 0))
-    for row, token in enumerate(tokens[1:], 1):
+    tokens = np.random.default_rng(1).integers(0, vocabulary, 5)
+    expected = Predictions.empty(tokens, vocabulary)
+    expected.fill(0, logits, vocabulary, team_of(1))
+    found = gpu_coding.predictions(tokens, torch.from_numpy(logits).to(DEVICE), coder_of(vocabulary, tiles))()
+    there = expected.ids >= 0
+    for name in ("tokens", "ids", "total", "entropy", "blocks"):
+        assert np.array_equal(getattr(found, name), getattr(expected, name)), name
+    assert np.array_equal(np.where(there, found.below, 0), np.where(there, expected.below, 0))
+    for row, token in enumerate(tokens):
         count = min(BLOCK, vocabulary - token // BLOCK * BLOCK)
         assert np.array_equal(found.near[row, :count], expected.near[row, :count])
 

@@ -1,13 +1,16 @@
 """Documents become spans that restore to the same bytes."""
 
 import random
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from memcodec.codec import Codec
 from memcodec.document.spans import PIECE_CHARACTERS, Span, Stored, Text, find_text, spans_of
+from memcodec.models.tokenizer import ByteTokenizer
 
 from .conftest import TEXT
 
@@ -92,3 +95,25 @@ def test_a_tokenizer_that_lacks_bytes_leaves_them_to_be_stored(tiny: Codec, monk
     assert restore(spans, tiny) == data and kinds(spans) == [Text, Stored, Text]
     stored = next(span.data for span in spans if isinstance(span, Stored))
     assert stored == "é".encode()
+
+
+def test_several_texts_and_runs_are_as_one_by_one(tiny: Codec) -> None:
+    tokenizer = tiny.tokenizer
+    texts = ["", TEXT, "é", *(TEXT[i:] * 40 for i in range(20)), ""]
+    found = tokenizer.encode_each(texts)
+    assert [ids.tolist() for ids in found] == [tokenizer.encode(text).tolist() for text in texts]
+    runs = [*found, found[3][:7], np.array([-1, 10**9, 5]), np.array([], dtype=np.int64)]
+    assert tokenizer.decode_each(runs) == [tokenizer.decode(ids) for ids in runs]
+    assert tokenizer.decode_each(found) == [text.encode() for text in texts]
+    assert tokenizer.sizes(runs) == [len(tokenizer.decode(ids)) for ids in runs]
+    assert tokenizer.encode_each([]) == tokenizer.decode_each([]) == tokenizer.sizes([]) == []
+    assert tokenizer.decode(np.array([-1, 10**9])) == b""
+
+
+def test_ids_may_have_gaps(tiny: Codec) -> None:
+    tokens = tiny.tokenizer.tokens
+    apart = ByteTokenizer(Path("none"), tokens._replace(ids=tokens.ids * 3 + 1))
+    ids = tiny.tokenizer.encode(TEXT)
+    assert apart.decode(ids * 3 + 1) == apart.decode(np.repeat(ids * 3 + 1, 2) - np.tile([0, 1], len(ids)))
+    assert apart.decode(ids * 3 + 1) == TEXT.encode()
+    assert apart.missing_bytes == tiny.tokenizer.missing_bytes

@@ -281,15 +281,24 @@ def test_compiled_kernels_round_each_operation_once(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
-    floats = {"embed", "quantize", "product", "heads", "attend", "attend_step", "gate", "summarize", "decode", "advance"}
+    floats = {
+        "embed",
+        "quantize",
+        "product",
+        "heads",
+        "attend",
+        "attend_step",
+        "gate",
+        "summarize",
+        "decode",
+        "advance",
+    }
     floats |= {"prepare", "beam"}
     assert {one["kernel"] for one in found} == floats | {"cells", "blocks"}
     for one in found:
         assert one["wrong"] == [], one
         assert bool(one["rounded"]) == (one["kernel"] in floats), one
-    products = [
-        one for one in found if one["kernel"] in ("product", "attend", "attend_step", "prepare", "beam")
-    ]
+    products = [one for one in found if one["kernel"] in ("product", "attend", "attend_step", "prepare", "beam")]
     assert all("s32.s8.s8" in instruction for one in products for instruction in one["matrix"])
     assert all(one["matrix"] for one in products)
 

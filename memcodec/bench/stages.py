@@ -22,12 +22,19 @@ REST = "the rest"
 
 # The functions that are timed, by stage.
 _STAGES: dict[str, list[tuple[Any, str]]] = {
-    "tokens": [(spans, "find_text"), (ByteTokenizer, "encode"), (ByteTokenizer, "decode")],
+    "tokens": [
+        (spans, "find_text"),
+        *((ByteTokenizer, name) for name in ("encode_each", "decode", "decode_each", "sizes")),
+    ],
     "predictions from logits": [(Predictions, "fill")],
     "search for memories": [(readout, "search")],
     "corrections, written": [(corrections, "write")],
     "corrections, read": [(corrections.Decoder, "step")],
-    "zstd": [(spans, "zstd_size"), (assembly, "zstd_size"), (layout, "compress")],
+    "zstd": [
+        (spans, "zstd_size"),
+        *((assembly, name) for name in ("zstd_size", "least_size", "least_sizes")),
+        (layout, "compress"),
+    ],
     "container": [(container, "pack"), (container, "unpack")],
 }
 

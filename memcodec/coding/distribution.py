@@ -152,9 +152,18 @@ class Predictions(NamedTuple):
             np.empty((n, BLOCK), dtype=np.int32),
         )
 
+    @classmethod
+    def joined(cls, parts: "list[Predictions]") -> "Predictions":
+        """Those of several runs of positions, at least one, one after the other."""
+        return parts[0] if len(parts) == 1 else cls(*map(np.concatenate, zip(*parts, strict=True)))
+
+    def part(self, first: int, last: int) -> "Predictions":
+        """The positions from `first` to `last`, in the same memory."""
+        return Predictions(*(array[first:last] for array in self))
+
     def fill(self, first: int, logits: np.ndarray, vocabulary: int, team: Team) -> None:
         """Write the positions from `first` on: logits int32 [rows, vocabulary or more]."""
-        rows = Predictions(*(array[first : first + len(logits)] for array in self))
+        rows = self.part(first, first + len(logits))
         cells = np.empty((team.workers, -(-vocabulary // CELL)), dtype=np.int32)
         tables = new_tables()
         team.run(

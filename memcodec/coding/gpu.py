@@ -1,6 +1,6 @@
 """The coder's part of a step on a GPU: logits stay there, and only what the host needs is copied."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -80,23 +80,37 @@ class Coder:
         return found
 
 
-def fill(predictions: Predictions, first: int, logits: Any, coder: Coder) -> None:
-    """`Predictions.fill` from logits on the device, int32 [rows, vocabulary]."""
+def predictions(tokens: np.ndarray, logits: Any, coder: Coder) -> Callable[[], Predictions]:
+    """The predictions of some tokens, int64 [rows], from logits on the device, int32 [rows, vocabulary].
+
+    They are on their way to the host: calling the result waits for them.
+    """
     logits = coder.placed(logits)
     rows, device = len(logits), coder.lm.device
     sums = coder.sums(logits)
-    tokens = coder.tensor(predictions.tokens[first : first + rows].astype(np.int32))
     ids, below = (torch.empty(rows, COMPETITORS + 1, dtype=torch.int32, device=device) for _ in range(2))
     totals = torch.empty(rows, dtype=torch.int64, device=device)
     entropies = torch.empty(rows, dtype=torch.int32, device=device)
     near = torch.zeros(rows, BLOCK, dtype=torch.int32, device=device)
     launch(
-        _kernels.summarize, (rows,), logits, *sums, coder.logarithms, tokens, ids, below, totals, entropies, near,
-        **coder.sizes, BLOCK_WIDTH=coder.block_width,
+        _kernels.summarize, (rows,), logits, *sums, coder.logarithms, coder.tensor(tokens.astype(np.int32)), ids, below,
+        totals, entropies, near, **coder.sizes, BLOCK_WIDTH=coder.block_width,
     )  # fmt: skip
     found = (ids, below, totals, entropies, sums.masses, near)
-    for array, tensor in zip(predictions[1:], found, strict=True):
-        array[first : first + rows] = tensor.cpu().numpy()
+    if device.type != "cuda":
+        return lambda: Predictions(tokens, *(tensor.numpy() for tensor in found))
+    # Pinned memory is used again once nobody has it; new memory would take longer than the copy.
+    copies = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in found]
+    for copy, tensor in zip(copies, found, strict=True):
+        copy.copy_(tensor, non_blocking=True)
+    done = torch.cuda.Event()
+    done.record(torch.cuda.current_stream(device))
+
+    def wait() -> Predictions:
+        done.synchronize()
+        return Predictions(tokens, *(copy.numpy() for copy in copies))
+
+    return wait
 
 
 class GpuDecoder:

@@ -3,23 +3,42 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from memcodec.coding.corrections import Decoder, Group
 from memcodec.coding.distribution import Predictions
 from memcodec.coding.steering import Steering
 from memcodec.lm.model import ExactLM
 
-# Writes the positions from some on, from logits as `Sequences.placed_logits` returns them.
-Fill = Callable[[Predictions, int, Any], None]
+# Takes the tokens of some positions, int64 [rows], and their logits as `Sequences.placed_logits` returns them, which
+# may be overwritten afterwards. Calling the result waits for the predictions.
+Predict = Callable[[np.ndarray, Any], Callable[[], Predictions]]
 
 
-def filling(lm: ExactLM) -> Fill:
-    """How predictions are filled (`Predictions.fill`)."""
-    if not lm.implementation.has_coder:
-        return lambda predictions, first, logits: predictions.fill(first, logits, lm.vocabulary, lm.team)
-    from memcodec.coding import gpu
+def predicting(lm: ExactLM) -> Predict:
+    """How predictions are computed from logits."""
+    if lm.implementation.has_coder:
+        from memcodec.coding import gpu
 
-    coder = _coder(lm)
-    return lambda predictions, first, logits: gpu.fill(predictions, first, logits, coder)
+        coder = _coder(lm)
+        return lambda tokens, logits: gpu.predictions(tokens, logits, coder)
+
+    def predict(tokens: np.ndarray, logits: Any) -> Callable[[], Predictions]:
+        found = Predictions.empty(tokens, lm.vocabulary)
+        found.fill(0, logits, lm.vocabulary, lm.team)
+        return lambda: found
+
+    return predict
+
+
+def placed(lm: ExactLM, logits: np.ndarray) -> Any:
+    """Logits of the host, int32 [rows, vocabulary], as `Sequences.placed_logits` returns them."""
+    return _coder(lm).placed(logits) if lm.implementation.has_coder else logits
+
+
+def repeated(logits: Any, count: int) -> Any:
+    """One row of logits, which are where the coder is, for `count` rows."""
+    return logits.repeat(count, axis=0) if isinstance(logits, np.ndarray) else logits.repeat(count, 1)
 
 
 def decoder_of(lm: ExactLM, rows: Sequence[Group], share: int) -> Any:
@@ -33,8 +52,10 @@ def decoder_of(lm: ExactLM, rows: Sequence[Group], share: int) -> Any:
 
 
 def _coder(lm: ExactLM) -> Any:
-    """Of an LM that has kernels for it."""
+    """Of an LM that has kernels for it; made once."""
     from memcodec.coding import gpu
 
     implementation: Any = lm.implementation
-    return gpu.Coder(implementation)
+    if implementation.coder is None:
+        implementation.coder = gpu.Coder(implementation)
+    return implementation.coder

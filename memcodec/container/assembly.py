@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from memcodec.container.bounds import least_size, least_sizes
 from memcodec.container.insertion import Lost, insert
 from memcodec.container.layout import (
     HASH_BYTES,
@@ -31,6 +32,7 @@ from memcodec.models.tokenizer import ByteTokenizer
 
 STORE_SMALLER = True  # False in tests and benchmarks of tiny models, which zstd beats (`memcodec.bench.force_lm`)
 _SEGMENT_BYTES, _CHUNK_BYTES = 2, 1.5  # the approximate cost of each in the index
+_STORED_BYTES = 4 * _SEGMENT_BYTES  # of a stored span, and of the runs that it parts
 _NO_TOKENS = np.empty(0, dtype=np.int64)
 
 
@@ -73,11 +75,12 @@ def parts_of(block: Block, encoded: Iterator[EncodedGroup], tokenizer: ByteToken
             continue
         run: list[_SegmentBytes] = []
         chunks = next(runs)
+        decoded = tokenizer.decode_each(chunks)
         while chunks:
             if used == len(group.lengths):
                 group, used = next(encoded), 0
             count = min(len(chunks), len(group.lengths) - used)
-            texts = [tokenizer.decode(tokens) for tokens in chunks[:count]]
+            texts = decoded[:count]
             described = tuple(
                 Chunk(len(tokens), memory, chunk_checksum(text))
                 for tokens, memory, text in zip(chunks, group.memories[used : used + count], texts, strict=False)
@@ -85,7 +88,7 @@ def parts_of(block: Block, encoded: Iterator[EncodedGroup], tokenizer: ByteToken
             segment = Segment(sum(map(len, texts)), described, None if used else group.corrections)
             run.append(_SegmentBytes(segment, b"".join(texts), start))
             start += segment.size
-            chunks, used = chunks[count:], used + count
+            chunks, decoded, used = chunks[count:], decoded[count:], used + count
         for segments, storable in _storable(run, used == len(group.lengths)):
             parts += (
                 _store_smaller(segments) if store and storable and STORE_SMALLER else [one.segment for one in segments]
@@ -107,20 +110,33 @@ def _storable(run: list[_SegmentBytes], ends: bool) -> list[tuple[list[_SegmentB
 
 def _store_smaller(run: list[_SegmentBytes]) -> list[Segment | SourceRange]:
     """A run of whole groups, stored where zstd makes it smaller: all of it, or in its halves, and so on."""
+    return _smaller(run, [_lm_size(one.segment) for one in run], least_sizes([one.data for one in run]))
+
+
+def _smaller(run: list[_SegmentBytes], lm_sizes: list[float], least: list[float]) -> list[Segment | SourceRange]:
+    """least: what zstd needs at least for each segment, behind those before it (`bounds.least_sizes`)."""
     segments = [one.segment for one in run]
-    lm_size = sum(
-        sum(len(chunk.memory) + _CHUNK_BYTES for chunk in segment.chunks) + len(segment.corrections or b"")
-        for segment in segments
-    )
-    lm_size += _SEGMENT_BYTES * len(run)
-    joined = b"".join(one.data for one in run)
-    zstd = min(zstd_size(joined), len(joined)) + 4 * _SEGMENT_BYTES
-    if zstd <= lm_size:
-        return [SourceRange(run[0].start, run[0].start + len(joined))]
-    if len(run) == 1 or zstd > 3 * lm_size:
+    if all(one > lm for one, lm in zip(least, lm_sizes, strict=True)):  # so that no part of it can be smaller
+        return list(segments)
+    lm_size = sum(lm_sizes)
+    if sum(least) + _STORED_BYTES <= lm_size:
+        joined = b"".join(one.data for one in run)
+        if min(zstd_size(joined), len(joined)) + _STORED_BYTES <= lm_size:
+            return [SourceRange(run[0].start, run[0].start + len(joined))]
+    if len(run) == 1:
         return list(segments)
     half = len(run) // 2
-    return _store_smaller(run[:half]) + _store_smaller(run[half:])
+    return [
+        part
+        for half_of in (slice(half), slice(half, None))
+        for part in _smaller(run[half_of], lm_sizes[half_of], least[half_of])
+    ]
+
+
+def _lm_size(segment: Segment) -> float:
+    """About the bytes of a segment in a file."""
+    chunks = sum(len(chunk.memory) + _CHUNK_BYTES for chunk in segment.chunks)
+    return chunks + len(segment.corrections or b"") + _SEGMENT_BYTES
 
 
 def container_of(source: Source, parts: list[EncodedPart], model: ModelId, settings: Settings) -> Container:
@@ -147,7 +163,7 @@ def stored(source: Source) -> Container:
 
 def smaller_of(source: Source, blob: bytes) -> bytes:
     """The file of a document that the LM encoded, or the file that stores it whole if that is not larger."""
-    if not STORE_SMALLER:
+    if not STORE_SMALLER or least_size(source) > len(blob):
         return blob
     whole = pack(stored(source))
     return whole if len(whole) <= len(blob) else blob
@@ -229,10 +245,11 @@ def decoded_chunks(
         assert tokenizer is not None
         if part.corrections is not None:
             left = next(tokens_of)
+        ends = np.cumsum([chunk.tokens for chunk in part.chunks])
+        runs = np.split(left[: ends[-1]], ends[:-1])
+        left = left[ends[-1] :]
         size = 0
-        for i, chunk in enumerate(part.chunks):
-            tokens, left = left[: chunk.tokens], left[chunk.tokens :]
-            data = tokenizer.decode(tokens)
+        for i, (chunk, tokens, data) in enumerate(zip(part.chunks, runs, tokenizer.decode_each(runs), strict=True)):
             number, start = place.chunk + i, place.start + size
             size += len(data)
             damage = ""

@@ -103,9 +103,10 @@ def located_chunks(blocks: Iterable[Block], tokenizer: ByteTokenizer) -> Iterato
         start, runs = block.carried, iter(block.plan.runs)
         for span in block.spans:
             if isinstance(span, Text):
-                for chunk in next(runs):
+                chunks = next(runs)
+                for chunk, size in zip(chunks, tokenizer.sizes(chunks), strict=True):
                     yield start, chunk
-                    start += len(tokenizer.decode(chunk))
+                    start += size
             else:
                 start += len(span.data)
 

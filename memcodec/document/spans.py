@@ -105,9 +105,12 @@ def spans_of(data: bytes, tokenizer: ByteTokenizer) -> list[Span]:
 
 def tokenize(found: list[str | bytes], tokenizer: ByteTokenizer) -> list[Span]:
     """The spans of what `find_text` returned."""
+    texts = [part for part in found if isinstance(part, str)]
+    tokens = tokenizer.encode_each(texts)
+    encoded = zip(texts, tokens, tokenizer.decode_each(tokens), strict=True)
     spans: list[Span] = []
     for part in found:
-        spans += [Stored(part)] if isinstance(part, bytes) else _exact_spans(part, tokenizer)
+        spans += [Stored(part)] if isinstance(part, bytes) else _exact_spans(*next(encoded), tokenizer)
     return _joined(spans, tokenizer)
 
 
@@ -147,17 +150,19 @@ def _is_repetition(data: bytes) -> bool:
     return len(data) > MAX_ZSTD_RATIO * zstd_size(data, 3)
 
 
-def _exact_spans(text: str, tokenizer: ByteTokenizer) -> Iterator[Span]:
-    """Text as tokens, or line by line if they do not restore it, or in pieces around characters that have no tokens."""
-    data = text.encode()
-    tokens = tokenizer.encode(text)
-    if tokenizer.decode(tokens) == data:
+def _exact_spans(text: str, tokens: np.ndarray, decoded: bytes, tokenizer: ByteTokenizer) -> Iterator[Span]:
+    """Text as tokens, or line by line if they do not restore it, or in pieces around characters that have no tokens.
+
+    tokens, decoded: those of the text, and their bytes.
+    """
+    if decoded == text.encode():
         yield Text(tokens)
         return
     lines = text.splitlines(keepends=True)
     if len(lines) > 1:
         for line in lines:
-            yield from _exact_spans(line, tokenizer)
+            tokens = tokenizer.encode(line)
+            yield from _exact_spans(line, tokens, tokenizer.decode(tokens), tokenizer)
         return
     missing = {c for c in set(text) if not tokenizer.missing_bytes.isdisjoint(c.encode())}
     pieces = re.split("([" + re.escape("".join(sorted(missing))) + "]+)", text) if missing else [text]
@@ -173,10 +178,9 @@ def _joined(spans: list[Span], tokenizer: ByteTokenizer) -> list[Span]:
     """Adjacent spans of one kind joined into one, and short text beside stored bytes stored with them."""
     groups = _grouped(spans)
     if len(groups) > 1:
+        sizes = iter(tokenizer.sizes([span.tokens for span in groups if isinstance(span, Text)]))
         groups = _grouped(
-            Stored(data)
-            if isinstance(span, Text) and len(data := tokenizer.decode(span.tokens)) < MIN_TEXT_BYTES
-            else span
+            Stored(tokenizer.decode(span.tokens)) if isinstance(span, Text) and next(sizes) < MIN_TEXT_BYTES else span
             for span in groups
         )
     return groups

@@ -57,6 +57,7 @@ class GpuLM:
         self.tiles = tiles or tiles_of(device)
         self.kernels = f"triton on {device}"
         self.has_coder = True
+        self.coder: Any = None  # of `memcodec.coding.placed`, which makes it
         self.architecture = weights.architecture
         self.capacity = capacity_of(weights.architecture, self.device)
         self.vocabulary = weights.architecture.vocabulary

@@ -70,7 +70,9 @@ class LoadedModel:
                 prepare(found, threads, kernels)
 
             weights, tokenizer = registry.load_exact(folder, progress, meanwhile=load_kernels)
-            loaded = cls(folder, tokenizer, ExactLM(weights, found, threads, kernels), found)
+            lm = ExactLM(weights, found, threads, kernels)
+            tokenizer.team = lm.team
+            loaded = cls(folder, tokenizer, lm, found)
         loaded._options = {"device": device, "threads": threads, "kernels": kernels}
         return loaded
 

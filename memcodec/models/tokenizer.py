@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,10 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from memcodec.errors import MissingDependencyError, ModelNotFoundError
+from memcodec.lm.team import team_of
 from memcodec.models.placeholders import check_content
 
 _FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "vocab.txt")  # one at least
+_ALONE = 1 << 14  # characters: so little text is encoded by one thread
 PREFIX = "..."  # the text before every chunk, since most chunks begin in the middle of a text
+_NO_TOKENS = np.empty(0, dtype=np.int64)
 
 
 def _byte_of_character() -> dict[int, int]:
@@ -70,14 +74,17 @@ class ByteTokenizer:
         Raises ModelNotFoundError.
         """
         self._folder = folder
+        self.team = team_of(1)  # encodes several texts
         self.tokens = tokens or _bytes_of_tokens(
             self._backend.get_vocab(with_added_tokens=True), set(self._backend.get_added_tokens_decoder())
         )
         self._ids = self.tokens.ids.astype(np.int64)
-        self._ends = np.cumsum(self.tokens.lengths, dtype=np.int64)
-        self._starts = self._ends - self.tokens.lengths
-        self._joined = self.tokens.joined.tobytes()
-        self.missing_bytes = set(range(256)) - {self._joined[i] for i in self._starts[self.tokens.lengths == 1]}
+        self._are_dense = bool(np.array_equal(self._ids, np.arange(len(self._ids))))
+        # Of each token, and last of an id that the tokenizer does not have: no bytes.
+        self._lengths = np.append(self.tokens.lengths.astype(np.int64), 0)
+        self._starts = np.cumsum(self._lengths) - self._lengths
+        single = self._starts[:-1][self.tokens.lengths == 1]
+        self.missing_bytes = set(range(256)) - set(self.tokens.joined[single].tolist())
 
     @cached_property
     def _backend(self) -> Any:
@@ -97,12 +104,59 @@ class ByteTokenizer:
         """Token ids of a text, int64 [tokens], without any added tokens."""
         return np.array(self._backend.encode(text, add_special_tokens=False).ids, dtype=np.int64)
 
+    def encode_each(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """`encode` for each of several texts, side by side: the library lets other threads run while it encodes."""
+        if len(texts) < 2 or sum(map(len, texts)) < _ALONE:
+            return [self.encode(text) for text in texts]
+        found: list[np.ndarray] = [_NO_TOKENS] * len(texts)
+        waiting = iter(range(len(texts)))  # a thread takes the next one when it is done with another
+
+        def work(worker: int, workers: int) -> None:
+            for i in waiting:
+                found[i] = self.encode(texts[i])
+
+        self.team.run(work)
+        return found
+
     def decode(self, ids: np.ndarray) -> bytes:
         """The bytes of token ids. An id that the tokenizer does not have stands for no bytes."""
+        return self._gathered(self._places(ids)).tobytes()
+
+    def decode_each(self, runs: Sequence[np.ndarray]) -> list[bytes]:
+        """`decode` for each of several runs of token ids, at one time."""
+        if not runs:
+            return []
+        places = self._places(np.concatenate(runs))
+        joined, ends = self._gathered(places).tobytes(), self._ends(places, runs)
+        return [joined[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+    def sizes(self, runs: Sequence[np.ndarray]) -> list[int]:
+        """The number of bytes of each of several runs of token ids."""
+        if not runs:
+            return []
+        ends = self._ends(self._places(np.concatenate(runs)), runs)
+        return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+
+    def _places(self, ids: np.ndarray) -> np.ndarray:
+        """Where token ids are among the tokens; behind all of them for those that the tokenizer does not have."""
+        count = len(self._ids)
+        if self._are_dense:
+            return np.where((ids >= 0) & (ids < count), ids, count)
         at = np.searchsorted(self._ids, ids)
-        at = at[self._ids[np.minimum(at, len(self._ids) - 1)] == ids]
-        places = zip(self._starts[at].tolist(), self._ends[at].tolist(), strict=True)
-        return b"".join(self._joined[start:end] for start, end in places)
+        return np.where(self._ids[np.minimum(at, count - 1)] == ids, at, count)
+
+    def _gathered(self, places: np.ndarray) -> np.ndarray:
+        """The bytes of some tokens, one after the other, uint8."""
+        lengths = self._lengths[places]
+        sources = np.repeat(self._starts[places] - np.cumsum(lengths) + lengths, lengths)
+        sources += np.arange(len(sources))
+        return self.tokens.joined[sources]
+
+    def _ends(self, places: np.ndarray, runs: Sequence[np.ndarray]) -> list[int]:
+        """Where the bytes of each run end, if they stand one after the other."""
+        ends = np.concatenate([[0], np.cumsum(self._lengths[places])])
+        found: list[int] = ends[np.cumsum([len(run) for run in runs])].tolist()
+        return found
 
     def prefix(self) -> tuple[int, ...]:
         """Token ids of the text before every chunk."""
