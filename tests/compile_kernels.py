@@ -15,6 +15,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from memcodec.coding import gpu as gpu_coding
+from memcodec.coding.distribution import Predictions
 from memcodec.coding.steering import Steering
 from memcodec.groups import EncodedGroup
 from memcodec.lm import gpu, gpu_sizes, selftest
