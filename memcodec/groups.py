@@ -341,8 +341,10 @@ def _decode_known(
         for runs, logits in one.blocks(one.runs):
             slots, positions, counts = np.array([(run.slot, run.position, run.count) for run in runs]).T
             chosen = decoder.read(slots, positions, counts, logits)
-            for run, found in zip(runs, np.split(chosen, np.cumsum(counts)[:-1]), strict=True):
-                decoded[run.slot][run.position : run.position + run.count] = found
+            at = 0
+            for run in runs:
+                decoded[run.slot][run.position : run.position + run.count] = chosen[at : at + run.count]
+                at += run.count
             done += len(chosen)
             report(done)
     return decoded

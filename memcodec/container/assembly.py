@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -245,8 +246,8 @@ def decoded_chunks(
         assert tokenizer is not None
         if part.corrections is not None:
             left = next(tokens_of)
-        ends = np.cumsum([chunk.tokens for chunk in part.chunks])
-        runs = np.split(left[: ends[-1]], ends[:-1])
+        ends = list(accumulate((chunk.tokens for chunk in part.chunks), initial=0))
+        runs = [left[start:end] for start, end in pairwise(ends)]
         left = left[ends[-1] :]
         size = 0
         for i, (chunk, tokens, data) in enumerate(zip(part.chunks, runs, tokenizer.decode_each(runs), strict=True)):

@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -128,14 +129,14 @@ class ByteTokenizer:
             return []
         places = self._places(np.concatenate(runs))
         joined, ends = self._gathered(places).tobytes(), self._ends(places, runs)
-        return [joined[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        return [joined[start:end] for start, end in pairwise([0, *ends])]
 
     def sizes(self, runs: Sequence[np.ndarray]) -> list[int]:
         """The number of bytes of each of several runs of token ids."""
         if not runs:
             return []
         ends = self._ends(self._places(np.concatenate(runs)), runs)
-        return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+        return [end - start for start, end in pairwise([0, *ends])]
 
     def _places(self, ids: np.ndarray) -> np.ndarray:
         """Where token ids are among the tokens; behind all of them for those that the tokenizer does not have."""
