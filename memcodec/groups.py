@@ -164,10 +164,11 @@ def encode_groups(
         ) -> list[Predictions]:
             if any(given is not None for given in vectors):
                 return list(predict(lm, [[chunk] for chunk in tokens], context, vectors))
-            predictions = []
+            predictions, done = [], waiting
             for found in islice(stream, len(tokens)):
                 predictions.append(found)
-                report(waiting + sum(len(known.tokens) for known in predictions))
+                done += len(found.tokens)
+                report(done)
             return predictions
 
         memories, predictions = site.fit(tokens, predict_under, report)

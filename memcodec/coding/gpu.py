@@ -242,7 +242,7 @@ class Steps:
             return
         self._launch(rows)
         if self._is_cuda:
-            self._graphs[rows] = graph_of(lambda: self._launch(rows))
+            self._graphs[rows] = graph_of(lambda: self._launch(rows), warm_up=False)
 
     def _launch(self, rows: int) -> None:
         placed, buffers, lm = self._placed, self._buffers, self._coder.lm

@@ -228,14 +228,18 @@ class _Step:
         self._result = sequences.run_layers(x, self._rows, self._positions, self._rows, end)
 
 
-def graph_of(run: Callable[[], None]) -> Any:
-    """What a function launches on CUDA, as a graph; it is run once before, so that libraries initialize themselves."""
+def graph_of(run: Callable[[], None], warm_up: bool = True) -> Any:
+    """What a function launches on CUDA, as a graph.
+
+    warm_up: run it once before, so that libraries initialize themselves; not needed for kernels that have run already.
+    """
     cuda: Any = torch.cuda
-    stream = cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        run()
-    torch.cuda.current_stream().wait_stream(stream)
+    if warm_up:
+        stream = cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            run()
+        torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         run()
