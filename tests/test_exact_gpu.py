@@ -189,9 +189,12 @@ def test_gate(name: str) -> None:
         assert found == as_inputs(reference.quantize(reference.hadamard(z, min(reference.power_of_two(a.inner), 128))))
 
 
-@pytest.mark.parametrize("tiles", [None, SMALL])
-@pytest.mark.parametrize("name", [*SIZES, "gated", "qwen3"])
-def test_heads_and_attention(name: str, tiles: gpu_sizes.Tiles | None) -> None:
+@pytest.mark.parametrize(
+    ("name", "tiles", "largest"),
+    [(name, tiles, 3) for name in (*SIZES, "gated", "qwen3") for tiles in (None, SMALL)]
+    + [("gated", SMALL, 300), ("gated", SMALL, 3e5)],  # logits of about 1e8 units, and more than there are
+)
+def test_heads_and_attention(name: str, tiles: gpu_sizes.Tiles | None, largest: float) -> None:
     """Two passes of the two sequences, so that queries attend to keys of both."""
     lm = lm_of(name, tiles)
     a, plain = lm.architecture, Reference(random_weights(name) if name in SIZES else weights_of(name))
@@ -201,7 +204,7 @@ def test_heads_and_attention(name: str, tiles: gpu_sizes.Tiles | None) -> None:
     for counts in (np.array([3, 18]), np.array([1, 1])):
         rows = int(counts.sum())
         y = np.random.default_rng(rows).standard_normal((rows, a.heads + 2 * a.key_heads, a.head_size))
-        y = (y * 3).astype(np.float32)
+        y = (y * largest).astype(np.float32)
         tokens, slots = np.zeros(rows, dtype=np.int64), np.arange(2)
         made = sequences.pass_of(tokens, slots, counts, starts)
         buffers = buffers_of(lm, rows, y=y)

@@ -7,6 +7,7 @@ from memcodec.lm import arithmetic
 from memcodec.lm.gpu_kernels import exp2, in_units, rounded
 
 _SHARE = tl.constexpr(float(arithmetic.SHARE))
+_NEAR, _NEAR_TOP = tl.constexpr(2.0**22), tl.constexpr(1 << 21)  # see `_powers`
 _UNSEEN = tl.constexpr(-(1 << 30))  # the logit of a position that a query does not attend to
 
 ROOM = 16  # the number of positions of a cache is a multiple of it; otherwise Triton compiles kernels again
@@ -15,10 +16,8 @@ _ROOM, _TILE_FIELDS = tl.constexpr(ROOM), tl.constexpr(TILE_FIELDS)
 
 
 @triton.jit
-def _attention_logits(
-    q, factor, keys, scales, first, end, SIZE: tl.constexpr, WIDTH: tl.constexpr, PANEL: tl.constexpr
-):
-    """Logits of queries, int8 [rows, WIDTH], at PANEL positions from `first` on, int32 [rows, PANEL].
+def _logits(q, factor, keys, scales, first, end, SIZE: tl.constexpr, WIDTH: tl.constexpr, PANEL: tl.constexpr):
+    """Logits of queries, int8 [rows, WIDTH], at PANEL positions from `first` on, float32 [rows, PANEL], not rounded.
 
     factor: float32 [rows]; keys: int8 [positions, SIZE] and their scales, of a head.
     """
@@ -26,7 +25,56 @@ def _attention_logits(
     inside = (p < end)[None, :] & (i < SIZE)[:, None]
     k = tl.load(keys + (p.to(tl.int64) * SIZE)[None, :] + i[:, None], mask=inside, other=0)
     t = tl.dot(q, k, out_dtype=tl.int32).to(tl.float32)
-    return in_units(t * factor[:, None] * tl.load(scales + p, mask=p < end, other=0.0)[None, :])
+    return t * factor[:, None] * tl.load(scales + p, mask=p < end, other=0.0)[None, :]
+
+
+@triton.jit
+def _powers(x, top, seen, NEAR: tl.constexpr):
+    """exp2 of the units of logits below the largest, int32 [rows, positions]; 0 where `seen` is false.
+
+    NEAR: all of `top` is between -2**21 and 2**21, so that what is below -2**22 has the power 0.
+    """
+    units = rounded(tl.maximum(x, -_NEAR)) if NEAR else in_units(x)
+    return exp2(top[:, None] - tl.where(seen, units, _UNSEEN))
+
+
+@triton.jit
+def _mixed(
+    queries, factor, keys, scales, values, value_scales, top, last, end,
+    SIZE: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, PANEL: tl.constexpr, NEAR: tl.constexpr,
+):  # fmt: skip
+    """What `attend` computes from the largest logit of each row, int32 [ROWS], float32 [ROWS, WIDTH]."""
+    i, panel = tl.arange(0, WIDTH), tl.arange(0, PANEL)
+    most = tl.zeros((ROWS,), dtype=tl.float32)
+    total = tl.zeros((ROWS,), dtype=tl.int64)
+    wrong = factor - factor  # 0, or NaN if a number is not finite, which a comparison could hide
+    for first in range(0, end, PANEL):
+        p = first + panel
+        x = _logits(queries, factor, keys, scales, first, end, SIZE, WIDTH, PANEL)
+        e = _powers(x, top, p[None, :] <= last, NEAR)
+        total += tl.sum(e, axis=1).to(tl.int64)
+        k_scale = tl.load(scales + p, mask=p < end, other=0.0)
+        v_scale = tl.load(value_scales + p, mask=p < end, other=0.0)
+        most = tl.maximum(most, tl.max(e.to(tl.float32) * v_scale[None, :], axis=1))
+        wrong += tl.sum((k_scale - k_scale) + (v_scale - v_scale), axis=0)
+
+    ratio = tl.div_rn(_SHARE, most)
+    mixed = tl.zeros((ROWS, WIDTH), dtype=tl.int32)
+    half = tl.full((ROWS, PANEL), 64, tl.int8)
+    for first in range(0, end, PANEL):
+        p = first + panel
+        x = _logits(queries, factor, keys, scales, first, end, SIZE, WIDTH, PANEL)
+        e = _powers(x, top, p[None, :] <= last, NEAR)
+        v_scale = tl.load(value_scales + p, mask=p < end, other=0.0)
+        share = rounded((e.to(tl.float32) * v_scale[None, :]) * ratio[:, None])
+        at = (p.to(tl.int64) * SIZE)[:, None] + i[None, :]
+        v = tl.load(values + at, mask=(p < end)[:, None] & (i < SIZE)[None, :], other=0)
+        # Shares are up to 255, and products are of int8: 128 is subtracted first, and added again as twice 64.
+        mixed = tl.dot((share - 128).to(tl.int8), v, mixed, out_dtype=tl.int32)
+        mixed = tl.dot(half, v, mixed, out_dtype=tl.int32)
+        mixed = tl.dot(half, v, mixed, out_dtype=tl.int32)
+    scale = (most.to(tl.float64) / (255 * total).to(tl.float64)).to(tl.float32) + wrong
+    return mixed.to(tl.float32) * scale[:, None]
 
 
 @triton.jit
@@ -38,8 +86,8 @@ def attend(
     """Attention of the queries of tiles over the cache of a layer: z float32 [rows, HEADS, SIZE].
 
     A tile is some consecutive rows of one sequence, int32 [TILE_FIELDS]; a program takes a tile and a head of keys,
-    with all heads of queries that share it, ROWS in all. The arguments are those of `heads`. Three passes over the
-    positions: for the largest logit, for the sum of powers and the largest portion, and for the values.
+    with all heads of queries that share it, ROWS in all. The other arguments are those of `gpu_kernels.heads`. Three
+    passes over the positions: for the largest logit, for the sum of powers and the largest portion, and for the values.
     """
     REPEAT: tl.constexpr = HEADS // KEY_HEADS
     tile, key_head = tiles + tl.program_id(0) * _TILE_FIELDS, tl.program_id(1)
@@ -55,41 +103,26 @@ def attend(
     factor = tl.load(q_scale + at, mask=live, other=0.0) * FACTOR
     of_keys = (slot.to(tl.int64) * (2 * KEY_HEADS) + key_head) * room
     of_values = of_keys + room * KEY_HEADS
-    keys, key_scale = cached + of_keys * SIZE, scales + of_keys
+    keys, key_scales, values, value_scales = (
+        cached + of_keys * SIZE,
+        scales + of_keys,
+        cached + of_values * SIZE,
+        scales + of_values,
+    )
 
-    top = tl.full((ROWS,), _UNSEEN, tl.int32)
+    best = tl.full((ROWS,), float("-inf"), tl.float32)
     for first in range(0, end, PANEL):
-        units = _attention_logits(queries, factor, keys, key_scale, first, end, SIZE, WIDTH, PANEL)
-        top = tl.maximum(top, tl.max(tl.where((first + panel)[None, :] <= last, units, _UNSEEN), axis=1))
-
-    most = tl.zeros((ROWS,), dtype=tl.float32)
-    total = tl.zeros((ROWS,), dtype=tl.int64)
-    wrong = factor - factor  # 0, or NaN if a number is not finite, which a comparison could hide
-    for first in range(0, end, PANEL):
-        p = first + panel
-        units = _attention_logits(queries, factor, keys, key_scale, first, end, SIZE, WIDTH, PANEL)
-        e = exp2(top[:, None] - tl.where(p[None, :] <= last, units, _UNSEEN))
-        total += tl.sum(e, axis=1).to(tl.int64)
-        k_scale = tl.load(key_scale + p, mask=p < end, other=0.0)
-        v_scale = tl.load(scales + of_values + p, mask=p < end, other=0.0)
-        most = tl.maximum(most, tl.max(e.to(tl.float32) * v_scale[None, :], axis=1))
-        wrong += tl.sum((k_scale - k_scale) + (v_scale - v_scale), axis=0)
-
-    ratio = tl.div_rn(_SHARE, most)
-    mixed = tl.zeros((ROWS, WIDTH), dtype=tl.int32)
-    for first in range(0, end, PANEL):
-        p = first + panel
-        units = _attention_logits(queries, factor, keys, key_scale, first, end, SIZE, WIDTH, PANEL)
-        e = exp2(top[:, None] - tl.where(p[None, :] <= last, units, _UNSEEN))
-        v_scale = tl.load(scales + of_values + p, mask=p < end, other=0.0)
-        share = rounded((e.to(tl.float32) * v_scale[None, :]) * ratio[:, None])
-        at_values = ((of_values + p) * SIZE)[:, None] + i[None, :]
-        values = tl.load(cached + at_values, mask=(p < end)[:, None] & (i < SIZE)[None, :], other=0)
-        # Shares are up to 255, and products are of int8: 128 is subtracted first, and added again for all positions.
-        mixed = tl.dot((share - 128).to(tl.int8), values, mixed, out_dtype=tl.int32)
-        mixed += 128 * tl.sum(values.to(tl.int32), axis=0)[None, :]
-    scale = (most.to(tl.float64) / (255 * total).to(tl.float64)).to(tl.float32) + wrong
-    tl.store(z + vectors, mixed.to(tl.float32) * scale[:, None], mask=inside)
+        x = _logits(queries, factor, keys, key_scales, first, end, SIZE, WIDTH, PANEL)
+        best = tl.maximum(best, tl.max(tl.where((first + panel)[None, :] <= last, x, float("-inf")), axis=1))
+    top = in_units(best)  # rounding keeps the order
+    if tl.max(tl.abs(top), axis=0) < _NEAR_TOP:
+        out = _mixed(queries, factor, keys, key_scales, values, value_scales, top, last, end,
+                     SIZE, WIDTH, ROWS, PANEL, True)  # fmt: skip
+        tl.store(z + vectors, out, mask=inside)
+    else:
+        out = _mixed(queries, factor, keys, key_scales, values, value_scales, top, last, end,
+                     SIZE, WIDTH, ROWS, PANEL, False)  # fmt: skip
+        tl.store(z + vectors, out, mask=inside)
 
 
 @triton.jit
