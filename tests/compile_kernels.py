@@ -39,12 +39,18 @@ def main() -> None:
     launched: dict[str, tuple[Any, dict[str, str], dict[str, Any], tuple[int, int | None]]] = {}
 
     def record(
-        kernel: Any, grid: Any, *arguments: Any, warps: int = 4, registers: int | None = None, **constants: Any
+        kernel: Any,
+        grid: Any,
+        *arguments: Any,
+        warps: int = 4,
+        stages: int = 3,
+        registers: int | None = None,
+        **constants: Any,
     ) -> None:
         types = [TYPES[value.dtype] if isinstance(value, torch.Tensor) else "i32" for value in arguments]
         signature = dict(zip(kernel.arg_names, types, strict=False)) | dict.fromkeys(constants, "constexpr")
         launched.setdefault(
-            f"{kernel.__name__} {signature} {constants}", (kernel, signature, constants, (warps, registers))
+            f"{kernel.__name__} {signature} {constants}", (kernel, signature, constants, (warps, stages, registers))
         )
 
     gpu.launch = record
@@ -67,11 +73,15 @@ def main() -> None:
         chunk.entropy[:] = 6000
         for effort in (64, 4096):
             search_gpu.GpuSearch(coder, search_gpu.ON_GPU)([chunk], steering, 300, effort, team_of(1))
-    for kernel, signature, constants, (warps, registers) in launched.values():
+    for kernel, signature, constants, (warps, stages, registers) in launched.values():
         places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
         options = {
-            "num_warps": warps, "maxnreg": registers, "enable_fp_fusion": False, "enable_reflect_ftz": False,
-        }  # fmt: skip
+            "num_warps": warps,
+            "num_stages": stages,
+            "maxnreg": registers,
+            "enable_fp_fusion": False,
+            "enable_reflect_ftz": False,
+        }
         made = triton.compile(ASTSource(kernel, signature, places), target=GPUTarget("cuda", 90, 32), options=options)
         floats = set(FLOATS.findall(made.asm["ptx"]))
         wrong = sorted(one for one in floats if WRONG.match(one))

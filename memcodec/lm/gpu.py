@@ -256,7 +256,7 @@ def multiply(
         _kernels.product, (-(-rows // height), -(-columns // width)),
         v, s, linear.matrix, linear.scale, linear.scale if linear.bias is None else linear.bias, out, rows,
         COLUMNS=columns, INNER=inner, BIAS=linear.bias is not None, KIND=kind, ROWS=height, WIDTH=width,
-        DEPTH=min(max(power_of_two(inner), _LEAST_DEPTH), tiles.depth), warps=8 if height > 64 else 4,
+        DEPTH=min(max(power_of_two(inner), _LEAST_DEPTH), tiles.depth), stages=4,
     )  # fmt: skip
 
 

@@ -38,14 +38,21 @@ _ADD, _UNITS, _SUMS = tl.constexpr(ADD), tl.constexpr(UNITS), tl.constexpr(SUMS)
 
 
 def launch(
-    kernel: Any, grid: tuple[int, ...], *arguments: Any, warps: int = 4, registers: int | None = None, **constants: Any
+    kernel: Any,
+    grid: tuple[int, ...],
+    *arguments: Any,
+    warps: int = 4,
+    stages: int = 3,
+    registers: int | None = None,
+    **constants: Any,
 ) -> None:
     """Start a kernel, compiled so that each operation is rounded once and nothing is flushed to zero.
 
-    registers: the most that a thread may have, so that more programs run at one time. None: no limit.
+    stages: of loads that are started in advance, in a loop over products; registers: the most that a thread may have,
+    so that more programs run at one time. None: no limit.
     """
-    options = {"num_warps": warps, "maxnreg": registers, "enable_fp_fusion": False, "enable_reflect_ftz": False}
-    kernel[grid](*arguments, **constants, **options)
+    options = {"num_warps": warps, "num_stages": stages, "maxnreg": registers}
+    kernel[grid](*arguments, **constants, **options, enable_fp_fusion=False, enable_reflect_ftz=False)
 
 
 # ---- one vector, or a block of them
