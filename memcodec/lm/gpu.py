@@ -149,11 +149,11 @@ class GpuLM:
                 **about, ROWS=pass_.tile_height, PANEL=self.tiles.panel,
             )  # fmt: skip
             return
-        units, shares = buffers.of_attention(pass_.rows * room * a.heads)
+        logits, shares = buffers.of_attention(pass_.rows * room * a.heads)
         repeat = a.heads // a.key_heads
         launch(
             _attention.attend_step, (pass_.rows, a.key_heads), buffers.q, buffers.q_scale, cached, scales, pass_.slots,
-            pass_.positions, units, shares, buffers.y, room,
+            pass_.positions, logits, shares, buffers.y, room,
             **about, ROWS=power_of_two(repeat), HEIGHT=max(power_of_two(repeat + 1), _LEAST_HEIGHT),
             PANEL=self.tiles.step_panel, SPAN=self.tiles.span,
         )  # fmt: skip
@@ -236,14 +236,14 @@ class Buffers:
         self.q_scale = torch.empty(rows * a.heads, device=device)
         numbers = rows * (_ROW_FIELDS + TILE_FIELDS) + _ROW_FIELDS * _ALIGNED
         self.numbers = torch.empty(numbers, dtype=torch.int32, device=device)  # of `Pass`
-        self._units = torch.empty(0, dtype=torch.int32, device=device)
+        self._logits = torch.empty(0, device=device)
         self._shares = torch.empty(0, dtype=torch.int8, device=device)
 
     def of_attention(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """What `gpu_kernels.attend_step` leaves for itself: int32 and int8 [size or more]."""
-        if len(self._units) < size:
-            self._units, self._shares = self._units.new_empty(size), self._shares.new_empty(size)
-        return self._units, self._shares
+        """What `gpu_attention.attend_step` leaves for itself: float32 and int8 [size or more]."""
+        if len(self._logits) < size:
+            self._logits, self._shares = self._logits.new_empty(size), self._shares.new_empty(size)
+        return self._logits, self._shares
 
 
 def multiply(

@@ -126,15 +126,30 @@ def attend(
 
 
 @triton.jit
+def _weights(x, top, seen, v_scale):
+    """Powers of logits, float32 [rows, positions], their sum, and their largest product with a scale of the values."""
+    e = exp2(top[:, None] - tl.where(seen, in_units(x), _UNSEEN))
+    portion = tl.where(e > 0, e.to(tl.float32) * v_scale[None, :], 0.0)
+    return e, tl.sum(e, axis=1), tl.max(portion, axis=1)
+
+
+@triton.jit
+def _shares(e, v_scale, most):
+    """Shares less 128, int8: they are up to 255, and products are of int8. What was not seen has any scale."""
+    share = rounded((e.to(tl.float32) * v_scale[None, :]) * tl.div_rn(_SHARE, most)[:, None])
+    return (tl.where(e > 0, share, 0) - 128).to(tl.int8)
+
+
+@triton.jit
 def attend_step(
-    q, q_scale, cached, scales, slots, positions, units, shares, z, room,
+    q, q_scale, cached, scales, slots, positions, logits, shares, z, room,
     HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr, FACTOR: tl.constexpr,
     ROWS: tl.constexpr, HEIGHT: tl.constexpr, PANEL: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
     """`attend` for rows that are one position of a sequence each: keys and values are read once.
 
     Products of keys and of values have HEIGHT rows, of which ROWS, a power of two, hold the queries of a head of keys;
-    what lies between these products is computed for ROWS rows. It goes through memory, as units, int32 [rows, HEADS,
+    what lies between these products is computed for ROWS rows. It goes through memory, as logits, float32 [rows, HEADS,
     room], and shares, int8 of the same shape, since the threads that read it are not those that wrote it. slots,
     positions: int32 [rows]; SPAN: positions that are computed at one time; in products, they are PANEL.
     """
@@ -143,73 +158,72 @@ def attend_step(
     row, key_head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     slot, end = tl.load(slots + row).to(tl.int64), tl.load(positions + row) + 1
     whole = (end + (_ROOM - 1)) // _ROOM * _ROOM  # positions that are read, so that threads read several at one time
-    i, m, r = tl.arange(0, WIDTH), tl.arange(0, HEIGHT), tl.arange(0, ROWS)
+    i, m, r, span = tl.arange(0, WIDTH), tl.arange(0, HEIGHT), tl.arange(0, ROWS), tl.arange(0, SPAN)
     first_head = row * HEADS + key_head * REPEAT
     of_keys = (slot * (2 * KEY_HEADS) + key_head) * room
     of_values = of_keys + room * KEY_HEADS
     live, used = m < REPEAT, r < REPEAT
     queries_at = ((first_head + m) * SIZE)[:, None] + i[None, :]
     queries = tl.load(q + queries_at, mask=live[:, None] & (i < SIZE)[None, :], other=0)
+    factor = tl.load(q_scale + first_head + m, mask=live, other=0.0) * FACTOR
+    best = tl.full((HEIGHT,), float("-inf"), tl.float32)
     for first in range(0, whole, PANEL):
         p = first + tl.arange(0, PANEL)
         inside = (p < whole)[None, :] & (i < SIZE)[:, None]
         k = tl.load(cached + of_keys * SIZE + (p * SIZE)[None, :] + i[:, None], mask=inside, other=0)
-        product = tl.dot(queries, k, out_dtype=tl.int32)
-        at = units + ((first_head + m) * room)[:, None] + p[None, :]
-        tl.store(at, product, mask=live[:, None] & (p < whole)[None, :])
-    tl.debug_barrier()  # all products are written before other threads read them
+        t = tl.dot(queries, k, out_dtype=tl.int32).to(tl.float32)
+        x = t * factor[:, None] * tl.load(scales + of_keys + p, mask=p < whole, other=0.0)[None, :]
+        at = logits + ((first_head + m) * room)[:, None] + p[None, :]
+        tl.store(at, x, mask=live[:, None] & (p < whole)[None, :])
+        best = tl.maximum(best, tl.max(tl.where((p < end)[None, :], x, float("-inf")), axis=1))
+    top = tl.sum(tl.where(m[:, None] == r[None, :], in_units(best)[:, None], 0), axis=0)  # of ROWS rows
+    tl.debug_barrier()  # all logits are written before other threads read them
 
-    factor = tl.load(q_scale + first_head + r, mask=used, other=0.0) * FACTOR
-    top = tl.full((ROWS,), _UNSEEN, tl.int32)
-    for first in range(0, whole, SPAN):
-        p = first + tl.arange(0, SPAN)
-        at = units + ((first_head + r) * room)[:, None] + p[None, :]
-        inside = used[:, None] & (p < whole)[None, :]
-        k_scale = tl.load(scales + of_keys + p, mask=p < whole, other=0.0)
-        logits = in_units(tl.load(at, mask=inside, other=0).to(tl.float32) * factor[:, None] * k_scale[None, :])
-        logits = tl.where((p < end)[None, :], logits, _UNSEEN)
-        tl.store(at, logits, mask=inside)
-        top = tl.maximum(top, tl.max(logits, axis=1))
-    tl.debug_barrier()
-
-    most = tl.full((ROWS,), 0.0, tl.float32)
-    total = tl.zeros((ROWS,), dtype=tl.int64)
-    wrong = factor - factor  # 0, or NaN if a number is not finite, which a comparison could hide
-    for first in range(0, whole, SPAN):
-        p = first + tl.arange(0, SPAN)
-        at = units + ((first_head + r) * room)[:, None] + p[None, :]
-        e = exp2(top[:, None] - tl.load(at, mask=used[:, None] & (p < whole)[None, :], other=_UNSEEN))
-        total += tl.sum(e, axis=1).to(tl.int64)
-        k_scale = tl.load(scales + of_keys + p, mask=p < whole, other=0.0)
-        v_scale = tl.load(scales + of_values + p, mask=p < whole, other=0.0)
-        most = tl.maximum(most, tl.max(tl.where(e > 0, e.to(tl.float32) * v_scale[None, :], 0.0), axis=1))
-        wrong += tl.sum(tl.where(p < end, (k_scale - k_scale) + (v_scale - v_scale), 0.0), axis=0)
-
-    most, total = tl.where(used, most, 1.0), tl.where(used, total, 1)  # other rows are not stored
-    ratio = tl.div_rn(_SHARE, most)
-    for first in range(0, whole, SPAN):
-        p = first + tl.arange(0, SPAN)
-        at = ((first_head + r) * room)[:, None] + p[None, :]
-        inside = used[:, None] & (p < whole)[None, :]
-        e = exp2(top[:, None] - tl.load(units + at, mask=inside, other=_UNSEEN))
-        v_scale = tl.load(scales + of_values + p, mask=p < whole, other=0.0)
-        share = rounded((e.to(tl.float32) * v_scale[None, :]) * ratio[:, None])
-        share = tl.where(e > 0, share, 0)  # what was not seen has numbers of an older sequence
-        # Shares are up to 255, and products are of int8: 128 is subtracted here, and added again below.
-        tl.store(shares + at, (share - 128).to(tl.int8), mask=inside)
+    at = ((first_head + r) * room)[:, None] + span[None, :]
+    wrong = 0.0  # or NaN if a number is not finite, which a comparison could hide
+    if whole <= SPAN:
+        inside = used[:, None] & (span < whole)[None, :]
+        x = tl.load(logits + at, mask=inside, other=0.0)
+        k_scale = tl.load(scales + of_keys + span, mask=span < whole, other=0.0)
+        v_scale = tl.load(scales + of_values + span, mask=span < whole, other=0.0)
+        e, total, most = _weights(x, top, used[:, None] & (span < end)[None, :], v_scale)
+        wrong += tl.sum(tl.where(span < end, (k_scale - k_scale) + (v_scale - v_scale), 0.0), axis=0)
+        total, most = tl.where(used, total, 1).to(tl.int64), tl.where(used, most, 1.0)  # other rows are not stored
+        tl.store(shares + at, _shares(e, v_scale, most), mask=inside)
+    else:
+        most, total = tl.zeros((ROWS,), dtype=tl.float32), tl.zeros((ROWS,), dtype=tl.int64)
+        for first in range(0, whole, SPAN):
+            p = first + span
+            inside = used[:, None] & (p < whole)[None, :]
+            x = tl.load(logits + at + first, mask=inside, other=0.0)
+            k_scale = tl.load(scales + of_keys + p, mask=p < whole, other=0.0)
+            v_scale = tl.load(scales + of_values + p, mask=p < whole, other=0.0)
+            e, some, largest = _weights(x, top, used[:, None] & (p < end)[None, :], v_scale)
+            wrong += tl.sum(tl.where(p < end, (k_scale - k_scale) + (v_scale - v_scale), 0.0), axis=0)
+            most, total = tl.maximum(most, largest), total + some.to(tl.int64)
+            tl.store(logits + at + first, e.to(tl.float32, bitcast=True), mask=inside)
+        most, total = tl.where(used, most, 1.0), tl.where(used, total, 1)
+        tl.debug_barrier()
+        for first in range(0, whole, SPAN):
+            p = first + span
+            inside = used[:, None] & (p < whole)[None, :]
+            e = tl.load(logits + at + first, mask=inside, other=0.0).to(tl.int32, bitcast=True)
+            v_scale = tl.load(scales + of_values + p, mask=p < whole, other=0.0)
+            tl.store(shares + at + first, _shares(e, v_scale, most), mask=inside)
     tl.debug_barrier()
 
     mixed = tl.zeros((HEIGHT, WIDTH), dtype=tl.int32)
     for first in range(0, whole, PANEL):
         p = first + tl.arange(0, PANEL)
-        at = shares + ((first_head + m) * room)[:, None] + p[None, :]
-        share = tl.load(at, mask=live[:, None] & (p < whole)[None, :], other=0)
+        share_at = shares + ((first_head + m) * room)[:, None] + p[None, :]
+        share = tl.load(share_at, mask=live[:, None] & (p < whole)[None, :], other=0)
         share = tl.where((m == LAST)[:, None], 1, share).to(tl.int8)  # a row that sums the values
         inside = (p < whole)[:, None] & (i < SIZE)[None, :]
         values = tl.load(cached + of_values * SIZE + (p * SIZE)[:, None] + i[None, :], mask=inside, other=0)
         mixed = tl.dot(share, values, mixed, out_dtype=tl.int32)
     sums = tl.sum(tl.where((m == LAST)[:, None], mixed, 0), axis=0)
-    numbers = (most.to(tl.float64) / (255 * total).to(tl.float64)).to(tl.float32) + wrong
-    scale = tl.sum(tl.where(m[:, None] == r[None, :], numbers[None, :], 0.0), axis=1)  # of HEIGHT rows instead of ROWS
+    numbers = (most.to(tl.float64) / (255 * total).to(tl.float64)).to(tl.float32)
+    scale = tl.sum(tl.where(m[:, None] == r[None, :], numbers[None, :], 0.0), axis=1)  # of HEIGHT rows
+    scale = scale + (wrong + (factor - factor))
     out = (mixed + 128 * sums[None, :]).to(tl.float32) * scale[:, None]
     tl.store(z + queries_at, out, mask=live[:, None] & (i < SIZE)[None, :])
