@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent / "memcodec"
 # Each may import those before it in this list, and itself.
 ORDER = [
     "errors", "wording", "progress", "levels", "settings", "cache", "lm", "models", "document", "coding", "memory",
-    "passes",
+    "passes", "prediction",
     "groups", "container", "engines", "storage", "primer", "frames", "bound", "estimate", "decoding",
     "verification", "codec", "files", "view", "integrations", "bench",
 ]  # fmt: skip

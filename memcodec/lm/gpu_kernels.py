@@ -7,6 +7,8 @@ contiguous; each program takes a block of rows, and masks cut the blocks at the 
 are `constexpr`, so that a kernel is compiled once for each kind of layer.
 """
 
+import threading
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -36,6 +38,10 @@ _WHOLE = tl.constexpr(2.0**23)  # from here on, a float32 is an integer
 STORE, ADD, UNITS, SUMS = 0, 1, 2, 3
 _ADD, _UNITS, _SUMS = tl.constexpr(ADD), tl.constexpr(UNITS), tl.constexpr(SUMS)
 
+_turn: Any = (
+    threading.Lock() if triton.knobs.runtime.interpret else nullcontext()
+)  # one kernel is interpreted at a time
+
 
 def launch(
     kernel: Any, grid: tuple[int, ...], *arguments: Any, warps: int = 4, registers: int | None = None, **constants: Any
@@ -45,7 +51,8 @@ def launch(
     registers: the most that a thread may have, so that more programs run at one time. None: no limit.
     """
     options = {"num_warps": warps, "maxnreg": registers, "enable_fp_fusion": False, "enable_reflect_ftz": False}
-    kernel[grid](*arguments, **constants, **options)
+    with _turn:
+        kernel[grid](*arguments, **constants, **options)
 
 
 # ---- one vector, or a block of them
