@@ -19,6 +19,7 @@ from memcodec.lm.ahead import Ahead, computing
 from memcodec.memory.sites import readout_site
 from memcodec.prediction import predict, streams
 from memcodec.settings import Readout
+from tests.conftest import TEXT, store_nothing
 
 WAIT = 20.0  # seconds
 
@@ -177,6 +178,20 @@ def test_an_error_of_the_caller(tiny: Codec, ahead_lm: Any, monkeypatch: pytest.
     monkeypatch.setattr("memcodec.coding.corrections.write", interrupted)
     with pytest.raises(KeyboardInterrupt):
         next(encode_groups(tiny.lm, readout_site(tiny.lm, Readout(0.0, 16)), groups_of(tiny.lm, 200), 50))
+
+
+def test_a_document_and_an_error_that_is_kept(tiny: Codec, ahead_lm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error keeps the generators alive, but not the thread."""
+    store_nothing(monkeypatch)
+    data = TEXT[:3000].encode()
+    made = tiny.encode(data, site=Readout(0.0, 16), verify=False)
+    monkeypatch.setattr("memcodec.container.assembly.chunk_checksum", lambda _: 1 // 0)
+    with pytest.raises(ZeroDivisionError) as kept:
+        tiny.encode(data, site=Readout(0.0, 16), chunk_tokens=8)
+    assert not any(thread.name == "memcodec-ahead" for thread in threading.enumerate()), kept
+    monkeypatch.undo()
+    store_nothing(monkeypatch)
+    assert made == tiny.encode(data, site=Readout(0.0, 16), verify=False)
 
 
 # ---- blocks that two threads read

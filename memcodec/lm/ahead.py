@@ -3,9 +3,9 @@
 import atexit
 import threading
 from collections import deque
-from collections.abc import Callable, Generator
-from contextlib import closing
-from typing import Generic, TypeVar
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+from typing import Any, Generic, TypeVar
 
 from memcodec.errors import MachineError
 
@@ -13,6 +13,16 @@ T = TypeVar("T")
 
 # Is held while a thread computes an item, and while CUDA graphs are captured, which other threads must not disturb.
 computing = threading.Lock()
+
+
+@contextmanager
+def ending(items: Iterator[Any]) -> Iterator[None]:
+    """Close a generator afterwards, and so the threads that it has started, even if an error keeps it alive."""
+    try:
+        yield
+    finally:
+        if isinstance(items, Generator):
+            items.close()
 
 
 class Ahead(Generic[T]):
@@ -69,7 +79,8 @@ class Ahead(Generic[T]):
             self._closed = True
             self._ready.clear()
             self._changed.notify_all()
-        self._thread.join()
+        if threading.current_thread() is not self._thread:  # in which garbage may be collected
+            self._thread.join()
         atexit.unregister(self.close)
 
     def _run(self, items: Generator[T, None, None], enter: Callable[[], None]) -> None:

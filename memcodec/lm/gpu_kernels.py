@@ -38,9 +38,8 @@ _WHOLE = tl.constexpr(2.0**23)  # from here on, a float32 is an integer
 STORE, ADD, UNITS, SUMS = 0, 1, 2, 3
 _ADD, _UNITS, _SUMS = tl.constexpr(ADD), tl.constexpr(UNITS), tl.constexpr(SUMS)
 
-_turn: Any = (
-    threading.Lock() if triton.knobs.runtime.interpret else nullcontext()
-)  # one kernel is interpreted at a time
+# The interpreter runs one kernel at a time.
+_turn: Any = threading.Lock() if triton.knobs.runtime.interpret else nullcontext()
 
 
 def launch(
