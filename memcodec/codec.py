@@ -21,6 +21,7 @@ from memcodec.engines.engine import Engine
 from memcodec.engines.local import Local
 from memcodec.frames import FrameSettings
 from memcodec.groups import FIT_CHUNKS
+from memcodec.lm.ahead import ending
 from memcodec.lm.model import ExactLM
 from memcodec.memory.embedding import MemoryEmbedding
 from memcodec.memory.sites import site_of
@@ -170,16 +171,18 @@ class Codec:
         verifier = Verifier(self.model, self.engine, settings, len(sources) == 1, stages.verify)
         finished: list[tuple[Source, bytes]] = []
         groups = 0
-        for source, made in self._containers(sources, settings, stages.fit, journal):
-            if not settings.stores_text:
-                refusals.check_pure(made)
-            blob = container.pack(made)
-            finished.append((source, assembly.smaller_of(source, blob) if settings.stores_text else blob))
-            groups += len(made.groups)
-            full = groups >= (settings.batch or self.lm.capacity.sequences) or len(finished) == _VERIFIED_TOGETHER
-            if full or len(finished) == len(sources) or not settings.verify:
-                yield from verifier.verified(finished)
-                finished, groups = [], 0
+        containers = self._containers(sources, settings, stages.fit, journal)
+        with ending(containers):
+            for source, made in containers:
+                if not settings.stores_text:
+                    refusals.check_pure(made)
+                blob = container.pack(made)
+                finished.append((source, assembly.smaller_of(source, blob) if settings.stores_text else blob))
+                groups += len(made.groups)
+                full = groups >= (settings.batch or self.lm.capacity.sequences) or len(finished) == _VERIFIED_TOGETHER
+                if full or len(finished) == len(sources) or not settings.verify:
+                    yield from verifier.verified(finished)
+                    finished, groups = [], 0
         yield from verifier.verified(finished)
 
     def _containers(
@@ -207,15 +210,16 @@ class Codec:
             journal.begin(journal_key(sources[0], model, settings.site, cutting), fitted_together)
             encoded = journal.encoded(blocks.groups(), encode, lambda group: report.finish(group.lengths))
         parts, furthest = list[EncodedPart](), 1
-        for block in blocks.blocks():
-            parts += assembly.parts_of(block, encoded, model.tokenizer, settings.stores_text)
-            furthest = max(furthest, block.plan.context)
-            if block.last:
-                primer = self.primer.identity if self.primer else b""
-                written = Settings(site.name, site.fields, cutting.chunk_tokens, furthest, primer)
-                model_id = ModelId.of(model.name, model.identity)
-                yield block.source, assembly.container_of(block.source, parts, model_id, written)
-                parts, furthest = [], 1
+        with ending(encoded):
+            for block in blocks.blocks():
+                parts += assembly.parts_of(block, encoded, model.tokenizer, settings.stores_text)
+                furthest = max(furthest, block.plan.context)
+                if block.last:
+                    primer = self.primer.identity if self.primer else b""
+                    written = Settings(site.name, site.fields, cutting.chunk_tokens, furthest, primer)
+                    model_id = ModelId.of(model.name, model.identity)
+                    yield block.source, assembly.container_of(block.source, parts, model_id, written)
+                    parts, furthest = [], 1
 
     # ---- decoding
 

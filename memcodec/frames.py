@@ -19,6 +19,7 @@ from memcodec.document.plan import cut_chunks, visible_tokens
 from memcodec.document.spans import is_worthwhile
 from memcodec.errors import ChecksumError, EncodeError, FormatError, MachineError
 from memcodec.groups import EncodedGroup, decode_all, encode_all, verify_all
+from memcodec.lm.ahead import ending
 from memcodec.memory.sites import readout_site
 from memcodec.models.loaded import LoadedModel
 from memcodec.progress import ProgressCallback, Reporter
@@ -85,9 +86,10 @@ def encode(
     groups = [cut_chunks(tokens, settings.chunk_tokens) for tokens in texts.values() if len(tokens)]
     report = Reporter(progress, "fit", sum(map(len, texts)), [len(chunk) for group in groups for chunk in group])
     encoded = encode_all(model.lm, readout_site(model.lm, settings.site), groups, _context(model), report)
-    frames = {
-        message: packer.pack(message, next(encoded) if len(tokens) else None) for message, tokens in texts.items()
-    }
+    with ending(encoded):
+        frames = {
+            message: packer.pack(message, next(encoded) if len(tokens) else None) for message, tokens in texts.items()
+        }
     return [frames[message] for message in messages]
 
 

@@ -3,10 +3,9 @@
 Arguments and results are arrays and bytes, so that another process or machine can process a batch.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import accumulate, chain, islice, repeat, tee
+from itertools import accumulate, islice
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ import numpy as np
 from memcodec.coding import corrections
 from memcodec.coding.corrections import live_groups
 from memcodec.coding.distribution import Predictions
-from memcodec.coding.placed import decoder_of, predicting
+from memcodec.coding.placed import decoder_of
 from memcodec.coding.steering import Steering
 from memcodec.document.plan import windows
 from memcodec.errors import FormatError, MachineError
@@ -22,7 +21,8 @@ from memcodec.lm.layout import PAGE
 from memcodec.lm.model import ExactLM
 from memcodec.lm.sequences import READ_ROWS, Capacity, SequenceInput, Sequences
 from memcodec.memory.site import Report, Site
-from memcodec.passes import Known, Run, first_logits, input_of, passes
+from memcodec.passes import Known, first_logits, input_of, passes
+from memcodec.prediction import predict, streams
 from memcodec.progress import Reporter
 
 FIT_CHUNKS = 32  # chunks whose memories are fitted together, and more if it does not matter and suits the LM
@@ -45,95 +45,6 @@ class EncodedGroup:
         return sum(self.lengths)
 
 
-# ---- predictions of the LM
-
-
-def predict(
-    lm: ExactLM, groups: Iterable[list[np.ndarray]], context: int, vectors: Iterable[np.ndarray | None]
-) -> Iterator[Predictions]:
-    """The LM's predictions at each position of groups of chunks, int64 [tokens] each: one `Predictions` for each chunk.
-
-    context: the most tokens that the LM sees before a position; vectors: the input embeddings between the prefix and
-    each group, float32 [n, hidden], or None.
-    """
-    batch: list[_Predicted] = []
-    rows, most = 0, lm.capacity
-    for chunks, given in zip(groups, vectors, strict=False):
-        group = _Predicted(chunks, given)
-        alone = group.rows > most.rows or len(group.known.tokens) > context
-        if batch and (alone or rows + group.rows > most.rows or len(batch) == most.sequences):
-            yield from _predict_together(lm, batch, context)
-            batch, rows = [], 0
-        if alone:
-            yield from _predict_together(lm, [group], context)
-        else:
-            batch.append(group)
-            rows += group.rows
-    if batch:
-        yield from _predict_together(lm, batch, context)
-
-
-class _Predicted:
-    """A group whose predictions are being computed. rows: of all its passes, about."""
-
-    def __init__(self, chunks: list[np.ndarray], vectors: np.ndarray | None) -> None:
-        self.known = Known(np.concatenate(chunks), vectors)
-        self.rows = len(self.known.tokens) + (0 if vectors is None else len(vectors))
-        self._lengths = deque(map(len, chunks))  # of the chunks that are not complete
-        self._parts: list[Predictions] = []  # of the first of them
-        self._room = self._lengths[0]  # its positions that are missing
-        self._finished: deque[Predictions] = deque()
-
-    def add(self, found: Predictions) -> None:
-        """The predictions of the next positions."""
-        at = 0
-        while at < len(found.tokens):
-            part = found.part(at, at + self._room)
-            self._parts.append(part)
-            at, self._room = at + len(part.tokens), self._room - len(part.tokens)
-            if not self._room:
-                self._finished.append(Predictions.joined(self._parts))
-                self._parts = []
-                self._lengths.popleft()
-                self._room = self._lengths[0] if self._lengths else 0
-
-    def finished(self) -> Iterator[Predictions]:
-        """The chunks that were completed since the last call."""
-        while self._finished:
-            yield self._finished.popleft()
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether all chunks are complete."""
-        return not self._lengths
-
-
-def _predict_together(lm: ExactLM, batch: list[_Predicted], context: int) -> Iterator[Predictions]:
-    """The predictions for groups in common passes: all chunks of the first group, then those of the next one.
-
-    The host takes those of a block of rows while a GPU computes the next one.
-    """
-    predict_rows = predicting(lm)
-    computed: list[tuple[list[Run], Callable[[], Predictions]]] = []
-    blocks = (block for one in passes(lm, [group.known for group in batch], context, lm.capacity.rows)
-              for block in one.rows())  # fmt: skip
-    for block in chain(blocks, [None]):
-        before, computed = computed, []
-        if block is not None:
-            runs, logits = block
-            tokens = [batch[run.slot].known.tokens[run.position : run.position + run.count] for run in runs]
-            computed.append((runs, predict_rows(np.concatenate(tokens), logits)))
-        for runs, wait in before:
-            found, at = wait(), 0
-            for run in runs:
-                batch[run.slot].add(found.part(at, at + run.count))
-                at += run.count
-        for group in batch:
-            yield from group.finished()
-            if not group.is_finished:
-                break
-
-
 # ---- encoding
 
 
@@ -142,46 +53,47 @@ def encode_groups(
 ) -> Iterator[EncodedGroup]:
     """Encode groups of chunks, int64 [tokens] each: fit their memories and write their corrections, group by group.
 
-    groups: are read as they are needed, some in advance; context: the most tokens of its group that the LM sees before
-    each token; report: is called with the number of tokens that are done of groups that are not finished.
+    groups: are read as they are needed, some in advance, and by another thread if the coder is on a device; context:
+    the most tokens of its group that the LM sees before each token; report: is called with the number of tokens that
+    are done of groups that are not finished.
     """
-    ours, theirs = tee(groups)
-    chunks = ((number, group, chunk) for number, group in enumerate(ours) for chunk in group)
-    stream = predict(lm, theirs, context, repeat(None))
+    predicted = finished = 0  # tokens
+
+    def found(tokens: int) -> None:
+        nonlocal predicted
+        predicted += tokens
+        report(predicted - finished)
+
     writing: dict[int, _Group] = {}  # groups that are not finished, by number
-    waiting = 0  # tokens of these groups that are done
-    while batch := list(islice(chunks, FIT_CHUNKS)):
-        tokens = [chunk for _, _, chunk in batch]
-        if site.fits_apart:
-            room = lm.capacity.fitted - sum(map(len, tokens))
-            while room > 0 and (more := next(chunks, None)):
-                batch.append(more)
-                tokens.append(more[2])
-                room -= len(more[2])
+    with streams(lm, groups, context, site.fits_apart and lm.implementation.has_coder, found) as (ours, stream):
+        chunks = ((number, group, chunk) for number, group in enumerate(ours) for chunk in group)
+        while batch := list(islice(chunks, FIT_CHUNKS)):
+            tokens = [chunk for _, _, chunk in batch]
+            if site.fits_apart:
+                room = lm.capacity.fitted - sum(map(len, tokens))
+                while room > 0 and (more := next(chunks, None)):
+                    batch.append(more)
+                    tokens.append(more[2])
+                    room -= len(more[2])
 
-        def predict_under(
-            vectors: list[np.ndarray | None], tokens: list[np.ndarray] = tokens, waiting: int = waiting
-        ) -> list[Predictions]:
-            if any(given is not None for given in vectors):
-                return list(predict(lm, [[chunk] for chunk in tokens], context, vectors))
-            predictions, done = [], waiting
-            for found in islice(stream, len(tokens)):
-                predictions.append(found)
-                done += len(found.tokens)
-                report(done)
-            return predictions
+            def predict_under(
+                vectors: list[np.ndarray | None],
+                tokens: list[np.ndarray] = tokens,
+                stream: Iterator[Predictions] = stream,
+            ) -> list[Predictions]:
+                if any(given is not None for given in vectors):
+                    return list(predict(lm, [[chunk] for chunk in tokens], context, vectors))
+                return list(islice(stream, len(tokens)))
 
-        memories, predictions = site.fit(tokens, predict_under, report)
-        states = [writing.setdefault(number, _Group(lm, site, group)) for number, group, _ in batch]
-        corrections.write(
-            [state.encoder for state in states], predictions, memories if site.share else [b""] * len(batch), lm.team
-        )
-        waiting += sum(map(len, tokens))
-        for (number, _, _), state, memory in zip(batch, states, memories, strict=True):
-            state.memories.append(memory)
-            if len(state.memories) == len(state.lengths):
-                waiting -= sum(state.lengths)
-                yield EncodedGroup(state.lengths, tuple(state.memories), writing.pop(number).encoder.finish())
+            memories, predictions = site.fit(tokens, predict_under, report)
+            states = [writing.setdefault(number, _Group(lm, site, group)) for number, group, _ in batch]
+            used = memories if site.share else [b""] * len(batch)
+            corrections.write([state.encoder for state in states], predictions, used, lm.team)
+            for (number, _, _), state, memory in zip(batch, states, memories, strict=True):
+                state.memories.append(memory)
+                if len(state.memories) == len(state.lengths):
+                    finished += sum(state.lengths)
+                    yield EncodedGroup(state.lengths, tuple(state.memories), writing.pop(number).encoder.finish())
 
 
 def encode_all(

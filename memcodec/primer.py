@@ -18,10 +18,10 @@ from memcodec.document.inputs import as_binary, as_many
 from memcodec.document.plan import visible_tokens
 from memcodec.document.spans import is_worthwhile
 from memcodec.errors import EncodeError, FormatError, ModelMismatchError
-from memcodec.groups import predict
 from memcodec.models import registry
 from memcodec.models.loaded import HasModel, LoadedModel
 from memcodec.models.tokenizer import ByteTokenizer
+from memcodec.prediction import predict
 from memcodec.settings import DEFAULT_MODEL, DEFAULT_PRIMER_TOKENS, MAX_PRIMER_TOKENS
 from memcodec.storage.write import replace
 from memcodec.wording import counted

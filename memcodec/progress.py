@@ -35,7 +35,7 @@ class Reporter:
         self._callback = callback
         self._stage = stage
         self._size = size
-        self._bytes_read = self._tokens_read = self._chunks_read = 0
+        self._read = 0, 0, 0  # bytes, tokens, chunks; another thread may set it
         self._tokens_done = self._chunks_done = 0
         self._furthest = 0, 0.0  # tokens and fraction of the last report
         if lengths is not None:
@@ -43,17 +43,17 @@ class Reporter:
 
     def expect(self, lengths: Sequence[int], size: int) -> None:
         """Another `size` bytes of a document were read; they become chunks of these numbers of tokens."""
-        self._bytes_read += size
-        self._tokens_read += sum(lengths)
-        self._chunks_read += len(lengths)
+        read, tokens, chunks = self._read
+        self._read = read + size, tokens + sum(lengths), chunks + len(lengths)
 
     def ahead(self, tokens: int) -> None:
         """Report: of the chunks that are not finished, `tokens` tokens are done."""
         if self._callback is None:
             return
-        unread = self._size / self._bytes_read if self._bytes_read else 1.0
-        total = max(round(self._tokens_read * unread), self._tokens_read)
-        chunks = max(round(self._chunks_read * unread), self._chunks_read)
+        read, tokens_read, chunks_read = self._read
+        unread = self._size / read if read else 1.0
+        total = max(round(tokens_read * unread), tokens_read)
+        chunks = max(round(chunks_read * unread), chunks_read)
         done, fraction = self._furthest  # a report never goes back when an estimate grows
         done = max(done, min(self._tokens_done + tokens, total))
         fraction = max(fraction, done / max(total, 1))

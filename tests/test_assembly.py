@@ -11,6 +11,7 @@ from memcodec.container.layout import Chunk, Segment
 from memcodec.container.write import pack
 from memcodec.document.source import Source
 from memcodec.document.spans import zstd_size
+from memcodec.lm.team import team_of
 
 ROOT = Path(__file__).parent.parent
 GROUP_BYTES = 2800
@@ -82,7 +83,7 @@ def exhaustive(run: list[assembly._SegmentBytes]) -> list[Segment | SourceRange]
 @pytest.mark.parametrize("kind", TEXTS)
 def test_groups_are_stored_as_if_all_were_tried(kind: str, gains: list[float]) -> None:
     run = run_of(TEXTS[kind], gains)
-    assert assembly._store_smaller(run) == exhaustive(run)
+    assert assembly._store_smaller(run, team_of(2)) == exhaustive(run)
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -102,7 +103,7 @@ def test_one_group_in_the_middle_is_stored(monkeypatch: pytest.MonkeyPatch) -> N
         Segment(segment.size, segment.chunks, bytes(zstd_size(middle))), middle, run[20].start
     )
     tried = counted(monkeypatch)
-    found = assembly._store_smaller(run)
+    found = assembly._store_smaller(run, team_of(2))
     assert found == exhaustive(run)
     assert SourceRange(20 * GROUP_BYTES, 21 * GROUP_BYTES) in found
     assert sum(tried) <= len(data) // 4  # only parts with the group in the middle
@@ -112,7 +113,7 @@ def test_prose_and_code_need_no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = counted(monkeypatch)
     for kind in ("prose", "code"):
         run = run_of(TEXTS[kind], [2.2])
-        assert assembly._store_smaller(run) == [one.segment for one in run]
+        assert assembly._store_smaller(run, team_of(2)) == [one.segment for one in run]
     assert tried == []
 
 

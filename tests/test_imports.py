@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent / "memcodec"
 # Each may import those before it in this list, and itself.
 ORDER = [
     "errors", "wording", "progress", "levels", "settings", "cache", "lm", "models", "document", "coding", "memory",
-    "passes",
+    "passes", "prediction",
     "groups", "container", "engines", "storage", "primer", "frames", "bound", "estimate", "decoding",
     "verification", "codec", "files", "view", "integrations", "bench",
 ]  # fmt: skip
@@ -84,9 +84,9 @@ ALLOWED = {
 }
 # The modules of the exact LM in order: each may import those before it.
 LM_ORDER = [
-    "instructions", "amx", "tiles", "compiled", "team", "architecture", "arithmetic", "seeded", "rotation", "weights",
-    "sequences", "selftest", "exp2", "product", "quantize", "layout", "kept", "attention", "kernels", "cpu",
-    "operations", "device", "gpu_kernels", "gpu_attention", "gpu_sizes", "gpu", "choice", "model",
+    "instructions", "amx", "tiles", "compiled", "team", "ahead", "transfer", "architecture", "arithmetic", "seeded",
+    "rotation", "weights", "sequences", "selftest", "exp2", "product", "quantize", "layout", "kept", "attention",
+    "kernels", "cpu", "operations", "device", "gpu_kernels", "gpu_attention", "gpu_sizes", "gpu", "choice", "model",
 ]  # fmt: skip
 
 

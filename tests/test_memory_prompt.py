@@ -21,12 +21,13 @@ from transformers import (
 from memcodec import ChecksumError, EncodeError, FormatError, ModelMismatchError, container, inspect
 from memcodec.codec import Codec
 from memcodec.errors import ModelNotFoundError
-from memcodec.groups import decode_batch, encode_groups, predict
+from memcodec.groups import decode_batch, encode_groups
 from memcodec.memory import fitting as fits
 from memcodec.memory import prompt
 from memcodec.memory.embedding import MemoryEmbedding
 from memcodec.memory.fitting import Limits, Objective
 from memcodec.memory.vectors import unpack, vector_bytes
+from memcodec.prediction import predict
 from memcodec.progress import Progress
 from memcodec.settings import MEMORY_BITS, Prompt
 from memcodec_cli import main as cli

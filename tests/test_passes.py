@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from memcodec.codec import Codec
-from memcodec.groups import predict
 from memcodec.passes import Pass, Run, first_logits
+from memcodec.prediction import predict
 
 from .conftest import TEXT
 

@@ -16,7 +16,7 @@ from memcodec.container.assembly import encoded_groups
 from memcodec.decoding import site_of_file
 from memcodec.document.plan import cut_chunks
 from memcodec.document.spans import Stored, spans_of, zstd_size
-from memcodec.groups import predict
+from memcodec.prediction import predict
 from memcodec.settings import DEFAULT_CHUNK_TOKENS
 from memcodec.view.inspection import inspect
 

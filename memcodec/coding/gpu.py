@@ -17,6 +17,7 @@ from memcodec.lm.gpu_kernels import launch
 from memcodec.lm.gpu_sizes import power_of_two
 from memcodec.lm.sequences import check_numbers
 from memcodec.lm.team import team_of
+from memcodec.lm.transfer import to_device, to_host
 
 _kernels: Any = gpu_kernels  # functions in Triton have no types
 _ALONE = team_of(1)
@@ -48,7 +49,7 @@ class Coder:
 
     def tensor(self, array: np.ndarray) -> torch.Tensor:
         """An array on the device."""
-        return torch.from_numpy(np.array(array)).to(self.lm.device)
+        return to_device(array, self.lm.device)
 
     def placed(self, logits: Any) -> torch.Tensor:
         """Logits on the device, from there or from the host. Rows that share memory there are copied once."""
@@ -96,21 +97,8 @@ def predictions(tokens: np.ndarray, logits: Any, coder: Coder) -> Callable[[], P
         _kernels.summarize, (rows,), logits, *sums, coder.logarithms, coder.tensor(tokens.astype(np.int32)), ids, below,
         totals, entropies, near, **coder.sizes, BLOCK_WIDTH=coder.block_width,
     )  # fmt: skip
-    found = (ids, below, totals, entropies, sums.masses, near)
-    if device.type != "cuda":
-        return lambda: Predictions(tokens, *(tensor.numpy() for tensor in found))
-    # Pinned memory is used again once nobody has it; new memory would take longer than the copy.
-    copies = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in found]
-    for copy, tensor in zip(copies, found, strict=True):
-        copy.copy_(tensor, non_blocking=True)
-    done = torch.cuda.Event()
-    done.record(torch.cuda.current_stream(device))
-
-    def wait() -> Predictions:
-        done.synchronize()
-        return Predictions(tokens, *(copy.numpy() for copy in copies))
-
-    return wait
+    found = to_host((ids, below, totals, entropies, sums.masses, near))
+    return lambda: Predictions(tokens, *found())
 
 
 class GpuDecoder:

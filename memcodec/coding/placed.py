@@ -31,6 +31,23 @@ def predicting(lm: ExactLM) -> Predict:
     return predict
 
 
+def entering(lm: ExactLM) -> Callable[[], None]:
+    """What another thread calls first to compute where this one does: torch has a device and stream for each thread."""
+    implementation: Any = lm.implementation
+    if not implementation.has_coder or implementation.device.type != "cuda":
+        return lambda: None
+    import torch
+
+    device = torch.cuda.current_device()
+    stream = torch.cuda.current_stream(device)
+
+    def enter() -> None:
+        torch.cuda.set_device(device)
+        torch.cuda.set_stream(stream)
+
+    return enter
+
+
 def placed(lm: ExactLM, logits: np.ndarray) -> Any:
     """Logits of the host, int32 [rows, vocabulary], as `Sequences.placed_logits` returns them."""
     return _coder(lm).placed(logits) if lm.implementation.has_coder else logits

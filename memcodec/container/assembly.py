@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, compress, pairwise
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from memcodec.document.source import Source
 from memcodec.document.spans import Stored, has_text, zstd_size
 from memcodec.errors import ChecksumError, FormatError
 from memcodec.groups import EncodedGroup
+from memcodec.lm.team import Team
 from memcodec.models.tokenizer import ByteTokenizer
 
 STORE_SMALLER = True  # False in tests and benchmarks of tiny models, which zstd beats (`memcodec.bench.force_lm`)
@@ -91,9 +92,10 @@ def parts_of(block: Block, encoded: Iterator[EncodedGroup], tokenizer: ByteToken
             start += segment.size
             chunks, decoded, used = chunks[count:], decoded[count:], used + count
         for segments, storable in _storable(run, used == len(group.lengths)):
-            parts += (
-                _store_smaller(segments) if store and storable and STORE_SMALLER else [one.segment for one in segments]
-            )
+            if store and storable and STORE_SMALLER:
+                parts += _store_smaller(segments, tokenizer.team)
+            else:
+                parts += [one.segment for one in segments]
     return parts
 
 
@@ -109,29 +111,36 @@ def _storable(run: list[_SegmentBytes], ends: bool) -> list[tuple[list[_SegmentB
     return [(segments, storable) for segments, storable in pieces if segments]
 
 
-def _store_smaller(run: list[_SegmentBytes]) -> list[Segment | SourceRange]:
+def _store_smaller(run: list[_SegmentBytes], team: Team) -> list[Segment | SourceRange]:
     """A run of whole groups, stored where zstd makes it smaller: all of it, or in its halves, and so on."""
-    return _smaller(run, [_lm_size(one.segment) for one in run], least_sizes([one.data for one in run]))
-
-
-def _smaller(run: list[_SegmentBytes], lm_sizes: list[float], least: list[float]) -> list[Segment | SourceRange]:
-    """least: what zstd needs at least for each segment, behind those before it (`bounds.least_sizes`)."""
-    segments = [one.segment for one in run]
-    if all(one > lm for one, lm in zip(least, lm_sizes, strict=True)):  # so that no part of it can be smaller
-        return list(segments)
-    lm_size = sum(lm_sizes)
-    if sum(least) + _STORED_BYTES <= lm_size:
-        joined = b"".join(one.data for one in run)
-        if min(zstd_size(joined), len(joined)) + _STORED_BYTES <= lm_size:
-            return [SourceRange(run[0].start, run[0].start + len(joined))]
-    if len(run) == 1:
-        return list(segments)
-    half = len(run) // 2
-    return [
-        part
-        for half_of in (slice(half), slice(half, None))
-        for part in _smaller(run[half_of], lm_sizes[half_of], least[half_of])
-    ]
+    lm_sizes = [_lm_size(one.segment) for one in run]
+    least = least_sizes([one.data for one in run])  # what zstd needs at least for each, behind those before it
+    stored: list[range] = []
+    left = [range(len(run))]
+    while left:
+        # Where each segment needs more than the LM does, no part can be smaller.
+        left = [some for some in left if any(least[i] <= lm_sizes[i] for i in some)]
+        rooms = [sum(lm_sizes[i] for i in some) - _STORED_BYTES for some in left]
+        tried = [sum(least[i] for i in some) <= room for some, room in zip(left, rooms, strict=True)]
+        joined = [b"".join(run[i].data for i in some) for some in compress(left, tried)]
+        sizes = iter(team.each(zstd_size, joined))
+        halves: list[range] = []
+        for some, room, is_tried in zip(left, rooms, tried, strict=True):
+            if is_tried and min(next(sizes), sum(len(run[i].data) for i in some)) <= room:
+                stored.append(some)
+            elif len(some) > 1:
+                half = len(some) // 2
+                halves += [some[:half], some[half:]]
+        left = halves
+    ends = {some.start: some.stop for some in stored}
+    parts: list[Segment | SourceRange] = []
+    at = 0
+    while at < len(run):
+        end = ends.get(at, at + 1)
+        last = run[end - 1]
+        parts.append(SourceRange(run[at].start, last.start + len(last.data)) if at in ends else run[at].segment)
+        at = end
+    return parts
 
 
 def _lm_size(segment: Segment) -> float:

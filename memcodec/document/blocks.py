@@ -1,8 +1,10 @@
 """Documents, block by block: tokenized, cut into groups, and waiting to be encoded."""
 
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -112,28 +114,40 @@ def located_chunks(blocks: Iterable[Block], tokenizer: ByteTokenizer) -> Iterato
 
 
 class BlockQueue:
-    """Blocks, and the groups of these blocks, as two streams that may be consumed at different speeds."""
+    """Blocks, and the groups of these blocks, two streams that two threads may consume at different speeds."""
 
     def __init__(self, blocks: Iterable[Block]) -> None:
         self._unread = iter(blocks)
         self._blocks: deque[Block] = deque()
         self._groups: deque[list[np.ndarray]] = deque()
+        self._reading = threading.Lock()
+        self._error: BaseException | None = None
 
     def blocks(self) -> Iterator[Block]:
         """Each block; it is read now if `groups` has not reached it yet."""
-        while self._blocks or self._read():
+        while self._has(self._blocks):
             yield self._blocks.popleft()
 
     def groups(self) -> Iterator[list[np.ndarray]]:
         """The chunks of each group of each block, int64 [tokens] each."""
-        while self._groups or self._read():
-            while self._groups:
-                yield self._groups.popleft()
+        while self._has(self._groups):
+            yield self._groups.popleft()
 
-    def _read(self) -> bool:
-        block = next(self._unread, None)
-        if block is None:
-            return False
-        self._blocks.append(block)
-        self._groups.extend(block.plan.groups)
+    def _has(self, queue: deque[Any]) -> bool:
+        """Whether a stream goes on. Blocks are read until its queue has something, by one thread at a time."""
+        while not queue:
+            with self._reading:
+                if queue:  # another thread has read it
+                    break
+                if self._error is not None:
+                    raise self._error
+                try:
+                    block = next(self._unread, None)
+                except BaseException as error:  # both streams end with it
+                    self._error = error
+                    raise
+                if block is None:
+                    return False
+                self._groups.extend(block.plan.groups)
+                self._blocks.append(block)
         return True

@@ -6,6 +6,7 @@ import os
 import shutil
 import stat
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,6 +26,7 @@ class Source:
         name: for error messages. Raises EncodeError for a device that has no end.
         """
         self._name = name or getattr(file, "name", "the input")
+        self._reading = threading.Lock()  # a thread may encode what another one reads again
         try:
             if not _has_size(file, self._name):
                 raise io.UnsupportedOperation
@@ -51,8 +53,9 @@ class Source:
 
     def read(self, start: int, end: int) -> bytes:
         """Bytes from `start` to `end`. Raises EncodeError if the file has become shorter; OSError."""
-        self._file.seek(self._first + start)
-        data = self._file.read(end - start)
+        with self._reading:
+            self._file.seek(self._first + start)
+            data = self._file.read(end - start)
         if len(data) != end - start:
             raise EncodeError(f"{self._name}: became shorter while it was read")
         return data

@@ -9,6 +9,7 @@ import numpy as np
 
 from memcodec.errors import ModelNotFoundError, needs_torch
 from memcodec.lm import arithmetic, instructions, selftest
+from memcodec.lm.ahead import computing
 from memcodec.lm.operations import Operations, full_precision, norm, product_of
 from memcodec.lm.sequences import ON_CPU, READ_ROWS, Rows, SequenceInput, check_numbers, check_pass, check_step
 from memcodec.lm.weights import ExactWeights
@@ -241,7 +242,7 @@ def graph_of(run: Callable[[], None], warm_up: bool = True) -> Any:
             run()
         torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with computing, torch.cuda.graph(graph):
         run()
     return graph
 

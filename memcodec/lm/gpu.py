@@ -28,6 +28,8 @@ from memcodec.lm.weights import ExactWeights
 try:
     import torch
     import triton
+
+    from memcodec.lm.transfer import to_device, to_host
 except ImportError as error:
     raise needs_torch(error) from error
 
@@ -279,6 +281,7 @@ class GpuSequences:
             self.cache.scales[:, :, :, : start.length] = start.scales[:, :, :, : start.length]
         self._buffers = Buffers(a, max(rows, 1), lm.device)
         self._rows = 0  # of the last pass
+        self._are_checked = False  # whether all of them are numbers
 
     def forward(self, inputs: list[SequenceInput]) -> None:
         """One pass."""
@@ -294,7 +297,7 @@ class GpuSequences:
         if len(vectors):
             entering = torch.from_numpy(rotated_vectors(vectors, a.layer_norm)).to(lm.device)
         lm.forward(pass_, entering, self._buffers, self.cache)
-        self._rows = len(tokens)
+        self._rows, self._are_checked = len(tokens), False
         self.lengths[slots] += counts
 
     def step(self, tokens: np.ndarray) -> None:
@@ -337,7 +340,7 @@ class GpuSequences:
         )  # fmt: skip
         numbers[_ROW_FIELDS * width :] = tiles.reshape(-1)
         place = self._buffers.numbers[: len(numbers)]
-        place.copy_(torch.from_numpy(numbers))
+        place.copy_(to_device(numbers, place.device), non_blocking=True)
         parts = place[: _ROW_FIELDS * width].view(_ROW_FIELDS, width)[:, :rows]
         if is_step:
             return Pass(parts[0], parts[1], parts[2])
@@ -359,11 +362,14 @@ class GpuSequences:
         v = buffers.inputs[: self._rows * lm.architecture.hidden].view(self._rows, -1)
         s = buffers.input_scale[: self._rows]
         if len(chosen) < self._rows:
-            index = torch.from_numpy(chosen).to(lm.device)
+            index = to_device(chosen, lm.device)
             v, s = v[index], s[index]
-        check_numbers(s.cpu().numpy())
+        scales = None if self._are_checked else to_host([buffers.input_scale[: self._rows]])
         out = torch.empty(len(chosen), lm.vocabulary, dtype=torch.int32, device=lm.device)
         multiply(lm.head, v, s, out, len(chosen), gpu_kernels.UNITS, lm.tiles)
+        if scales is not None:  # once a pass, and while the device computes the logits
+            check_numbers(scales()[0])
+            self._are_checked = True
         return out
 
 

@@ -7,6 +7,8 @@ contiguous; each program takes a block of rows, and masks cut the blocks at the 
 are `constexpr`, so that a kernel is compiled once for each kind of layer.
 """
 
+import threading
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -36,6 +38,9 @@ _WHOLE = tl.constexpr(2.0**23)  # from here on, a float32 is an integer
 STORE, ADD, UNITS, SUMS = 0, 1, 2, 3
 _ADD, _UNITS, _SUMS = tl.constexpr(ADD), tl.constexpr(UNITS), tl.constexpr(SUMS)
 
+# The interpreter runs one kernel at a time.
+_turn: Any = threading.Lock() if triton.knobs.runtime.interpret else nullcontext()
+
 
 def launch(
     kernel: Any,
@@ -52,7 +57,8 @@ def launch(
     so that more programs run at one time. None: no limit.
     """
     options = {"num_warps": warps, "num_stages": stages, "maxnreg": registers}
-    kernel[grid](*arguments, **constants, **options, enable_fp_fusion=False, enable_reflect_ftz=False)
+    with _turn:
+        kernel[grid](*arguments, **constants, **options, enable_fp_fusion=False, enable_reflect_ftz=False)
 
 
 # ---- one vector, or a block of them

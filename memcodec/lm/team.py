@@ -6,12 +6,15 @@ parallel kernels at the same time, and GNU OpenMP after a fork.
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
+from typing import TypeVar
 
 from memcodec.errors import MachineError
 
 Work = Callable[[int, int], None]
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class _Job:
@@ -59,6 +62,20 @@ class Team:
             self._job = current.work = None  # keep no reference to the caller's objects
         if current.error is not None:
             raise current.error
+
+    def each(self, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+        """What a function that lets other threads run returns for each of several items, side by side."""
+        if len(items) < 2:
+            return [function(item) for item in items]
+        found: dict[int, R] = {}
+        waiting = iter(range(len(items)))  # a thread takes the next one when it is done with another
+
+        def work(worker: int, workers: int) -> None:
+            for i in waiting:
+                found[i] = function(items[i])
+
+        self.run(work)
+        return [found[i] for i in range(len(items))]
 
     def _start(self) -> None:
         """Start the threads: on first use, and in a forked child, which has no threads and may have locked locks."""

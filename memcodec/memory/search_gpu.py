@@ -172,7 +172,9 @@ class GpuSearch:
         """What `prepare` writes."""
         coder, positions, chunks = self._coder, len(packed.tokens), len(packed.lengths)
         t, device, hidden = coder.lm.tensors, coder.lm.device, coder.lm.architecture.hidden
-        given = [torch.from_numpy(array).to(device) for array in packed]
+        # The arrays in pinned memory are not changed before the host has waited for what the search finds.
+        given = [torch.from_numpy(array).to(device, non_blocking=True) for array in packed[:6]]
+        given += [coder.tensor(packed.starts), coder.tensor(packed.lengths)]
         prepared = [
             torch.empty(positions, COMPETITORS, FEATURES, dtype=torch.int8, device=device),
             *(torch.empty(positions, COMPETITORS, dtype=torch.float32, device=device) for _ in range(2)),

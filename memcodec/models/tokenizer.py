@@ -17,7 +17,6 @@ from memcodec.models.placeholders import check_content
 _FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "vocab.txt")  # one at least
 _ALONE = 1 << 14  # characters: so little text is encoded by one thread
 PREFIX = "..."  # the text before every chunk, since most chunks begin in the middle of a text
-_NO_TOKENS = np.empty(0, dtype=np.int64)
 
 
 def _byte_of_character() -> dict[int, int]:
@@ -109,15 +108,7 @@ class ByteTokenizer:
         """`encode` for each of several texts, side by side: the library lets other threads run while it encodes."""
         if len(texts) < 2 or sum(map(len, texts)) < _ALONE:
             return [self.encode(text) for text in texts]
-        found: list[np.ndarray] = [_NO_TOKENS] * len(texts)
-        waiting = iter(range(len(texts)))  # a thread takes the next one when it is done with another
-
-        def work(worker: int, workers: int) -> None:
-            for i in waiting:
-                found[i] = self.encode(texts[i])
-
-        self.team.run(work)
-        return found
+        return self.team.each(self.encode, texts)
 
     def decode(self, ids: np.ndarray) -> bytes:
         """The bytes of token ids. An id that the tokenizer does not have stands for no bytes."""

@@ -16,8 +16,8 @@ from memcodec.decoding import site_of_file
 from memcodec.document.inputs import Binary, as_binary
 from memcodec.document.references import Reference
 from memcodec.errors import ChecksumError
-from memcodec.groups import predict
 from memcodec.models.tokenizer import ByteTokenizer
+from memcodec.prediction import predict
 from memcodec.progress import ProgressCallback
 
 LM, MEMORY, CORRECTION = "lm", "memory", "correction"  # what wrote a token
