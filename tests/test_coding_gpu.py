@@ -180,3 +180,13 @@ def test_groups_of_different_lengths_in_windows(both: list[Codec], monkeypatch: 
     texts = [TEXT[:5].encode(), TEXT[20:36].encode(), TEXT[40:58].encode()]
     files = [both[0].encode(text, site=Readout(0.3, 16), chunk_tokens=4, context=6, verify=False) for text in texts]
     assert both[1].decode_many(files) == texts
+
+
+def test_rows_that_nobody_reads() -> None:
+    """They have groups that exist, read nothing, and belong to the slot that no group has."""
+    lm = gpu.GpuLM(weights_of(300), DEVICE)
+    ends = np.arange(17, 0, -1) + 1  # 20 rows
+    steps = gpu_coding.Steps(gpu_coding.Coder(lm), lm.sequences(17, 20, 17))
+    runs = steps.place(np.zeros(17, dtype=np.int64), 3, ends).cpu().numpy()
+    assert len(runs) == 20 and runs[:, 0].max() == 16
+    assert runs[:, 3].tolist() == [1] * 15 + [0] * 5

@@ -155,8 +155,8 @@ class GpuDecoder:
     ) -> None:
         """`corrections.Decoder.steps`, which the host starts without waiting for them."""
         if self._steps is None or self._steps.sequences is not sequences:
-            self._steps = Steps(self, self._coder, sequences)
-        self._steps.run(written, first, last, ends, report)
+            self._steps = Steps(self._coder, sequences)
+        self._steps.run(self, written, first, last, ends, report)
 
 
 def padded(rows: int) -> int:
@@ -169,12 +169,13 @@ class Steps:
     """Steps of decoding that stay on the device, each of them one CUDA graph.
 
     Rows that nobody reads are added, so that few graphs are captured (`padded`): they are groups that have ended, or
-    read the first position of a sequence that nobody uses.
+    read the first position of a sequence that nobody uses. A decoder holds its steps and they do not hold it, so that
+    the memory of its graphs is free as soon as it is.
     """
 
-    def __init__(self, decoder: GpuDecoder, coder: Coder, sequences: GpuSequences) -> None:
+    def __init__(self, coder: Coder, sequences: GpuSequences) -> None:
         self.sequences = sequences
-        self._decoder, self._coder = decoder, coder
+        self._coder = coder
         groups, device = len(sequences.lengths), coder.lm.device
         self._groups, self._width = groups, padded(groups)
         self._is_cuda = device.type == "cuda"
@@ -189,15 +190,17 @@ class Steps:
         self._buffers.of_attention(self._width * sequences.positions_of_heads)  # graphs need it where it is
         self._graphs: dict[int, Any] = {}  # by rows
 
-    def run(self, written: np.ndarray, first: int, last: int, ends: np.ndarray, report: Report) -> None:
+    def run(
+        self, decoder: GpuDecoder, written: np.ndarray, first: int, last: int, ends: np.ndarray, report: Report
+    ) -> None:
         """Decode positions from `first` to last - 1 of groups (see `corrections.Decoder.steps`)."""
-        self._place(written[:, first - 1], first, ends)
+        self.place(written[:, first - 1], first, ends)
         live = live_groups(ends, first)
         self.sequences.check_room(live, last - first)
         before = first
         for t in range(first, last):
             live = live_groups(ends, t)
-            self._step(min(padded(live), self._width))
+            self._step(decoder, min(padded(live), self._width))
             self.sequences.lengths[:live] += 1
             if t + 1 == last or (t + 1) % len(self._history) == 0:
                 place = before % len(self._history)
@@ -209,8 +212,8 @@ class Steps:
                 report(sum(live_groups(ends, done) for done in range(before, t + 1)))
                 before = t + 1
 
-    def _place(self, tokens: np.ndarray, first: int, ends: np.ndarray) -> None:
-        """Copy what the first step reads to the device."""
+    def place(self, tokens: np.ndarray, first: int, ends: np.ndarray) -> torch.Tensor:
+        """Copy what the first step reads to the device; returns the runs, int32 [rows, RUN_FIELDS]."""
         count, host = len(ends), self._host
         host[:] = 0
         host[0, :count] = tokens
@@ -219,27 +222,33 @@ class Steps:
         host[2, :count] = self.sequences.lengths[:count]
         host[3, :count] = ends
         runs = host[4:].reshape(-1, gpu_kernels.RUN_FIELDS)
-        runs[:, 0] = runs[:, 2] = np.arange(self._width)
+        runs[:, 2] = np.arange(self._width)
+        runs[:, 0] = np.minimum(runs[:, 2], self._groups - 1)  # rows that nobody reads have a group that exists
         runs[:, 1], runs[:count, 3] = first, ends > first
         self._placed.copy_(torch.from_numpy(host))
+        return self._runs
 
-    def _step(self, rows: int) -> None:
+    @property
+    def _runs(self) -> torch.Tensor:
+        return self._placed[4:].view(-1, gpu_kernels.RUN_FIELDS)
+
+    def _step(self, decoder: GpuDecoder, rows: int) -> None:
         """Start a step of some rows. The first one of this number is started kernel by kernel, then captured."""
         if graph := self._graphs.get(rows):
             graph.replay()
             return
-        self._launch(rows)
+        self._launch(decoder, rows)
         if self._is_cuda:
-            self._graphs[rows] = graph_of(lambda: self._launch(rows), warm_up=False)
+            self._graphs[rows] = graph_of(lambda: self._launch(decoder, rows), warm_up=False)
 
-    def _launch(self, rows: int) -> None:
+    def _launch(self, decoder: GpuDecoder, rows: int) -> None:
         placed, buffers, lm = self._placed, self._buffers, self._coder.lm
         tokens, slots, positions, ends = (placed[i, :rows] for i in range(4))
-        runs = placed[4:].view(-1, gpu_kernels.RUN_FIELDS)[:rows]
+        runs = self._runs[:rows]
         lm.forward(Pass(tokens, slots, positions), buffers.x, buffers, self.sequences.cache)
         logits, sums = self._logits[:rows], Sums(*(one[:rows] for one in self._sums))
         lm.write_logits(buffers, logits)
-        self._decoder.launch(logits, self._coder.sums(logits, sums), runs, tokens)
+        decoder.launch(logits, self._coder.sums(logits, sums), runs, tokens)
         launch(
             _kernels.advance, (-(-rows // _ADVANCED),), runs, positions, ends, tokens, self._history,
             buffers.input_scale, self._wrong, rows, self._width,

@@ -332,9 +332,10 @@ def decode(
                 half = half >> 1
             token = tl.minimum(start, VOCABULARY - 1).to(tl.int32)
         tl.store(tokens + row, token)
-    tl.store(coder, code)
-    tl.store(coder + 1, width)
-    tl.store(coder + 2, at)
+    is_read = count > 0  # several runs that read nothing can have the same group
+    tl.store(coder, code, mask=is_read)
+    tl.store(coder + 1, width, mask=is_read)
+    tl.store(coder + 2, at, mask=is_read)
 
 
 # ---- from one step to the next

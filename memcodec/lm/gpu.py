@@ -38,6 +38,7 @@ _attention: Any = gpu_attention
 
 _ROW_FIELDS = 3  # of a row: token, slot, position
 _ALIGNED = 4  # int32 in 16 bytes: Triton compiles kernels again for addresses that are no multiples of them
+_STEP_REGISTERS = 72  # of a thread in attention of a step: with more, fewer programs run at one time
 _LEAST_HEIGHT, _LEAST_DEPTH = 16, 32  # of products of int8
 
 
@@ -158,6 +159,7 @@ class GpuLM:
             pass_.positions, logits, shares, buffers.y, room,
             **about, ROWS=power_of_two(repeat), HEIGHT=max(power_of_two(repeat + 1), _LEAST_HEIGHT),
             PANEL=self.tiles.step_panel, SPAN=self.tiles.span,
+            registers=_STEP_REGISTERS if about["WIDTH"] <= 64 else None,
         )  # fmt: skip
 
     def gate(self, buffers: "Buffers", rows: int) -> None:

@@ -31,7 +31,7 @@ class Tiles(NamedTuple):
     depth: int
 
 
-ON_GPU = Tiles(entries=1024, gate=2048, panel=64, queries=32, step_panel=128, span=512, rows=128, columns=64, depth=64)
+ON_GPU = Tiles(entries=1024, gate=2048, panel=64, queries=64, step_panel=128, span=512, rows=128, columns=64, depth=64)
 # The interpreter takes the same time for a large block as for a small one.
 INTERPRETED = Tiles(
     entries=1 << 15, gate=1 << 15, panel=128, queries=256, step_panel=256, span=512, rows=256, columns=512, depth=512
