@@ -3,7 +3,7 @@
     PYTHONPATH=training python benchmarks/gpu_carry.py pack FOLDER [--python 3.12] [--wheels NAME==VERSION ...]
     PYTHONPATH=training python benchmarks/gpu_carry.py unpack FOLDER TARGET     # there; prints what to run
 
-`pack` writes FOLDER/wheels, for Linux on x86-64, and FOLDER/0/piece, FOLDER/1/piece, ... of less than 60 MB each, for
+`pack` writes FOLDER/wheels, for Linux on x86-64, and FOLDER/0/piece, FOLDER/1/piece, ... of less than 50 MB each, for
 machines that take no more at one time. The wheels are those that images with torch and Triton usually lack.
 """
 
