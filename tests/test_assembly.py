@@ -44,6 +44,18 @@ def drawings(lines: int) -> bytes:
     return b"".join(b" " * (30 + i * i % 29) + b"*\n" for i in range(lines))
 
 
+def cycles(lines: int) -> bytes:
+    """Words of periods that have no common factor."""
+    periods = ("alpha beta gamma delta epsilon", "one two three four five six seven", "a b c d e f g h i j k l m")
+    lists = [words.split() for words in periods]
+    return "".join(" ".join(some[i % len(some)] for some in lists) + "\n" for i in range(lines)).encode()
+
+
+def dots(words: int) -> bytes:
+    some = random.Random(6)
+    return "".join(some.choice(("dot ", "dash ")) for _ in range(words)).encode()
+
+
 def sources(pattern: str) -> bytes:
     return b"".join(path.read_bytes() for path in sorted(ROOT.glob(pattern)))
 
@@ -51,7 +63,7 @@ def sources(pattern: str) -> bytes:
 TEXTS = {
     "prose": sources("docs/*.md"), "code": sources("memcodec/lm/*.py"), "licence": (ROOT / "LICENSE").read_bytes(),
     "numbers": numbers(6000), "records": records(1500), "log": log(1500), "drawings": drawings(3000),
-    "repeated": (ROOT / "README.md").read_bytes() * 6,
+    "cycles": cycles(4000), "dots": dots(20_000), "repeated": (ROOT / "README.md").read_bytes() * 6,
 }  # fmt: skip
 TEXTS["mixed"] = b"".join(text[:20_000] for text in TEXTS.values())
 
