@@ -27,18 +27,20 @@ def predict(
     each group, float32 [n, hidden], or None.
     """
     batch: list[_Predicted] = []
-    rows, most = 0, lm.capacity
+    rows = longest = 0
+    most = lm.capacity
     for chunks, given in zip(groups, vectors, strict=False):
         group = _Predicted(chunks, given)
         alone = group.rows > most.rows or len(group.known.tokens) > context
-        if batch and (alone or rows + group.rows > most.rows or len(batch) == most.sequences):
+        room = (len(batch) + 1) * max(longest, group.rows)  # of the caches, of which all are as long as the longest
+        if batch and (alone or rows + group.rows > most.rows or len(batch) == most.sequences or room > most.positions):
             yield from _predict_together(lm, batch, context)
-            batch, rows = [], 0
+            batch, rows, longest = [], 0, 0
         if alone:
             yield from _predict_together(lm, [group], context)
         else:
             batch.append(group)
-            rows += group.rows
+            rows, longest = rows + group.rows, max(longest, group.rows)
     if batch:
         yield from _predict_together(lm, batch, context)
 

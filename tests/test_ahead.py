@@ -15,13 +15,11 @@ from memcodec.document.blocks import Block, BlockQueue
 from memcodec.document.plan import Plan
 from memcodec.document.source import Source
 from memcodec.groups import encode_groups
-from memcodec.lm.ahead import Ahead, computing
+from memcodec.lm.ahead import Ahead
 from memcodec.memory.sites import readout_site
 from memcodec.prediction import predict, streams
 from memcodec.settings import Readout
 from tests.conftest import TEXT, store_nothing
-
-WAIT = 20.0  # seconds
 
 
 @pytest.fixture(autouse=True)
@@ -98,17 +96,6 @@ def test_the_thread_begins_with_what_it_is_told() -> None:
     with closing(Ahead(counted(1, []), lambda _: 1, 0, lambda: told.append(threading.get_ident()))) as ahead:
         assert list(ahead) == [0]
     assert len(told) == 1 and told[0] != threading.get_ident()
-
-
-def test_nothing_is_computed_during_a_capture_and_waiting_for_room_does_not_hinder_one() -> None:
-    seen: list[int] = []
-    with computing:
-        ahead = Ahead(counted(100, seen), lambda _: 1, 1)
-        assert not seen
-    with closing(ahead):
-        assert next(ahead) == 0
-        assert computing.acquire(timeout=WAIT)
-        computing.release()
 
 
 # ---- groups and predictions

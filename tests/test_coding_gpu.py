@@ -12,6 +12,7 @@ from memcodec.codec import Codec
 from memcodec.coding.corrections import Encoder
 from memcodec.coding.distribution import BLOCK, Predictions
 from memcodec.coding.steering import Steering
+from memcodec.errors import EncodeError
 from memcodec.lm import selftest
 from memcodec.lm.team import team_of
 from memcodec.lm.weights import ExactWeights, Head, Tensors
@@ -187,6 +188,16 @@ def test_rows_that_nobody_reads() -> None:
     lm = gpu.GpuLM(weights_of(300), DEVICE)
     ends = np.arange(17, 0, -1) + 1  # 20 rows
     steps = gpu_coding.Steps(gpu_coding.Coder(lm), lm.sequences(17, 20, 17))
-    runs = steps.place(np.zeros(17, dtype=np.int64), 3, ends).cpu().numpy()
+    tokens = np.where(ends > 3, 7, -(1 << 30))  # groups that have ended have any number there
+    runs = steps.place(tokens, 3, ends).cpu().numpy()
     assert len(runs) == 20 and runs[:, 0].max() == 16
     assert runs[:, 3].tolist() == [1] * 15 + [0] * 5
+    assert steps.tokens.tolist() == [7] * 15 + [0] * 5
+
+
+def test_room_for_steps_is_that_of_each_sequence() -> None:
+    sequences = gpu.GpuLM(weights_of(300), DEVICE).sequences(2, 21, 2)
+    sequences.lengths[:] = (1, 4)
+    sequences.check_room(np.array([20, 10]))
+    with pytest.raises(EncodeError, match="there is room for 21"):
+        sequences.check_room(np.array([20, 18]))

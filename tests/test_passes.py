@@ -1,9 +1,14 @@
 """Passes over known tokens: in which blocks their logits are computed, and the predictions of chunks from these."""
 
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 
 from memcodec.codec import Codec
+from memcodec.lm.sequences import Capacity
 from memcodec.passes import Pass, Run, first_logits
 from memcodec.prediction import predict
 
@@ -39,3 +44,18 @@ def test_the_first_logits_are_computed_once_for_each_prefix(tiny: Codec) -> None
     other = tiny.lm.behind(tiny.tokenizer.encode(TEXT)[:5])
     assert first_logits(tiny.lm) is first_logits(tiny.lm)
     assert not np.array_equal(first_logits(other), first_logits(tiny.lm))
+
+
+def test_caches_of_groups_of_different_lengths_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All caches of a batch are as long as the longest, so that a long group is not together with many short ones."""
+    sizes: list[list[int]] = []
+
+    def together(lm: Any, batch: list[Any], context: int) -> Iterator[Any]:
+        sizes.append([group.rows for group in batch])
+        return iter(())
+
+    monkeypatch.setattr("memcodec.prediction._predict_together", together)
+    lm: Any = SimpleNamespace(capacity=Capacity(rows=1000, head_rows=1, sequences=100, positions=60))
+    groups = [[np.zeros(count, dtype=np.int64)] for count in (30, 5, 5, *[4] * 14)]
+    assert list(predict(lm, groups, 80, [None] * len(groups))) == []
+    assert sizes == [[30, 5], [5, *[4] * 11], [4, 4, 4]]

@@ -195,8 +195,7 @@ class Steps:
     ) -> None:
         """Decode positions from `first` to last - 1 of groups (see `corrections.Decoder.steps`)."""
         self.place(written[:, first - 1], first, ends)
-        live = live_groups(ends, first)
-        self.sequences.check_room(live, last - first)
+        self.sequences.check_room(np.minimum(ends[: live_groups(ends, first)], last) - first)
         before = first
         for t in range(first, last):
             live = live_groups(ends, t)
@@ -216,7 +215,7 @@ class Steps:
         """Copy what the first step reads to the device; returns the runs, int32 [rows, RUN_FIELDS]."""
         count, host = len(ends), self._host
         host[:] = 0
-        host[0, :count] = tokens
+        host[0, :count] = np.where(ends > first, tokens, 0)  # a group that has ended may have no token there
         host[1] = self._groups  # the slot that nobody uses
         host[1, :count] = np.arange(count)
         host[2, :count] = self.sequences.lengths[:count]
@@ -227,6 +226,11 @@ class Steps:
         runs[:, 1], runs[:count, 3] = first, ends > first
         self._placed.copy_(torch.from_numpy(host))
         return self._runs
+
+    @property
+    def tokens(self) -> torch.Tensor:
+        """What the next step reads, int32 [rows]."""
+        return self._placed[0]
 
     @property
     def _runs(self) -> torch.Tensor:

@@ -38,7 +38,8 @@ def entering(lm: ExactLM) -> Callable[[], None]:
         return lambda: None
     import torch
 
-    device = torch.cuda.current_device()
+    index = implementation.device.index
+    device = torch.cuda.current_device() if index is None else index
     stream = torch.cuda.current_stream(device)
 
     def enter() -> None:

@@ -11,9 +11,6 @@ from memcodec.errors import MachineError
 
 T = TypeVar("T")
 
-# Is held while a thread computes an item, and while CUDA graphs are captured, which other threads must not disturb.
-computing = threading.Lock()
-
 
 @contextmanager
 def ending(items: Iterator[Any]) -> Iterator[None]:
@@ -69,9 +66,12 @@ class Ahead(Generic[T]):
                 self._changed.notify_all()
                 return item
             error, self._error = self._error, None
-        if error is not None:
+        if error is None:
+            raise StopIteration
+        try:
             raise error
-        raise StopIteration
+        finally:
+            del error  # whose traceback has this frame, and so all that the thread had in memory
 
     def close(self) -> None:
         """Let the thread end with the item that it is computing, and wait for that."""
@@ -87,14 +87,12 @@ class Ahead(Generic[T]):
         """The thread."""
         try:
             with closing(items):
-                with computing:
-                    enter()
+                enter()
                 while not self._closed:
-                    with computing:
-                        try:
-                            item = next(items)
-                        except StopIteration:
-                            break
+                    try:
+                        item = next(items)
+                    except StopIteration:
+                        break
                     self._give(item)
         except BaseException as error:  # raised again where the items are taken
             self._error = error

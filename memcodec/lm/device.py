@@ -1,5 +1,6 @@
 """The exact LM in torch, on any device: the state between passes, and steps as CUDA graphs."""
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -9,7 +10,6 @@ import numpy as np
 
 from memcodec.errors import ModelNotFoundError, needs_torch
 from memcodec.lm import arithmetic, instructions, selftest
-from memcodec.lm.ahead import computing
 from memcodec.lm.operations import Operations, full_precision, norm, product_of
 from memcodec.lm.sequences import ON_CPU, READ_ROWS, Rows, SequenceInput, check_numbers, check_pass, check_step
 from memcodec.lm.weights import ExactWeights
@@ -229,6 +229,9 @@ class _Step:
         self._result = sequences.run_layers(x, self._rows, self._positions, self._rows, end)
 
 
+_capturing = threading.Lock()  # torch captures all graphs on one stream
+
+
 def graph_of(run: Callable[[], None], warm_up: bool = True) -> Any:
     """What a function launches on CUDA, as a graph.
 
@@ -242,7 +245,8 @@ def graph_of(run: Callable[[], None], warm_up: bool = True) -> Any:
             run()
         torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with computing, torch.cuda.graph(graph):
+    # Other threads may allocate memory meanwhile, as those that compute ahead do, but not capture.
+    with _capturing, cuda.graph(graph, capture_error_mode="thread_local"):
         run()
     return graph
 

@@ -62,13 +62,13 @@ class GpuLM:
         self.has_coder = True
         self.coder: Any = None  # of `memcodec.coding.placed`, which makes it
         self.architecture = weights.architecture
-        self.capacity = capacity_of(weights.architecture, self.device)
         self.vocabulary = weights.architecture.vocabulary
         tensors = {name: np.array(value, order="C") for name, value in weights.tensors.items()}
         self.tensors = {name: torch.from_numpy(value).to(self.device) for name, value in tensors.items()}
         names = ("qkv", "mix", "up", "down")
         self.layers = [{name: self._linear(name, i) for name in names} for i in range(self.architecture.layers)]
         self.head = self._linear("head")
+        self.capacity = capacity_of(weights.architecture, self.device)  # of the memory that the weights leave
 
     def _linear(self, name: str, *layer: int) -> Linear:
         t = self.tensors
@@ -307,9 +307,10 @@ class GpuSequences:
         check_step(tokens, self.lengths, self._positions, self.lm.vocabulary)
         self.forward([SequenceInput(slot, tokens[slot : slot + 1]) for slot in range(len(tokens))])
 
-    def check_room(self, rows: int, steps: int) -> None:
-        """Raise EncodeError if there is no room for some steps of the first sequences."""
-        check_step(np.zeros(rows, dtype=np.int64), self.lengths + (steps - 1), self._positions, self.lm.vocabulary)
+    def check_room(self, steps: np.ndarray) -> None:
+        """Raise EncodeError if there is no room for some steps of each of the first sequences, int64 [sequences]."""
+        lengths = self.lengths[: len(steps)] + steps - 1
+        check_step(np.zeros(len(steps), dtype=np.int64), lengths, self._positions, self.lm.vocabulary)
 
     @property
     def positions_of_heads(self) -> int:

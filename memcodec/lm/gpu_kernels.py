@@ -8,7 +8,6 @@ are `constexpr`, so that a kernel is compiled once for each kind of layer.
 """
 
 import threading
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from memcodec.errors import needs_triton
 from memcodec.lm import arithmetic
 
 try:
+    import torch
     import triton
     import triton.language as tl
 except ImportError as error:
@@ -38,8 +38,8 @@ _WHOLE = tl.constexpr(2.0**23)  # from here on, a float32 is an integer
 STORE, ADD, UNITS, SUMS = 0, 1, 2, 3
 _ADD, _UNITS, _SUMS = tl.constexpr(ADD), tl.constexpr(UNITS), tl.constexpr(SUMS)
 
-# The interpreter runs one kernel at a time.
-_turn: Any = threading.Lock() if triton.knobs.runtime.interpret else nullcontext()
+# The interpreter runs one kernel at a time, and the first launch of a kernel is not made for two threads.
+_turn = threading.Lock()
 
 
 def launch(
@@ -57,6 +57,9 @@ def launch(
     so that more programs run at one time. None: no limit.
     """
     options = {"num_warps": warps, "num_stages": stages, "maxnreg": registers}
+    device = arguments[0].device
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        torch.cuda.set_device(device)  # each thread of torch has one; Triton starts its kernels there
     with _turn:
         kernel[grid](*arguments, **constants, **options, enable_fp_fusion=False, enable_reflect_ftz=False)
 
