@@ -1,7 +1,10 @@
 """The coder's kernels for GPUs: the same integers as those for the CPU, on a GPU or in Triton's interpreter."""
 
+import gc
+import weakref
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 import torch
 
 from memcodec.codec import Codec
+from memcodec.coding import placed
 from memcodec.coding.corrections import Encoder
 from memcodec.coding.distribution import BLOCK, Predictions
 from memcodec.coding.steering import Steering
@@ -125,6 +129,20 @@ def test_any_bytes_decode_to_some_tokens() -> None:
         decoder = gpu_coding.GpuDecoder([Coded((8,), (noise(2),), corrections)], steering, 512, coder)
         found = decoder.read(np.array([0]), np.array([0]), np.array([8]), logits)
         assert found.min() >= 0 and found.max() < 300
+
+
+def test_an_lm_and_its_coder_are_freed_at_once() -> None:
+    """Weights on a GPU do not wait for the garbage collector."""
+    lm: Any = SimpleNamespace(implementation=gpu.GpuLM(weights_of(300), DEVICE), head=None)
+    freed = weakref.ref(lm.implementation)
+    first = placed._coder(lm)
+    assert placed._coder(lm) is first
+    gc.disable()
+    try:
+        del lm, first
+        assert freed() is None
+    finally:
+        gc.enable()
 
 
 # ---- the whole path

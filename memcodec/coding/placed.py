@@ -1,5 +1,6 @@
 """The coder where the logits are: on the host, or on the device of an LM that has kernels for it."""
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -70,10 +71,15 @@ def decoder_of(lm: ExactLM, rows: Sequence[Group], share: int) -> Any:
 
 
 def _coder(lm: ExactLM) -> Any:
-    """Of an LM that has kernels for it; made once."""
+    """Of an LM that has kernels for it; the same as long as somebody has it.
+
+    The LM does not hold it, since it holds the LM: both would stay in the GPU's memory until garbage is collected.
+    """
     from memcodec.coding import gpu
 
     implementation: Any = lm.implementation
-    if implementation.coder is None:
-        implementation.coder = gpu.Coder(implementation)
-    return implementation.coder
+    coder = implementation.coder() if implementation.coder else None
+    if coder is None:
+        coder = gpu.Coder(implementation)
+        implementation.coder = weakref.ref(coder)
+    return coder

@@ -60,7 +60,7 @@ class GpuLM:
         self.tiles = tiles or tiles_of(device)
         self.kernels = f"triton on {device}"
         self.has_coder = True
-        self.coder: Any = None  # of `memcodec.coding.placed`, which makes it
+        self.coder: Any = None  # a weak reference to that of `memcodec.coding.placed`, which makes it
         self.architecture = weights.architecture
         self.vocabulary = weights.architecture.vocabulary
         tensors = {name: np.array(value, order="C") for name, value in weights.tensors.items()}
