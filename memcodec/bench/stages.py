@@ -1,6 +1,7 @@
 """The time that the codec spends in each stage, compared with that of the LM: `memcodec bench --profile`."""
 
 import functools
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -44,19 +45,20 @@ class _Clock:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self._inner = [0.0]
+        self._threads = threading.local()  # of each thread, the seconds in inner stages of each stage that it is in
 
     def timed(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def call(*args: Any, **settings: Any) -> Any:
-            self._inner.append(0.0)
+            inner: list[float] = self._threads.__dict__.setdefault("inner", [0.0])
+            inner.append(0.0)
             start = time.perf_counter()
             try:
                 return function(*args, **settings)
             finally:
                 spent = time.perf_counter() - start
-                self.seconds[stage] = self.seconds.get(stage, 0.0) + spent - self._inner.pop()
-                self._inner[-1] += spent
+                self.seconds[stage] = self.seconds.get(stage, 0.0) + spent - inner.pop()
+                inner[-1] += spent
 
         return call
 
@@ -69,7 +71,7 @@ class _Clock:
                     setattr(owner, name, self.timed(stage, getattr(owner, name)))
             start = time.perf_counter()
             yield
-            self.seconds[REST] = time.perf_counter() - start - sum(self.seconds.values())
+            self.seconds[REST] = max(0.0, time.perf_counter() - start - sum(self.seconds.values()))
         finally:
             for owner, name, function in before:
                 setattr(owner, name, function)
@@ -82,6 +84,12 @@ def profile(
     owner = type(codec.lm.sequences(1, 1, 1))
     passes = [(owner, "forward"), (owner, "step")]
     stages = dict(zip(LM, (passes, [(owner, "logits"), (owner, "placed_logits")]), strict=True)) | _STAGES
+    if codec.lm.implementation.has_coder:
+        from memcodec.coding.gpu import GpuDecoder
+        from memcodec.memory.search_gpu import GpuSearch
+
+        stages["search for memories"] = [*stages["search for memories"], (GpuSearch, "__call__")]
+        stages["steps, with corrections"] = [(GpuDecoder, "steps")]
     encode, decode = _Clock(), _Clock()
     with encode.running(stages):
         blob = codec.encode(data, context=context, verify=False)

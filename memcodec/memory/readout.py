@@ -34,9 +34,9 @@ class ReadoutSite:
         effort: int = 0,
         steering: Steering | None = None,
         team: Team | None = None,
-        find: Search = search,
+        find: Search | None = None,
     ) -> None:
-        """share: in steps of 1/1024. The other parameters are needed by `fit` only. find: the same as `search`."""
+        """share: in steps of 1/1024. The others are needed by `fit` only. find: the same as `search`, elsewhere."""
         self.share = share
         self.fields: tuple[int, ...] = (share,)
         self._effort = effort
@@ -59,7 +59,7 @@ class ReadoutSite:
         """Predict the chunks, then search their memories."""
         predictions = predict([None] * len(chunks))
         assert self._steering is not None and self._team is not None
-        memories = self._find(predictions, self._steering, self.share, self._effort, self._team)
+        memories = (self._find or search)(predictions, self._steering, self.share, self._effort, self._team)
         return memories, predictions
 
 

@@ -29,12 +29,10 @@ def readout_site(lm: "ExactLM", settings: Readout) -> Site:
     return ReadoutSite(share_steps(settings.share), settings.effort, Steering.of(lm.head), lm.team, _search_of(lm))
 
 
-def _search_of(lm: "ExactLM") -> "Search":
-    """The search for memories where the LM is."""
+def _search_of(lm: "ExactLM") -> "Search | None":
+    """The search for memories where the LM is, if that is not the host."""
     if not lm.implementation.has_coder:
-        from memcodec.memory.search import search
-
-        return search
+        return None
     from memcodec.coding.gpu import Coder
     from memcodec.memory.search_gpu import GpuSearch
 
