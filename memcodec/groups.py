@@ -20,10 +20,10 @@ from memcodec.errors import FormatError, MachineError
 from memcodec.lm.layout import PAGE
 from memcodec.lm.model import ExactLM
 from memcodec.lm.sequences import READ_ROWS, Capacity, SequenceInput, Sequences
-from memcodec.memory.site import Report, Site
-from memcodec.passes import Known, first_logits, input_of, passes
+from memcodec.memory.site import Site
+from memcodec.passes import Known, first_rows, input_of, passes
 from memcodec.prediction import predict, streams
-from memcodec.progress import Reporter
+from memcodec.progress import Report, Reporter
 
 FIT_CHUNKS = 32  # chunks whose memories are fitted together, and more if it does not matter and suits the LM
 
@@ -166,8 +166,7 @@ def _first_logits(lm: ExactLM, sequences: Sequences, vectors: list[np.ndarray | 
     """The logits of the first token of sequences, which stand behind the prefix and read these vectors."""
     sequences.restart()
     if all(given is None for given in vectors):
-        logits = first_logits(lm)
-        return np.broadcast_to(logits, (len(vectors), logits.shape[1]))
+        return first_rows(lm, len(vectors))
     sequences.forward([input_of(slot, given, _NO_TOKENS) for slot, given in enumerate(vectors)])
     return sequences.placed_logits(np.cumsum([0 if given is None else len(given) for given in vectors]) - 1)
 

@@ -104,7 +104,7 @@ def passes(lm: ExactLM, groups: list[Known], context: int, rows: int) -> Iterato
             Run(one.slot, window.first, 0, 1) for one in inputs if window.start == window.first and not _given(one)
         ]
         if first:
-            yield Pass(first, lambda taken: repeated(_first(lm).placed, len(taken)), head_rows)
+            yield Pass(first, lambda taken: first_rows(lm, len(taken)), head_rows)
         done = 0
         while live := [one for one in inputs if len(one.tokens) > done]:
             left = sum(len(one.tokens) - done for one in live)
@@ -147,27 +147,20 @@ def _given(one: SequenceInput) -> int:
     return 0 if one.vectors is None else len(one.vectors)
 
 
-class _First(NamedTuple):
-    """What `first_logits` returns, and the same where the coder is."""
-
-    logits: np.ndarray
-    placed: Any
+_firsts: WeakKeyDictionary[ExactLM, Any] = WeakKeyDictionary()
 
 
-_firsts: WeakKeyDictionary[ExactLM, _First] = WeakKeyDictionary()
-
-
-def first_logits(lm: ExactLM) -> np.ndarray:
-    """The logits of the first token of a group that has no vectors before it, int32 [1, vocabulary].
+def first_logits(lm: ExactLM) -> Any:
+    """The logits of the first token of a group that has no vectors before it, int32 [1, vocabulary], on its device.
 
     A primer is context, so that the LM needs no prior behind one.
     """
-    return _first(lm).logits
-
-
-def _first(lm: ExactLM) -> _First:
     if lm not in _firsts:
         logits = lm.start.logits[: lm.vocabulary]
-        logits = (with_prior(logits) if lm.is_unprimed else logits)[None]
-        _firsts[lm] = _First(logits, placed(lm, logits))
+        _firsts[lm] = placed(lm, (with_prior(logits) if lm.is_unprimed else logits)[None])
     return _firsts[lm]
+
+
+def first_rows(lm: ExactLM, count: int) -> Any:
+    """The same for several groups, int32 [count, vocabulary]."""
+    return repeated(first_logits(lm), count)

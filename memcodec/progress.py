@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 ByteProgress = Callable[[str, int, int], None]  # what is being done, amount done, total amount (0: not known)
+Report = Callable[[int], None]  # takes a number of tokens that are done
 
 
 @dataclass(frozen=True)

@@ -135,8 +135,8 @@ def test_an_lm_and_its_coder_are_freed_at_once() -> None:
     """Weights on a GPU do not wait for the garbage collector."""
     lm: Any = SimpleNamespace(implementation=gpu.GpuLM(weights_of(300), DEVICE), head=None)
     freed = weakref.ref(lm.implementation)
-    first = placed._coder(lm)
-    assert placed._coder(lm) is first
+    first = placed.coder_of(lm)
+    assert placed.coder_of(lm) is first
     gc.disable()
     try:
         del lm, first

@@ -6,7 +6,7 @@ because its tokens are known. `Decoder.step` sees them one by one, for all group
 several of each group, to verify tokens that are known. All compute the same frequencies in the same order.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -37,6 +37,7 @@ from memcodec.coding.tokens import decode_token, encode_token, find_winner, leve
 from memcodec.lm import arithmetic
 from memcodec.lm.compiled import COUNTERS_APART, allocating, kernel, subkernel, wait_for_all
 from memcodec.lm.team import Team
+from memcodec.progress import Report
 
 _TOKEN_BYTES = 48  # the most that a token costs: at most 16 bits for each of its decisions
 _END_BYTES = 16
@@ -229,9 +230,6 @@ def _decode(runs, logits, share, steering, tables, groups, rows, buffers, tokens
         first += count
 
 
-Report = Callable[[int], None]  # takes the number of tokens that are done
-
-
 def live_groups(ends: np.ndarray, position: int) -> int:
     """The number of groups that have a token at a position. ends: tokens of each, in descending order."""
     return int(np.searchsorted(-ends, -position))
@@ -300,13 +298,7 @@ class Decoder:
         return self.read(np.arange(count), np.full(count, position), np.ones(count, dtype=np.int64), logits)
 
     def steps(
-        self,
-        sequences: Any,
-        written: np.ndarray,
-        first: int,
-        last: int,
-        ends: np.ndarray,
-        report: Callable[[int], None],
+        self, sequences: Any, written: np.ndarray, first: int, last: int, ends: np.ndarray, report: Report
     ) -> None:
         """Decode positions from `first` to last - 1 of all groups, step by step, each after the token before it.
 

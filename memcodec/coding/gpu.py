@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from memcodec.coding import gpu_kernels
-from memcodec.coding.corrections import Decoder, Group, Report, live_groups
+from memcodec.coding.corrections import Decoder, Group, live_groups
 from memcodec.coding.distribution import BLOCK, COMPETITORS, Predictions
 from memcodec.coding.steering import Steering
 from memcodec.lm import arithmetic
@@ -18,6 +18,7 @@ from memcodec.lm.gpu_sizes import power_of_two
 from memcodec.lm.sequences import check_numbers
 from memcodec.lm.team import team_of
 from memcodec.lm.transfer import to_device, to_host
+from memcodec.progress import Report
 
 _kernels: Any = gpu_kernels  # functions in Triton have no types
 _ALONE = team_of(1)
@@ -52,12 +53,8 @@ class Coder:
         return to_device(array, self.lm.device)
 
     def placed(self, logits: Any) -> torch.Tensor:
-        """Logits on the device, from there or from the host. Rows that share memory there are copied once."""
-        if isinstance(logits, torch.Tensor):
-            return logits
-        if len(logits) and logits.strides[0] == 0:
-            return self.tensor(logits[:1]).expand(len(logits), -1).contiguous()
-        return self.tensor(logits)
+        """Logits on the device, from there or from the host."""
+        return logits if isinstance(logits, torch.Tensor) else self.tensor(logits)
 
     def new_sums(self, rows: int) -> Sums:
         """Room for those of some rows."""
@@ -145,13 +142,7 @@ class GpuDecoder:
         )  # fmt: skip
 
     def steps(
-        self,
-        sequences: GpuSequences,
-        written: np.ndarray,
-        first: int,
-        last: int,
-        ends: np.ndarray,
-        report: Report,
+        self, sequences: GpuSequences, written: np.ndarray, first: int, last: int, ends: np.ndarray, report: Report
     ) -> None:
         """`corrections.Decoder.steps`, which the host starts without waiting for them."""
         if self._steps is None or self._steps.sequences is not sequences:

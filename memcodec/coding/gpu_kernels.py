@@ -44,7 +44,7 @@ _TOP, _MASK = tl.constexpr(1 << 24), tl.constexpr(0xFFFFFFFF)
 
 
 @triton.jit
-def _frequency(below, powers):
+def frequency(below, powers):
     """`distribution.frequency` of int32, int64."""
     units = tl.minimum(below, _FAR)
     power = tl.load(powers + (units & 1023)).to(tl.int64)
@@ -52,7 +52,7 @@ def _frequency(below, powers):
 
 
 @triton.jit
-def _log2_units(value, logarithms):
+def log2_units(value, logarithms):
     """`distribution.log2_units` of int64, int32."""
     bits = value.to(tl.float32).to(tl.int32, bitcast=True)
     return ((bits >> 23) - 127) * 1024 + tl.load(logarithms + ((bits >> 13) & 1023))
@@ -97,7 +97,7 @@ def blocks(
     inside = token < VOCABULARY
     below = best - tl.load(logits + row * VOCABULARY + token, mask=inside, other=0)
     units = tl.minimum(tl.where(inside, below, _FAR), _FAR)
-    count = tl.where(inside, _frequency(units, powers), 1) - 1
+    count = tl.where(inside, frequency(units, powers), 1) - 1
     mass = tl.sum(count, axis=1) + tl.sum(inside.to(tl.int64), axis=1)
     tl.store(masses + row * BLOCKS + block, mass, mask=block < BLOCKS)
     tl.store(moments + row * BLOCKS + block, tl.sum(count * units.to(tl.int64), axis=1), mask=block < BLOCKS)
@@ -134,7 +134,7 @@ def _total_and_entropy(masses, moments, row, logarithms, BLOCKS: tl.constexpr, W
     mass = tl.load(masses + row * BLOCKS + block, mask=block < BLOCKS, other=0)
     moment = tl.sum(tl.load(moments + row * BLOCKS + block, mask=block < BLOCKS, other=0), axis=0)
     total = tl.sum(mass, axis=0)
-    entropy = _log2_units(total, logarithms) - _ONE_BITS + (moment // total).to(tl.int32)
+    entropy = log2_units(total, logarithms) - _ONE_BITS + (moment // total).to(tl.int32)
     return mass, total, tl.maximum(entropy, 0)
 
 
@@ -178,16 +178,21 @@ def _ones(x):
 
 
 @triton.jit
+def sign_words(position, i, SIZE: tl.constexpr):
+    """The signs of all features at some entries of a position's hidden state, as bits, uint64: `seeded.word`."""
+    z = (position.to(tl.int64) * SIZE + i).to(tl.uint64) * _GOLDEN + _SIGNS
+    z = (z ^ (z >> 30)) * _FIRST
+    z = (z ^ (z >> 27)) * _SECOND
+    return z ^ (z >> 31)
+
+
+@triton.jit
 def _moves(position, features, tilt, ids, head, scale, UNIT: tl.constexpr, SIZE: tl.constexpr, DEPTH: tl.constexpr):
     """`steering.steer`: the moves of the logits of a list of tokens, int32 [LIST]. features: uint64."""
     total = tl.zeros((_LIST,), dtype=tl.int32)
     for first in range(0, SIZE, DEPTH):
         i = first + tl.arange(0, DEPTH)
-        z = (position.to(tl.int64) * SIZE + i).to(tl.uint64) * _GOLDEN + _SIGNS
-        z = (z ^ (z >> 30)) * _FIRST
-        z = (z ^ (z >> 27)) * _SECOND
-        z = z ^ (z >> 31)
-        signs = _FEATURES - 2 * _ones(z ^ features)
+        signs = _FEATURES - 2 * _ones(sign_words(position, i, SIZE) ^ features)
         at = (ids.to(tl.int64) * SIZE)[:, None] + i[None, :]
         rows = tl.load(head + at, mask=(ids >= 0)[:, None] & (i < SIZE)[None, :], other=0)
         total += tl.sum(rows.to(tl.int32) * signs[None, :], axis=1)
@@ -306,8 +311,8 @@ def decode(
             )  # fmt: skip
             tl.debug_barrier()  # the state is written before the next row reads it
         valid = ids >= 0
-        steered = tl.where(valid, _frequency(below - moves, powers), 0)
-        change = tl.where(valid, steered - _frequency(below, powers), 0)
+        steered = tl.where(valid, frequency(below - moves, powers), 0)
+        change = tl.where(valid, steered - frequency(below, powers), 0)
         whole = total + tl.sum(change, axis=0)
         key = tl.max(tl.where(valid, steered * _LIST + (place ^ _LAST), -1), axis=0)
         most, winner = key // _LIST, (key % _LIST).to(tl.int32) ^ _LAST
@@ -325,7 +330,7 @@ def decode(
             inside_of = start + tl.arange(0, _BLOCK)
             inside = inside_of < VOCABULARY
             units = best - tl.load(logits + row * VOCABULARY + inside_of, mask=inside, other=0)
-            counts = tl.where(inside, _frequency(tl.where(inside, units, 0), powers), 0)
+            counts = tl.where(inside, frequency(tl.where(inside, units, 0), powers), 0)
             for _ in range(_BLOCK_BITS):
                 left = _mass(start, half, inside_of, counts, ids, change)
                 start, rest, code, width, at = _descend(left, start, rest, half, code, width, at, end, data)

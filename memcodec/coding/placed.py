@@ -21,7 +21,7 @@ def predicting(lm: ExactLM) -> Predict:
     if lm.implementation.has_coder:
         from memcodec.coding import gpu
 
-        coder = _coder(lm)
+        coder = coder_of(lm)
         return lambda tokens, logits: gpu.predictions(tokens, logits, coder)
 
     def predict(tokens: np.ndarray, logits: Any) -> Callable[[], Predictions]:
@@ -52,7 +52,7 @@ def entering(lm: ExactLM) -> Callable[[], None]:
 
 def placed(lm: ExactLM, logits: np.ndarray) -> Any:
     """Logits of the host, int32 [rows, vocabulary], as `Sequences.placed_logits` returns them."""
-    return _coder(lm).placed(logits) if lm.implementation.has_coder else logits
+    return coder_of(lm).placed(logits) if lm.implementation.has_coder else logits
 
 
 def repeated(logits: Any, count: int) -> Any:
@@ -67,11 +67,11 @@ def decoder_of(lm: ExactLM, rows: Sequence[Group], share: int) -> Any:
         return Decoder(rows, steering, share, lm.team)
     from memcodec.coding import gpu
 
-    return gpu.GpuDecoder(rows, steering, share, _coder(lm))
+    return gpu.GpuDecoder(rows, steering, share, coder_of(lm))
 
 
-def _coder(lm: ExactLM) -> Any:
-    """Of an LM that has kernels for it; the same as long as somebody has it.
+def coder_of(lm: ExactLM) -> Any:
+    """The coder of an LM that has kernels for it; the same as long as somebody has it.
 
     The LM does not hold it, since it holds the LM: both would stay in the GPU's memory until garbage is collected.
     """

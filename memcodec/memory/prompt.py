@@ -11,8 +11,9 @@ import numpy as np
 
 from memcodec.coding.distribution import Predictions
 from memcodec.errors import FormatError
-from memcodec.memory.site import Predict, Report
+from memcodec.memory.site import Predict
 from memcodec.memory.vectors import unpack
+from memcodec.progress import Report
 from memcodec.settings import MEMORY_BITS, Prompt
 
 

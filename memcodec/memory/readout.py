@@ -16,7 +16,8 @@ from memcodec.coding.steering import Steering
 from memcodec.errors import FormatError
 from memcodec.lm.team import Team
 from memcodec.memory.search import search
-from memcodec.memory.site import Predict, Report
+from memcodec.memory.site import Predict
+from memcodec.progress import Report
 from memcodec.settings import MOST_SHARE, SHARE_STEPS
 
 Search = Callable[[list[Predictions], Steering, int, int, Team], list[bytes]]  # see `search`

@@ -19,8 +19,7 @@ import triton
 import triton.language as tl
 
 from memcodec.coding import distribution, steering
-from memcodec.coding.gpu_kernels import _frequency, _log2_units
-from memcodec.lm import seeded
+from memcodec.coding.gpu_kernels import frequency, log2_units, sign_words
 
 RUN_FIELDS = 3  # of a run of positions with the same states: first position, position after the last, bits that enter
 POSITION_FIELDS = 3  # of a position, see `prepare`
@@ -35,8 +34,6 @@ _MOST_ENTROPY = tl.constexpr(steering.MOST_ENTROPY)
 _REACH = tl.constexpr(float(steering.REACH) / 1024)
 _TILT = tl.constexpr(steering.TILT)
 _WINDOW = tl.constexpr((1 << steering.WINDOW) - 1)
-_SIGNS = tl.constexpr(((steering.SIGN_STREAM << 40) + 1) * seeded.GOLDEN % (1 << 64))  # word 0 of the stream, unmixed
-_GOLDEN, _FIRST, _SECOND = (tl.constexpr(n) for n in (seeded.GOLDEN, seeded.FIRST, seeded.SECOND))
 _RUN_FIELDS, _POSITION_FIELDS = tl.constexpr(RUN_FIELDS), tl.constexpr(POSITION_FIELDS)
 _BUCKETS_BITS, _UNITS_BITS = tl.constexpr(BUCKETS_BITS), tl.constexpr(UNITS_BITS)
 _BUCKETS = tl.constexpr(1 << BUCKETS_BITS)
@@ -74,11 +71,7 @@ def _responses(position, ids, head, ROWS: tl.constexpr, SIZE: tl.constexpr, DEPT
     total = tl.zeros((ROWS, _FEATURES), dtype=tl.int32)
     for first in range(0, SIZE, DEPTH):
         i = first + tl.arange(0, DEPTH)
-        z = (position.to(tl.int64) * SIZE + i).to(tl.uint64) * _GOLDEN + _SIGNS
-        z = (z ^ (z >> 30)) * _FIRST
-        z = (z ^ (z >> 27)) * _SECOND
-        z = z ^ (z >> 31)
-        signs = 1 - 2 * ((z[:, None] >> shift) & 1).to(tl.int8)
+        signs = 1 - 2 * ((sign_words(position, i, SIZE)[:, None] >> shift) & 1).to(tl.int8)
         rows = tl.load(head + row + i[None, :], mask=(i < SIZE)[None, :], other=0)
         total = tl.dot(rows, signs, total, out_dtype=tl.int32)
     return total
@@ -117,7 +110,7 @@ def prepare(
         chosen = tl.load(ids + source, mask=live[:, None], other=-1)
         valid = chosen >= 0
         units = tl.load(below + source, mask=valid, other=0)
-        counts = tl.where(valid, _frequency(units, powers), 0)
+        counts = tl.where(valid, frequency(units, powers), 0)
         rest = tl.load(totals + position, mask=live, other=0) - tl.sum(counts, axis=1)
         rest = (rest >> 12).to(tl.int32)
         least = tl.where(valid, units.to(tl.float32) * _UNIT, _FAR_AWAY)
@@ -233,7 +226,7 @@ def _cost(sums, factors, lower, about, logarithms, TILE: tl.constexpr):
     both = (product.to(tl.int64) << 32) | (mass.to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF)
     both = tl.gather(both, tl.arange(0, TILE), 0)
     product, mass = (both >> 32).to(tl.int32), both.to(tl.int32).to(tl.float32, bitcast=True)
-    cost = _log2_units(mass, logarithms) - 16 * 1024
+    cost = log2_units(mass, logarithms) - 16 * 1024
     move = (product.to(tl.float32, bitcast=True) - _BASE) * tl.load(factors)
     move = tl.minimum(tl.maximum(move, -_REACH), _REACH)
     units = (tl.load(lower) - move) * 1024.0

@@ -6,6 +6,8 @@ Each site is a class with the attributes of `Site`. Other modules do not disting
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
+from memcodec.progress import Report
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -13,7 +15,6 @@ if TYPE_CHECKING:
 
 # Predictions of the chunks that are being fitted by the exact LM, each after vectors, float32 [n, hidden], or None.
 Predict = Callable[["list[np.ndarray | None]"], "list[Predictions]"]
-Report = Callable[[int], None]  # takes the number of tokens that are done
 
 
 class Site(Protocol):

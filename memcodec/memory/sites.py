@@ -33,11 +33,10 @@ def _search_of(lm: "ExactLM") -> "Search | None":
     """The search for memories where the LM is, if that is not the host."""
     if not lm.implementation.has_coder:
         return None
-    from memcodec.coding.gpu import Coder
+    from memcodec.coding.placed import coder_of
     from memcodec.memory.search_gpu import GpuSearch
 
-    implementation: Any = lm.implementation
-    return GpuSearch(Coder(implementation))
+    return GpuSearch(coder_of(lm))
 
 
 def site_in_file(name: str, fields: tuple[int, ...], hidden: int) -> Site:
