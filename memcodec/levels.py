@@ -40,17 +40,17 @@ class Level:
     chunk_tokens: int = 200
 
 
-# Chunks of 2 to 5 are as long as the longest or the shortest groups: otherwise these would be cut in two, and each half
+# Chunks of 2 to 4 are as long as the longest or the shortest groups: otherwise these would be cut in two, and each half
 # would have a memory of its own.
 LEVELS = {
     1: Level(GroupRule(64, 100, 200), 0.1, 64),
     2: Level(GroupRule(64, 130, 260), 0.1, 128, 260),
     3: Level(GroupRule(48, 175, 350), 0.1, 256, 350),
-    4: Level(GroupRule(32, 230, 460), 0.1, 512, 230),
-    5: Level(GroupRule(24, 300, 600), 0.1, 1024, 300),
-    6: Level(GroupRule(16, 400, 800), 0.1, 4096),
-    7: Level(GroupRule(8, 800, 1600), 0.1, 4096),
-    8: Level(GroupRule(4, 1600, 3200), 0.05, 4096),
+    4: Level(GroupRule(32, 280, 560), 0.1, 512, 280),
+    5: Level(GroupRule(24, 400, 800), 0.1, 1024),
+    6: Level(GroupRule(16, 600, 1200), 0.1, 4096),
+    7: Level(GroupRule(8, 1000, 2000), 0.1, 4096),
+    8: Level(GroupRule(4, 1800, 3600), 0.05, 4096),
     9: Level(GroupRule(1, 1, None), 0.0, 4096, 4096),
 }
 DEFAULT_LEVEL = 6
