@@ -105,8 +105,8 @@ def context_option() -> Any:
         show_envvar=True,
         metavar="N",
         help="Number of preceding tokens that the model sees before each token, 0 to "
-        f"{MAX_CONTEXT}. 0 limits it to the tokens of the same chunk; auto uses as much as the level says; max makes "
-        "the smallest file and is slow.",
+        f"{MAX_CONTEXT}. 0 limits it to the tokens of the same chunk; auto uses as much as the level says; max is "
+        "slow, and makes smaller files.",
     )
 
 
@@ -249,8 +249,8 @@ class ComputeOptions:
         envvar="MEMCODEC_BATCH",
         show_envvar=True,
         metavar="N",
-        help="Number of groups of chunks that are decoded in parallel (default: as many as suit the device, 64 on a "
-        "CPU). More is faster and needs more memory; the result is the same.",
+        help="Number of groups of chunks that are decoded in parallel (default: as many as suit the device, up to "
+        "64 on a CPU). More is faster and needs more memory; the result is the same.",
     )
     threads: int | None = option(
         "-T",

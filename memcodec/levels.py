@@ -9,8 +9,8 @@ from memcodec.errors import EncodeError
 class GroupRule:
     """How many groups a text is cut into with `context="auto"`.
 
-    At least `fewest`, so that a step of the decoder has many rows, unless the groups would have less than `shortest`
-    tokens; and as many as it takes for groups of at most `longest` tokens. None: no limit.
+    As many as it takes for groups of at most `longest` tokens (None: no limit). If these are less than `fewest`, then
+    more, so that a step of the decoder has more rows: up to `fewest`, as long as groups are longer than `shortest`.
     """
 
     fewest: int

@@ -4,8 +4,8 @@ An instruction set adds the products of four bytes of a row and four bytes of ea
 return the same integers:
 
 - `avx512-vnni`, `avx-vnni`: vpdpbusd, unsigned times signed bytes, in vectors of 64 and 32 bytes.
-- `amx`: tiles (see `amx`) where there are 16 rows or more, otherwise `avx512-vnni`. It has not been measured beside
-  `avx512-vnni` yet, so it is used only if it is asked for.
+- `amx`: tiles (see `amx`) where there are 16 rows or more, otherwise `avx512-vnni`. The tests have not run with it on a
+  processor that has it, so it is used only if it is asked for.
 - `neon-sdot`: sdot, signed times signed bytes, in vectors of 16 bytes.
 - `vectors`: both sides extended to 16 bits, and LLVM's choice of an instruction that multiplies pairs of them and adds
   the two products (pmaddwd, smlal). pmaddubsw, which needs no extension, would saturate.
