@@ -18,9 +18,9 @@ at least five runs. The peak is the resident memory of the whole process: for me
 others with a Python interpreter that holds nothing else. The language model may have seen any of these texts in its
 training.
 
-The number after memcodec is the memory share. The context is the default, auto, which leaves at least 48 groups and
-therefore almost no context in texts as short as these. Two rows, at a memory share of 0, have no context and the most
-context. [docs/context.md](../docs/context.md) explains both.
+The number after memcodec is the memory share. The context is the default, auto, with groups of up to 600 tokens in
+texts as short as these. Two rows, at a memory share of 0, have no context and the most context.
+[docs/context.md](../docs/context.md) explains both.
 
 The rows in brackets are limits and not codecs. *Bound* is the sum of -log2 p(token) of the exact LM over the same
 chunks of 200 tokens. *Bound, context of 2048* is the same sum with the text before each token as context, in windows of
