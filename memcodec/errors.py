@@ -30,7 +30,7 @@ class EncodeError(MemcodecError):
 
 
 class MachineError(MemcodecError):
-    """This machine does not compute what the exact LM is defined to be."""
+    """This machine does not compute what the exact LM is defined to be, or has no such device."""
 
 
 class EngineError(MemcodecError):

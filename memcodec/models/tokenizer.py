@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from memcodec.errors import MissingDependencyError, ModelNotFoundError
+from memcodec.errors import MissingDependencyError, ModelNotFoundError, first_line
 from memcodec.lm.team import team_of
 from memcodec.models.placeholders import check_content
 
@@ -166,8 +166,7 @@ def _backend_of(folder: Path) -> Any:
     except MissingDependencyError:
         raise
     except Exception as error:  # tokenizers and transformers raise various types
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ModelNotFoundError(f"{folder}: its tokenizer cannot be loaded ({reason})") from error
+        raise ModelNotFoundError(f"{folder}: its tokenizer cannot be loaded ({first_line(error)})") from error
     if backend is None:
         raise ModelNotFoundError(f"{folder}: it has no fast tokenizer (tokenizer.json), which memcodec requires")
     return backend
