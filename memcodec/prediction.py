@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 
 from memcodec.coding.distribution import Predictions
-from memcodec.coding.placed import entering, predicting
+from memcodec.coding.placed import predictor_of, thread_setup_of
 from memcodec.lm.ahead import Ahead
 from memcodec.lm.model import ExactLM
 from memcodec.passes import Known, Run, passes
@@ -85,7 +85,7 @@ def _predict_together(lm: ExactLM, batch: list[_Predicted], context: int) -> Ite
 
     The host takes those of a block of rows while a GPU computes the next one.
     """
-    predict_rows = predicting(lm)
+    predict_rows = predictor_of(lm)
     computed: list[tuple[list[Run], Callable[[], Predictions]]] = []
     blocks = (block for one in passes(lm, [group.known for group in batch], context, lm.capacity.rows)
               for block in one.rows())  # fmt: skip
@@ -121,7 +121,9 @@ def streams(
         return
     read: deque[list[np.ndarray]] = deque()
     predictions: deque[Predictions] = deque()
-    steps = Ahead(_steps(lm, groups, context), lambda step: len(step[1].tokens), lm.capacity.fitted, entering(lm))
+    steps = Ahead(
+        _steps(lm, groups, context), lambda step: len(step[1].tokens), lm.capacity.fitted, thread_setup_of(lm)
+    )
 
     def taken(queue: deque[_Item]) -> Iterator[_Item]:
         while True:

@@ -521,7 +521,7 @@ def test_text_that_is_no_unicode(tiny: Codec) -> None:
 
 def test_batches_are_what_the_cache_holds(tiny: Codec) -> None:
     few = [EncodedGroup((2000, 2000), (b"", b""), b"")] * 40
-    site = ReadoutSite.in_header((0,))
+    site = ReadoutSite.in_file((0,))
 
     def sizes(site: Any, groups: list[EncodedGroup], context: int, batch: int) -> list[int]:
         return [len(some) for some in batches(tiny.lm, site, groups, context, batch)]

@@ -46,7 +46,7 @@ class ReadoutSite:
         self._find = find
 
     @classmethod
-    def in_header(cls, fields: tuple[int, ...]) -> "ReadoutSite":
+    def in_file(cls, fields: tuple[int, ...]) -> "ReadoutSite":
         """The site of a file, for a decoder. Raises FormatError."""
         if len(fields) != 1 or fields[0] > MOST_SHARE:
             raise FormatError("damaged index: a memory share out of range")

@@ -47,7 +47,7 @@ def site_in_file(name: str, fields: tuple[int, ...], hidden: int) -> Site:
     if name == "readout":
         from memcodec.memory.readout import ReadoutSite
 
-        return ReadoutSite.in_header(fields)
+        return ReadoutSite.in_file(fields)
     from memcodec.memory.prompt import PromptSite
 
-    return PromptSite.in_header(fields, hidden)
+    return PromptSite.in_file(fields, hidden)
