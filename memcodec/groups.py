@@ -25,7 +25,7 @@ from memcodec.passes import Known, first_rows, input_of, passes
 from memcodec.prediction import predict, streams
 from memcodec.progress import Report, Reporter
 
-FIT_CHUNKS = 32  # chunks whose memories are fitted together, and more if it does not matter and suits the LM
+FIT_CHUNKS = 32  # chunks whose memories are fitted together; more where they do not depend on it (`Capacity.fitted`)
 
 _FIRST_ROOM = 1024  # tokens of a group that a decoder allocates before it has decoded any
 _NO_TOKENS = np.empty(0, dtype=np.int64)

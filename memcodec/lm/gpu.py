@@ -200,7 +200,7 @@ class GpuLM:
 
 @dataclass(frozen=True)
 class Pass:
-    """The rows of a pass, and their tiles for attention (see `gpu_kernels.attend`); on the device, int32.
+    """The rows of a pass, and their tiles for attention (see `gpu_attention.attend`); on the device, int32.
 
     tiles: None in a step, in which each row is of another sequence.
     """
