@@ -41,6 +41,14 @@ class MissingDependencyError(MemcodecError):
     """A feature needs a package that is not installed."""
 
 
+def wrong_file(what: str) -> MachineError:
+    """The error for a file that was just encoded and does not decode to its document. what: what is wrong with it."""
+    return MachineError(
+        f"{what}, so it was discarded, since this machine or memcodec computes wrongly: "
+        "try --device cpu or MEMCODEC_INSTRUCTIONS=vectors-16, and report it"
+    )
+
+
 def needs_torch(error: ImportError) -> MissingDependencyError:
     """The error for a feature that needs the extra `torch`, if it is not installed."""
     return MissingDependencyError(

@@ -16,7 +16,7 @@ from memcodec.coding.distribution import Predictions
 from memcodec.coding.placed import decoder_of
 from memcodec.coding.steering import Steering
 from memcodec.document.plan import windows
-from memcodec.errors import FormatError, MachineError
+from memcodec.errors import FormatError, wrong_file
 from memcodec.lm.layout import PAGE
 from memcodec.lm.model import ExactLM
 from memcodec.lm.sequences import READ_ROWS, Capacity, SequenceInput, Sequences
@@ -230,11 +230,11 @@ def verify_all(
         _check_positions(lm, site, together, context)
         originals = list(islice(waiting, len(together)))
         if [group.lengths for group in together] != [tuple(map(len, chunks)) for chunks in originals]:
-            raise MachineError("the encoded file has other chunks than its document: nothing was written")
+            raise wrong_file("the encoded file has other chunks than its document")
         tokens = [np.concatenate(chunks) for chunks in originals]
         decoded = _decode_known(lm, site, together, tokens, context, reporter.ahead)
         if not all(map(np.array_equal, decoded, tokens)):
-            raise MachineError("the encoded file decodes to other tokens here: nothing was written")
+            raise wrong_file("the encoded file decodes to other tokens here")
         reporter.finish([n for group in together for n in group.lengths])
         yield from decoded
 
