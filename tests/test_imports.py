@@ -13,7 +13,7 @@ ORDER = [
     "errors", "wording", "progress", "levels", "settings", "cache", "lm", "models", "document", "coding", "memory",
     "passes", "prediction",
     "groups", "container", "engines", "storage", "primer", "frames", "bound", "estimate", "decoding",
-    "verification", "codec", "files", "view", "integrations", "bench",
+    "verification", "refusals", "codec", "files", "view", "integrations", "bench",
 ]  # fmt: skip
 
 

@@ -7,7 +7,6 @@ from itertools import accumulate, compress, pairwise
 
 import numpy as np
 
-from memcodec.container.bounds import least_size, least_sizes
 from memcodec.container.insertion import Lost, insert
 from memcodec.container.layout import (
     HASH_BYTES,
@@ -22,6 +21,7 @@ from memcodec.container.layout import (
     chunk_checksum,
 )
 from memcodec.container.write import describe, pack
+from memcodec.container.zstd_bound import least_size, least_sizes
 from memcodec.document.blocks import Block
 from memcodec.document.references import CarriedBytes, Reference
 from memcodec.document.references import joined as joined_references
