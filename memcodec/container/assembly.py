@@ -32,7 +32,7 @@ from memcodec.groups import EncodedGroup
 from memcodec.lm.team import Team
 from memcodec.models.tokenizer import ByteTokenizer
 
-STORE_SMALLER = True  # False in tests and benchmarks of tiny models, which zstd beats (`memcodec.bench.force_lm`)
+STORE_SMALLER = True  # False in tests and benchmarks of tiny models, which zstd beats (benchmarks/force_lm.py)
 _SEGMENT_BYTES, _CHUNK_BYTES = 2, 1.5  # the approximate cost of each in the index
 _STORED_BYTES = 4 * _SEGMENT_BYTES  # of a stored span, and of the runs that it parts
 _NO_TOKENS = np.empty(0, dtype=np.int64)
