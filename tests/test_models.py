@@ -29,6 +29,7 @@ from memcodec.errors import ModelNotFoundError
 from memcodec.lm import kept, weights
 from memcodec.lm.kept import AnyWeights
 from memcodec.models import convert, registry
+from memcodec.models import hub as hub_
 from memcodec.models.floats import FrozenLM
 from memcodec.models.tokenizer import ByteTokenizer
 
@@ -378,6 +379,46 @@ def test_a_hub_id_without_a_network(hub: list[str], tmp_path: Path, monkeypatch:
     assert failed.returncode == 1 and hub == []
     assert "'someone/tiny' is not a directory, and it cannot be downloaded from the Hugging Face hub" in failed.stderr
     assert failed.stderr.count("\n") == 1
+
+
+PARTS = [f"model-{n:05}-of-00002.safetensors" for n in (1, 2)]
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.mark.parametrize(
+    ("names", "is_complete"),
+    [
+        (["config.json", "tokenizer.json", "model.safetensors"], True),
+        (["config.json", "vocab.json", "merges.txt", "model.safetensors"], True),
+        (["config.json", "tokenizer.json", INDEX, *PARTS], True),
+        (["config.json", "tokenizer.json", *PARTS], True),
+        (["config.json", "model.safetensors"], False),
+        (["config.json", "tokenizer_config.json", "model.safetensors"], False),
+        (["tokenizer.json", "model.safetensors"], False),
+        (["config.json", "tokenizer.json"], False),
+        (["config.json", "tokenizer.json", INDEX], False),
+        (["config.json", "tokenizer.json", INDEX, PARTS[0]], False),
+        (["config.json", "tokenizer.json", PARTS[1]], False),
+    ],
+)
+def test_a_part_of_a_download_is_no_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], is_complete: bool
+) -> None:
+    """A snapshot in the hub's cache that an interrupted download left was used without its tokenizer or weights."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--someone--tiny"
+    for folder in ("refs", "blobs", f"snapshots/{COMMIT}"):
+        (repository / folder).mkdir(parents=True)
+    (repository / "refs" / "main").write_text(COMMIT)
+    snapshot = repository / "snapshots" / COMMIT
+    for name in names:
+        (repository / "blobs" / name).write_text(json.dumps({"weight_map": {"a": PARTS[0], "b": PARTS[1]}}))
+        (snapshot / name).symlink_to(repository / "blobs" / name)
+    if is_complete:
+        assert hub_.fetch("someone/tiny", None, offline=True) == snapshot
+        (repository / "blobs" / names[-1]).unlink()  # the link stays
+    with pytest.raises(ModelNotFoundError, match="which is not on this machine"):
+        hub_.fetch("someone/tiny", None, offline=True)
 
 
 # ---- the exact LM of a folder, made once
