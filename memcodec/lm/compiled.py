@@ -8,9 +8,7 @@ operation of a kernel is one IEEE operation (numba does not contract operations 
 
 import ctypes
 import hashlib
-import shutil
 import sys
-import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -23,7 +21,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from memcodec.cache import cache_folder
+from memcodec.cache import cache_folder, remove_unused
 from memcodec.lm import instructions
 from memcodec.lm.instructions import CHOSEN, LINE
 
@@ -75,17 +73,12 @@ def kernel(function: F, **more: Any) -> Any:
     return compiled
 
 
-_UNUSED_SECONDS = 30 * 86_400  # age at which kernels of another version are removed
-
-
 @cache
 def make_folder(folder: Path) -> None:
     """Create the folder of this version's kernels, and remove those of versions unused for 30 days. Raises OSError."""
     if not folder.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
-        for other in folder.parent.iterdir():
-            if other != folder and time.time() - other.stat().st_mtime > _UNUSED_SECONDS:
-                shutil.rmtree(other, ignore_errors=True)
+        remove_unused(folder.parent, folder)
     folder.touch()
 
 
