@@ -74,9 +74,10 @@ def decoder_of(lm: ExactLM, rows: Sequence[Group], share: int) -> Any:
 
 
 def coder_of(lm: ExactLM) -> Any:
-    """The coder of an LM that has kernels for it; the same as long as somebody has it.
+    """The coder of an LM that has kernels for it: always the same object, as long as somebody holds it.
 
-    The LM does not hold it, since it holds the LM: both would stay in the GPU's memory until garbage is collected.
+    The LM has only a weak reference to it, since the coder refers to the LM: with two strong references, both would
+    stay in the GPU's memory until garbage is collected.
     """
     from memcodec.coding import gpu
 

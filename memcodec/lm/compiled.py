@@ -169,7 +169,7 @@ def bits_of(context: Any, value: Any) -> Any:
 
 @intrinsic
 def float_at(context: Any, address: Any) -> Any:
-    """The float32 at an address. Arrays that are passed on or cut cost more than the work on a few numbers."""
+    """The float32 at an address: to pass on or slice an array costs more than the work on a few numbers."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.load(builder.inttoptr(arguments[0], ir.FloatType().as_pointer()))

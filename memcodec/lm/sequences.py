@@ -92,7 +92,10 @@ class Implementation(Protocol):
     capacity: Capacity
 
     def sequences(self, slots: int, positions: int, rows: int, start: Any = None) -> Sequences:
-        """A cache of `slots` sequences of `positions` positions, for passes of up to `rows` rows; start: of `start`."""
+        """A cache of `slots` sequences of `positions` positions, for passes of up to `rows` rows.
+
+        start: what the method `start` returned for the prefix that the sequences have read; None without a prefix.
+        """
 
     def start(self, prefix: np.ndarray) -> Any:
         """The state after a prefix, int64 [tokens]; its `logits` are those of the next token, int32 [columns]."""

@@ -37,7 +37,7 @@ class ReadoutSite:
         team: Team | None = None,
         find: Search | None = None,
     ) -> None:
-        """share: in steps of 1/1024. The others are needed by `fit` only. find: the same as `search`, elsewhere."""
+        """share: in steps of 1/1024. The others are needed by `fit` only. find: a `search` for a device."""
         self.share = share
         self.fields: tuple[int, ...] = (share,)
         self._effort = effort

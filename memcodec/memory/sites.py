@@ -30,7 +30,7 @@ def readout_site(lm: "ExactLM", settings: Readout) -> Site:
 
 
 def _search_of(lm: "ExactLM") -> "Search | None":
-    """The search for memories where the LM is, if that is not the host."""
+    """The search for memories on the device of the LM, if it has kernels for the coder; otherwise None."""
     if not lm.implementation.has_coder:
         return None
     from memcodec.coding.placed import coder_of
