@@ -319,7 +319,11 @@ def test_every_function_that_is_timed_is_called(tiny: Codec, monkeypatch: pytest
         seen: set[tuple[Any, str]] = set()
 
         def recorded(function: Callable[..., Any], one: tuple[Any, str]) -> Callable[..., Any]:
-            return lambda *args, **settings: seen.add(one) or function(*args, **settings)
+            def call(*args: Any, **settings: Any) -> Any:
+                seen.add(one)
+                return function(*args, **settings)
+
+            return call
 
         with pytest.MonkeyPatch.context() as patch:
             for owner, name in functions:
