@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from crashes import TINY, words
+from force_lm import store_nothing
 
 from memcodec import Codec
-from memcodec.bench.force_lm import store_nothing
 from memcodec.bench.results import machine, today
 
 THREADS, PROCESSES = 4, 3
@@ -68,7 +68,8 @@ def threads(codec: Codec, rounds: int) -> dict[str, Any]:
 _FIRST_USE = """
 import hashlib, sys
 from memcodec import Codec
-from memcodec.bench.force_lm import store_nothing
+sys.path.append(sys.argv[3])
+from force_lm import store_nothing
 data = open(sys.argv[2], "rb").read()
 codec = Codec.load(sys.argv[1], device="cpu")
 with store_nothing():
@@ -83,7 +84,7 @@ def processes() -> dict[str, Any]:
     wrong = []
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "text").write_bytes(words(2000))
-        command = [sys.executable, "-c", _FIRST_USE, str(TINY), str(Path(folder) / "text")]
+        command = [sys.executable, "-c", _FIRST_USE, str(TINY), str(Path(folder) / "text"), str(Path(__file__).parent)]
         environment = os.environ | {"MEMCODEC_CACHE": str(Path(folder) / "cache")}
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         running = [subprocess.Popen(command, env=environment, **pipes) for _ in range(PROCESSES)]

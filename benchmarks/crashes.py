@@ -20,7 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from memcodec.bench.force_lm import store_nothing
+from force_lm import store_nothing
+
 from memcodec.bench.results import machine, today
 from memcodec.codec import Codec
 

@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import isolated
+from force_lm import store_nothing
 from isolated import Outcome
 
 from memcodec import Archive, MemcodecError, Primer, container
-from memcodec.bench.force_lm import store_nothing
 from memcodec.bench.results import machine, today
 from memcodec.codec import Codec
 from memcodec.container import Segment

@@ -26,10 +26,10 @@ import numpy as np
 import safetensors.numpy
 import zstandard
 from faults import TEXT, TINY, sealed
+from force_lm import store_nothing
 
 from memcodec import Archive, FrameSettings, MemcodecError, Primer, Prompt, Readout, container
 from memcodec import decode as decode_alone
-from memcodec.bench.force_lm import store_nothing
 from memcodec.bench.results import machine, today
 from memcodec.cache import cache_folder
 from memcodec.codec import Codec

@@ -75,8 +75,10 @@ def text(size: int) -> bytes:
     sys.exit(f"memory: error: --bytes {size}: there are {len(found):,}")
 
 
-_CARRIED = """
-from memcodec.bench.force_lm import store_nothing
+_CARRIED = f"""
+import sys
+sys.path.append({str(Path(__file__).parent)!r})
+from force_lm import store_nothing
 from memcodec_cli import main
 with store_nothing():
     main()

@@ -8,8 +8,8 @@ from typing import Any, BinaryIO, Unpack
 
 import numpy as np
 
-from memcodec import bound, container, estimate, frames
-from memcodec.container import Container, Lost, ModelId, Needs, Settings, assembly, refusals
+from memcodec import bound, container, estimate, frames, refusals
+from memcodec.container import Container, Lost, ModelId, Needs, Settings, assembly
 from memcodec.container.assembly import EncodedPart
 from memcodec.decoding import sharing_batches, tokens_of
 from memcodec.document.blocks import Block, BlockQueue, Cutting, read_blocks

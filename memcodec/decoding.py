@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from memcodec.coding.distribution import Predictions
 from memcodec.container import Container, Group
 from memcodec.container.assembly import encoded_groups
 from memcodec.engines.engine import Engine
@@ -11,6 +12,7 @@ from memcodec.groups import EncodedGroup
 from memcodec.memory.site import Site
 from memcodec.memory.sites import site_in_file
 from memcodec.models.loaded import LoadedModel
+from memcodec.prediction import predict
 from memcodec.progress import Reporter
 from memcodec.settings import MAX_CONTEXT
 
@@ -44,6 +46,18 @@ def known_tokens_of(
     """
     groups, context = _groups_of(selected)
     return engine.verify(model, site_of_file(model, selected[0][0]), groups, known, context, report)
+
+
+def predictions_of(model: LoadedModel, parsed: Container, tokens: Sequence[np.ndarray]) -> Iterator[Predictions]:
+    """The predictions of the exact LM for each token of a file that has been decoded, one `Predictions` for each chunk.
+
+    model: the one that the file needs, with its primer; tokens: of each group, int64 [tokens]. Memories of the readout
+    site are not applied yet. Raises FormatError.
+    """
+    assert parsed.settings is not None
+    site, groups = site_of_file(model, parsed), encoded_groups(parsed.groups)
+    chunks = [np.split(ids, np.cumsum(group.lengths)[:-1]) for ids, group in zip(tokens, groups, strict=True)]
+    return predict(model.lm, chunks, parsed.settings.context, [site.vectors(group.memories[0]) for group in groups])
 
 
 def _groups_of(selected: Sequence[tuple[Container, list[Group]]]) -> tuple[list[EncodedGroup], int]:

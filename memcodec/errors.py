@@ -30,7 +30,7 @@ class EncodeError(MemcodecError):
 
 
 class MachineError(MemcodecError):
-    """This machine does not compute what the exact LM is defined to be."""
+    """This machine does not compute what the exact LM is defined to be, or has no such device."""
 
 
 class EngineError(MemcodecError):
@@ -39,6 +39,14 @@ class EngineError(MemcodecError):
 
 class MissingDependencyError(MemcodecError):
     """A feature needs a package that is not installed."""
+
+
+def wrong_file(what: str) -> MachineError:
+    """The error for a file that was just encoded and does not decode to its document. what: what is wrong with it."""
+    return MachineError(
+        f"{what}, so it was discarded, since this machine or memcodec computes wrongly: "
+        "try --device cpu or MEMCODEC_INSTRUCTIONS=vectors-16, and report it"
+    )
 
 
 def needs_torch(error: ImportError) -> MissingDependencyError:

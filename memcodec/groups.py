@@ -16,7 +16,7 @@ from memcodec.coding.distribution import Predictions
 from memcodec.coding.placed import decoder_of
 from memcodec.coding.steering import Steering
 from memcodec.document.plan import windows
-from memcodec.errors import FormatError, MachineError
+from memcodec.errors import FormatError, wrong_file
 from memcodec.lm.layout import PAGE
 from memcodec.lm.model import ExactLM
 from memcodec.lm.sequences import READ_ROWS, Capacity, SequenceInput, Sequences
@@ -25,7 +25,7 @@ from memcodec.passes import Known, first_rows, input_of, passes
 from memcodec.prediction import predict, streams
 from memcodec.progress import Report, Reporter
 
-FIT_CHUNKS = 32  # chunks whose memories are fitted together, and more if it does not matter and suits the LM
+FIT_CHUNKS = 32  # chunks whose memories are fitted together; more where they do not depend on it (`Capacity.fitted`)
 
 _FIRST_ROOM = 1024  # tokens of a group that a decoder allocates before it has decoded any
 _NO_TOKENS = np.empty(0, dtype=np.int64)
@@ -230,11 +230,11 @@ def verify_all(
         _check_positions(lm, site, together, context)
         originals = list(islice(waiting, len(together)))
         if [group.lengths for group in together] != [tuple(map(len, chunks)) for chunks in originals]:
-            raise MachineError("the encoded file has other chunks than its document: nothing was written")
+            raise wrong_file("the encoded file has other chunks than its document")
         tokens = [np.concatenate(chunks) for chunks in originals]
         decoded = _decode_known(lm, site, together, tokens, context, reporter.ahead)
         if not all(map(np.array_equal, decoded, tokens)):
-            raise MachineError("the encoded file decodes to other tokens here: nothing was written")
+            raise wrong_file("the encoded file decodes to other tokens here")
         reporter.finish([n for group in together for n in group.lengths])
         yield from decoded
 

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from memcodec.coding.distribution import with_prior
-from memcodec.coding.placed import placed, repeated
+from memcodec.coding.placed import repeated_rows, to_coder
 from memcodec.document.plan import Window, windows
 from memcodec.lm.model import ExactLM
 from memcodec.lm.sequences import SequenceInput
@@ -157,10 +157,10 @@ def first_logits(lm: ExactLM) -> Any:
     """
     if lm not in _firsts:
         logits = lm.start.logits[: lm.vocabulary]
-        _firsts[lm] = placed(lm, (with_prior(logits) if lm.is_unprimed else logits)[None])
+        _firsts[lm] = to_coder(lm, (with_prior(logits) if lm.is_unprimed else logits)[None])
     return _firsts[lm]
 
 
 def first_rows(lm: ExactLM, count: int) -> Any:
     """The same for several groups, int32 [count, vocabulary]."""
-    return repeated(first_logits(lm), count)
+    return repeated_rows(first_logits(lm), count)

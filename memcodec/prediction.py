@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 
 from memcodec.coding.distribution import Predictions
-from memcodec.coding.placed import entering, predicting
+from memcodec.coding.placed import predictor_of, thread_setup_of
 from memcodec.lm.ahead import Ahead
 from memcodec.lm.model import ExactLM
 from memcodec.passes import Known, Run, passes
@@ -32,7 +32,7 @@ def predict(
     for chunks, given in zip(groups, vectors, strict=False):
         group = _Predicted(chunks, given)
         alone = group.rows > most.rows or len(group.known.tokens) > context
-        room = (len(batch) + 1) * max(longest, group.rows)  # of the caches, of which all are as long as the longest
+        room = (len(batch) + 1) * max(longest, group.rows)  # positions of all caches, each as long as the longest
         if batch and (alone or rows + group.rows > most.rows or len(batch) == most.sequences or room > most.positions):
             yield from _predict_together(lm, batch, context)
             batch, rows, longest = [], 0, 0
@@ -52,8 +52,8 @@ class _Predicted:
         self.known = Known(np.concatenate(chunks), vectors)
         self.rows = len(self.known.tokens) + (0 if vectors is None else len(vectors))
         self._lengths = deque(map(len, chunks))  # of the chunks that are not complete
-        self._parts: list[Predictions] = []  # of the first of them
-        self._room = self._lengths[0]  # its positions that are missing
+        self._parts: list[Predictions] = []  # of the first of these chunks
+        self._room = self._lengths[0]  # positions of this chunk that are missing
         self._finished: deque[Predictions] = deque()
 
     def add(self, found: Predictions) -> None:
@@ -83,9 +83,9 @@ class _Predicted:
 def _predict_together(lm: ExactLM, batch: list[_Predicted], context: int) -> Iterator[Predictions]:
     """The predictions for groups in common passes: all chunks of the first group, then those of the next one.
 
-    The host takes those of a block of rows while a GPU computes the next one.
+    The host reads the predictions of one block of rows while a GPU computes those of the next one.
     """
-    predict_rows = predicting(lm)
+    predict_rows = predictor_of(lm)
     computed: list[tuple[list[Run], Callable[[], Predictions]]] = []
     blocks = (block for one in passes(lm, [group.known for group in batch], context, lm.capacity.rows)
               for block in one.rows())  # fmt: skip
@@ -110,10 +110,10 @@ def _predict_together(lm: ExactLM, batch: list[_Predicted], context: int) -> Ite
 def streams(
     lm: ExactLM, groups: Iterable[list[np.ndarray]], context: int, ahead: bool, found: Callable[[int], None]
 ) -> Iterator[tuple[Iterator[list[np.ndarray]], Iterator[Predictions]]]:
-    """Groups and the predictions of their chunks, two streams of which either may be read before the other.
+    """Two streams, groups and the predictions of their chunks, of which either may be read ahead of the other.
 
-    ahead: another thread reads the groups and has them predicted, as many tokens in advance as are fitted together;
-    found: is called with the tokens of each chunk whose predictions are there.
+    ahead: another thread reads and predicts groups in advance, up to about `Capacity.fitted` tokens; found: is called
+    with the number of tokens of each chunk whose predictions are there.
     """
     if not ahead:
         ours, theirs = tee(groups)
@@ -121,7 +121,9 @@ def streams(
         return
     read: deque[list[np.ndarray]] = deque()
     predictions: deque[Predictions] = deque()
-    steps = Ahead(_steps(lm, groups, context), lambda step: len(step[1].tokens), lm.capacity.fitted, entering(lm))
+    steps = Ahead(
+        _steps(lm, groups, context), lambda step: len(step[1].tokens), lm.capacity.fitted, thread_setup_of(lm)
+    )
 
     def taken(queue: deque[_Item]) -> Iterator[_Item]:
         while True:

@@ -13,7 +13,7 @@ from memcodec.decoding import known_tokens_of, sharing_batches, tokens_of
 from memcodec.document.blocks import Cutting, located_chunks, read_blocks
 from memcodec.document.source import Source
 from memcodec.engines.engine import Engine
-from memcodec.errors import ChecksumError, FormatError, MachineError
+from memcodec.errors import ChecksumError, FormatError, MachineError, wrong_file
 from memcodec.models.loaded import LoadedModel
 from memcodec.progress import Reporter
 from memcodec.settings import EncodeSettings
@@ -36,10 +36,13 @@ class Verifier:
 
     def verified(self, finished: list[tuple[Source, bytes]]) -> list[bytes]:
         """The files of documents, verified if the settings say so. Raises MachineError, EncodeError."""
-        if self.settings.verify:
-            self._verify(finished)
-        for source, _ in finished:
-            source.check_unchanged()
+        try:
+            if self.settings.verify:
+                self._verify(finished)
+        except MachineError:
+            _check_unchanged(finished)  # otherwise the machine would be blamed for a document that has changed
+            raise
+        _check_unchanged(finished)
         return [blob for _, blob in finished]
 
     def _verify(self, finished: list[tuple[Source, bytes]]) -> None:
@@ -57,7 +60,7 @@ class Verifier:
                 if parsed.settings is None:  # it has stored spans only
                     _compare(source, document_of(parsed, [], None))
         except (FormatError, ChecksumError) as error:
-            raise MachineError(f"the encoded file does not decode here ({error}): nothing was written") from error
+            raise wrong_file(f"the encoded file does not decode here ({error})") from error
 
     def _tokens(self, files: list[tuple[Source, Container]]) -> Iterator[np.ndarray]:
         """The token ids of the groups of files, int64 [tokens] each, as they are decoded."""
@@ -85,13 +88,19 @@ class Verifier:
         yield group
 
 
+def _check_unchanged(finished: list[tuple[Source, bytes]]) -> None:
+    """Raise EncodeError if a document was changed while it was encoded."""
+    for source, _ in finished:
+        source.check_unchanged()
+
+
 def _compare(source: Source, pieces: Iterable[bytes]) -> None:
     """Raise MachineError if the decoded pieces are not the bytes of a document."""
     at = 0
     for piece in pieces:
         end = min(at + len(piece), source.size)
         if source.read(at, end) != piece:
-            raise MachineError("the encoded file decodes to other bytes here: nothing was written")
+            raise wrong_file("the encoded file decodes to other bytes here")
         at = end
     if at != source.size:
-        raise MachineError("the encoded file decodes to fewer bytes here: nothing was written")
+        raise wrong_file("the encoded file decodes to fewer bytes here")

@@ -1,4 +1,7 @@
-"""Write a tiny model and its test vectors if they are missing: python spec/make_tiny.py. Existing ones stay."""
+"""Write a tiny model and its test vectors if they are missing. Existing ones stay.
+
+Usage: PYTHONPATH=benchmarks python spec/make_tiny.py
+"""
 
 import json
 from pathlib import Path
@@ -6,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import safetensors.numpy
+from force_lm import store_nothing
 from make_vectors import ENGLISH, MIXED
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from memcodec.bench.force_lm import store_nothing
 from memcodec.codec import Codec
 from memcodec.primer import Primer
 from memcodec.settings import Prompt, Readout

@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from click.testing import CliRunner
 from transformers import AutoModelForCausalLM
 
 import memcodec.codec
-from memcodec.bench import comparison, measure, rivals, table
+from memcodec.bench import comparison, measure, rivals, stages, table
 from memcodec.bench.comparison import BOUND, CONTEXT_BOUND, Bench, Row, Text, break_even, worth
 from memcodec.bench.results import Store
 from memcodec.bench.rivals import BenchError
@@ -308,6 +309,34 @@ def test_command_shows_where_the_time_goes(llama_folder: Path, tmp_path: Path) -
     found = json.loads(CliRunner().invoke(main, [*command, "--json"]).output)["seconds"][str(path)]
     assert all(spent >= 0 for seconds in found.values() for spent in seconds.values())
     assert "corrections, read" not in found["encode"] and found["decode"]["LM: passes"] > 0
+
+
+def test_every_function_that_is_timed_is_called(tiny: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names that nobody calls were timed, so that their stages were missing, and their time was in the rest."""
+    functions = [one for found in stages.functions_by_stage(tiny).values() for one in found]
+
+    def called(data: bytes) -> set[tuple[Any, str]]:
+        seen: set[tuple[Any, str]] = set()
+
+        def recorded(function: Callable[..., Any], one: tuple[Any, str]) -> Callable[..., Any]:
+            def call(*args: Any, **settings: Any) -> Any:
+                seen.add(one)
+                return function(*args, **settings)
+
+            return call
+
+        with pytest.MonkeyPatch.context() as patch:
+            for owner, name in functions:
+                patch.setattr(owner, name, recorded(getattr(owner, name), (owner, name)))
+            found = stages.profile(tiny, data, context=0)
+        assert found["decode"]["container"] > 0 and found["encode"]["search for repeats"] > 0
+        return seen
+
+    with_the_lm = called(STORY)
+    monkeypatch.undo()  # so that text may be stored, and repeats may become references
+    digits = "".join(str(7**i) for i in range(100)).encode()
+    missing = set(functions) - with_the_lm - called(digits + b"\xff" + digits + b" and so on\xff")
+    assert not missing, [(owner.__name__, name) for owner, name in missing]
 
 
 def test_command_refuses_an_empty_file(tmp_path: Path) -> None:

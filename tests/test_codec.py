@@ -348,7 +348,7 @@ def test_verification_fails_loudly(tiny: Codec, monkeypatch: pytest.MonkeyPatch)
         return [tokens[::-1] for tokens in real(lm, site, batch, context)]
 
     monkeypatch.setattr(groups, "decode_batch", lying)
-    with pytest.raises(MachineError, match=r"does not decode here \(chunk 0 does not match.*nothing was written"):
+    with pytest.raises(MachineError, match=r"does not decode here \(chunk 0 does not match.*so it was discarded"):
         tiny.encode(LINES, chunk_tokens=50, site=QUICK, verify="steps")
     assert container.unpack(tiny.encode(LINES, site=QUICK, verify=False)).chunks
 
@@ -521,7 +521,7 @@ def test_text_that_is_no_unicode(tiny: Codec) -> None:
 
 def test_batches_are_what_the_cache_holds(tiny: Codec) -> None:
     few = [EncodedGroup((2000, 2000), (b"", b""), b"")] * 40
-    site = ReadoutSite.in_header((0,))
+    site = ReadoutSite.in_file((0,))
 
     def sizes(site: Any, groups: list[EncodedGroup], context: int, batch: int) -> list[int]:
         return [len(some) for some in batches(tiny.lm, site, groups, context, batch)]

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from memcodec import EncodeError, Journal, Prompt, Readout, container
-from memcodec.bench import force_lm
 from memcodec.codec import Codec
 from memcodec.engines import local
 from memcodec.groups import EncodedGroup, encode_all
@@ -27,7 +26,8 @@ SETTINGS = {"chunk_tokens": 40, "context": 0, "site": Readout(0.1, 32)}
 
 @pytest.fixture(autouse=True)
 def all_is_carried() -> Iterator[None]:
-    with force_lm.store_nothing():
+    with pytest.MonkeyPatch.context() as patch:
+        store_nothing(patch)
         yield
 
 

@@ -312,7 +312,7 @@ def test_what_fails_is_left_out_and_named(monkeypatch: pytest.MonkeyPatch) -> No
 
     team, weights = ExactLM(weights_of("gated"), "cpu").team, weights_of("gated")
     monkeypatch.setattr("memcodec.lm.gpu.check", fails)
-    monkeypatch.setattr("memcodec.lm.device.check_device", lambda _: "cpu")  # for the operations of torch
+    monkeypatch.setattr("memcodec.lm.device.select_device", lambda _: "cpu")  # for the operations of torch
     with pytest.warns(RuntimeWarning, match="wrong sums on cuda: torch on cpu"):
         device, found = choice.implementation_of(weights, "cuda", "auto", True, team)
     assert device == "cuda" and found.kernels == "torch on cpu, float32; wrong sums on cuda"
@@ -336,7 +336,7 @@ def test_one_of_several_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (80 << 30, 90 << 30))
     assert find_device("cuda:1") == "cuda:1" and current == [1]
     assert find_device("auto") == find_device("cuda") == "cuda" and current == [1]
-    with pytest.raises(ModelNotFoundError, match="'cuda:2' is not available here: use --device cuda:0 to cuda:1, or"):
+    with pytest.raises(MachineError, match="'cuda:2' is not available here: use --device cuda:0 to cuda:1, or"):
         find_device("cuda:2")
     architecture = weights_of("llama").architecture
     capacity = gpu_sizes.capacity_of(architecture, torch.device("cuda:1"))

@@ -119,7 +119,7 @@ def test_settings_and_headers_out_of_range_are_refused() -> None:
             Readout(*settings)
     for fields in ((), (1, 2), (513,)):
         with pytest.raises(FormatError, match="memory share"):
-            readout.ReadoutSite.in_header(fields)
+            readout.ReadoutSite.in_file(fields)
 
 
 # ---- the search

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from memcodec.errors import ModelNotFoundError
 from memcodec.lm import kept, weights
 from memcodec.lm.kept import AnyWeights
 from memcodec.models import convert, registry
+from memcodec.models import hub as hub_
 from memcodec.models.floats import FrozenLM
 from memcodec.models.tokenizer import ByteTokenizer
 
@@ -380,6 +382,46 @@ def test_a_hub_id_without_a_network(hub: list[str], tmp_path: Path, monkeypatch:
     assert failed.stderr.count("\n") == 1
 
 
+PARTS = [f"model-{n:05}-of-00002.safetensors" for n in (1, 2)]
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.mark.parametrize(
+    ("names", "is_complete"),
+    [
+        (["config.json", "tokenizer.json", "model.safetensors"], True),
+        (["config.json", "vocab.json", "merges.txt", "model.safetensors"], True),
+        (["config.json", "tokenizer.json", INDEX, *PARTS], True),
+        (["config.json", "tokenizer.json", *PARTS], True),
+        (["config.json", "model.safetensors"], False),
+        (["config.json", "tokenizer_config.json", "model.safetensors"], False),
+        (["tokenizer.json", "model.safetensors"], False),
+        (["config.json", "tokenizer.json"], False),
+        (["config.json", "tokenizer.json", INDEX], False),
+        (["config.json", "tokenizer.json", INDEX, PARTS[0]], False),
+        (["config.json", "tokenizer.json", PARTS[1]], False),
+    ],
+)
+def test_a_part_of_a_download_is_no_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], is_complete: bool
+) -> None:
+    """A snapshot in the hub's cache that an interrupted download left was used without its tokenizer or weights."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--someone--tiny"
+    for folder in ("refs", "blobs", f"snapshots/{COMMIT}"):
+        (repository / folder).mkdir(parents=True)
+    (repository / "refs" / "main").write_text(COMMIT)
+    snapshot = repository / "snapshots" / COMMIT
+    for name in names:
+        (repository / "blobs" / name).write_text(json.dumps({"weight_map": {"a": PARTS[0], "b": PARTS[1]}}))
+        (snapshot / name).symlink_to(repository / "blobs" / name)
+    if is_complete:
+        assert hub_.fetch("someone/tiny", None, offline=True) == snapshot
+        (repository / "blobs" / names[-1]).unlink()  # the link stays
+    with pytest.raises(ModelNotFoundError, match="which is not on this machine"):
+        hub_.fetch("someone/tiny", None, offline=True)
+
+
 # ---- the exact LM of a folder, made once
 
 
@@ -454,8 +496,63 @@ def test_a_cache_that_cannot_be_written_costs_time_alone(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(kept, "save", full)
-    assert exact_of(broken).identity == exact_of(broken).identity
+    message = r"exact cannot be written \(No space left on device\), so that the model is converted again at each start"
+    with pytest.warns(RuntimeWarning, match=message):
+        first, again = exact_of(broken), exact_of(broken)
+    assert first.identity == again.identity and len(conversions) == 2
     assert not list((cache / "exact").glob("*safetensors"))
+
+
+def test_a_cache_that_is_a_file_costs_time_alone(
+    broken: Path, tmp_path: Path, conversions: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MEMCODEC_CACHE", str(tmp_path / "file"))
+    with pytest.warns(RuntimeWarning, match="set MEMCODEC_CACHE to another folder"):
+        exact_of(broken)
+    assert len(conversions) == 1
+
+
+def test_weights_that_cannot_be_read_are_not_converted_again(
+    broken: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[object] = []
+
+    def unreadable(model: object, _: object) -> None:
+        tried.append(model)
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(registry, "convert_model", unreadable)
+    with pytest.raises(OSError, match="Input/output error"):
+        exact_of(broken)
+    assert len(tried) == 1
+
+
+def test_integers_that_are_not_used_for_long_are_removed(broken: Path, tmp_path: Path, conversions: list[Path]) -> None:
+    exact_of(broken)
+    (used,) = (registry.cache_folder() / "exact").glob("*.safetensors")
+    long_ago = time.time() - 40 * 86_400
+    names = ["unused.safetensors", "unused.safetensors.lock", ".unused.safetensors-0123", "recent.safetensors"]
+    unused = [used.with_name(name) for name in names]
+    for path in unused:
+        path.write_text("")
+    for path in [used, *unused[:3]]:
+        os.utime(path, (long_ago, long_ago))
+    exact_of(broken)
+    exact_of(Path(shutil.copytree(broken, tmp_path / "another")))
+    assert len(conversions) == 2 and used.exists()
+    assert [path.exists() for path in unused] == [False, False, False, True]
+
+
+def test_what_a_killed_process_left_is_removed(broken: Path, cache: Path) -> None:
+    exact_of(broken)
+    (path,) = (cache / "exact").glob("*.safetensors")
+    abandoned = [path.with_name(f".{path.name}-0123"), path.with_name(f".other-{path.name}-0123")]
+    for one in abandoned:
+        one.write_text("")
+    path.unlink()
+    exact_of(broken)
+    assert path.exists() and [one.exists() for one in abandoned] == [False, True]
 
 
 def test_whoever_waited_takes_what_was_made(
@@ -714,6 +811,19 @@ def test_a_gguf_file_is_the_same_model(gguf_folder: Path, llama_folder: Path, ca
     theirs, ours = FrozenLM.load(llama_folder, [1]), FrozenLM.load(gguf_folder, [1])
     ids = torch.arange(1, 40)[None]
     assert torch.equal(theirs.hidden(ids), ours.hidden(ids))
+
+
+def test_a_gguf_file_that_changes_is_noticed(gguf_folder: Path, conversions: list[Path]) -> None:
+    """It was not among the files whose times are compared, so that the integers of the old one were used."""
+    registry.convert_folder(gguf_folder, None)
+    (gguf_folder / "exact.safetensors").unlink()
+    conversions.clear()
+    exact_of(gguf_folder)
+    exact_of(gguf_folder)
+    assert len(conversions) == 1
+    os.utime(gguf_folder / "model.gguf", ns=(1, 1))
+    exact_of(gguf_folder)
+    assert len(conversions) == 2
 
 
 def test_conversion_is_silent(gguf_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -174,7 +174,7 @@ def test_a_full_table_keeps_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_number_of_references_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repeats, "_MOST_REFERENCES", 3)
+    monkeypatch.setattr(repeats, "MAX_REFERENCES", 3)
     data = "".join(f"{unique(200)}{i}" for i in range(9)).encode()
     references, carried = found(data)
     assert len(references) == 3 and restored(references, carried) == data

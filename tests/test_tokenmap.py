@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 
 from memcodec import Prompt, Readout, container
-from memcodec.bench import force_lm
 from memcodec.codec import Codec
 from memcodec.container import StoredSpan
 from memcodec.view import report
 from memcodec.view.tokenmap import CORRECTION, LM, MEMORY, TokenInfo, token_map
 from memcodec_cli import tokenmap
 
-from .conftest import TEXT, Run
+from .conftest import TEXT, Run, store_nothing
 from .test_cli import refused
 
 HOSTILE = (
@@ -34,7 +33,8 @@ SETTINGS: list[dict[str, Any]] = [
 
 
 def made(codec: Codec, settings: dict[str, Any]) -> container.Container:
-    with force_lm.store_nothing():
+    with pytest.MonkeyPatch.context() as patch:
+        store_nothing(patch)
         return container.unpack(codec.encode(DATA, **settings))
 
 

@@ -8,12 +8,11 @@ import pytest
 
 import memcodec
 from memcodec import Archive, Codec, ModelMismatchError, Primer, PrimerMismatchError, container, token_map
-from memcodec.bench import force_lm
 from memcodec.codec import codec_for
 from memcodec.files.decoded import Decoded
 from memcodec.integrations.tables import Column
 
-from .conftest import TEXT
+from .conftest import TEXT, store_nothing
 
 # Each way to read a file with a codec.
 READERS: dict[str, Callable[[Codec, bytes], object]] = {
@@ -35,7 +34,8 @@ def _needs(parsed: container.Container) -> container.Needs:
 
 @pytest.fixture(autouse=True)
 def all_is_carried() -> Iterator[None]:
-    with force_lm.store_nothing():
+    with pytest.MonkeyPatch.context() as patch:
+        store_nothing(patch)
         yield
 
 

@@ -10,7 +10,7 @@ from memcodec.bench import measure, rivals
 from memcodec.bench.results import Store, digest, machine
 from memcodec.codec import Codec
 from memcodec.errors import EncodeError
-from memcodec.settings import Context, Prompt, Readout
+from memcodec.settings import DEFAULT_CHUNK_TOKENS, Context, Prompt, Readout
 
 SHARES = (0.0, 0.1, 0.2)
 CURVE_SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
@@ -150,7 +150,7 @@ class Bench:
         text: Text,
         site: Readout | Prompt,
         name: str = "",
-        chunk_tokens: int = 200,
+        chunk_tokens: int = DEFAULT_CHUNK_TOKENS,
         context: Context = "auto",
     ) -> Row:
         """Measure memcodec with the settings of a site. The result has `failed`, an error, if a pure prompt fails."""

@@ -12,11 +12,9 @@ from memcodec.bench.rivals import BenchError
 from memcodec.codec import Codec
 from memcodec.coding import corrections
 from memcodec.coding.steering import Steering
-from memcodec.container.assembly import encoded_groups
-from memcodec.decoding import site_of_file
+from memcodec.decoding import predictions_of, site_of_file
 from memcodec.document.plan import cut_chunks
 from memcodec.document.spans import Stored, spans_of, zstd_size
-from memcodec.prediction import predict
 from memcodec.settings import DEFAULT_CHUNK_TOKENS
 from memcodec.view.inspection import inspect
 
@@ -66,25 +64,22 @@ def hits(blob: bytes, codec: Codec) -> int:
     parsed = container.unpack(blob)
     if parsed.settings is None:
         return 0
-    lm, settings = codec.lm, parsed.settings
     site = site_of_file(codec.model, parsed)
-    encoded = encoded_groups(parsed.groups)
-    tokens = list(codec.tokens(parsed))
-    groups = [np.split(ids, np.cumsum(group.lengths)[:-1]) for ids, group in zip(tokens, encoded, strict=True)]
-    predictions = predict(lm, groups, settings.context, [site.vectors(group.memories[0]) for group in encoded])
+    predictions = predictions_of(codec.model, parsed, list(codec.tokens(parsed)))
     count = 0
-    for group in encoded:
-        encoder = corrections.Encoder(Steering.of(lm.head), site.share)
-        for memory in group.memories:
-            encoder.write(next(predictions), memory if site.share else b"")
+    for group in parsed.groups:
+        encoder = corrections.Encoder(Steering.of(codec.lm.head), site.share)
+        for chunk in group.chunks:
+            encoder.write(next(predictions), chunk.memory if site.share else b"")
         count += encoder.hits
     return count
 
 
 def bound(codec: Codec, data: bytes, chunk_tokens: int = DEFAULT_CHUNK_TOKENS) -> dict[str, Any]:
-    """The bound (`Codec.bound`), and the bits per token at each position of a chunk.
+    """The bound of a document whose chunks have no context, and the bits of the tokens at each position of a chunk.
 
-    position_bits and position_count: sums over the chunks, by position.
+    For a document without references this is `Codec.bound` with context 0. position_bits and position_count: sums over
+    the chunks, by position.
     """
     total = 0.0
     bits = np.zeros(chunk_tokens)

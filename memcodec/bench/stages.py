@@ -13,7 +13,8 @@ from memcodec.codec import Codec
 from memcodec.coding import corrections
 from memcodec.coding.distribution import Predictions
 from memcodec.container import assembly, layout
-from memcodec.document import spans
+from memcodec.document import blocks, spans
+from memcodec.document.repeats import Repeats
 from memcodec.memory import readout
 from memcodec.models.tokenizer import ByteTokenizer
 from memcodec.settings import Context
@@ -21,12 +22,16 @@ from memcodec.settings import Context
 LM = ("LM: passes", "LM: logits")
 REST = "the rest"
 
+_Functions = list[tuple[Any, str]]  # modules and classes with the names by which callers find a function there
+
 # The functions that are timed, by stage.
-_STAGES: dict[str, list[tuple[Any, str]]] = {
+_STAGES: dict[str, _Functions] = {
     "tokens": [
         (spans, "find_text"),
+        (blocks, "find_text"),
         *((ByteTokenizer, name) for name in ("encode_each", "decode", "decode_each", "sizes")),
     ],
+    "search for repeats": [(Repeats, "cut")],
     "predictions from logits": [(Predictions, "fill")],
     "search for memories": [(readout, "search")],
     "corrections, written": [(corrections, "write")],
@@ -36,7 +41,7 @@ _STAGES: dict[str, list[tuple[Any, str]]] = {
         *((assembly, name) for name in ("zstd_size", "least_size", "least_sizes")),
         (layout, "compress"),
     ],
-    "container": [(container, "pack"), (container, "unpack")],
+    "container": [(container, "pack"), (assembly, "pack"), (container, "unpack_all")],
 }
 
 
@@ -63,7 +68,7 @@ class _Clock:
         return call
 
     @contextmanager
-    def running(self, stages: dict[str, list[tuple[Any, str]]]) -> Iterator[None]:
+    def running(self, stages: dict[str, _Functions]) -> Iterator[None]:
         before = [(owner, name, getattr(owner, name)) for found in stages.values() for owner, name in found]
         try:
             for stage, functions in stages.items():
@@ -81,6 +86,19 @@ def profile(
     codec: Codec, data: bytes, context: Context = "auto", batch: int | None = None
 ) -> dict[str, dict[str, float]]:
     """Encode (without verification) and decode once. Returns the seconds by stage of each. Raises BenchError."""
+    stages = functions_by_stage(codec)
+    encode, decode = _Clock(), _Clock()
+    with encode.running(stages):
+        blob = codec.encode(data, context=context, verify=False)
+    with decode.running(stages):
+        back = codec.decode(blob, batch=batch)
+    if back != data:
+        raise BenchError("memcodec: does not decode to its input")
+    return {"encode": encode.seconds, "decode": decode.seconds}
+
+
+def functions_by_stage(codec: Codec) -> dict[str, _Functions]:
+    """The functions that are timed for a codec, by stage."""
     owner = type(codec.lm.sequences(1, 1, 1))
     passes = [(owner, "forward"), (owner, "step")]
     stages = dict(zip(LM, (passes, [(owner, "logits"), (owner, "placed_logits")]), strict=True)) | _STAGES
@@ -90,14 +108,7 @@ def profile(
 
         stages["search for memories"] = [*stages["search for memories"], (GpuSearch, "__call__")]
         stages["steps, with corrections"] = [(GpuDecoder, "steps")]
-    encode, decode = _Clock(), _Clock()
-    with encode.running(stages):
-        blob = codec.encode(data, context=context, verify=False)
-    with decode.running(stages):
-        back = codec.decode(blob, batch=batch)
-    if back != data:
-        raise BenchError("memcodec: does not decode to its input")
-    return {"encode": encode.seconds, "decode": decode.seconds}
+    return stages
 
 
 def render(data: bytes, found: dict[str, dict[str, float]]) -> str:

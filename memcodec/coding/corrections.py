@@ -240,15 +240,15 @@ class Group(Protocol):
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Tokens of each chunk."""
+        """The number of tokens of each chunk."""
 
     @property
     def memories(self) -> tuple[bytes, ...]:
-        """Of each chunk."""
+        """The memory of each chunk."""
 
     @property
     def corrections(self) -> bytes:
-        """Of all chunks."""
+        """The corrections of all chunks."""
 
 
 class Decoder:

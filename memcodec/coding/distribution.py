@@ -154,7 +154,7 @@ class Predictions(NamedTuple):
 
     @classmethod
     def joined(cls, parts: "list[Predictions]") -> "Predictions":
-        """Those of several runs of positions, at least one, one after the other."""
+        """The predictions of several runs of positions (at least one), one after the other."""
         return parts[0] if len(parts) == 1 else cls(*map(np.concatenate, zip(*parts, strict=True)))
 
     def part(self, first: int, last: int) -> "Predictions":

@@ -57,12 +57,12 @@ class Coder:
         return logits if isinstance(logits, torch.Tensor) else self.tensor(logits)
 
     def new_sums(self, rows: int) -> Sums:
-        """Room for those of some rows."""
+        """Room for the sums of some rows."""
         cells, blocks = self.sizes["CELLS"], self.sizes["BLOCKS"]
         return Sums(*(torch.empty(rows, n, dtype=torch.int64, device=self.lm.device) for n in (cells, blocks, blocks)))
 
     def sums(self, logits: torch.Tensor, into: Sums | None = None) -> Sums:
-        """Over int32 [rows, vocabulary]: two launches."""
+        """The sums of logits, int32 [rows, vocabulary], in two launches. into: written to, instead of new ones."""
         rows, cells, blocks = len(logits), self.sizes["CELLS"], self.sizes["BLOCKS"]
         keys, masses, moments = found = self.new_sums(rows) if into is None else into
         piece = min(max(self.lm.tiles.entries * 2 // gpu_kernels.CELL, 1), self.sizes["WIDTH"])
@@ -151,7 +151,10 @@ class GpuDecoder:
 
 
 def padded(rows: int) -> int:
-    """The number of rows in a step: four for each power of two, so that few graphs are captured."""
+    """The number of rows of a step with padding: few different numbers, so that few graphs are captured.
+
+    Between one power of two and the next there are four of them.
+    """
     unit = max(power_of_two(rows) // 8, 1)
     return -(-rows // unit) * unit
 
@@ -160,8 +163,8 @@ class Steps:
     """Steps of decoding that stay on the device, each of them one CUDA graph.
 
     Rows that nobody reads are added, so that few graphs are captured (`padded`): they are groups that have ended, or
-    read the first position of a sequence that nobody uses. A decoder holds its steps and they do not hold it, so that
-    the memory of its graphs is free as soon as it is.
+    read the first position of a sequence that nobody uses. A decoder refers to its steps, but they do not refer to the
+    decoder, so that the memory of the graphs is freed together with it.
     """
 
     def __init__(self, coder: Coder, sequences: GpuSequences) -> None:

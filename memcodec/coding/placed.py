@@ -16,8 +16,8 @@ from memcodec.lm.model import ExactLM
 Predict = Callable[[np.ndarray, Any], Callable[[], Predictions]]
 
 
-def predicting(lm: ExactLM) -> Predict:
-    """How predictions are computed from logits."""
+def predictor_of(lm: ExactLM) -> Predict:
+    """The function that computes predictions from logits, where the coder of an LM is."""
     if lm.implementation.has_coder:
         from memcodec.coding import gpu
 
@@ -32,8 +32,11 @@ def predicting(lm: ExactLM) -> Predict:
     return predict
 
 
-def entering(lm: ExactLM) -> Callable[[], None]:
-    """What another thread calls first to compute where this one does: torch has a device and stream for each thread."""
+def thread_setup_of(lm: ExactLM) -> Callable[[], None]:
+    """A function that another thread calls first, so that it computes on the same device and stream as this one.
+
+    torch has a current device and a current stream for each thread.
+    """
     implementation: Any = lm.implementation
     if not implementation.has_coder or implementation.device.type != "cuda":
         return lambda: None
@@ -43,20 +46,20 @@ def entering(lm: ExactLM) -> Callable[[], None]:
     device = torch.cuda.current_device() if index is None else index
     stream = torch.cuda.current_stream(device)
 
-    def enter() -> None:
+    def set_up() -> None:
         torch.cuda.set_device(device)
         torch.cuda.set_stream(stream)
 
-    return enter
+    return set_up
 
 
-def placed(lm: ExactLM, logits: np.ndarray) -> Any:
-    """Logits of the host, int32 [rows, vocabulary], as `Sequences.placed_logits` returns them."""
+def to_coder(lm: ExactLM, logits: np.ndarray) -> Any:
+    """Logits of the host, int32 [rows, vocabulary], where the coder takes them, as `Sequences.placed_logits`."""
     return coder_of(lm).placed(logits) if lm.implementation.has_coder else logits
 
 
-def repeated(logits: Any, count: int) -> Any:
-    """One row of logits, which are where the coder is, for `count` rows."""
+def repeated_rows(logits: Any, count: int) -> Any:
+    """`count` copies of one row of logits, [1, vocabulary], which is where the coder takes it: [count, vocabulary]."""
     return logits.repeat(count, axis=0) if isinstance(logits, np.ndarray) else logits.repeat(count, 1)
 
 
@@ -71,9 +74,10 @@ def decoder_of(lm: ExactLM, rows: Sequence[Group], share: int) -> Any:
 
 
 def coder_of(lm: ExactLM) -> Any:
-    """The coder of an LM that has kernels for it; the same as long as somebody has it.
+    """The coder of an LM that has kernels for it: always the same object, as long as somebody holds it.
 
-    The LM does not hold it, since it holds the LM: both would stay in the GPU's memory until garbage is collected.
+    The LM has only a weak reference to it, since the coder refers to the LM: with two strong references, both would
+    stay in the GPU's memory until garbage is collected.
     """
     from memcodec.coding import gpu
 

@@ -7,7 +7,6 @@ from itertools import accumulate, compress, pairwise
 
 import numpy as np
 
-from memcodec.container.bounds import least_size, least_sizes
 from memcodec.container.insertion import Lost, insert
 from memcodec.container.layout import (
     HASH_BYTES,
@@ -22,6 +21,7 @@ from memcodec.container.layout import (
     chunk_checksum,
 )
 from memcodec.container.write import describe, pack
+from memcodec.container.zstd_bound import least_size, least_sizes
 from memcodec.document.blocks import Block
 from memcodec.document.references import CarriedBytes, Reference
 from memcodec.document.references import joined as joined_references
@@ -32,7 +32,7 @@ from memcodec.groups import EncodedGroup
 from memcodec.lm.team import Team
 from memcodec.models.tokenizer import ByteTokenizer
 
-STORE_SMALLER = True  # False in tests and benchmarks of tiny models, which zstd beats (`memcodec.bench.force_lm`)
+STORE_SMALLER = True  # False in tests and benchmarks of tiny models, which zstd beats (benchmarks/force_lm.py)
 _SEGMENT_BYTES, _CHUNK_BYTES = 2, 1.5  # the approximate cost of each in the index
 _STORED_BYTES = 4 * _SEGMENT_BYTES  # of a stored span, and of the runs that it parts
 _NO_TOKENS = np.empty(0, dtype=np.int64)

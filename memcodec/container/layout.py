@@ -22,7 +22,6 @@ IDENTITY_BYTES = 8  # of the LM's identity that are stored
 PRIMER_BYTES = 8  # of the primer's hash that are stored
 MAX_FIELDS = 8  # numbers that a site may have in the index
 MAX_CHUNKS = 1 << 21  # in one file: a reader keeps a few hundred bytes of each
-MAX_REFERENCES = 1 << 21  # in one file
 LEAST_REFERENCE = 32  # bytes: what references cost is bounded by the size of the document
 START = 512  # the first bytes of a file, enough to recognize it
 MEMORIES_APART = 256  # from this many bytes on, the memories are a separate tensor, whose entry costs 61 bytes
@@ -225,9 +224,8 @@ def compress(pieces: Callable[[], Iterable[bytes]], size: int) -> tuple[int, byt
     pieces: returns the span's `size` bytes in pieces, each time it is called.
     """
     large = size >= SLOW_ZSTD_BYTES
-    if (
-        size >= _TRIAL_BYTES
-    ):  # -19 spends seconds on data that cannot be compressed: a fast run with a long window first
+    # -19 spends seconds on data that cannot be compressed, so a fast run with a long window is tried first.
+    if size >= _TRIAL_BYTES:
         quick = zstandard.ZstdCompressionParameters.from_level(1, window_log=ZSTD_WINDOW, enable_ldm=True)
         if sum(map(len, _frame(zstandard.ZstdCompressor(compression_params=quick), pieces, size))) > 0.995 * size:
             return RAW, b"".join(pieces())

@@ -12,7 +12,6 @@ from memcodec.container.layout import (
     MAX_CHUNKS,
     MAX_FIELDS,
     MAX_HEADER,
-    MAX_REFERENCES,
     PRIMED,
     PRIMER_BYTES,
     RAW,
@@ -30,7 +29,7 @@ from memcodec.container.layout import (
 )
 from memcodec.container.numbers import Reader
 from memcodec.document.lengths import chunk_lengths
-from memcodec.document.references import Reference
+from memcodec.document.references import MAX_REFERENCES, Reference
 from memcodec.errors import ChecksumError, FormatError
 from memcodec.settings import MAX_CHUNK_TOKENS, MAX_CONTEXT
 
@@ -284,9 +283,8 @@ class _Columns:
 
 def _read_columns(reader: "Reader", runs: list[int], settings: Settings) -> _Columns:
     starts: list[bool] = []
-    if sum(run >> 1 for run in runs) > min(
-        len(reader), MAX_CHUNKS
-    ):  # each has a chunk at least, whose checksum is a byte
+    # Each segment has a chunk at least, whose checksum is a byte.
+    if sum(run >> 1 for run in runs) > min(len(reader), MAX_CHUNKS):
         raise FormatError(_TOO_MANY)
     for run in runs:
         count, continues = run >> 1, run & 1

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from memcodec.container.layout import (
     LEAST_REFERENCE,
     MAX_CHUNKS,
-    MAX_REFERENCES,
     MEMORIES_APART,
     PRIMED,
     SITES,
@@ -21,7 +20,7 @@ from memcodec.container.layout import (
     StoredSpan,
 )
 from memcodec.container.numbers import pack_column, varint
-from memcodec.document.references import Reference
+from memcodec.document.references import MAX_REFERENCES, Reference
 from memcodec.errors import EncodeError
 
 

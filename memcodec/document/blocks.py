@@ -63,7 +63,11 @@ class Cutting:
 
     @property
     def seen_tokens(self) -> int:
-        """The number of tokens of its group that the LM sees before a token: a half of it on average if it is short."""
+        """About how many tokens of its group the LM sees before a token.
+
+        A token of a short group, or of a chunk without context, sees half of it on average. A token of a long group
+        sees as much as the context allows.
+        """
         if self.context == 0:
             return self.chunk_tokens // 2
         longest = visible_tokens(self.context, self.positions)

@@ -37,7 +37,10 @@ class Plan:
 
 
 def visible_tokens(context: Context, positions: int) -> int:
-    """The most tokens that the LM sees before each token. positions: the number that the LM has for tokens."""
+    """The most tokens that the LM sees before each token. positions: the number that the LM has for tokens.
+
+    With context 0 this is as many as with "max": each chunk is a group, and the LM sees the group from its beginning.
+    """
     most = min(positions, MAX_CONTEXT)
     return most if context in ("auto", "max", 0) else min(int(context), most)
 

@@ -11,6 +11,8 @@ from itertools import accumulate
 
 from memcodec.document.source import Source
 
+MAX_REFERENCES = 1 << 21  # of one document, and so in one file
+
 
 @dataclass(frozen=True)
 class Reference:

@@ -2,8 +2,7 @@
 
 Every SAMPLE_BYTES of carried text, a sample enters a table; a rolling hash finds the samples that occur again, as in
 rsync (Tridgell, 1999) and the long-distance matching of zstd. The bytes themselves are always compared. A repeat of
-2 * SAMPLE_BYTES - 1 bytes has a whole sample in it wherever it begins. The kernels call none of another file, so that
-numba notices itself when they change.
+2 * SAMPLE_BYTES - 1 bytes has a whole sample in it wherever it begins.
 """
 
 from array import array
@@ -12,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from memcodec.document.references import Reference
+from memcodec.document.references import MAX_REFERENCES, Reference
 from memcodec.document.source import Source
 from memcodec.lm.compiled import kernel, subkernel
 
@@ -21,7 +20,6 @@ TOKEN_BYTES = 4  # about: of text that the LM sees, and of which it predicts a c
 SAMPLE_BYTES = 48
 WINDOW_BYTES = 1 << 24  # of the document that are kept in memory; what is farther back is read again
 
-_MOST_REFERENCES = 1 << 21  # in one document
 _MOST_SLOTS = 1 << 22  # of the table, 8 bytes each: enough for 100 MB of text; after that, new samples replace old ones
 _BUCKET = 8  # slots in which a sample may be: a cache line
 _CHARACTER_BYTES = 4  # at most
@@ -84,7 +82,7 @@ class Repeats:
         """The text from `start` of the window to its end: what is carried of it, and references, in order."""
         window = self._kept[: self._size]
         done = at = fresh = start  # up to where it is returned, samples were looked up, and entered
-        while len(self._starts) < _MOST_REFERENCES:
+        while len(self._starts) < MAX_REFERENCES:
             at, first, size, place, fresh = _next_repeat(
                 window, done, at, fresh, self._origin, self._table, _array(self._starts), _array(self._ends),
                 LEAST_BYTES, self._nearest,

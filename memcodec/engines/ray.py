@@ -23,7 +23,7 @@ from memcodec.memory.sites import site_of
 from memcodec.models import registry
 from memcodec.models.loaded import LoadedModel
 from memcodec.progress import Reporter
-from memcodec.settings import MAX_THREADS, Prompt, SiteSettings
+from memcodec.settings import DEVICES, MAX_THREADS, Prompt, SiteSettings
 
 _TASK_TOKENS = 3200  # of the groups that are one task of encoding: a few seconds on a CPU
 _MIN_GROUPS = 8  # of a task of decoding: with fewer rows the processor waits for memory
@@ -56,8 +56,8 @@ class RayEngine:
             raise EncodeError(f"workers {workers}: give 1 or more")
         if threads is not None and not 1 <= threads <= MAX_THREADS:
             raise EncodeError(f"threads {threads}: give 1 to {MAX_THREADS}")
-        if device not in ("auto", "cpu", "cuda"):
-            raise EncodeError(f"device {device!r}: give auto, cpu or cuda")
+        if device not in DEVICES:
+            raise EncodeError(f"device {device!r}: give {', '.join(DEVICES)}")
         self._count = workers
         self._threads = threads or 1
         self._device = device

@@ -36,13 +36,15 @@ class Ahead(Generic[T]):
         most: int,
         enter: Callable[[], None] = lambda: None,
     ) -> None:
-        """size: of an item; most: of those that wait to be taken, but for the last one; enter: is called by the thread.
+        """size: returns the size of an item; enter: is called by the thread before its first item.
 
-        Only the thread uses the iterator from now on. Raises MachineError if the thread cannot be started.
+        most: the thread pauses while the sizes of the items that wait to be taken add up to more than this. Since it
+        finds that out after it has added an item, the sum may exceed `most` by one item. Only the thread may use the
+        iterator from now on. Raises MachineError if the thread cannot be started.
         """
         self._size, self._most = size, most
         self._ready: deque[T] = deque()
-        self._waiting = 0  # size of those
+        self._waiting = 0  # the sum of their sizes
         self._ended = self._closed = False
         self._error: BaseException | None = None
         self._changed = threading.Condition()

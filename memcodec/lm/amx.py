@@ -25,9 +25,9 @@ _POINTER = ir.PointerType(_I8)
 def emit_products(b: Any, prefix: str, unsigned_rows: bool, arguments: Any) -> None:
     """Emit the addition of the products of 16 to 32 rows and 32 columns to sums in memory.
 
-    prefix: of the functions that are called for the instructions. arguments: the addresses of the rows, of the columns
-    in a panel, and of the sums, int32; the quads, of which there are 16 or more and the first ones in whole steps of 16
-    are multiplied; strides in bytes, of the rows and of the sums; in the order of `product`.
+    prefix: of the names of the functions that stand for the instructions. arguments, in the order of `product`: the
+    addresses of the rows, of the columns in a panel, and of the sums, int32; the number of quads, at least 16, of which
+    whole steps of 16 are multiplied and the rest at the end is left out; the strides of rows and sums in bytes.
     """
     left, stride, columns, quads, out, out_stride, rows = arguments
     # With fewer than 32 rows, some are in both of the tiles, which add the same products to the same sums.

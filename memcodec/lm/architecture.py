@@ -200,7 +200,10 @@ FAMILIES: dict[str, Callable[[Config], Architecture]] = {
 
 
 def frequencies(rotary: Rotary, head_size: int, power: Callable[[float, float], float]) -> list[float]:
-    """The radians for each position of each pair of entries, head_size / 2 of them. power: base ** exponent."""
+    """The angle in radians by which each of head_size / 2 pairs of entries turns per position.
+
+    power: a function that computes base ** exponent.
+    """
     result = []
     for i in range(head_size // 2):
         frequency = 1.0 / power(rotary.theta, 2 * i / head_size)

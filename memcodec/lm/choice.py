@@ -14,9 +14,9 @@ def implementation_of(
 ) -> tuple[str, Implementation]:
     """The first implementation that passes the self-test, and the device that it runs on.
 
-    device: "cpu" or "cuda"; kernels, fallback: as in `ExactLM`. On a GPU these are Triton, torch, and then the CPU;
-    what is left out, and why, is in the text `kernels` of the implementation, and a warning. Raises MachineError, and
-    MissingDependencyError for kernels that are asked for by name.
+    device: "cpu" or "cuda"; kernels, fallback: as in `ExactLM`. With "auto" on a GPU, Triton is tried first, then
+    torch, then the CPU; which of them failed, and why, is in the text `kernels` of the implementation and in a warning.
+    Raises MachineError, and MissingDependencyError for kernels that are asked for by name.
     """
     if kernels == "numba" or (kernels == "auto" and device == "cpu"):
         return "cpu", _on_cpu(weights, fallback, team)

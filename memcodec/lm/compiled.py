@@ -8,9 +8,7 @@ operation of a kernel is one IEEE operation (numba does not contract operations 
 
 import ctypes
 import hashlib
-import shutil
 import sys
-import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -23,7 +21,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from memcodec.cache import cache_folder
+from memcodec.cache import cache_folder, remove_unused
 from memcodec.lm import instructions
 from memcodec.lm.instructions import CHOSEN, LINE
 
@@ -75,17 +73,12 @@ def kernel(function: F, **more: Any) -> Any:
     return compiled
 
 
-_UNUSED_SECONDS = 30 * 86_400  # age at which kernels of another version are removed
-
-
 @cache
 def make_folder(folder: Path) -> None:
     """Create the folder of this version's kernels, and remove those of versions unused for 30 days. Raises OSError."""
     if not folder.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
-        for other in folder.parent.iterdir():
-            if other != folder and time.time() - other.stat().st_mtime > _UNUSED_SECONDS:
-                shutil.rmtree(other, ignore_errors=True)
+        remove_unused(folder.parent, folder)
     folder.touch()
 
 
@@ -176,7 +169,7 @@ def bits_of(context: Any, value: Any) -> Any:
 
 @intrinsic
 def float_at(context: Any, address: Any) -> Any:
-    """The float32 at an address. Arrays that are passed on or cut cost more than the work on a few numbers."""
+    """The float32 at an address: to pass on or slice an array costs more than the work on a few numbers."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.load(builder.inttoptr(arguments[0], ir.FloatType().as_pointer()))

@@ -188,4 +188,5 @@ def needs_fallback(team: Team) -> bool:
 
         return (lambda left, right: multiply_matrices(left, right, plain)), logits
 
-    return selftest.choose(implementation, f"the CPU ({CHOSEN.name})")
+    advice = "try MEMCODEC_INSTRUCTIONS=vectors-16, and report it"
+    return selftest.choose(implementation, f"the CPU ({CHOSEN.name})", advice)

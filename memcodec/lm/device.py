@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from memcodec.errors import ModelNotFoundError, needs_torch
+from memcodec.errors import MachineError, needs_torch
 from memcodec.lm import arithmetic, instructions, selftest
 from memcodec.lm.operations import Operations, full_precision, norm, product_of
 from memcodec.lm.sequences import ON_CPU, READ_ROWS, Rows, SequenceInput, check_numbers, check_pass, check_step
@@ -36,12 +36,12 @@ class DeviceLM:
     def __init__(
         self, weights: ExactWeights, device: str, fallback: bool = False, fixed_steps: bool | None = None
     ) -> None:
-        """fallback: see `operations.Linear.products`. Raises ModelNotFoundError if torch has no such device.
+        """fallback: see `operations.Linear.products`. Raises MachineError if torch has no such device.
 
         fixed_steps: run steps over tensors that stay in place, as CUDA graphs need; by default on CUDA only, where
         launching an operation takes longer than most operations.
         """
-        self.device = torch.device(check_device(device))
+        self.device = torch.device(select_device(device))
         self.fixed_steps = self.device.type == "cuda" if fixed_steps is None else fixed_steps
         self.kernels = f"torch on {self.device}, {'float32' if fallback else 'int8'}"
         self.has_coder = False
@@ -159,9 +159,8 @@ class DeviceSequences:
         seen = seen.repeat_interleave(repeat, dim=1)[:, None]
         for layer in range(a.layers):
             integers, scale = ops.heads(x, flat, layer)
-            x = (
-                x + (scale - scale).amax(dim=(1, 2))[:, None]
-            )  # 0, or NaN, which softmax could hide from `check_numbers`
+            # Adds 0, or NaN, which softmax could hide from `check_numbers`.
+            x = x + (scale - scale).amax(dim=(1, 2))[:, None]
             self.cached[layer, row_slots, :, flat[real]] = integers[real, a.heads :].to(torch.int8)
             self.scales[layer, row_slots, :, flat[real]] = scale[real, a.heads :]
             keys, values = self.cached[layer, slots, :, :end].float().chunk(2, dim=1)
@@ -251,8 +250,8 @@ def graph_of(run: Callable[[], None], warm_up: bool = True) -> Any:
     return graph
 
 
-def check_device(name: str) -> str:
-    """The device that "auto", "cpu", "cuda" or "cuda:1" means on this machine. Raises ModelNotFoundError.
+def select_device(name: str) -> str:
+    """The device that "auto", "cpu", "cuda" or "cuda:1" means on this machine. Raises MachineError if it has none.
 
     A GPU that is named by its number becomes the current one of torch, on which Triton starts its kernels too: a
     process uses one GPU.
@@ -263,7 +262,7 @@ def check_device(name: str) -> str:
     kind, _, number = name.partition(":")
     if name != "cpu" and not (kind == "cuda" and int(number or 0) < count):
         others = f"--device cuda:0 to cuda:{count - 1}, or " if count else ""
-        raise ModelNotFoundError(f"device {name!r} is not available here: use {others}--device cpu")
+        raise MachineError(f"device {name!r} is not available here: use {others}--device cpu")
     if number:
         torch.cuda.set_device(int(number))
     return name

@@ -200,7 +200,7 @@ class GpuLM:
 
 @dataclass(frozen=True)
 class Pass:
-    """The rows of a pass, and their tiles for attention (see `gpu_kernels.attend`); on the device, int32.
+    """The rows of a pass, and their tiles for attention (see `gpu_attention.attend`); on the device, int32.
 
     tiles: None in a step, in which each row is of another sequence.
     """
@@ -213,7 +213,7 @@ class Pass:
 
     @property
     def rows(self) -> int:
-        """Of all sequences."""
+        """The number of rows, of all sequences together."""
         return len(self.tokens)
 
 
@@ -244,7 +244,7 @@ class Buffers:
         self._shares = torch.empty(0, dtype=torch.int8, device=device)
 
     def of_attention(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """What `gpu_attention.attend_step` leaves for itself: float32 and int8 [size or more]."""
+        """Room for intermediate results of `gpu_attention.attend_step`: float32 and int8 [size or more]."""
         if len(self._logits) < size:
             self._logits, self._shares = self._logits.new_empty(size), self._shares.new_empty(size)
         return self._logits, self._shares
@@ -377,12 +377,12 @@ class GpuSequences:
 
 
 def _stages(block: int) -> int:
-    """Of a Hadamard transform."""
+    """The number of stages of the Hadamard transform of a block."""
     return block.bit_length() - 1
 
 
 def _warps(entries: int) -> int:
-    """The warps of a program that has this many entries."""
+    """The number of warps of a program that computes this many entries."""
     return min(max(power_of_two(entries) // 256, 1), 16)
 
 

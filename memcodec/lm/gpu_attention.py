@@ -135,7 +135,7 @@ def _weights(x, top, seen, v_scale):
 
 @triton.jit
 def _shares(e, v_scale, most):
-    """Shares less 128, int8: they are up to 255, and products are of int8. What was not seen has any scale."""
+    """Shares minus 128, int8, since they go up to 255 and products take int8. Unseen positions may have any scale."""
     share = rounded((e.to(tl.float32) * v_scale[None, :]) * tl.div_rn(_SHARE, most)[:, None])
     return (tl.where(e > 0, share, 0) - 128).to(tl.int8)
 

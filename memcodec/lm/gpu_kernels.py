@@ -83,7 +83,7 @@ def in_units(x):
 
 @triton.jit
 def exp2(below):
-    """`arithmetic.exp2` of int32; of anything if `below` is negative."""
+    """`arithmetic.exp2` of int32; any integer if `below` is negative."""
     below = tl.minimum(tl.maximum(below, 0), _END)
     fraction = below & 1023
     weight = _C2 - ((fraction * _C3) >> 10)
@@ -110,7 +110,7 @@ def _integers(x, largest):
 
 @triton.jit
 def _root_scale(squares, largest, SIZE: tl.constexpr, EPSILON: tl.constexpr):
-    """1 by the root of the mean square plus epsilon, float32 [rows], from sums of squares of integers, int32 [rows]."""
+    """1 / sqrt(mean square + epsilon), float32 [rows], from sums of squares of integers, int32 [rows]."""
     unit = largest.to(tl.float64) / 127.0
     mean = squares.to(tl.float64) / SIZE
     return (1.0 / tl.sqrt(mean * (unit * unit) + EPSILON)).to(tl.float32)

@@ -39,12 +39,15 @@ INTERPRETED = Tiles(
 
 
 def tiles_of(device: str) -> Tiles:
-    """Those that suit a device of torch."""
+    """The tiles that suit a device of torch."""
     return INTERPRETED if device == "cpu" else ON_GPU
 
 
 def capacity_of(a: Architecture, device: torch.device) -> Capacity:
-    """What suits a GPU; in the interpreter, what suits a CPU. Half of the free memory is left to passes and logits."""
+    """How much a GPU computes at one time; in Triton's interpreter, as much as a CPU.
+
+    The caches of a batch take up to half of the free memory. The rest is for passes and logits.
+    """
     if device.type != "cuda":
         return ON_CPU
     free, _ = torch.cuda.mem_get_info(device)
@@ -55,5 +58,5 @@ def capacity_of(a: Architecture, device: torch.device) -> Capacity:
 
 
 def power_of_two(size: int) -> int:
-    """The least one that is not smaller."""
+    """The smallest power of two that is at least `size`."""
     return 1 << (size - 1).bit_length()

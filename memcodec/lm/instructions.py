@@ -103,8 +103,8 @@ class SignedDot(Instructions):
         return ir.Constant(ir.VectorType(_I32, self.lanes), [0x80808080] * self.lanes)
 
     def dot(self, b: Any, sums: Any, row: Any, columns: Any, unsigned_row: bool) -> Any:
-        # LLVM ends the process if it meets its intrinsic and does not know that the processor has the instruction, as
-        # of many it does not. The assembler can be told.
+        # With LLVM's intrinsic, the process ends if LLVM does not know that the processor has the instruction, which it
+        # does not know of many. The assembler can be told that the processor has it.
         code = ".arch_extension dotprod\nsdot $0.4s, $2.16b, $3.16b"
         return b.asm(ir.FunctionType(sums.type, [sums.type] * 3), code, "=w,0,w,w", [sums, row, columns], False)
 
@@ -170,7 +170,7 @@ _NEEDS = {
 
 
 def _features() -> set[str]:
-    """What numba uses of this processor: variables of numba can make it use less."""
+    """The features of this processor that numba uses. Environment variables of numba can make it use fewer."""
     if numba.config.CPU_NAME:  # it compiles for another processor
         return set()
     text = numba.config.CPU_FEATURES
@@ -184,7 +184,7 @@ _HWCAP, _HWCAP_ASIMDDP = 16, 1 << 20  # of Linux on 64-bit ARM
 
 
 def _has_sdot() -> bool:
-    """Whether a processor of ARM has the instruction: LLVM says so of some only."""
+    """Whether an ARM processor has sdot. The system is asked, since LLVM knows it of some processors only."""
     if platform.machine().lower() not in ("aarch64", "arm64"):
         return False
     if sys.platform == "linux":
@@ -212,10 +212,10 @@ def available() -> list[str]:
 def _chosen() -> Instructions:
     names = available()
     wanted = ALL.get(os.environ.get("MEMCODEC_INSTRUCTIONS", ""))
-    # What is extended to 16 bits is not bound to a processor: LLVM finds instructions for it everywhere.
+    # Products that are extended to 16 bits work on every processor: LLVM finds instructions for them everywhere.
     return wanted if wanted and (isinstance(wanted, Extended) or wanted.name in names) else ALL[names[0]]
 
 
 CHOSEN = _chosen()
-if isinstance(CHOSEN, SignedDot):  # also for what calls kernels that were compiled before
+if isinstance(CHOSEN, SignedDot):  # needed too by code that calls kernels which were compiled before
     llvmlite.binding.initialize_native_asmparser()

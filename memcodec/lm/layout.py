@@ -16,7 +16,7 @@ from memcodec.lm.team import Team
 from memcodec.lm.weights import Tensors
 
 PAGE = 2 * COLUMNS  # the positions of a cache are a multiple of this
-FEW_ROWS = 4  # of a pass in which each worker makes the inputs of products by itself, instead of waiting for others
+FEW_ROWS = 4  # up to this many, each worker makes the inputs of products by itself, instead of waiting for others
 LINE = 64  # bytes of a cache line
 
 

@@ -16,6 +16,7 @@ from memcodec.lm.choice import implementation_of
 from memcodec.lm.kept import AnyWeights
 from memcodec.lm.sequences import Capacity, SequenceInput, Sequences
 from memcodec.lm.team import Team, team_of
+from memcodec.settings import MAX_THREADS
 
 
 class ExactLM:
@@ -117,8 +118,8 @@ def _device_of(device: str, kernels: str) -> str:
 
 
 def _team_of(threads: int | None) -> Team:
-    if threads is not None and not 1 <= threads <= 1024:
-        raise EncodeError(f"threads {threads}: give 1 to 1024")
+    if threads is not None and not 1 <= threads <= MAX_THREADS:
+        raise EncodeError(f"threads {threads}: give 1 to {MAX_THREADS}")
     return team_of(threads or cores())
 
 
@@ -132,13 +133,13 @@ def cores() -> int:
 def find_device(name: str) -> str:
     """The device that a name means on this machine. torch is imported only if there may be a device other than the CPU.
 
-    Raises ModelNotFoundError, MachineError.
+    Raises MachineError if this machine has no such device; MissingDependencyError without torch.
     """
     if name == "cpu" or (name == "auto" and not (has_cuda_driver() and find_spec("torch"))):
         return "cpu"
-    from memcodec.lm.device import check_device
+    from memcodec.lm.device import select_device
 
-    return check_device(name)
+    return select_device(name)
 
 
 def has_cuda_driver() -> bool:

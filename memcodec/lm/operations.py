@@ -106,13 +106,13 @@ def quantize(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def norm(x: torch.Tensor, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same of vectors that are divided by their root mean square."""
+    """As `quantize`, of vectors that are divided by their root mean square."""
     integers, largest = _integers(x)
     return integers, _divide(largest, arithmetic.LARGEST) * _factor(integers, largest, epsilon)
 
 
 def _factor(integers: torch.Tensor, largest: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """One by the root mean square of vectors, from their `_integers`."""
+    """1 divided by the root mean square of vectors, from their `_integers`."""
     squares = (integers * integers).sum(-1, keepdim=True, dtype=torch.float64)  # exact: below 2**53
     unit = _divide(largest.double(), arithmetic.LARGEST)
     return _divide(1, torch.sqrt(_divide(squares, integers.shape[-1]) * (unit * unit) + epsilon)).float()

@@ -63,7 +63,7 @@ def _more_products_of(unsigned_rows: bool) -> Any:
 
 
 _signed_products, _unsigned_products = _products_of(False), _products_of(True)
-# One row alone takes all columns in one go, which is the order of its panels in memory: that is what it waits for.
+# A single row is limited by the speed of memory: it takes all columns of a panel at once, in the order of their bytes.
 _ROW_ALONE = replace(CHOSEN, columns=COLUMNS, rows=(1,))
 _signed_row, _unsigned_row = _products_of(False, _ROW_ALONE), _products_of(True, _ROW_ALONE)
 _more_signed_products, _more_unsigned_products = _more_products_of(False), _more_products_of(True)

@@ -27,8 +27,8 @@ _FLOATS, _BITS = ir.VectorType(ir.FloatType(), _LANES), ir.VectorType(_I32, _LAN
 def _quantize(context: Any, values: Any, count: Any, out: Any) -> Any:
     """Write round(x * (127 / max|x|)) as int8; returns max|x|, and the sums of the integers and of their squares.
 
-    Arguments: the address of float32, their number, and the address of the result. Floats without their sign are
-    ordered like their bits.
+    Arguments: the address of float32, their number, and the address of the result. Absolute values are
+    compared by their bits, which have the same order.
     """
 
     def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
@@ -156,7 +156,7 @@ def root_scale(most, squares, count, epsilon):
 def _transform_16(context: Any, address: Any) -> Any:
     """The transform of 16 float32 at an address, in place.
 
-    In each stage, an entry becomes its partner plus itself, or, if it is the second of the two, plus its negative.
+    In each stage, a pair of entries a, b becomes a + b, a - b: to each its partner is added, and b is negated before.
     """
 
     def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:

@@ -106,10 +106,11 @@ def passes(product: Product, logits: Logits) -> bool:
     return all(answer(logits(tiny(name), TOKENS)) == known for name, known in KNOWN_ANSWERS.items())
 
 
-def choose(implementation: Callable[[bool], tuple[Product, Logits]], name: str) -> bool:
+def choose(implementation: Callable[[bool], tuple[Product, Logits]], name: str, advice: str = "") -> bool:
     """Whether an implementation needs its fallback products on this machine.
 
-    implementation: a function of whether to use the fallback. Raises MachineError if neither is exact.
+    implementation: a function of whether to use the fallback; name: what the error calls it; advice: what the error
+    says to do, if no other implementation will be tried. Raises MachineError if it is exact with neither.
     """
     for fallback in (False, True):
         try:
@@ -119,4 +120,5 @@ def choose(implementation: Callable[[bool], tuple[Product, Logits]], name: str) 
             reason: Any = error
         else:
             reason = "wrong sums or known answers"
-    raise MachineError(f"this machine does not compute exactly on {name} ({reason}): nothing was encoded or decoded")
+    found = f"this machine does not compute exactly on {name} ({reason})"
+    raise MachineError(f"{found}: {advice}" if advice else found)

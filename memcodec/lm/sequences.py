@@ -15,9 +15,10 @@ Rows = slice | np.ndarray
 class Capacity:
     """How much is computed at one time, so that the processor is busy and memory is enough. No result depends on it.
 
-    rows: positions in one full pass; head_rows: those of them whose logits exist at one time; sequences: in one full
-    pass, and side by side in the steps of a decoder, each with a cache; positions: in the caches of a batch, if it has
-    more than one sequence; fitted: tokens of chunks whose memories are searched together, if they are not few chunks.
+    rows: the most positions in one full pass; head_rows: the most of them whose logits exist at one time; sequences:
+    the most in one full pass, and side by side in the steps of a decoder, each with a cache; positions: the most in the
+    caches of a batch, if it has more than one sequence; fitted: memories are searched together for chunks of about this
+    many tokens in all, or for `groups.FIT_CHUNKS` chunks, whichever is more.
     """
 
     rows: int
@@ -79,10 +80,11 @@ class Sequences(Protocol):
 
 
 class Implementation(Protocol):
-    """An implementation of the exact LM, on a CPU or in torch operations.
+    """An implementation of the exact LM: for the CPU, in Triton, or in torch.
 
-    kernels: what computes its products, for people who measure; has_coder: whether the coder runs where the logits are,
-    and is not on the host; capacity: what suits it.
+    kernels: a description of what computes its products, for measurements; has_coder: whether it has kernels for the
+    coder, which then runs on the device where the logits are, not on the host; capacity: how much it computes at one
+    time.
     """
 
     kernels: str
@@ -90,7 +92,10 @@ class Implementation(Protocol):
     capacity: Capacity
 
     def sequences(self, slots: int, positions: int, rows: int, start: Any = None) -> Sequences:
-        """A cache of `slots` sequences of `positions` positions, for passes of up to `rows` rows; start: of `start`."""
+        """A cache of `slots` sequences of `positions` positions, for passes of up to `rows` rows.
+
+        start: what the method `start` returned for the prefix that the sequences have read; None without a prefix.
+        """
 
     def start(self, prefix: np.ndarray) -> Any:
         """The state after a prefix, int64 [tokens]; its `logits` are those of the next token, int32 [columns]."""

@@ -64,7 +64,10 @@ class Team:
             raise current.error
 
     def each(self, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
-        """What a function that lets other threads run returns for each of several items, side by side."""
+        """The results of a function for several items, in order, computed side by side.
+
+        The function should release the interpreter lock for most of its time.
+        """
         if len(items) < 2:
             return [function(item) for item in items]
         found: dict[int, R] = {}

@@ -6,7 +6,7 @@ from llvmlite import ir
 
 from memcodec.lm.instructions import PANEL_ROW, PANELS_AHEAD, QUAD, Instructions, SignedDot, fetch
 
-_PREFETCHING_ROWS = 2  # of a tile that fetches what comes; with fewer, the processor fetches fast enough by itself
+_PREFETCHING_ROWS = 2  # from this many rows on, a tile prefetches; for fewer, the processor does so fast enough itself
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 
 

@@ -8,7 +8,7 @@ import torch
 
 
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """A copy of an array on a device: what is started there later finds it."""
+    """Start to copy an array to a device. Work that is started on the device later will find the copy complete."""
     tensor = torch.from_numpy(np.array(array, order="C"))
     if device.type != "cuda" or not array.size:
         return tensor.to(device)
@@ -16,11 +16,14 @@ def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
 
 
 def to_host(tensors: Sequence[torch.Tensor]) -> Callable[[], list[np.ndarray]]:
-    """Tensors of one device, as they are after what was started there. Calling the result waits for them."""
+    """Start to copy tensors of one device to the host, as they will be when all work started there so far is done.
+
+    Calling the result waits for the copies and returns them.
+    """
     device = tensors[0].device
     if device.type != "cuda":
         return lambda: [tensor.numpy() for tensor in tensors]
-    # Pinned memory is used again once nobody has it; new memory would take longer than the copy.
+    # torch reuses pinned memory once nobody holds it. Allocating new memory would take longer than the copy.
     copies = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
     for copy, tensor in zip(copies, tensors, strict=True):
         copy.copy_(tensor, non_blocking=True)

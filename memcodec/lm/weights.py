@@ -48,7 +48,7 @@ class ExactWeights:
         return Head(self.tensors["head"], self.tensors["head.scale"], float(self.tensors["spread"][0]))
 
     def plain(self) -> "ExactWeights":
-        """These weights: see `KeptWeights`."""
+        """These weights, which are row by row already (compare `KeptWeights.plain`)."""
         return self
 
     @cached_property
@@ -66,7 +66,7 @@ class ExactWeights:
 def spread(matrix: np.ndarray, scale: np.ndarray) -> float:
     """The mean squared distance of the rows of a matrix from their mean, by sums of integers: the same everywhere.
 
-    int8 [rows, inner], float32 [rows]. Entries are rounded to 1/256 of the largest scale.
+    matrix: int8 [rows, inner]; scale: float32 [rows]. Entries are rounded to 1/256 of the largest scale.
     """
     largest = float(scale.max())
     squares, columns = 0, np.zeros(matrix.shape[1], dtype=np.int64)

@@ -37,8 +37,8 @@ AUTO = (1, 2, 4, 8, 16, 32, 64)  # numbers of vectors that are tried in turn
 class Objective:
     """The aim of a fit.
 
-    ahead: tokens in the loss beyond the longest prefix that the memory writes, None for all; slack: the margin, in
-    logits, at which a token leaves the loss; sure: the margin at which a token counts as written.
+    ahead: how many tokens are in the loss after the longest prefix that the memory writes, None for all; slack: the
+    margin, in logits, at which a token leaves the loss; sure: the margin at which a token counts as written.
     """
 
     ahead: int | None = 16
@@ -67,8 +67,8 @@ OBJECTIVE = Objective()
 class Limits:
     """Limits of the memory that a fit uses: 1.7 GB with the default model.
 
-    pass_positions: in one pass with gradients, including padding; head_positions: whose logits exist at the same time
-    (256 are 50 MB at a vocabulary of 49152).
+    pass_positions: the most positions in one pass with gradients, including padding; head_positions: the most whose
+    logits exist at the same time (256 are 50 MB at a vocabulary of 49152).
     """
 
     pass_positions: int = 1024

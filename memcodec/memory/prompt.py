@@ -39,7 +39,7 @@ class PromptSite:
         self._positions = positions
 
     @classmethod
-    def in_header(cls, fields: tuple[int, ...], hidden: int) -> "PromptSite":
+    def in_file(cls, fields: tuple[int, ...], hidden: int) -> "PromptSite":
         """The site of a file, for a decoder. Raises FormatError."""
         if len(fields) != 2 or fields[0] not in MEMORY_BITS:
             raise FormatError("damaged index: bits per dimension out of range")

@@ -37,7 +37,7 @@ class ReadoutSite:
         team: Team | None = None,
         find: Search | None = None,
     ) -> None:
-        """share: in steps of 1/1024. The others are needed by `fit` only. find: the same as `search`, elsewhere."""
+        """share: in steps of 1/1024. The others are needed by `fit` only. find: a `search` for a device."""
         self.share = share
         self.fields: tuple[int, ...] = (share,)
         self._effort = effort
@@ -46,7 +46,7 @@ class ReadoutSite:
         self._find = find
 
     @classmethod
-    def in_header(cls, fields: tuple[int, ...]) -> "ReadoutSite":
+    def in_file(cls, fields: tuple[int, ...]) -> "ReadoutSite":
         """The site of a file, for a decoder. Raises FormatError."""
         if len(fields) != 1 or fields[0] > MOST_SHARE:
             raise FormatError("damaged index: a memory share out of range")

@@ -23,7 +23,7 @@ _kernels: Any = search_kernels  # functions in Triton have no types
 
 
 class Sizes(NamedTuple):
-    """How much of the search a program takes: no result depends on it. Powers of two but for the last three.
+    """How much of the search a program takes: no result depends on it. All but the last three are powers of two.
 
     tile: the most states at one time, of which each thread has one; chunks, depth: chunks at one time, and entries of
     the hidden state, when positions are prepared; warps, registers: of a multiprocessor, and of a thread; programs: if

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
     from memcodec.coding.distribution import Predictions
 
-# Predictions of the chunks that are being fitted by the exact LM, each after vectors, float32 [n, hidden], or None.
+# Returns the exact LM's predictions of the chunks that are being fitted. Takes the vectors before each of them, float32
+# [n, hidden], or None.
 Predict = Callable[["list[np.ndarray | None]"], "list[Predictions]"]
 
 

@@ -30,7 +30,7 @@ def readout_site(lm: "ExactLM", settings: Readout) -> Site:
 
 
 def _search_of(lm: "ExactLM") -> "Search | None":
-    """The search for memories where the LM is, if that is not the host."""
+    """The search for memories on the device of the LM, if it has kernels for the coder; otherwise None."""
     if not lm.implementation.has_coder:
         return None
     from memcodec.coding.placed import coder_of
@@ -47,7 +47,7 @@ def site_in_file(name: str, fields: tuple[int, ...], hidden: int) -> Site:
     if name == "readout":
         from memcodec.memory.readout import ReadoutSite
 
-        return ReadoutSite.in_header(fields)
+        return ReadoutSite.in_file(fields)
     from memcodec.memory.prompt import PromptSite
 
-    return PromptSite.in_header(fields, hidden)
+    return PromptSite.in_file(fields, hidden)

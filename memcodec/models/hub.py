@@ -1,5 +1,6 @@
 """Models of the Hugging Face hub: weights, configuration and tokenizer, but no code and no pickled files."""
 
+import json
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -9,6 +10,9 @@ from memcodec.errors import ModelNotFoundError, first_line
 from memcodec.progress import ByteProgress
 
 HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(\w[\w.-]*(?:/\w[\w.-]*)*))?")
+
+_INDEX = "model.safetensors.index.json"  # has the name of the file of each tensor, if there are several files
+_PART = re.compile(r".*-\d+-of-(\d+)\.safetensors")  # one of these files
 
 
 def fetch(name: str, progress: ByteProgress | None, offline: bool = False) -> Path:
@@ -30,7 +34,7 @@ def fetch(name: str, progress: ByteProgress | None, offline: bool = False) -> Pa
     }
     with suppress(Exception):  # of various types, if it is not completely on this machine
         folder = Path(huggingface_hub.snapshot_download(**wanted, local_files_only=True))
-        if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
+        if _is_complete(folder):
             return folder
     if offline:
         raise ModelNotFoundError(
@@ -49,3 +53,20 @@ def fetch(name: str, progress: ByteProgress | None, offline: bool = False) -> Pa
     finally:
         if silenced:
             hub.enable_progress_bars()
+
+
+def _is_complete(folder: Path) -> bool:
+    """Whether a snapshot has its configuration, a tokenizer and all weights: an interrupted download leaves a part.
+
+    Raises OSError, and ValueError, LookupError, TypeError or AttributeError if the index of the weights is damaged.
+    """
+    from memcodec.models.tokenizer import FILES
+
+    names = {path.name for path in folder.iterdir() if path.is_file()}  # not of links to files that are missing
+    if "config.json" not in names or names.isdisjoint(FILES):
+        return False
+    if _INDEX in names:
+        return names.issuperset(json.loads((folder / _INDEX).read_bytes())["weight_map"].values())
+    weights = {name for name in names if name.endswith(".safetensors")}
+    parts = [match for match in map(_PART.fullmatch, weights) if match]
+    return bool(weights) and all(len(parts) >= int(match[1]) for match in parts)

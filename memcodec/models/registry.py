@@ -13,15 +13,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from memcodec.cache import cache_folder
+from memcodec.cache import cache_folder, remove_unused
 from memcodec.errors import ModelNotFoundError, first_line
 from memcodec.models.hub import HUB_ID, fetch
 from memcodec.models.placeholders import check_content
@@ -292,7 +293,9 @@ def load_exact(
 ) -> "tuple[AnyWeights, ByteTokenizer]":
     """The weights of the exact LM and the tokenizer of a model. Raises ModelNotFoundError.
 
-    The weights come from the cache. If they are not there, or damaged, or older than the model, they are converted.
+    The weights come from the cache. If they are not there, or damaged, or older than the model, they are converted, and
+    a RuntimeWarning says so if the result cannot be written to the cache.
+
     meanwhile: called while another thread reads the weights and checks their hash.
     """
     from memcodec.lm import kept
@@ -304,18 +307,29 @@ def load_exact(
         if exact := found.result():
             return exact
     path = _kept_file(model)
-    converted = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with process_lock(path.with_name(path.name + ".lock"), progress):
-            if exact := _kept(model):  # converted by another process, meanwhile
-                return exact
-            state = _state(model.path)
-            converted = convert_model(model, progress)
-            kept.save(path, converted[0], converted[1].tokens._asdict(), {"state": state})
-            return converted
-    except OSError:  # the cache cannot be written: convert again the next time
-        return converted or convert_model(model, progress)
+    with ExitStack() as held:
+        with suppress(OSError):  # the cache cannot be written, as saving will find out
+            path.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(process_lock(path.with_name(path.name + ".lock"), progress))
+            for abandoned in path.parent.glob(f".{path.name}-*"):  # by a process that was killed: this one has the lock
+                abandoned.unlink()
+        if exact := _kept(model):  # converted by another process, meanwhile
+            return exact
+        state = _state(model.path)
+        weights, tokenizer = convert_model(model, progress)
+        try:
+            kept.save(path, weights, tokenizer.tokens._asdict(), {"state": state})
+        except OSError as error:
+            warnings.warn(
+                f"the cache {path.parent} cannot be written ({error.strerror or error}), so that the model is "
+                "converted again at each start: make it writable, or set MEMCODEC_CACHE to another folder",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        else:
+            if not model.built_in:
+                remove_unused(path.parent, path)
+        return weights, tokenizer
 
 
 def _kept_file(model: ModelFolder) -> Path:
@@ -333,6 +347,9 @@ def _kept(model: ModelFolder) -> "tuple[KeptWeights, ByteTokenizer] | None":
         weights = kept.load(_kept_file(model))
         pinned = model.built_in.identity if model.built_in else weights.identity.hex()
         if weights.identity.hex() == pinned and (model.built_in or weights.about.get("state") == _state(model.path)):
+            if not model.built_in:
+                with suppress(OSError):  # the cache cannot be written
+                    os.utime(_kept_file(model))  # for `remove_unused`
             return weights, ByteTokenizer(model.path, TokenBytes(**weights.beside))
     return None
 
@@ -371,5 +388,5 @@ def _path_hash(folder: Path) -> str:
 
 def _state(folder: Path) -> str:
     """Names, sizes and times of the files of a model, to detect that it has changed."""
-    files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".json", ".txt", ".model"))
+    files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".gguf", ".json", ".txt", ".model"))
     return json.dumps([(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files])

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from memcodec.errors import MissingDependencyError, ModelNotFoundError
+from memcodec.errors import MissingDependencyError, ModelNotFoundError, first_line
 from memcodec.lm.team import team_of
 from memcodec.models.placeholders import check_content
 
-_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "vocab.txt")  # one at least
+FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "vocab.txt")  # one at least
 _ALONE = 1 << 14  # characters: so little text is encoded by one thread
 PREFIX = "..."  # the text before every chunk, since most chunks begin in the middle of a text
 
@@ -157,7 +157,7 @@ class ByteTokenizer:
 
 def _backend_of(folder: Path) -> Any:
     """The tokenizer of a model folder. Raises ModelNotFoundError."""
-    found = next((folder / name for name in _FILES if (folder / name).is_file()), None)
+    found = next((folder / name for name in FILES if (folder / name).is_file()), None)
     if found is None:
         raise ModelNotFoundError(f"{folder}: it has no tokenizer: add the tokenizer.json of the model")
     check_content(found)
@@ -166,8 +166,7 @@ def _backend_of(folder: Path) -> Any:
     except MissingDependencyError:
         raise
     except Exception as error:  # tokenizers and transformers raise various types
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ModelNotFoundError(f"{folder}: its tokenizer cannot be loaded ({reason})") from error
+        raise ModelNotFoundError(f"{folder}: its tokenizer cannot be loaded ({first_line(error)})") from error
     if backend is None:
         raise ModelNotFoundError(f"{folder}: it has no fast tokenizer (tokenizer.json), which memcodec requires")
     return backend

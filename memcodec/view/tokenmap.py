@@ -11,13 +11,12 @@ from memcodec.codec import Codec, codec_for
 from memcodec.coding import corrections
 from memcodec.coding.steering import Steering
 from memcodec.container import Container, StoredSpan, unpack
-from memcodec.container.assembly import DecodedChunk, decoded_chunks, encoded_groups, located_parts
-from memcodec.decoding import site_of_file
+from memcodec.container.assembly import DecodedChunk, decoded_chunks, located_parts
+from memcodec.decoding import predictions_of, site_of_file
 from memcodec.document.inputs import Binary, as_binary
 from memcodec.document.references import Reference
 from memcodec.errors import ChecksumError
 from memcodec.models.tokenizer import ByteTokenizer
-from memcodec.prediction import predict
 from memcodec.progress import ProgressCallback
 
 LM, MEMORY, CORRECTION = "lm", "memory", "correction"  # what wrote a token
@@ -87,16 +86,9 @@ def _carried(
 
 def _explained(codec: Codec, parsed: Container, tokens: list[np.ndarray]) -> Iterator[corrections.Explained]:
     """What the entropy coder saw of each chunk. tokens: of each group, int64 [tokens]."""
-    assert parsed.settings is not None
-    lm, settings = codec.lm, parsed.settings
     site = site_of_file(codec.model, parsed)
-    encoded = encoded_groups(parsed.groups)
-    groups = [np.split(ids, np.cumsum(group.lengths)[:-1]) for ids, group in zip(tokens, encoded, strict=True)]
-    vectors = [site.vectors(group.memories[0]) for group in encoded]
-    predictions = predict(lm, groups, settings.context, vectors)
-    for group in encoded:
-        for memory in group.memories:
-            yield corrections.explain(next(predictions), memory, Steering.of(lm.head), site.share)
+    for chunk, predictions in zip(parsed.chunks, predictions_of(codec.model, parsed, tokens), strict=True):
+        yield corrections.explain(predictions, chunk.memory, Steering.of(codec.lm.head), site.share)
 
 
 def _tokens(

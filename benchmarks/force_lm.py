@@ -1,4 +1,4 @@
-"""Makes encoders use the LM even if something else is smaller: for tests and benchmarks with tiny models."""
+"""Makes encoders use the LM even if something else is smaller: for scripts with tiny models, which zstd beats."""
 
 import sys
 from collections.abc import Iterator

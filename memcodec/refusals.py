@@ -1,4 +1,4 @@
-"""Checks that refuse a document that cannot be encoded, before the work if that is possible."""
+"""Checks that refuse a document that cannot be encoded with its settings, before the work if that is possible."""
 
 from collections.abc import Iterable, Iterator
 
