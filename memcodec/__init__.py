@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from memcodec.codec import Codec
+    from memcodec.container import Lost
+    from memcodec.embedding import MemoryEmbedding
     from memcodec.engines.engine import Engine
     from memcodec.files.archive import Archive
-    from memcodec.files.open import MemzFile, open
+    from memcodec.files.open import BadFileError, MemzFile, open
     from memcodec.frames import FrameSettings
-    from memcodec.memory.embedding import MemoryEmbedding
     from memcodec.primer import Primer
     from memcodec.progress import ProgressCallback
     from memcodec.settings import EncodeOptions
@@ -38,6 +39,7 @@ __version__ = "0.3.0"
 
 __all__ = [
     "Archive",
+    "BadFileError",
     "ChecksumError",
     "Codec",
     "EncodeError",
@@ -45,6 +47,7 @@ __all__ = [
     "FormatError",
     "FrameSettings",
     "Journal",
+    "Lost",
     "MachineError",
     "MemcodecError",
     "MemoryEmbedding",
@@ -122,8 +125,10 @@ def decode(
     from memcodec.container.assembly import document_of
     from memcodec.document.inputs import as_binary
     from memcodec.engines import opened
+    from memcodec.primer import as_primer
 
     check_device(device)
+    as_primer(primer)  # raises now, whether the file needs one or not
     pieces: list[bytes] = []
     loaded: dict[str, Codec] = {}  # by the name of the model
     with opened(engine, None, threads, device) as (started, own_device):
@@ -148,10 +153,12 @@ def decode(
 # Imported on first use: they import numpy, numba or torch, which would slow down `import memcodec` and `--help`.
 _LATER = {
     "Archive": "memcodec.files.archive",
+    "BadFileError": "memcodec.files.open",
     "Codec": "memcodec.codec",
     "FrameSettings": "memcodec.frames",
     "Journal": "memcodec.storage.journal",
-    "MemoryEmbedding": "memcodec.memory.embedding",
+    "Lost": "memcodec.container",
+    "MemoryEmbedding": "memcodec.embedding",
     "MemzFile": "memcodec.files.open",
     "Primer": "memcodec.primer",
     "TokenInfo": "memcodec.view.tokenmap",

@@ -11,35 +11,27 @@ import numpy as np
 from memcodec import bound, container, estimate, frames, refusals
 from memcodec.container import Container, Lost, ModelId, Needs, Settings, assembly
 from memcodec.container.assembly import EncodedPart
-from memcodec.decoding import sharing_batches, tokens_of
+from memcodec.decoding import sharing_batches, tokens_of, with_readable_memories
 from memcodec.document.blocks import Block, BlockQueue, Cutting, read_blocks
 from memcodec.document.inputs import Binary, Data, as_binary, as_bytes, as_many, as_source
 from memcodec.document.plan import visible_tokens
 from memcodec.document.source import Source
+from memcodec.embedding import MemoryEmbedding
 from memcodec.engines import find_engine
 from memcodec.engines.engine import Engine
 from memcodec.engines.local import Local
+from memcodec.errors import MemcodecError
 from memcodec.frames import FrameSettings
 from memcodec.groups import FIT_CHUNKS
 from memcodec.lm.ahead import ending
 from memcodec.lm.model import ExactLM
-from memcodec.memory.embedding import MemoryEmbedding
 from memcodec.memory.sites import site_of
 from memcodec.models import registry
 from memcodec.models.loaded import LoadedModel, LoadOptions
 from memcodec.models.tokenizer import ByteTokenizer
 from memcodec.primer import Primer, as_primer
 from memcodec.progress import ByteProgress, ProgressCallback, Reporter
-from memcodec.settings import (
-    DEFAULT_CHUNK_TOKENS,
-    DEFAULT_MODEL,
-    Context,
-    EncodeOptions,
-    EncodeSettings,
-    Prompt,
-    check_batch,
-    check_device,
-)
+from memcodec.settings import DEFAULT_MODEL, EncodeOptions, EncodeSettings, Prompt, check_batch, check_device
 from memcodec.storage.journal import Journal, journal_key
 from memcodec.verification import Verifier
 
@@ -156,7 +148,8 @@ class Codec:
     ) -> Iterator[bytes]:  # fmt: skip
         """The files of several documents, in order, each as soon as it is finished; settings as in `encode`.
 
-        Groups are encoded and verified in common batches. Raises as `encode`, at the first document that fails.
+        Groups are encoded and verified in common batches. Raises as `encode`, at the first document that fails, after
+        the files of those before it that were finished.
         """
         chosen = EncodeSettings.of(**settings)
         sources = [as_source(data, "data") for data in as_many(documents, "documents")]
@@ -173,16 +166,21 @@ class Codec:
         groups = 0
         containers = self._containers(sources, settings, stages.fit, journal)
         with ending(containers):
-            for source, made in containers:
-                if not settings.stores_text:
-                    refusals.check_pure(made)
-                blob = container.pack(made)
-                finished.append((source, assembly.smaller_of(source, blob) if settings.stores_text else blob))
-                groups += len(made.groups)
-                full = groups >= (settings.batch or self.lm.capacity.sequences) or len(finished) == _VERIFIED_TOGETHER
-                if full or len(finished) == len(sources) or not settings.verify:
-                    yield from verifier.verified(finished)
-                    finished, groups = [], 0
+            try:
+                for source, made in containers:
+                    if not settings.stores_text:
+                        refusals.check_pure(made)
+                    blob = container.pack(made)
+                    finished.append((source, assembly.smaller_of(source, blob) if settings.stores_text else blob))
+                    groups += len(made.groups)
+                    full = groups >= (settings.batch or self.lm.capacity.sequences)
+                    full = full or len(finished) in (_VERIFIED_TOGETHER, len(sources))
+                    if full or not settings.verify:
+                        complete, finished, groups = finished, [], 0
+                        yield from verifier.verified(complete)
+            except (MemcodecError, OSError):
+                yield from verifier.verified(finished)  # those before the document that fails
+                raise
         yield from verifier.verified(finished)
 
     def _containers(
@@ -258,11 +256,14 @@ class Codec:
         """What can be read of a damaged file, in order: pieces of the document, and `Lost` for what is missing.
 
         A chunk is accepted if it matches its checksum of 8 bits, so about one in 256 damaged chunks is returned with
-        wrong bytes. Raises FormatError if the index itself is damaged, ModelMismatchError.
+        wrong bytes. Of concatenated files, the first: `memcodec.container.members_of` cuts them. Raises FormatError if
+        the index itself is damaged, ModelMismatchError.
         """
         check_batch(batch)
         parsed = container.unpack(as_binary(blob, "blob"), damaged=True)
-        return assembly.salvage_of(parsed, self.tokens(parsed, batch, progress=progress), self.tokenizer)
+        codec = self if parsed.needs is None else codec_for(parsed.needs, self)
+        parsed = with_readable_memories(codec.model, parsed)
+        return assembly.salvage_of(parsed, codec.tokens(parsed, batch, progress=progress), self.tokenizer)
 
     def tokens(
         self, parsed: Container, batch: int | None = None, numbers: Iterable[int] | None = None,
@@ -275,8 +276,7 @@ class Codec:
         """
         if parsed.needs is None:
             return iter(())
-        groups = parsed.groups
-        groups = groups if numbers is None else [groups[n] for n in numbers]
+        groups = parsed.groups if numbers is None else [parsed.groups[n] for n in numbers]
         lengths = [chunk.tokens for group in groups for chunk in group.chunks]
         report = Reporter(progress, "decode", parsed.size, lengths)
         codec = codec_for(parsed.needs, self)
@@ -350,11 +350,11 @@ class Codec:
         """The approximate number of seconds to encode `size` bytes of text, from a short measurement of the LM."""
         return estimate.seconds_to_encode(self.model, size, EncodeSettings.of(**settings))
 
-    def bound(self, data: Data, chunk_tokens: int = DEFAULT_CHUNK_TOKENS, context: Context = "auto") -> float:
-        """The bound in bytes (`memcodec.bound`) of a document. Raises EncodeError."""
-        settings = EncodeSettings.of(chunk_tokens=chunk_tokens, context=context)
-        refusals.check_positions(self.model, settings)
-        return bound.bound(self.model, as_source(data, "data"), settings)
+    def bound(self, data: Data, **settings: Unpack[EncodeOptions]) -> float:
+        """The bound in bytes (`memcodec.bound`) of a document, with settings as in `encode`. Raises EncodeError."""
+        chosen = EncodeSettings.of(**settings)
+        refusals.check_positions(self.model, chosen)
+        return bound.bound(self.model, as_source(data, "data"), chosen)
 
     def token_bits(self, tokens: np.ndarray, skip: int = 0) -> np.ndarray:
         """-log2 p of the tokens of one sequence, int64 [tokens], except the first `skip`: float64 [tokens - skip]."""
@@ -382,6 +382,7 @@ def codec_for(
     not used if the file needs none. options: as in `Codec.load`. Raises ModelNotFoundError, ModelMismatchError
     (PrimerMismatchError for the primer), MachineError.
     """
+    as_primer(primer)
     if codec is None:
         check_device(options.get("device", "auto"))
         progress = options.get("progress")
@@ -391,4 +392,4 @@ def codec_for(
     needs.check_model(ModelId.of(codec.name, codec.model.identity))
     chosen = (primer or codec.primer) if needs.primer else None
     needs.check_primer(chosen.identity if chosen else b"")
-    return codec if codec.primer is chosen else codec.with_primer(chosen)
+    return codec if codec.primer == chosen else codec.with_primer(chosen)

@@ -1,11 +1,12 @@
 """The core of decoding: the token ids of groups of files. All code that decodes a file calls `tokens_of`."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from memcodec.coding.distribution import Predictions
-from memcodec.container import Container, Group
+from memcodec.container import Container, Group, Part, Segment
 from memcodec.container.assembly import encoded_groups
 from memcodec.engines.engine import Engine
 from memcodec.groups import EncodedGroup
@@ -70,6 +71,22 @@ def site_of_file(model: LoadedModel, parsed: Container) -> Site:
     """The site of a file that has chunks. Raises FormatError."""
     assert parsed.settings is not None
     return site_in_file(parsed.settings.site, parsed.settings.fields, model.lm.architecture.hidden)
+
+
+def with_readable_memories(model: LoadedModel, damaged: Container) -> Container:
+    """A damaged file with other memories in place of those that cannot be read, so that other groups can be decoded.
+
+    Their own chunks then fail their checksums. Raises FormatError for settings out of range.
+    """
+    if damaged.settings is None:
+        return damaged
+    site = site_of_file(model, damaged)
+    parts: list[Part] = []
+    for part in damaged.parts:
+        if isinstance(part, Segment):
+            part = replace(part, chunks=tuple(replace(one, memory=site.readable(one.memory)) for one in part.chunks))
+        parts.append(part)
+    return replace(damaged, parts=parts)
 
 
 def sharing_batches(files: Sequence[Container]) -> list[list[int]]:

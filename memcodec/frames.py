@@ -23,7 +23,7 @@ from memcodec.lm.ahead import ending
 from memcodec.memory.sites import readout_site
 from memcodec.models.loaded import LoadedModel
 from memcodec.progress import ProgressCallback, Reporter
-from memcodec.settings import DEFAULT_CHUNK_TOKENS, DEFAULT_EFFORT, Readout, check_chunk_tokens
+from memcodec.settings import DEFAULT_CHUNK_TOKENS, DEFAULT_EFFORT, Readout, check_chunk_tokens, check_whole
 from memcodec.wording import counted
 
 T = TypeVar("T")
@@ -66,8 +66,7 @@ class FrameSettings:
         if type(self.checksum) is not int or not 0 <= self.checksum <= MAX_CHECKSUM:
             raise EncodeError(f"checksum {self.checksum}: give 0 to {MAX_CHECKSUM} bytes")
         check_chunk_tokens(self.chunk_tokens)
-        if self.max_bytes < 1:
-            raise EncodeError(f"max bytes {self.max_bytes}: give 1 or more")
+        check_whole("max bytes", self.max_bytes, 1, None, "1 or more")
         self.site.check_with(self.chunk_tokens)
 
 

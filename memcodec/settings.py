@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from operator import index
 from typing import Literal, TypedDict
 
 from memcodec.errors import EncodeError
@@ -57,8 +58,8 @@ class Readout:
         """Raise EncodeError for settings out of range."""
         if self.share is not None and not 0 <= self.share <= MOST_SHARE / SHARE_STEPS:
             raise EncodeError(f"memory share {self.share:g}: give 0 to {MOST_SHARE / SHARE_STEPS:g}")
-        if self.effort is not None and not 1 <= self.effort <= MAX_EFFORT:
-            raise EncodeError(f"effort {self.effort}: give 1 to {MAX_EFFORT} states per token")
+        if self.effort is not None:
+            check_whole("effort", self.effort, 1, MAX_EFFORT, f"1 to {MAX_EFFORT} states per token")
 
     def at(self, level: Level) -> "Readout":
         """The same settings, with the values of a level for what is None."""
@@ -97,12 +98,14 @@ class Prompt:
 
     def check(self) -> None:
         """Raise EncodeError for settings out of range."""
-        if self.vectors is not None and not 1 <= self.vectors <= MAX_VECTORS:
-            raise EncodeError(f"vectors {self.vectors}: give 1 to {MAX_VECTORS}, or auto")
+        if self.vectors is not None:
+            check_whole("vectors", self.vectors, 1, MAX_VECTORS, f"1 to {MAX_VECTORS}, or auto")
+        check_whole("bits", self.bits, 1, max(MEMORY_BITS), wanted := f"one of {', '.join(map(str, MEMORY_BITS))}")
         if self.bits not in MEMORY_BITS:
-            raise EncodeError(f"bits {self.bits}: give one of {', '.join(map(str, MEMORY_BITS))}")
-        if self.steps < 1 or self.patience < 1:
-            raise EncodeError(f"steps {self.steps}, patience {self.patience}: give 1 or more")
+            raise EncodeError(f"bits {self.bits}: give {wanted}")
+        for name, value in (("steps", self.steps), ("patience", self.patience)):
+            check_whole(name, value, 1, None, "1 or more")
+        check_whole("seed", self.seed, -1 << 63, (1 << 64) - 1, "a whole number of 64 bits")
         if not 0 < self.learning_rate < 1e4:
             raise EncodeError(f"learning rate {self.learning_rate:g}: give a number above 0 and below 10,000")
 
@@ -191,8 +194,7 @@ class EncodeSettings:
 
 def check_chunk_tokens(chunk_tokens: int) -> None:
     """Raise EncodeError for a number of tokens out of range."""
-    if not 1 <= chunk_tokens <= MAX_CHUNK_TOKENS:
-        raise EncodeError(f"chunk tokens {chunk_tokens}: give 1 to {MAX_CHUNK_TOKENS}")
+    check_whole("chunk tokens", chunk_tokens, 1, MAX_CHUNK_TOKENS, f"1 to {MAX_CHUNK_TOKENS}")
 
 
 def check_device(device: str) -> None:
@@ -209,5 +211,18 @@ def check_verify(verify: Verify) -> None:
 
 def check_batch(batch: int | None) -> None:
     """Raise EncodeError for less than one group. None: as many as suit the device."""
-    if batch is not None and batch < 1:
-        raise EncodeError(f"batch {batch}: give 1 or more groups")
+    if batch is not None:
+        check_whole("batch", batch, 1, None, "1 or more groups")
+
+
+def check_whole(name: str, value: object, least: int, most: int | None, wanted: str) -> None:
+    """Raise EncodeError unless a value is a whole number, of Python or numpy, from `least` to `most`.
+
+    most: None for no limit; wanted: what to give, for the message.
+    """
+    try:
+        number = index(value)  # type: ignore[arg-type]  # a TypeError says that it is none
+    except TypeError:
+        raise EncodeError(f"{name} {value!r}: give {wanted}, as a whole number") from None
+    if number < least or (most is not None and number > most):
+        raise EncodeError(f"{name} {number}: give {wanted}")

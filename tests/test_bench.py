@@ -111,6 +111,12 @@ def test_second_run_measures_nothing(tiny: Codec, text: Text, tmp_path: Path) ->
     assert (first.measured, second.measured, second.reused) == (5, 0, 5)
 
 
+def test_a_result_that_cannot_be_written_leaves_no_file(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="JSON"):
+        Store(tmp_path).get({"key": 1}, lambda: {"result": object()})
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_interrupted_run_keeps_what_it_has(
     tiny: Codec, text: Text, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

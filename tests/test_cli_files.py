@@ -13,6 +13,7 @@ import pytest
 
 import memcodec
 from memcodec import Codec, Readout
+from memcodec.container import Container, refusals
 from memcodec.models import registry
 from memcodec_cli.outputs import Output
 
@@ -91,6 +92,35 @@ def test_a_document_that_fails_does_not_stop_the_batch(
     done = run("compress", *"abcd", "--model", llama_folder, "--memory-share", "0")
     assert done.exit_code == 1 and "b: changed while it was read" in done.stderr and "1 of 4" in done.stderr
     assert [name for name in names() if name.endswith("z")] == ["a.memz", "c.memz", "d.memz"]
+
+
+def test_what_is_finished_before_an_error_is_not_encoded_again(
+    run: Run, llama_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the last of ten files in error, 55 memories were fitted instead of 11: this one is encoded again alone."""
+    from memcodec.memory import fitting
+
+    for number in range(10):
+        Path(f"a{number}").write_text(f"over the lazy dog {number}" + "." * (number == 9))
+    size = Path("a9").stat().st_size
+    fit, fitted = fitting.fit, list[int]()
+
+    def counting(floats: Any, chunks: Any, *rest: Any) -> Any:
+        fitted.append(len(chunks))
+        return fit(floats, chunks, *rest)
+
+    def refuse_the_last(made: Container) -> None:
+        if made.size == size:
+            raise memcodec.EncodeError("1 of 1 chunks need corrections")
+
+    monkeypatch.setattr(fitting, "fit", counting)
+    monkeypatch.setattr(refusals, "check_pure", refuse_the_last)
+    files = [f"a{number}" for number in range(10)]
+    options = ["--site", "prompt", "--pure", "--steps", "1", "--bits", "8"]
+    done = run("compress", *files, *options, "--model", llama_folder)
+    assert done.exit_code == 1 and "a9: 1 of 1 chunks need corrections" in done.stderr and "1 of 10" in done.stderr
+    assert [name for name in names() if name.endswith("z")] == [f"{name}.memz" for name in files[:-1]]
+    assert sum(fitted) == 11
 
 
 def test_short_options_stand_for_commands(run: Run) -> None:

@@ -503,6 +503,46 @@ def test_copies_of_codecs_share_the_model(tiny: Codec) -> None:
     assert second.decode_frame(primed.encode_frame("a message")) == b"a message"
 
 
+def test_files_that_are_finished_before_an_error_are_returned(tiny: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    store_nothing(monkeypatch)
+    pack = container.pack
+
+    def failing(made: container.Container) -> bytes:
+        if made.size == len(b"the fourth"):
+            raise EncodeError("the fourth fails")
+        return pack(made)
+
+    monkeypatch.setattr(container, "pack", failing)
+    documents = ["the first one", "the second one", "the third one", "the fourth", "the fifth one"]
+    found = tiny.encode_many(documents, site=QUICK)
+    assert [tiny.decode(next(found)).decode() for _ in range(3)] == documents[:3]
+    with pytest.raises(EncodeError, match="the fourth fails"):
+        next(found)
+
+
+def test_settings_may_be_whole_numbers_of_numpy(tiny: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    store_nothing(monkeypatch)
+    site = Readout(0.1, np.int64(64))  # type: ignore[arg-type]
+    options: dict[str, Any] = {"site": site, "chunk_tokens": np.int32(50), "batch": np.int16(2)}
+    expected = tiny.encode(TEXT, site=Readout(0.1, 64), chunk_tokens=50, batch=2)
+    assert tiny.encode(TEXT, **options) == expected and tiny.decode(expected, batch=options["batch"]) == TEXT.encode()
+
+
+def test_the_bound_takes_all_settings(tiny: Codec) -> None:
+    """The level was that of the default, whatever it was to be compared with."""
+    assert tiny.bound(TEXT, level=1) == tiny.bound(TEXT, level=1, site=QUICK) != tiny.bound(TEXT)
+    with pytest.raises(TypeError, match="chunk_token"):
+        tiny.bound(TEXT, chunk_token=50)  # type: ignore[call-arg]
+
+
+def test_parts_of_a_container_are_made_once(blob: bytes) -> None:
+    parsed = container.unpack(blob)
+    assert parsed.groups is parsed.groups and parsed.chunks is parsed.chunks and parsed.segments is parsed.segments
+    assert len(parsed.chunks) == sum(len(group.chunks) for group in parsed.groups) > 0
+    changed = replace(parsed, parts=parsed.parts[:1])
+    assert len(changed.groups) == 1 and pickle.loads(pickle.dumps(parsed)) == parsed
+
+
 def test_the_bound_of_settings_out_of_range(tiny: Codec, gpt2_folder: Path) -> None:
     for count in (0, 5000):
         with pytest.raises(EncodeError, match=": give"):

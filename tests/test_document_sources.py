@@ -2,6 +2,7 @@
 
 import io
 import os
+import tempfile
 import threading
 import tracemalloc
 from itertools import islice
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import memcodec
 from memcodec import Readout, container
 from memcodec.codec import Codec
 from memcodec.container import assembly
@@ -167,6 +169,34 @@ def test_a_file_that_changes_is_noticed(tiny: Codec, tmp_path: Path, monkeypatch
             monkeypatch.setattr(assembly, "container_of", meanwhile)
             with pytest.raises(kind, match=message):
                 tiny.encode(source, site=QUICK)
+
+
+def test_what_is_spooled_stays_in_memory(tiny: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asking for its number moved even the smallest pipe, and each file that is written, to disk."""
+    moved = list[object]()
+    monkeypatch.setattr(tempfile.SpooledTemporaryFile, "rollover", lambda file: moved.append(file))
+    read, write = os.pipe()
+    os.write(write, TEXT.encode())
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        found = Source(pipe)
+        found.check_unchanged()
+        assert found.read(0, found.size) == TEXT.encode()
+    with memcodec.open(io.BytesIO(), "w", codec=tiny, site=QUICK) as file:
+        file.write(TEXT.encode())
+    assert moved == []
+
+
+def test_a_file_object_needs_no_number(tiny: Codec) -> None:
+    class Bare:
+        """The methods of a file that reading takes, without `fileno`."""
+
+        def __init__(self) -> None:
+            file = io.BytesIO(TEXT.encode())
+            self.read, self.seek, self.tell = file.read, file.seek, file.tell
+
+    bare: Any = Bare()
+    assert tiny.decode(tiny.encode(bare, site=QUICK)) == TEXT.encode()
 
 
 def test_memory_does_not_follow_the_document(

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent / "memcodec"
 ORDER = [
     "errors", "wording", "progress", "levels", "settings", "cache", "lm", "models", "document", "coding", "memory",
     "passes", "prediction",
-    "groups", "container", "engines", "storage", "primer", "frames", "bound", "estimate", "decoding",
+    "groups", "container", "engines", "storage", "primer", "embedding", "frames", "bound", "estimate", "decoding",
     "verification", "refusals", "codec", "files", "view", "integrations", "bench",
 ]  # fmt: skip
 

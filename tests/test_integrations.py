@@ -1,9 +1,13 @@
 """memcodec in other libraries, tested with the real libraries."""
 
 import json
+import pickle
+import tempfile
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import fsspec
@@ -15,15 +19,19 @@ import pyarrow.parquet
 import pytest
 import zarr
 import zarr.storage
+from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 import memcodec
 import memcodec.integrations.fsspec as ours
 from memcodec import EncodeError, FormatError, FrameSettings, MemcodecError, ModelMismatchError, Primer
 from memcodec.codec import Codec
-from memcodec.integrations import arrays, tables
+from memcodec.integrations import arrays, loading, tables
 from memcodec.integrations.numcodecs import MemcodecCodec
 from memcodec.integrations.tables import Column
 from memcodec.integrations.zarr import MemcodecCodec as ZarrCodec
+from memcodec.models import registry
+from memcodec.models.loaded import LoadedModel
+from memcodec.storage import remote
 
 from .conftest import TEXT, Run
 from .test_cli import refused
@@ -59,6 +67,75 @@ def test_an_error_writes_no_url(tiny: Codec) -> None:
         file.write(b"half")
         raise KeyError
     assert not fsspec.filesystem("memory").exists("a.memz")
+
+
+class Bucket(AbstractFileSystem):  # type: ignore[misc]
+    """Objects that are there when their upload is finished, as those of a cloud."""
+
+    protocol = "bucket"
+    objects: ClassVar[dict[str, bytes]] = {}
+
+    def _open(self, path: str, mode: str = "rb", **options: Any) -> "Upload":
+        return Upload(self, path, mode, **options)
+
+    def exists(self, path: str, **_: Any) -> bool:
+        return path in self.objects
+
+    def rm_file(self, path: str) -> None:
+        del self.objects[path]
+
+
+class Upload(AbstractBufferedFile):  # type: ignore[misc]
+    def _initiate_upload(self) -> None:
+        self.parts = b""
+
+    def _upload_chunk(self, final: bool = False) -> None:
+        self.parts += self.buffer.getvalue()
+        if final:
+            self.fs.objects[self.path] = self.parts
+
+
+class Interrupted(tempfile.SpooledTemporaryFile[bytes]):
+    """Ctrl-C, after the first of its bytes were read."""
+
+    def read(self, size: int = -1) -> bytes:  # type: ignore[override]
+        if size == -1 or self.tell():
+            raise KeyboardInterrupt
+        return super().read(3)
+
+
+@pytest.mark.parametrize("existing", [True, False])
+@pytest.mark.parametrize("url", ["file://{}/a", "memory://a", "simplecache::memory://a", "bucket://a"])
+def test_urls_are_written_completely_or_not_at_all(
+    url: str, existing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fsspec finished the upload of the first part when its file was closed after the error."""
+    fsspec.register_implementation("bucket", Bucket, clobber=True)
+    monkeypatch.setattr(Bucket, "objects", {})
+    url = url.format(tmp_path)
+
+    def found() -> bytes | None:
+        if url.startswith("file"):
+            assert {path.name for path in tmp_path.iterdir()} <= {"a"}
+            return (tmp_path / "a").read_bytes() if (tmp_path / "a").exists() else None
+        if url.startswith("bucket"):
+            return Bucket.objects.get("a")
+        memory = fsspec.filesystem("memory")
+        return bytes(memory.cat_file("/a")) if memory.exists("/a") else None
+
+    if existing:
+        assert remote.write(url, [b"here ", b"before"]) == 11 and found() == b"here before"
+    with monkeypatch.context() as patch:
+        patch.setattr("tempfile.SpooledTemporaryFile", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            remote.write(url, [b"something ", b"new"])
+    assert found() == (b"here before" if existing else None)
+    assert remote.write(url, [b"something ", b"else"]) == 14 and found() == b"something else"
+
+
+def test_a_local_url_makes_its_folder(tmp_path: Path) -> None:
+    remote.write(f"file://{tmp_path}/new/folder/a", [b"x"])
+    assert (tmp_path / "new/folder/a").read_bytes() == b"x"
 
 
 def test_the_command_line_takes_urls(run: Run, llama_folder: Path) -> None:
@@ -242,10 +319,71 @@ def test_a_column_without_metadata_or_of_another_model(column: Column, tiny: Cod
     for damaged in ("{}", "[", '{"checksum": 1}'):
         with pytest.raises(FormatError, match="cannot be read"):
             Column.from_metadata({"memcodec": damaged}, tiny)
-    with pytest.raises(EncodeError, match="checksum 9"):
-        Column.from_metadata(
-            {"memcodec": column.metadata()["memcodec"].replace('"checksum": 2', '"checksum": 9')}, tiny
-        )
+    about = json.loads(column.metadata()["memcodec"])
+    with pytest.raises(FormatError, match="cannot be read: checksum 9: give 0 to 4 bytes"):
+        Column.from_metadata({"memcodec": json.dumps(about | {"checksum": 9})}, tiny)
+    for name, wrong in (
+        ("max_bytes", "9"), ("max_bytes", 9.5), ("memory_share", "0.1"), ("chunk_tokens", None), ("effort", [1]),
+        ("primer", 5), ("dictionary", None), ("identity", 5),
+    ):  # fmt: skip
+        with pytest.raises(FormatError, match="cannot be read"):
+            Column.from_metadata({"memcodec": json.dumps(about | {name: wrong})}, tiny)
+
+
+def test_a_model_and_its_state_after_a_primer_are_made_once_for_all_tables(
+    column: Column, llama_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both were made for each table. The model stands for one whose name is known, and is given to no function."""
+    table = pyarrow.table({"text": TEXTS})
+    packed = tables.encode_table(table, "text", column)
+    calls = list[str]()
+    load, behind = LoadedModel.load, LoadedModel.behind
+
+    def loading_(*given: Any, **options: Any) -> LoadedModel:
+        calls.append("load")
+        return load(*given, **options)
+
+    def priming(*given: Any) -> LoadedModel:
+        calls.append("prime")
+        return behind(*given)
+
+    monkeypatch.setattr(LoadedModel, "load", loading_)
+    monkeypatch.setattr(LoadedModel, "behind", priming)
+    monkeypatch.setattr(registry, "resolve_named", lambda *_: registry.resolve(str(llama_folder)))
+    monkeypatch.setattr(loading, "_loaded", {})
+    monkeypatch.setattr(tables, "_recent", loading.RecentCodecs(8))
+    for _ in range(3):
+        assert tables.decode_table(packed, "text").equals(table)
+    assert calls == ["load", "prime"]
+
+
+def test_columns_keep_few_states_after_primers(tiny: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "_recent", recent := loading.RecentCodecs(8))
+    columns = [Column.of(tiny.with_primer(Primer.from_texts([TEXT[n:]], 5, tiny))) for n in range(12)]
+    assert len(recent._codecs) == 8 and len({column.primer for column in columns}) == 12
+    assert all(column.decode(column.encode(["some text"])) == ["some text"] for column in columns)
+    pickled = pickle.dumps(columns[11])
+    again = pickle.loads(pickled)
+    assert len(pickled) < 2000 and again == columns[11] and again.codec is columns[11].codec
+    monkeypatch.setattr(loading, "_loaded", {tiny.name: tiny})
+    forgotten = pickle.loads(pickle.dumps(columns[0]))
+    assert forgotten.codec is not columns[0].codec and forgotten.codec.primer == columns[0].codec.primer
+
+
+def test_threads_load_a_model_once(monkeypatch: pytest.MonkeyPatch, tiny: Codec) -> None:
+    """zarr decodes chunks in threads, each of which loaded the model."""
+    calls = list[str]()
+
+    def load(model: str) -> Codec:
+        calls.append(model)
+        time.sleep(0.05)
+        return tiny
+
+    monkeypatch.setattr(Codec, "load", load)
+    monkeypatch.setattr(loading, "_loaded", {})
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(loading.loaded, ["some model"] * 4)) == {tiny}
+    assert calls == ["some model"]
 
 
 def test_pandas(column: Column, tiny: Codec) -> None:

@@ -1,6 +1,7 @@
 """The prompt site: fitting, packing, files, portability, and memories outside of files."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,11 +21,11 @@ from transformers import (
 
 from memcodec import ChecksumError, EncodeError, FormatError, ModelMismatchError, container, inspect
 from memcodec.codec import Codec
+from memcodec.embedding import MemoryEmbedding
 from memcodec.errors import ModelNotFoundError
 from memcodec.groups import decode_batch, encode_groups
 from memcodec.memory import fitting as fits
 from memcodec.memory import prompt
-from memcodec.memory.embedding import MemoryEmbedding
 from memcodec.memory.fitting import Limits, Objective
 from memcodec.memory.vectors import unpack, vector_bytes
 from memcodec.prediction import predict
@@ -482,6 +483,18 @@ def test_save_and_load(llama: Codec, tmp_path: Path) -> None:
     assert loaded.reconstruct() == made.reconstruct() == "over the lazy dog"
     assert loaded.fit.steps == made.fit.steps and np.allclose(loaded.fit.losses, made.fit.losses)
     assert (safetensors.numpy.load_file(tmp_path / "dog.safetensors")["vectors"] == made.vectors).all()
+
+
+def test_save_writes_completely_or_not_at_all(llama: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of the disk left a part in place of the old file."""
+    path = tmp_path / "memory.safetensors"
+    made = llama.fit_memory(SHORT, Prompt(steps=1))
+    made.save(path)
+    before = path.read_bytes()
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space left"):
+        made.save(path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
 def test_load_refuses_other_models_and_other_files(llama: Codec, gpt2: Codec, tmp_path: Path) -> None:

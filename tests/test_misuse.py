@@ -14,9 +14,9 @@ import pytest
 
 import memcodec
 import memcodec.integrations.fsspec as ours
-from memcodec import Archive, Codec, EncodeError, Primer
+from memcodec import Archive, BadFileError, Codec, EncodeError, FrameSettings, Primer, Prompt, Readout
+from memcodec.codec import codec_for
 from memcodec.container import unpack
-from memcodec.files.open import BadFileError
 from memcodec.integrations import arrays, sql, tables
 
 FRAME = pandas.DataFrame({"text": ["one", "two"]})
@@ -94,6 +94,77 @@ def test_other_types_are_refused_by_name(
     with pytest.raises(TypeError, match=message):
         function(tiny)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("work", "message"),
+    [
+        (lambda codec: codec.encode("some text", chunk_tokens=200.0), "chunk tokens 200.0: give 1 to 4096"),
+        (lambda codec: codec.encode("some text", batch=2.5), "batch 2.5: give 1 or more groups"),
+        (lambda codec: codec.decode(memcodec.encode(b""), batch="2"), "batch '2': give 1 or more groups"),
+        (lambda codec: Readout(0.1, 64.5), "effort 64.5: give 1 to 1048576 states per token"),  # type: ignore[arg-type]
+        (lambda codec: Prompt(vectors=1.5), "vectors 1.5: give 1 to 64, or auto"),  # type: ignore[arg-type]
+        (lambda codec: Prompt(bits=16.0), "bits 16.0: give one of 1, 2, 3, 4, 8, 16"),  # type: ignore[arg-type]
+        (lambda codec: Prompt(steps=3.5), "steps 3.5: give 1 or more"),  # type: ignore[arg-type]
+        (lambda codec: Prompt(patience="9"), "patience '9': give 1 or more"),  # type: ignore[arg-type]
+        (lambda codec: Prompt(seed=0.5), "seed 0.5: give a whole number of 64 bits"),  # type: ignore[arg-type]
+        (lambda codec: FrameSettings(max_bytes=9.5), "max bytes 9.5: give 1 or more"),  # type: ignore[arg-type]
+    ],
+    ids=str,
+)
+def test_settings_that_are_no_whole_numbers_are_refused(
+    tiny: Codec, work: Callable[[Codec], object], message: str
+) -> None:
+    """They were within the limits, and failed with a traceback from inside."""
+    with pytest.raises(EncodeError, match=f"^{re.escape(message)}, as a whole number$"):
+        work(tiny)
+
+
+@pytest.mark.parametrize("primed", [False, True])
+def test_the_name_of_a_primer_is_no_primer(
+    tiny: Codec, primed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was ignored, or led to an AttributeError if the file needs a primer."""
+    monkeypatch.setattr("memcodec.container.assembly.STORE_SMALLER", False)
+    primer = Primer.from_texts(["some text of a primer"], 20, tiny)
+    codec = tiny.with_primer(primer) if primed else tiny
+    text = "The quick brown fox jumps over the lazy dog. She sells sea shells by the sea shore."
+    blob = codec.encode(text, verify=False)
+    assert unpack(blob).needs is not None
+    path = tmp_path / "a"
+    Archive.create(path, ["one"], codec=codec, with_primer=False)
+    name: Any = "orders.primer"
+    for work in (
+        lambda: memcodec.decode(blob, primer=name),
+        lambda: memcodec.decode(memcodec.encode(b""), primer=name),
+        lambda: memcodec.open(io.BytesIO(blob), codec=tiny, primer=name),
+        lambda: memcodec.open(tmp_path / "b", "w", codec=tiny, primer=name),
+        lambda: Archive(path, tiny, name),
+        lambda: codec_for(unpack(blob).needs, tiny, primer=name),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(TypeError, match=r"primer: give what Primer\.load returns, not str"):
+            work()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda codec, blob: codec.decode_many([blob]),
+        lambda codec, blob: memcodec.inspect(blob),
+        lambda codec, blob: list(memcodec.token_map(codec, blob)),
+    ],
+    ids=["decode_many", "inspect", "token_map"],
+)
+def test_what_takes_one_file_says_that_there_are_several(tiny: Codec, work: Callable[[Codec, bytes], object]) -> None:
+    """The error was that the file is longer than its header says."""
+    blob, text = memcodec.encode(b"\xff"), b"\xff\xff"
+    assert memcodec.decode(blob + blob) == text
+    message = rf"^another memcodec file follows, of {len(blob)} bytes: give each file by itself, or .* with decode\(\)$"
+    with pytest.raises(memcodec.FormatError, match=message):
+        work(tiny, blob + blob)
+    with pytest.raises(memcodec.FormatError, match="longer than it says"):
+        work(tiny, blob + b"something else")
 
 
 def test_a_device_that_does_not_exist(tiny: Codec, llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import sys
 import tracemalloc
 import zipfile
 from collections.abc import Sequence
+from dataclasses import replace as replaced
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ import pytest
 
 import memcodec
 from memcodec import Archive, EncodeError, FormatError, MemcodecError, ModelMismatchError, Readout, container, groups
-from memcodec.codec import Codec
+from memcodec.codec import Codec, codec_for
 from memcodec.errors import ChecksumError, PrimerMismatchError
 from memcodec.files import archive
 from memcodec.files.open import BadFileError, MemzFile
 from memcodec.groups import decode_batch
+from memcodec.models.loaded import LoadedModel
 from memcodec.primer import Primer
 from memcodec.settings import Context
 from memcodec.storage.write import replace
@@ -370,6 +372,65 @@ def test_the_whole_is_checked_where_it_is_read(tiny: Codec, blob: bytes) -> None
     file.seek(0)
     with pytest.raises(BadFileError, match="SHA-256"):
         file.read()
+
+
+def test_a_read_after_an_error_finds_it_again(tiny: Codec, blob: bytes) -> None:
+    """It returned the bytes that had failed, and reading lines ended there as at the end of the file."""
+    parsed = container.unpack(blob)
+    wrong = replaced(parsed, sha256=bytes(16))
+    file = memcodec.open(io.BytesIO(container.pack(wrong)), codec=tiny)
+    for size in (len(WHOLE) - 10, 10, 4, -1):
+        with pytest.raises(BadFileError, match="SHA-256"):
+            while file.read(size):
+                pass
+    assert file.seek(5) == 5 and file.read(20) == WHOLE[5:25], "a part says nothing of the whole"
+
+
+@pytest.mark.parametrize("damage", ["checksum", "zstd", "short"])
+def test_lines_do_not_end_at_a_stored_span_with_an_error(damage: str) -> None:
+    data = b"a line\n" + random.Random(0).randbytes(3_000_000).replace(b"\n", b"")
+    parsed = container.unpack(memcodec.encode(data))
+    (span,) = parsed.parts
+    assert isinstance(span, container.StoredSpan)
+    packed = {"checksum": span.packed, "zstd": b"no zstd", "short": bytes(span.packed)[:-3]}[damage]
+    method = {"zstd": 1}.get(damage, span.method)
+    bad = container.StoredSpan(span.size, method, packed, span.checksum ^ (damage == "checksum"))
+    file = memcodec.open(io.BytesIO(container.pack(replaced(parsed, parts=[bad]))))
+    for _ in range(3):
+        with pytest.raises(BadFileError, match="damaged"):
+            for _ in file:
+                pass
+
+
+def test_the_state_after_a_primer_is_computed_once(
+    tiny: Codec, blob: bytes, llama_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was computed at every read."""
+    primer = Primer.from_texts([TEXT], 100, tiny)
+    store_nothing(monkeypatch)
+    primed = tiny.with_primer(primer).encode(WHOLE, site=QUICK, chunk_tokens=50, context=0)
+    made = list[int]()
+    behind = LoadedModel.behind
+
+    def counting(model: LoadedModel, *tokens: np.ndarray) -> LoadedModel:
+        made.append(len(tokens))
+        return behind(model, *tokens)
+
+    monkeypatch.setattr(LoadedModel, "behind", counting)
+    monkeypatch.setattr("memcodec.files.decoded._KEPT_BYTES", 0)
+    file = memcodec.open(io.BytesIO(primed), codec=tiny, primer=primer)
+    for place in range(0, len(WHOLE), 200):
+        file.seek(place)
+        assert file.read(10) == WHOLE[place : place + 10]
+    assert made == [1]
+    file = memcodec.open(io.BytesIO(blob + primed + blob), codec=tiny, primer=primer)
+    assert file.read() == WHOLE * 3 and made == [1, 1]
+    made.clear()
+    same = Primer.from_bytes(primer.to_bytes())
+    codec = tiny.with_primer(primer)
+    assert memcodec.open(io.BytesIO(primed), codec=codec, primer=same).read() == WHOLE and made == [1]
+    model = codec_for(container.unpack(primed).needs, codec, primer=same)  # type: ignore[arg-type]
+    assert model is codec, "the primers are equal"
 
 
 def test_files_one_behind_the_other(tiny: Codec, blob: bytes) -> None:

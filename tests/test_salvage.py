@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from memcodec import FormatError, Readout, container
+from memcodec import FormatError, Lost, Prompt, Readout, container
 from memcodec.codec import Codec
-from memcodec.container import Lost
 from memcodec.settings import Context
 
 from .conftest import TEXT, Run, store_nothing
@@ -95,6 +94,25 @@ def test_damage_costs_its_group_alone(tiny: Codec) -> None:
     )
     start = len(TEXT.encode()) * 4
     assert [piece for piece in pieces if isinstance(piece, Lost)] == [Lost(start, start + stored.size)]
+
+
+@pytest.mark.parametrize("memory", [b"", b"\0", b"\0\x7e" * 64, b"\0\x7c" * 64], ids=["none", "cut", "nan", "inf"])
+def test_a_memory_of_the_prompt_site_costs_its_own_chunk(
+    tiny: Codec, memory: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing came back, because the vectors of all groups are unpacked before the first is decoded."""
+    store_nothing(monkeypatch)
+    document = TEXT.encode()
+    parsed = container.unpack(tiny.encode(document, site=Prompt(1, steps=2), chunk_tokens=40))
+    first, second, *rest = parsed.segments
+    assert len(rest) > 1 and parsed.parts == parsed.segments and len(second.chunks) == 1
+    damaged = replace(second, chunks=(replace(second.chunks[0], memory=memory),))
+    blob = container.pack(replace(parsed, parts=[first, damaged, *rest]))
+    with pytest.raises(FormatError, match="damaged memory"):
+        tiny.decode(blob)
+    before, lost, *after = tiny.salvage(blob)
+    assert before == document[: first.size] and lost == Lost(first.size, first.size + second.size, (1,))
+    assert b"".join(after) == document[first.size + second.size :]  # type: ignore[arg-type]
 
 
 def test_flips_never_crash(tiny: Codec) -> None:

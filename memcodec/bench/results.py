@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import platform
-import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import cache
@@ -16,6 +15,7 @@ from typing import Any
 import memcodec
 from memcodec.cache import cache_folder
 from memcodec.lm.instructions import CHOSEN
+from memcodec.storage.write import replace
 
 _HARNESS = 2  # increase this when the meaning of a measurement changes
 
@@ -42,9 +42,7 @@ class Store:
         self.measured += 1
         self._folder.mkdir(parents=True, exist_ok=True)
         kept = {"key": json.loads(text), "date": today(), "machine": machine(), "result": result}
-        with tempfile.NamedTemporaryFile("w", dir=self._folder, delete=False) as file:
-            json.dump(kept, file)
-        Path(file.name).replace(path)
+        replace(path, [json.dumps(kept).encode()])
         return result
 
 

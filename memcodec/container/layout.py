@@ -8,6 +8,7 @@ the memories too if they are few. Depends on bytes and lengths only, not on mode
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import zstandard
 
@@ -192,17 +193,17 @@ class Container:
         """The number of carried bytes: those of all parts."""
         return sum(part.size for part in self.parts)
 
-    @property
+    @cached_property
     def segments(self) -> list[Segment]:
-        """The parts without the stored spans."""
+        """The parts without the stored spans. Made once, as `chunks` and `groups`: do not change these lists."""
         return [part for part in self.parts if isinstance(part, Segment)]
 
-    @property
+    @cached_property
     def chunks(self) -> list[Chunk]:
         """All chunks, in order."""
         return [chunk for segment in self.segments for chunk in segment.chunks]
 
-    @property
+    @cached_property
     def groups(self) -> list[Group]:
         """All groups, in order."""
         found: list[tuple[list[Chunk], bytes]] = []

@@ -4,6 +4,7 @@ import json
 import struct
 import zlib
 from dataclasses import dataclass, replace
+from typing import NoReturn
 
 from memcodec.container.layout import (
     HASH_BYTES,
@@ -195,8 +196,19 @@ def read_tensors(
             at = offsets[1]
             tensors[name] = view[base + start : base + at]
     if base + at != len(view) and not damaged:
-        raise FormatError("damaged header: the file is longer than it says")
+        _refuse_rest(view[base + at :])
     return metadata, tensors, base, at
+
+
+def _refuse_rest(rest: memoryview) -> NoReturn:
+    """Raise the FormatError about bytes behind a file, which may be another file."""
+    try:
+        check_start(bytes(rest[:START]))
+    except FormatError:
+        raise FormatError("damaged header: the file is longer than it says") from None
+    raise FormatError(
+        f"another memcodec file follows, of {len(rest):,} bytes: give each file by itself, or decode all with decode()"
+    )
 
 
 def _read_index(reader: "Reader", apart: "Reader | None", model_name: str | None) -> Container:

@@ -79,9 +79,12 @@ class Source:
             raise EncodeError(f"{self._name}: changed while it was read: try again")
 
     def _state(self) -> tuple[int, int] | None:
+        """What changes if another process writes to the file; None if no other process can, or if it is not known."""
+        if isinstance(self._file, tempfile.SpooledTemporaryFile):  # whose `fileno` would move it to disk
+            return None
         try:
             status = os.fstat(self._file.fileno())
-        except (OSError, ValueError):  # not a file on disk
+        except (OSError, ValueError, AttributeError):  # not a file on disk
             return None
         return status.st_size, status.st_mtime_ns
 
@@ -91,6 +94,8 @@ def _has_size(file: BinaryIO, name: str) -> bool:
 
     Raises EncodeError for a device that is neither a terminal nor empty: it may have no end.
     """
+    if isinstance(file, tempfile.SpooledTemporaryFile):  # whose `fileno` would move it to disk
+        return True
     try:
         found = os.fstat(file.fileno())
     except (OSError, ValueError, AttributeError):  # not a file on disk

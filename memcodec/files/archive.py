@@ -20,7 +20,7 @@ from memcodec.frames import FrameSettings
 from memcodec.frames import verify as verify_frames
 from memcodec.levels import BEST, settings_of
 from memcodec.models.loaded import LoadOptions
-from memcodec.primer import Primer
+from memcodec.primer import Primer, as_primer
 from memcodec.progress import ProgressCallback
 from memcodec.settings import DEFAULT_EFFORT, MAX_CONTEXT, MOST_SHARE, SHARE_STEPS, Verify, check_batch, check_verify
 from memcodec.storage.write import check_writable, hold, replace
@@ -60,6 +60,7 @@ class Archive(Sequence[bytes]):
         """
         if codec is not None:
             check_type("codec", codec, Codec, "memcodec.Codec.load()")
+        as_primer(primer)
         self.batch: int | None = None
         self._name = os.fspath(path)  # for messages
         self._path = Path(path).absolute()  # stays valid if the working directory changes

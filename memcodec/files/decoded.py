@@ -17,6 +17,8 @@ from memcodec.errors import ChecksumError
 
 _KEPT_BYTES = 1 << 22  # decoded bytes that are kept for the next read
 _MOST_GROUPS = 64  # that are decoded ahead of a reader
+# Of a stored span that is being read: number of its part, start of the current piece, this piece, the pieces after it.
+_NO_SPAN: tuple[int, int, bytes, Iterator[bytes]] = (-1, 0, b"", iter(()))
 
 
 class Decoded(io.RawIOBase):
@@ -44,8 +46,7 @@ class Decoded(io.RawIOBase):
         self._position = 0
         self._kept: OrderedDict[int, bytes] = OrderedDict()  # decoded segments, by the number of their part
         self._kept_bytes = 0
-        # The stored span being read: number of its part, start of the current piece, this piece, the pieces after it.
-        self._span: tuple[int, int, bytes, Iterator[bytes]] = (-1, 0, b"", iter(()))
+        self._span = _NO_SPAN  # the stored span being read
         self._groups_at_once = 1
         self._reads_in_order = -1  # how many decoded batches followed each other without a gap
         self._next_part = 0  # the part after the last decoded batch
@@ -109,12 +110,13 @@ class Decoded(io.RawIOBase):
         current, start, piece, pieces = self._span
         if current != number or first < start:
             start, piece, pieces = 0, b"", part.pieces()
+        self._span = _NO_SPAN  # if an error ends the pieces, the next read begins with the first one again
         while first >= start + len(piece):
             start, piece = start + len(piece), next(pieces)
+            if start + len(piece) == part.size:
+                for _ in pieces:  # to the end, where the whole span is checked
+                    pass
             self._sources.keep(self._starts[number] + start, piece)
-        if start + len(piece) == part.size:
-            for _ in pieces:  # to the end, where the whole span is checked
-                pass
         self._span = number, start, piece, pieces
         return piece[first - start :]
 
@@ -177,15 +179,19 @@ class _WholeChecks:
         for file in files:
             self._documents.append((start, start + file.size, file, hashlib.sha256()))
             start += file.size
-        self._position = 0  # everything before it was read without gaps
+        self._position = 0  # everything before it was read without gaps, and is right as far as that is known
 
     def update(self, position: int, data: bytes) -> None:
         """Take bytes that were read at a position. Raises ChecksumError."""
         if position != self._position:
             return
-        self._position += len(data)
+        after = position + len(data)
         for start, end, file, digest in self._documents:
             inside = data[max(0, start - position) : max(0, end - position)]
+            if inside and after >= end:
+                whole = digest.copy()  # after an error nothing has changed, so that the next read finds it again
+                whole.update(inside)
+                if whole.digest()[:HASH_BYTES] != file.sha256:
+                    raise ChecksumError("the decoded bytes do not match the original's SHA-256")
             digest.update(inside)
-            if inside and self._position >= end and digest.digest()[:HASH_BYTES] != file.sha256:
-                raise ChecksumError("the decoded bytes do not match the original's SHA-256")
+        self._position = after

@@ -10,13 +10,13 @@ from typing import IO, Any, BinaryIO, Unpack, cast
 
 from memcodec import container
 from memcodec.codec import Codec, codec_for
-from memcodec.container import Container
+from memcodec.container import Container, Needs
 from memcodec.container.assembly import without_model
 from memcodec.document.inputs import check_type
 from memcodec.document.source import Source
 from memcodec.errors import ChecksumError, FormatError, MemcodecError
 from memcodec.files.decoded import Decoded
-from memcodec.primer import Primer
+from memcodec.primer import Primer, as_primer
 from memcodec.settings import EncodeOptions, EncodeSettings
 from memcodec.storage import remote
 from memcodec.storage.write import check_writable, replace
@@ -119,9 +119,9 @@ class MemzFile(io.BufferedIOBase):
         self._file = file
         self.mode = f"{mode}b"
         self._codec = codec
-        self._primer = primer
+        self._primer = as_primer(primer)
         self._settings = settings
-        self._loaded: dict[str, Codec] = {}  # codecs of the files that are read, by the name of the model
+        self._loaded: dict[Needs, Codec] = {}  # of the files that are read, with the state of the LM after a primer
         self._reader: io.BufferedReader | None = None
         self._dropped = False
         self.name = os.fspath(file) if isinstance(file, str | os.PathLike) else getattr(file, "name", "")
@@ -217,11 +217,12 @@ class MemzFile(io.BufferedIOBase):
         return self._reading().tell()
 
     def _codec_for(self, file: Container) -> Codec:
-        assert file.needs is not None
-        codec = self._codec or self._loaded.get(file.needs.model.name)
-        codec = codec_for(file.needs, codec, primer=self._primer)
-        self._loaded.setdefault(file.needs.model.name, codec)
-        return codec
+        needs = file.needs
+        assert needs is not None
+        if needs not in self._loaded:
+            same_model = (codec for other, codec in self._loaded.items() if other.model == needs.model)
+            self._loaded[needs] = codec_for(needs, self._codec or next(same_model, None), primer=self._primer)
+        return self._loaded[needs]
 
     def write(self, data: Any) -> int:
         """Keep bytes until the file is closed."""

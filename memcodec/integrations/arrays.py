@@ -7,17 +7,16 @@ strings with a line feed after each.
 
 import struct
 from dataclasses import asdict, dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
 import zstandard
 
 from memcodec import container
-from memcodec.codec import Codec
 from memcodec.container.assembly import document_of, stored, without_model
 from memcodec.document.source import Source
 from memcodec.errors import FormatError
+from memcodec.integrations.loading import loaded
 from memcodec.levels import DEFAULT_LEVEL
 from memcodec.settings import DEFAULT_MODEL, EncodeOptions, EncodeSettings, Readout
 
@@ -114,9 +113,3 @@ def _strings(data: bytes) -> tuple[bytes, bytes] | None:
     if place != len(data):
         return None
     return np.array(lengths, dtype="<u4").tobytes(), b"".join(part + b"\n" for part in parts)
-
-
-@cache
-def loaded(model: str) -> Codec:
-    """The codec of a model, loaded once in a process."""
-    return Codec.load(model)

@@ -8,8 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from memcodec.codec import Codec, codec_for
 from memcodec.container import ModelId, Needs
@@ -17,6 +16,7 @@ from memcodec.document.inputs import as_bytes, check_type
 from memcodec.errors import ChecksumError, EncodeError, FormatError
 from memcodec.frames import FrameSettings
 from memcodec.integrations import column_types
+from memcodec.integrations.loading import RecentCodecs, loaded, named
 from memcodec.primer import Primer
 from memcodec.settings import DEFAULT_MODEL
 from memcodec.wording import counted
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _KEY = "memcodec"  # of the entry in the metadata
 _PANDAS_KEY = b"memcodec.pandas"  # of what pandas' own metadata says about the column
 _NUMBERS = ("checksum", "memory_share", "effort", "chunk_tokens", "max_bytes")
+_recent = RecentCodecs(8)  # for columns of the same model and primer
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Column:
     type: str = "string"
     pandas: str = ""
 
+    _codec: ClassVar[Codec | None] = None  # of this column, when it is known: not a field, and not pickled
+
     def __post_init__(self) -> None:
         """Raises EncodeError for a type that is neither text nor bytes."""
         if not column_types.is_known(self.type):
@@ -58,20 +61,38 @@ class Column:
         """The column of a loaded codec and its primer. type: "string" or "binary", for datasets; others set it."""
         check_type("codec", codec, Codec, "memcodec.Codec.load()")
         column = cls(codec.name, codec.primer.to_bytes() if codec.primer else b"", settings, type)
-        _known[column.model, column.primer] = codec
-        return column
+        return column._with(codec)
 
     @property
     def codec(self) -> Codec:
         """The codec, with the primer. Raises as `Codec.load`."""
-        if (self.model, self.primer) not in _known:
-            self.use(_loaded(self.model))
-        return _known[self.model, self.primer]
+        if self._codec is None:
+            if (known := _recent.get(self.model, self.primer)) is not None:
+                self._with(known)
+            else:
+                self.use(loaded(self.model))
+        assert self._codec is not None
+        return self._codec
 
     def use(self, codec: Codec) -> None:
         """Use a codec that this process has loaded; the column's primer replaces its own."""
         primer = Primer.from_bytes(self.primer) if self.primer else None
-        _known[self.model, self.primer] = codec.with_primer(primer)
+        self._with(codec.with_primer(primer))
+
+    def _with(self, codec: Codec) -> "Column":
+        """The same column, which keeps its codec from now on; others of the same model and primer find it too."""
+        object.__setattr__(self, "_codec", codec)  # frozen; the codec is made from the fields
+        _recent.keep(self.model, self.primer, codec)
+        return self
+
+    def _changed(self, **fields: Any) -> "Column":
+        """The same column with other fields, of which neither is the model nor the primer."""
+        other = replace(self, **fields)
+        return other if self._codec is None else other._with(self._codec)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields, for pickles and copies: the codec is found or loaded again."""
+        return {name: value for name, value in self.__dict__.items() if name != "_codec"}
 
     def encode(self, values: "list[str | bytes | None]") -> list[bytes | None]:
         """The frames of texts, or of bytes if that is the column's type; None stays None. Raises EncodeError."""
@@ -139,22 +160,25 @@ class Column:
             )
         try:
             about = json.loads(entries[_KEY])
-            numbers = {name: about[name] for name in _NUMBERS}
             primer, dictionary = (base64.b64decode(about[name]) for name in ("primer", "dictionary"))
+            settings = FrameSettings(dictionary=dictionary, **{name: about[name] for name in _NUMBERS})
             model, identity = str(about["model"]), bytes.fromhex(about["identity"])
             type_, pandas_ = str(about.get("type", "string")), str(about.get("pandas", ""))
-        except (ValueError, KeyError, TypeError) as error:
+        except EncodeError as error:
+            raise FormatError(f"memcodec's metadata of the column cannot be read: {error}") from error
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise FormatError("memcodec's metadata of the column cannot be read") from error
         if not column_types.is_known(type_):
             raise FormatError(f"a column of type {type_!r}: install a newer memcodec")
-        settings = FrameSettings(dictionary=dictionary, **numbers)
-        settings.check()
         inside = Primer.from_bytes(primer) if primer else None
         needs = Needs(ModelId(model, identity), inside.identity if inside else b"")
+        if codec is None:
+            codec = named(needs.model)
+            known = _recent.get(codec.name, primer)
+            if known is not None and known.model.identity == codec.model.identity:  # it has the state after the primer
+                codec = known
         fitting = codec_for(needs, codec, primer=inside)
-        column = cls(fitting.name, primer, settings, type_, pandas_)
-        _known[column.model, primer] = fitting
-        return column
+        return cls(fitting.name, primer, settings, type_, pandas_)._with(fitting)
 
 
 @dataclass(frozen=True)
@@ -190,7 +214,7 @@ def encode_table(table: "pyarrow.Table", name: str, column: Column) -> "pyarrow.
     old = field.metadata or {}
     if _KEY.encode() in old:
         raise EncodeError(f"{what} holds frames already: turn it into text with decode_table first")
-    column = replace(column, type=column_types.name_of(field.type, what), pandas="")
+    column = column._changed(type=column_types.name_of(field.type, what), pandas="")
     with _naming(what):
         frames = _mapped(table.column(name), pyarrow.binary(), column.encode)
     new = {key.encode(): value.encode() for key, value in column.metadata().items()}
@@ -302,7 +326,7 @@ def encode_series(series: "pandas.Series", column: Column) -> "pandas.Series":
         kind, name = column_types.dictionary_name(inner, str(codes.dtype), ordered), f"category[{name}]"
     else:
         kind, name = column_types.names_of_values(series, what)
-    column = replace(column, type=kind, pandas=name)
+    column = column._changed(type=kind, pandas=name)
     with _naming(what):
         frames: list[Any] = column.encode([None if column_types.is_missing(value) else value for value in old])
     if old is not series:
@@ -338,14 +362,6 @@ def decode_series(series: "pandas.Series", codec: Codec | None = None) -> "panda
             result = result.astype("category")
     result.attrs = {key: value for key, value in series.attrs.items() if key != _KEY}
     return result
-
-
-_known: dict[tuple[str, bytes], Codec] = {}  # by model and primer: what this process has loaded
-
-
-@cache
-def _loaded(model: str) -> Codec:
-    return Codec.load(model)
 
 
 def _text(value: Any) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from memcodec.coding.distribution import Predictions
 from memcodec.errors import FormatError
 from memcodec.memory.site import Predict
-from memcodec.memory.vectors import unpack
+from memcodec.memory.vectors import unpack, vector_bytes
 from memcodec.progress import Report
 from memcodec.settings import MEMORY_BITS, Prompt
 
@@ -51,6 +51,15 @@ class PromptSite:
         """What the LM reads between the prefix and the first token, float32 [n, dimensions]. Raises FormatError."""
         bits, dimensions = self.fields
         return unpack(memory, dimensions, bits)
+
+    def readable(self, memory: bytes) -> bytes:
+        """The same memory, or one vector of zeros if it is cut or has an entry that is not a number."""
+        bits, dimensions = self.fields
+        try:
+            unpack(memory, dimensions, bits)
+        except FormatError:
+            return bytes(vector_bytes(dimensions, bits))
+        return memory
 
     def fit(self, chunks: list[np.ndarray], predict: Predict, report: Report) -> tuple[list[bytes], list[Predictions]]:
         """Fit memories in floating point, then predict the chunks under them with the exact LM."""

@@ -56,6 +56,10 @@ class ReadoutSite:
         """What the LM reads between the prefix and the first token: nothing."""
         return None
 
+    def readable(self, memory: bytes) -> bytes:
+        """The same memory: any bits are one."""
+        return memory
+
     def fit(self, chunks: list[np.ndarray], predict: Predict, report: Report) -> tuple[list[bytes], list[Predictions]]:
         """Predict the chunks, then search their memories."""
         predictions = predict([None] * len(chunks))

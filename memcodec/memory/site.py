@@ -34,6 +34,9 @@ class Site(Protocol):
     def vectors(self, memory: bytes) -> "np.ndarray | None":
         """What the LM reads between the prefix and a chunk's first token, float32 [n, hidden]. Raises FormatError."""
 
+    def readable(self, memory: bytes) -> bytes:
+        """The memory if `vectors` reads it, else another one that it reads: for salvage, which loses that chunk."""
+
     def fit(
         self, chunks: "list[np.ndarray]", predict: Predict, report: Report
     ) -> "tuple[list[bytes], list[Predictions]]":

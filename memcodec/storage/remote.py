@@ -5,11 +5,16 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
 from typing import Any, BinaryIO
+
+from memcodec.storage.write import replace
 
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+(::[a-zA-Z0-9+.-]+)*://")
 _SPOOLED = 1 << 24  # bytes kept in memory until the last one has arrived; more go to disk
+_PIECE = 1 << 20  # bytes that are written at one time
 
 
 def is_url(path: object) -> bool:
@@ -38,15 +43,61 @@ def exists(url: str) -> bool:
 
 
 def write(url: str, pieces: Iterable[bytes]) -> int:
-    """Write the file of a URL after the last piece has arrived; returns its size. Raises as `opened`."""
+    """Write the file of a URL after the last piece has arrived; returns its size. Raises as `opened`.
+
+    After an error or Ctrl-C there is no part of it: a local file, an object in memory or one in a bucket stays as it
+    was; a file that some other system has written to already is removed if it is new.
+    """
     with tempfile.SpooledTemporaryFile(_SPOOLED) as spool:
         for piece in pieces:
             spool.write(piece)
         size = spool.tell()
         spool.seek(0)
-        with _named(url), _fsspec().open(url, "wb") as file:
-            shutil.copyfileobj(spool, file)
+        with _named(url):
+            target = _fsspec().open(url, "wb")  # opens nothing yet
+            _write(target, spool)
     return size
+
+
+def _write(target: Any, data: Any) -> None:
+    """Write a file of fsspec. target: an OpenFile; data: an open file."""
+    from fsspec.implementations.local import LocalFileSystem
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    kind = type(target.fs)  # a cache of files passes itself off as the file system behind it
+    if issubclass(kind, LocalFileSystem):
+        Path(target.path).parent.mkdir(parents=True, exist_ok=True)
+        replace(Path(target.path), iter(partial(data.read, _PIECE), b""))
+    elif issubclass(kind, MemoryFileSystem):  # whose `open` puts an empty file there at once
+        target.fs.pipe_file(target.path, data.read())
+    else:
+        _upload(target, data)
+
+
+def _upload(target: Any, data: Any) -> None:
+    """Write a file of fsspec, which would finish an upload when it is closed, even after an error.
+
+    target: an OpenFile; data: an open file.
+    """
+    system, path = target.fs, target.path
+    try:
+        is_new = not system.exists(path)
+    except Exception:  # in some places one may write, and not ask
+        is_new = False
+    try:
+        with target as file:
+            try:
+                shutil.copyfileobj(data, file, _PIECE)
+            except BaseException:
+                for name, value in (("forced", True), ("autocommit", False)):  # of buffered and of temporary files
+                    with suppress(AttributeError):
+                        setattr(file, name, value)
+                raise
+    except BaseException:
+        with suppress(Exception):
+            if is_new and system.exists(path):
+                system.rm_file(path)
+        raise
 
 
 def _fsspec() -> Any:

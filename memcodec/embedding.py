@@ -12,6 +12,7 @@ from memcodec.errors import ChecksumError, EncodeError, FormatError, ModelMismat
 from memcodec.memory.vectors import unpack
 from memcodec.models.loaded import HasModel
 from memcodec.settings import MAX_CHUNK_TOKENS, MEMORY_BITS, Prompt
+from memcodec.storage.write import replace
 
 if TYPE_CHECKING:
     from memcodec.memory.fitting import Fit, FitCallback
@@ -78,7 +79,7 @@ class MemoryEmbedding:
     def save(self, path: str | Path) -> None:
         """Write a safetensors file: `vectors`, `memory` (the same, packed), and the history of the fit.
 
-        Raises OSError.
+        It is written completely or not at all. Raises OSError.
         """
         fit = self.fit
         numbers = (self.bits, fit.tokens, fit.written, fit.prefix, fit.steps, self.checksum)
@@ -93,7 +94,7 @@ class MemoryEmbedding:
             "losses": np.array(fit.losses, dtype=np.float32),
             "accuracies": np.array(fit.accuracies, dtype=np.float32),
         }
-        Path(path).write_bytes(safetensors.numpy.save(tensors, {"memory": json.dumps(about)}))
+        replace(Path(path), [safetensors.numpy.save(tensors, {"memory": json.dumps(about)})])
 
     @classmethod
     def load(cls, path: str | Path, model: HasModel) -> "MemoryEmbedding":
