@@ -47,6 +47,25 @@ class TestFolders:
         assert run("decompress", "new/out/a.memz", "--output-dir", "back").exit_code == 0
         assert Path("back/a").read_bytes() == NOISE
 
+    def test_output_dir_is_not_made_for_what_is_refused(self, run: Run) -> None:
+        """The folders were made before anything was checked."""
+        before = names()
+        Path("t/bad.memz").write_bytes(b"bad")
+        for args in (["compress", "none"], ["decompress", "t/bad.memz"], ["decompress", "--salvage", "t/bad.memz"]):
+            refused(run(*args, "--output-dir", "new/out"))
+        assert names() == before
+        message = refused(run("compress", "t/a", "--output-dir", "t/sub/b/new"))
+        assert message == "memcodec: error: t/sub/b: not a directory\n"
+
+    def test_output_dir_is_made_for_the_side_file(
+        self, run: Run, llama_folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("memcodec_cli.compress.SIDE_FILE_BYTES", 1)
+        Path("text").write_text(TEXT)
+        args = ("compress", "--resume", "text", "--output-dir", "new", "--model", llama_folder, "--memory-share", "0")
+        assert run(*args).exit_code == 0
+        assert [path.name for path in Path("new").iterdir()] == ["text.memz"]
+
     def test_a_folder_without_r_is_an_error(self, run: Run) -> None:
         assert "is a directory" in refused(run("compress", "t"))
 
