@@ -13,6 +13,7 @@ import subprocess
 import sys
 import termios
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -133,6 +134,31 @@ def test_every_option_reaches_the_codec(
         "progress": None, "journal": None, "site": site, "context": context, "level": 6,
         "references": True,
     }  # fmt: skip
+
+
+def test_the_prompt_site_ignores_the_level_and_the_context_of_the_environment(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With these variables, which set defaults, --site prompt was always an error."""
+    seen: list[EncodeSettings] = []
+
+    class Spy:
+        def encode(self, data: Source, *, journal: None, progress: None, **settings: Any) -> bytes:
+            seen.append(EncodeSettings.of(**settings))
+            return RESULT
+
+    monkeypatch.setattr(Codec, "load", lambda *args, **options: Spy())
+    monkeypatch.setenv("MEMCODEC_LEVEL", "9")
+    monkeypatch.setenv("MEMCODEC_CONTEXT", "max")
+    assert run("compress", "-", "--site", "prompt", "--steps", "7", stdin=b"x").exit_code == 0
+    assert run("compress", "-", stdin=b"x").exit_code == 0
+    assert seen == [
+        EncodeSettings.of(site=Prompt(steps=7), verify="passes"),
+        EncodeSettings.of(level=9, context="max", verify="passes"),
+    ]
+    for option in ("--level=6", "--context=auto"):
+        message = f"{option.partition('=')[0]} is for --site readout only"
+        assert message in refused(run("compress", "-", "--site", "prompt", option, stdin=b"x"), 2)
 
 
 def test_defaults_are_those_of_the_library() -> None:
