@@ -173,6 +173,7 @@ def test_records_that_an_archive_cannot_have_are_named(run: Run) -> None:
         (["a", ""], "m.jsonl, line 2: its key is empty: give it one, or pack without --key"),
         (["a", "k" * 5000], "m.jsonl, line 2: its key has 5,000 bytes: keys have 4,096 at most"),
         (["a", "b\0"], "m.jsonl, line 2: its key 'b\\x00' contains NUL"),
+        (["a", "\ud800"], "m.jsonl, line 2: its key '\\ud800' is not valid Unicode: give it another"),
     ):
         Path("m.jsonl").write_text("".join(json.dumps({"id": key}) + "\n" for key in lines))
         assert message in refused(run("pack", "m.jsonl", "-o", "x", "--key", "id"))
