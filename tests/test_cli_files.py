@@ -92,6 +92,17 @@ def test_files_that_fail_are_named_and_the_others_are_done(run: Run, llama_folde
     assert not Path("d").exists()
 
 
+def test_a_file_whose_name_begins_the_error_is_named(run: Run) -> None:
+    """The name was left out before "truncated file" if the file was called t."""
+    Path("t").write_bytes(RESULT[:-3])
+    Path("n").write_bytes(b"nothing of memcodec")
+    for command in (["list"], ["inspect"], ["verify"], ["decompress", "-c"]):
+        first, second, last = run(*command, "t", "n").stderr.splitlines()
+        assert first.startswith("memcodec: error: t: truncated file: ")
+        assert second == "memcodec: error: n: not a memcodec file"
+        assert last == "memcodec: 2 of 2 files failed"
+
+
 def test_a_document_that_fails_does_not_stop_the_batch(
     run: Run,
     llama_folder: Path,

@@ -113,7 +113,8 @@ def test_the_command(run: Run, llama_folder: Path, tiny: Codec) -> None:
     blob = made(tiny, 0)
     Path("a.memz").write_bytes(blob[: len(blob) * 3 // 4])
     args = ("decompress", "--salvage", "a.memz", "--model", llama_folder)
-    assert "truncated file" in refused(run("decompress", "a.memz", "--model", llama_folder))
+    message = refused(run("decompress", "a.memz", "--model", llama_folder))
+    assert "truncated file" in message and message.endswith("; use --salvage to recover the undamaged parts\n")
     done = run(*args, "--report", "r.json")
     report = json.loads(Path("r.json").read_text())
     assert done.exit_code == 3 and "memcodec: lost: 182 bytes, starting at byte 417" in done.stderr
