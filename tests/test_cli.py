@@ -593,8 +593,11 @@ def test_verify_checks_all_files(run: Run, needs_tiny: bytes) -> None:
     result = run("verify", "cut", "flipped", "none", "good", "chunk")
     assert result.exit_code == 1
     assert result.stdout == "good: ok\nchunk: ok\n"
-    starts = [line.split(": ")[:3] for line in result.stderr.splitlines()]
-    assert starts == [["memcodec", "error", name] for name in ("cut", "flipped", "none")]
+    *lines, last = result.stderr.splitlines()
+    assert [line.split(": ")[:3] for line in lines] == [
+        ["memcodec", "error", name] for name in ("cut", "flipped", "none")
+    ]
+    assert last == "memcodec: 3 of 5 files failed; the others succeeded"
 
 
 def test_verify_decode_decodes_and_continues_after_errors(run: Run, llama_folder: Path, needs_tiny: bytes) -> None:
@@ -604,7 +607,7 @@ def test_verify_decode_decodes_and_continues_after_errors(run: Run, llama_folder
     assert (result.exit_code, result.stdout) == (0, f"text.memz: ok, decodes to {len(TEXT.encode()):,} bytes\n")
     Path("chunk").write_bytes(needs_tiny)
     result = run("verify", "--decode", "chunk", "text.memz", "--model", llama_folder)
-    assert (result.exit_code, result.stdout.count("\n"), result.stderr.count("\n")) == (1, 1, 1)
+    assert (result.exit_code, result.stdout.count("\n"), result.stderr.count("\n")) == (1, 1, 2)
 
 
 def test_verify_loads_one_model_for_all_files(
