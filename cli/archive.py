@@ -4,8 +4,10 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 import click
@@ -221,27 +223,51 @@ def unpack(
     with ProgressBar(progress.quiet) as bar, FileErrors(several=False).caught(archive_name):
         bar.activity("loading")
         archive = open_archive(archive_name, read_primer(model.primer))
+        keys = archive.keys()
+        numbers = [_number(archive_name, key, keys, len(archive)) for key in selection] or list(range(len(archive)))
+        targets: list[Path] | None = None
+        if options.output is not None and options.output != STANDARD_STREAM:
+            digits = len(str(len(archive)))
+            names = [keys[number] if keys else f"{number:0{digits}}" for number in numbers]
+            targets = _find_targets(Path(options.output), names)
+        else:
+            Output(None, force=True).check(binary=False)
         archive.load(
             model.model, device=compute.device, threads=compute.threads, allow_download=model.allow_download,
             progress=bar.download,
         )  # fmt: skip
         archive.batch = compute.batch
-        keys = archive.keys()
-        numbers = [_number(archive_name, key, keys, len(archive)) for key in selection] or list(range(len(archive)))
-    digits = len(str(len(archive)))
-    names = keys or [f"{number:0{digits}}" for number in range(len(archive))]
-    targets: list[Path] = []
-    if options.output is not None and options.output != STANDARD_STREAM:
-        targets = _find_targets(Path(options.output), [names[number] for number in numbers])
-    documents: Iterator[bytes] = iter(archive.read(numbers)) if selection else iter(archive)
-    for place, (number, document) in enumerate(zip(numbers, documents, strict=True)):
-        if targets:
-            targets[place].parent.mkdir(parents=True, exist_ok=True)
-            replace(targets[place], [document])
-        elif options.lines:
-            sys.stdout.buffer.write(document + b"\n")
-        else:
-            click.echo(_to_json(names[number] if keys else None, document))
+        bar.close()
+        if targets is not None:
+            _write_files(targets, archive.read(numbers))
+            return
+        for number, document in zip(numbers, archive.read(numbers), strict=True):
+            if options.lines:
+                sys.stdout.buffer.write(document + b"\n")
+            else:
+                click.echo(_to_json(keys[number] if keys else None, document))
+
+
+def _write_files(targets: list[Path], documents: Iterable[bytes]) -> None:
+    """Write each document to its file, and make the folders. After an error, none of these is there."""
+    made: list[Path] = []
+    try:
+        for target, document in zip(targets, documents, strict=True):
+            for folder in [*takewhile(lambda folder: not folder.exists(), target.parents)][::-1]:
+                folder.mkdir()
+                made.append(folder)
+            _write_new(target, document)
+            made.append(target)
+    except BaseException:
+        for path in reversed(made):
+            with suppress(OSError):
+                path.rmdir() if path.is_dir() else path.unlink()
+        raise
+
+
+def _write_new(target: Path, document: bytes) -> None:
+    """Write a file that is not there yet. Raises ClickException, OSError."""
+    replace(target, [document], before=lambda _: _check_missing(target, str(target)))
 
 
 def _number(archive_name: str, key: str, keys: list[str], count: int) -> int:
@@ -269,8 +295,7 @@ def _find_targets(directory: Path, keys: list[str]) -> list[Path]:
             )
         if any(len(os.fsencode(part)) > _MAX_NAME_BYTES for part in target.parts):
             raise click.ClickException(f"the key {key!r} is too long for the name of a file: {_READ_WITHOUT_O}")
-        if target.exists():
-            raise click.ClickException(f"{display_name(str(directory / key))} exists: unpack into another directory")
+        _check_missing(target, str(directory / key))
         targets[target] = key
     for target, key in targets.items():
         for folder in target.parents:
@@ -285,6 +310,12 @@ def _find_targets(directory: Path, keys: list[str]) -> list[Path]:
                     )
                 break
     return list(targets)
+
+
+def _check_missing(target: Path, name: str) -> None:
+    """Raise ClickException if a file exists. name: of the file, for the error."""
+    if target.exists():
+        raise click.ClickException(f"{display_name(name)} exists: unpack into another directory")
 
 
 def _target(directory: Path, key: str) -> Path:

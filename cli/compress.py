@@ -83,16 +83,14 @@ def compress(
       memcodec compress -r folder --output-dir compressed
       memcodec compress -9 book.txt -o book.memz
     """
-    site = encoding.site_settings()
+    settings = encoding.settings() | {
+        "batch": compute.batch, "verify": options.verification, "references": not options.no_references,
+    }  # fmt: skip
     files = inputs.find_inputs(names, options.recursive, compressed=False)
     outputs.check_output_options(files, output)
     errors = FileErrors(len(files) > 1)
     page = _open_page(options.report, len(files))
     targets = _find_targets(files, output, options.resume, page, errors)
-    settings = {
-        "level": encoding.level, "site": site, "chunk_tokens": encoding.chunk_tokens, "context": encoding.context,
-        "batch": compute.batch, "verify": options.verification, "references": not options.no_references,
-    }  # fmt: skip
     with ProgressBar(progress.quiet, progress.no_progress) as bar:
         compressor = _Compressor(
             EncodingCodec(model, compute, bar), settings, errors, bar, wants_summary(progress), page,
@@ -219,6 +217,7 @@ class _Compressor:
         with self.errors.caught(document.name), ExitStack() as stack:
             journal = None
             if self._has_side_file(document):
+                document.target.make_folder()
                 journal = stack.enter_context(Journal(document.target.side_file))
             blob = self.encoder.codec.encode(document.source, **self.settings, journal=journal, progress=progress)
             self._write(document, blob, watch)

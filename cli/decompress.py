@@ -107,7 +107,7 @@ def decompress(
     if options.salvage or options.report is not None:
         if len(files) > 1 or options.byte_range is not None or output.removes_inputs or not options.salvage:
             raise click.UsageError("--salvage is for a single FILE, without --range and --rm; --report needs --salvage")
-        _salvage(files[0][0], output, options.report, codecs, bar)
+        _salvage(files[0], output, options.report, codecs, bar)
         return
     errors = FileErrors(len(files) > 1, suggest_salvage=True)
     decompressor = _Decompressor(output, options.byte_range, codecs, errors, bar, wants_summary(progress))
@@ -183,11 +183,11 @@ def _target(name: str, directory: str, options: OutputOptions) -> Output:
 
 
 def _salvage(
-    name: str, options: OutputOptions, report: str | None, codecs: DecodingCodecs, bar: ProgressBar
-) -> None:  # fmt: skip
-    """Write what is undamaged in a file, and list what is not."""
-    stem = name.removesuffix(inputs.EXTENSION)
-    target = Output.of_input(name, options, stem if stem != name else "")
+    file: tuple[str, str], options: OutputOptions, report: str | None, codecs: DecodingCodecs, bar: ProgressBar
+) -> None:
+    """Write what is undamaged in a file, and list what is not. file: with its directory argument, as `find_inputs`."""
+    name, directory = file
+    target = _target(name, directory, options)
     target.check(binary=False)
     page = None if report is None else Output.named(report, force=options.force)
     if page is not None:

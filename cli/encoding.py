@@ -1,10 +1,12 @@
 """Options of `memcodec compress` that set how a document is encoded."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import click
 from click.core import ParameterSource
 
+from memcodec.container import SITES
 from memcodec.levels import DEFAULT_LEVEL, LEVELS
 from memcodec.settings import (
     MAX_CHUNK_TOKENS,
@@ -54,8 +56,8 @@ class EncodingOptions:
     context: Context = context_option()  # noqa: RUF009 (returns a field)
     site: str = option(
         "--site",
-        type=click.Choice(["readout", "prompt"]),
-        default="readout",
+        type=click.Choice(SITES),
+        default=SITES[0],
         show_default=True,
         help="Where the memory embedding enters the model: readout adds it to the last hidden state, prompt places "
         "vectors before the first token (slow).",
@@ -115,15 +117,20 @@ class EncodingOptions:
         f"and takes longer.  [default: that of the level, {_DEFAULTS.effort} at {DEFAULT_LEVEL}]",
     )
 
-    def site_settings(self) -> Readout | Prompt:
-        """The settings of the site. Raises UsageError for an option of the other site; EncodeError."""
+    def settings(self) -> dict[str, Any]:
+        """The keywords of `Codec.encode` that these options set.
+
+        The level and the context of the environment are for the readout site. Raises UsageError for an option of the
+        other site; EncodeError.
+        """
         source_of = click.get_current_context().get_parameter_source
         for site, names in _OPTIONS_OF_SITE.items():
             for name in names:
                 if site != self.site and source_of(name) is ParameterSource.COMMANDLINE:
                     raise click.UsageError(f"--{name.replace('_', '-')} is for --site {site} only")
-        return (
-            Readout(self.memory_share, self.effort)
-            if self.site == "readout"
-            else Prompt(vectors=self.vectors, bits=int(self.bits), steps=self.steps, seed=self.seed, pure=self.pure)
-        )
+        levels = {"level": self.level, "context": self.context}
+        if self.site == "readout":
+            return {"site": Readout(self.memory_share, self.effort), "chunk_tokens": self.chunk_tokens, **levels}
+        prompt = Prompt(vectors=self.vectors, bits=int(self.bits), steps=self.steps, seed=self.seed, pure=self.pure)
+        kept = {name: value for name, value in levels.items() if source_of(name) is not ParameterSource.ENVIRONMENT}
+        return {"site": prompt, "chunk_tokens": self.chunk_tokens, **kept}

@@ -40,6 +40,9 @@ def print_warning(message: str) -> None:
     print_error(message, "warning")
 
 
+_TRUNCATED = re.compile(r"truncated file: \d")  # with the number of bytes that are there: the header is whole
+
+
 class FileErrors:
     """Errors of the files of one command. With several files each error is printed and the command continues."""
 
@@ -69,9 +72,12 @@ class FileErrors:
     def _message(self, name: str, error: MemcodecError | OSError | click.ClickException) -> str:
         reason = error.format_message() if isinstance(error, click.ClickException) else str(error)
         reason = describe(error) if isinstance(error, OSError) and error.strerror else reason
-        if self._suggest_salvage and isinstance(error, ChecksumError):
+        if self._suggest_salvage and (isinstance(error, ChecksumError) or _TRUNCATED.match(reason)):
             reason += "; use --salvage to recover the undamaged parts"
-        return reason if reason.startswith(display_name(name)) else f"{display_name(name)}: {reason}"
+        shown = display_name(name)
+        # Errors of the command line have the name of the file, or of its output, at their start, with or without ": ".
+        begins = shown if isinstance(error, click.ClickException) else f"{shown}: "
+        return reason if reason.startswith(begins) else f"{shown}: {reason}"
 
     def exit_if_any(self, total: int) -> None:
         """Exit with status 1 if there was an error; total: number of files of the command."""

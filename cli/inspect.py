@@ -156,7 +156,7 @@ def _show_tokens(
                 containers = inputs.read_containers(name)
                 maps = []
                 for parsed in containers:
-                    codec = None if parsed.model is None else codecs.codec_for(parsed, bar)
+                    codec = None if parsed.model is None else codecs.codec_for(parsed.needs, bar)
                     maps.append(tokenmap.items(parsed, codec, codecs.batch, bar))
                 bar.close()
                 if options.tokens:

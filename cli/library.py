@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from memcodec import ChecksumError, FormatError, MemcodecError
-from memcodec.container import Container
+from memcodec.container import Container, Needs
 from memcodec.wording import counted
 from memcodec_cli import inputs
 from memcodec_cli.names import display_name
@@ -44,7 +44,9 @@ def read_primer(name: str | None) -> "Primer | None":
     return Primer.from_bytes(inputs.read(name), display_name(name))
 
 
-def open_archive(name: str, primer: "Primer | None" = None, data: bytes | None = None) -> "Archive":
+def open_archive(
+    name: str, primer: "Primer | None" = None, data: bytes | None = None, codec: "Codec | None" = None
+) -> "Archive":
     """An archive in a file, to be read. data: the bytes of the file, if they have been read.
 
     Raises FormatError, ChecksumError, and OSError with the name of the file.
@@ -53,9 +55,11 @@ def open_archive(name: str, primer: "Primer | None" = None, data: bytes | None =
 
     with inputs.local_path(name, data) as path:
         try:
-            return Archive(path, primer=primer)
+            archive = Archive(path, codec, primer)
         except (FormatError, ChecksumError) as error:  # the path may be that of a copy
             raise type(error)(str(error).removeprefix(f"{path}: ")) from error
+    archive.name = display_name(name)
+    return archive
 
 
 class EncodingCodec:
@@ -91,17 +95,20 @@ class DecodingCodecs:
         }  # fmt: skip
         self._codec: Codec | None = None
 
-    def codec_for(self, parsed: Container, bar: ProgressBar) -> "Codec":
-        """The codec of a file that contains chunks. Raises MemcodecError."""
+    def codec_for(self, needs: Needs | None, bar: ProgressBar, primer: "Primer | None" = None) -> "Codec":
+        """The codec of a file that contains chunks, or of an archive. Raises MemcodecError.
+
+        primer: instead of that of the command, as an archive has it inside.
+        """
         from memcodec.codec import codec_for
 
-        needs, kept = parsed.needs, self._codec
+        kept, primer = self._codec, primer or self.primer
         assert needs is not None
+        if kept is not None and kept.primer is not None and primer is None:
+            kept = kept.with_primer(None)  # not that of an archive before
         if kept is not None and not self.model and not kept.model.identity.startswith(needs.model.identity):
             kept = None
-        codec = codec_for(
-            needs, kept, model=self.model, primer=self.primer, progress=bar.download, **self.load_settings
-        )
+        codec = codec_for(needs, kept, model=self.model, primer=primer, progress=bar.download, **self.load_settings)
         self._codec = codec if self._engine is None else codec.with_engine(self._engine)
         return self._codec
 
@@ -147,7 +154,7 @@ def decode(containers: list[Container], codecs: DecodingCodecs, bar: ProgressBar
         if parsed.model is None:
             yield from document_of(parsed, [], None)
         else:
-            codec = codecs.codec_for(parsed, bar)
+            codec = codecs.codec_for(parsed.needs, bar)
             yield from codec.decode_pieces(parsed, codecs.batch, bar.document(parsed.size, "decode"))
 
 
@@ -161,7 +168,7 @@ def decode_small(files: list[list[Container]], codecs: DecodingCodecs, bar: Prog
     with suppress(MemcodecError):
         while small:
             first = files[small[0]][0]
-            codec = codecs.codec_for(first, bar)
+            codec = codecs.codec_for(first.needs, bar)
             batch = [i for i in small if _have_same_codec(files[i][0], first)]
             small = [i for i in small if i not in batch]
             if len(batch) > 1:
@@ -194,7 +201,7 @@ def decode_range(
     size = sum(parsed.size for parsed in containers)
     if start > size:
         raise EncodeError(f"range starts at byte {start:,}, but the document has {counted(size, 'byte')}")
-    reader = Decoded(containers, lambda parsed: codecs.codec_for(parsed, bar))
+    reader = Decoded(containers, lambda parsed: codecs.codec_for(parsed.needs, bar))
     reader.seek(start)
     remaining = size - start if length is None else min(length, size - start)
     while remaining:
@@ -209,5 +216,5 @@ def salvage(blob: bytes, parsed: Container, codecs: DecodingCodecs, bar: Progres
 
     if parsed.model is None:
         return salvage_of(parsed, [], None)
-    codec = codecs.codec_for(parsed, bar)
+    codec = codecs.codec_for(parsed.needs, bar)
     return codec.salvage(blob, batch=codecs.batch, progress=bar.document(parsed.size, "decode"))

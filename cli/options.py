@@ -24,7 +24,9 @@ from memcodec.levels import BEST, FASTEST, LEVELS
 from memcodec.models.registry import BUILT_IN, DEFAULT_MODEL
 from memcodec.settings import (
     DEVICES,
+    ENGINES,
     MAX_CONTEXT,
+    MAX_THREADS,
     MOST_SHARE,
     NUMBERED_GPU,
     SHARE_STEPS,
@@ -34,20 +36,8 @@ from memcodec.settings import (
 )
 
 _FILE_NAMES = {
-    *(
-        "names",
-        "paths",
-        "name",
-        "archive_name",
-        "output",
-        "output_dir",
-        "report",
-        "html",
-        "messages",
-        "model",
-        "primer",
-    ),
-}  # parameters that name files or folders
+    "names", "paths", "name", "archive_name", "output", "output_dir", "report", "html", "messages", "model", "primer",
+}  # parameters that name files or folders  # fmt: skip
 MEMORY_SHARE = click.FloatRange(0, MOST_SHARE / SHARE_STEPS)
 
 
@@ -255,7 +245,7 @@ class ComputeOptions:
     threads: int | None = option(
         "-T",
         "--threads",
-        type=click.IntRange(1, 1024),
+        type=click.IntRange(1, MAX_THREADS),
         metavar="N",
         envvar="MEMCODEC_THREADS",
         show_envvar=True,
@@ -269,8 +259,8 @@ class EngineOptions(ComputeOptions):
 
     engine: str = option(
         "--engine",
-        type=click.Choice(["local", "ray"]),
-        default="local",
+        type=click.Choice(ENGINES),
+        default=ENGINES[0],
         show_default=True,
         envvar="MEMCODEC_ENGINE",
         show_envvar=True,

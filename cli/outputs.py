@@ -42,25 +42,22 @@ def output_name(name: str, directory: str, output_dir: str | None) -> str:
     relative = Path(name).relative_to(directory) if directory else Path(name).name
     if remote.is_url(output_dir):
         return f"{output_dir.rstrip('/')}/{relative}"
-    path = Path(output_dir) / relative
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), error.filename) from error
-    return str(path)
+    return str(Path(output_dir) / relative)
 
 
 @dataclass(frozen=True)
 class Output:
     """Where a result is written: to a path, to a URL, or to standard output if it has neither.
 
-    like: status of the input file, whose permissions and times the output gets.
+    like: status of the input file, whose permissions and times the output gets; makes_folder: whether the folder is
+    made if it is missing, as below --output-dir.
     """
 
     path: Path | None
     force: bool
     like: os.stat_result | None = None
     url: str = ""
+    makes_folder: bool = False
 
     @classmethod
     def of_input(cls, name: str, options: OutputOptions, default: str) -> "Output":
@@ -91,7 +88,8 @@ class Output:
             return cls(path, options.force)
         if source.exists() and path.exists() and path.samefile(source):
             raise click.ClickException(f"{display_name(name)} is both input and output: name another output with -o")
-        return cls(path, options.force, source.stat() if source.is_file() else None)
+        like = source.stat() if source.is_file() else None
+        return cls(path, options.force, like, makes_folder=options.output_dir is not None)
 
     @classmethod
     def named(cls, name: str, force: bool) -> "Output":
@@ -142,12 +140,24 @@ class Output:
             raise click.ClickException(f"{display_name(str(self.path))}: is a directory")
         self._refuse_existing()
         if not is_special(self.path):
-            folder = self.path.resolve().parent
+            folder = self._existing_folder(self.path)
             try:
                 with tempfile.TemporaryFile(dir=folder):
                     pass
             except OSError as error:
                 raise with_file_name(error, str(folder)) from error
+
+    def _existing_folder(self, path: Path) -> Path:
+        """The folder of the output, or, if `write` makes that, the one to make it in."""
+        folder = path.resolve().parent
+        if self.makes_folder and not folder.is_dir():
+            return next(above for above in path.parents if above.exists())
+        return folder
+
+    def make_folder(self) -> None:
+        """Make the folder of the output if it is missing and may be made. Raises OSError."""
+        if self.path is not None and self.makes_folder:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
 
     def write(self, pieces: Iterable[bytes]) -> int:
         """Write all pieces, and return the number of bytes. Raises ClickException, OSError.
@@ -165,6 +175,7 @@ class Output:
             if is_special(self.path):  # renaming would replace the device
                 with self.path.open("wb") as file:
                     return _copy(pieces, file)
+            self.make_folder()
             mode = 0o666 if self.like is None else 0o600  # not readable by others until it has the input's permissions
             return replace(self.path, pieces, mode, self._before_renaming)
         except OSError as error:

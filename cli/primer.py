@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import click
 
+from memcodec.settings import DEFAULT_PRIMER_TOKENS, MAX_PRIMER_TOKENS
 from memcodec.wording import counted
 from memcodec_cli.errors import FileErrors
 from memcodec_cli.library import load_codec, read_primer
@@ -31,8 +32,8 @@ class TrainOptions:
     force: bool = option("-f", "--force", is_flag=True, help="Overwrite an existing primer file.")
     tokens: int = option(
         "--tokens",
-        type=click.IntRange(1, 1 << 15),
-        default=400,
+        type=click.IntRange(1, MAX_PRIMER_TOKENS),
+        default=DEFAULT_PRIMER_TOKENS,
         show_default=True,
         metavar="N",
         help="Maximum number of tokens in the primer. More tokens make messages smaller, but training, encoding and "

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from memcodec.container import SLOW_ZSTD_BYTES
 from memcodec.document.source import Source
 from memcodec.progress import ByteProgress, Progress, ProgressCallback
 from memcodec.wording import counted
@@ -13,7 +14,6 @@ from memcodec_cli.names import display_name
 from memcodec_cli.options import ProgressOptions
 
 _STAGE_NAMES = {"fit": "fitting", "verify": "verifying", "decode": "decoding"}
-ZSTD_LIMIT_BYTES = 1 << 24  # larger documents are not compared with zstd -19, which would take 15 seconds or more
 
 
 class ProgressBar:
@@ -91,7 +91,7 @@ def print_summary(name: str, size: int, compressed: int, seconds: float, origina
     line = (
         f"{display_name(name)}: {counted(size, 'byte')}, {compressed:,} compressed ({size / max(compressed, 1):.2f}x); "
     )
-    if original is not None and size < ZSTD_LIMIT_BYTES:
+    if original is not None and size < SLOW_ZSTD_BYTES:
         zstd = zstd_size(original.read(0, size))
         line += f"zstd -19: {zstd:,} ({size / max(zstd, 1):.2f}x); "
     click.echo(f"{line}{seconds:.1f} s", err=True)

@@ -171,13 +171,15 @@ def _is_json(data: bytes) -> bool:
 def _record_of(where: str, line: bytes, value: Any, field: str | None, key: str | None) -> Record:
     """where: the file and the line, for errors; value: of the line, as JSON."""
     record_key = None if key is None else _field(where, value, key)
+    try:
+        (record_key or "").encode()
+    except UnicodeError as error:
+        raise click.ClickException(f"{where}: its key {record_key!r} is not valid Unicode: give it another") from error
     if field is not None:
         value = _field(where, value, field)
     elif not isinstance(value, str) or key is not None:
         return Record(where, record_key, line)
-    try:
-        (record_key or "").encode()
-        # unpack writes invalid UTF-8 with surrogates
+    try:  # unpack writes invalid UTF-8 with surrogates
         return Record(where, record_key, value.encode("utf-8", "surrogateescape"))
     except UnicodeError as error:
         raise click.ClickException(f"{where}: the text is not valid Unicode") from error

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from memcodec.container import Container, StoredSpan
+from memcodec.container import SLOW_ZSTD_BYTES, Container, StoredSpan
 from memcodec.container.insertion import insert
 from memcodec.document.references import Reference
 from memcodec.wording import counted
-from memcodec_cli.progress import ZSTD_LIMIT_BYTES, ProgressBar
+from memcodec_cli.progress import ProgressBar
 
 if TYPE_CHECKING:
     from memcodec.codec import Codec
@@ -153,7 +153,7 @@ def page(name: str, parsed: Container, items: "list[Item]", original: bytes | No
     """An HTML page about a file; original: the document, to compare with other compressors (default: from `items`)."""
     from memcodec.view import report
 
-    if original is None and parsed.size < ZSTD_LIMIT_BYTES:
+    if original is None and parsed.size < SLOW_ZSTD_BYTES:
         original = b"".join(_document_of(parsed, items))
     return report.page(name, parsed, items, original).encode()
 

@@ -1,16 +1,15 @@
 """`memcodec verify`: checks that files are undamaged."""
 
-import sys
 from dataclasses import dataclass
 
 import click
 
-from memcodec import MemcodecError, container
+from memcodec import container
 from memcodec.wording import counted
 from memcodec_cli import inputs
-from memcodec_cli.errors import describe, print_error
+from memcodec_cli.errors import FileErrors
 from memcodec_cli.library import DecodingCodecs, decode, open_archive
-from memcodec_cli.names import display_name, print_line, result_name
+from memcodec_cli.names import print_line, result_name
 from memcodec_cli.options import (
     DecodingModelOptions,
     EngineOptions,
@@ -52,25 +51,23 @@ def verify(
       memcodec verify -r folder
       memcodec verify --decode notes.txt.memz
     """
-    damaged = False
     codecs = DecodingCodecs(model, compute)
-    for name, _ in inputs.find_inputs(names, options.recursive, compressed=True):
-        try:
+    files = inputs.find_inputs(names, options.recursive, compressed=True)
+    errors = FileErrors(len(files) > 1)
+    for name, _ in files:
+        result: str | None = None
+        with errors.caught(name):
             result = _check(name, options.decode, codecs, ProgressBar(progress.quiet))
-        except (MemcodecError, OSError) as error:
-            print_error(describe(error) if isinstance(error, OSError) else f"{display_name(name)}: {error}")
-            damaged = True
-        else:
+        if result is not None:  # printed here, because an error of standard output is not one of the file
             print_line(f"{result_name(name)}: ok{result}")
-    if damaged:
-        sys.exit(1)
+    errors.exit_if_any(len(files))
 
 
 def _check(name: str, decodes: bool, codecs: DecodingCodecs, bar: ProgressBar) -> str:
     """Check a file or an archive, and return what to add to "ok". Raises MemcodecError, OSError."""
     blob = inputs.read_compressed(name)
     if container.is_archive(blob):
-        return _check_archive(name, blob, decodes, codecs)
+        return _check_archive(name, blob, decodes, codecs, bar)
     containers = container.unpack_all(blob)
     if not decodes:
         for span in (part for parsed in containers for part in parsed.parts):
@@ -84,10 +81,12 @@ def _check(name: str, decodes: bool, codecs: DecodingCodecs, bar: ProgressBar) -
     return f", decodes to {counted(sum(parsed.size for parsed in containers), 'byte')}"
 
 
-def _check_archive(name: str, data: bytes, decodes: bool, codecs: DecodingCodecs) -> str:
+def _check_archive(name: str, data: bytes, decodes: bool, codecs: DecodingCodecs, bar: ProgressBar) -> str:
     archive = open_archive(name, codecs.primer, data)
     if decodes:
-        archive.load(codecs.model, **codecs.load_settings)
+        with bar:
+            codec = codecs.codec_for(archive.needs, bar, archive.primer)
+        archive = open_archive(name, archive.primer, data, codec)
         archive.batch = codecs.batch
         for _ in archive:
             pass

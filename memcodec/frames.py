@@ -5,7 +5,7 @@ how the rest is packed.
 """
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -98,10 +98,12 @@ def decode(
     settings: FrameSettings,
     batch: int | None,
     progress: ProgressCallback | None = None,
+    labels: Sequence[str] | None = None,
 ) -> list[bytes]:
     """The messages of frames; each frame that occurs more than once is decoded once.
 
-    batch: messages decoded side by side. Raises FormatError, ChecksumError.
+    batch: messages decoded side by side; labels: a name of each frame for errors, by default its number if there are
+    several. Raises FormatError, ChecksumError.
     """
 
     def tokens_of(groups: list[EncodedGroup], _: list[int]) -> Iterator[np.ndarray]:
@@ -109,7 +111,7 @@ def decode(
         site = readout_site(model.lm, settings.site)
         return decode_all(model.lm, site, groups, _context(model), batch, report)
 
-    return _decode(model, frames, settings, tokens_of)
+    return _decode(model, frames, settings, tokens_of, labels)
 
 
 def verify(
@@ -147,32 +149,34 @@ def _decode(
     frames: list[bytes],
     settings: FrameSettings,
     tokens_of: Callable[[list[EncodedGroup], list[int]], Iterator[np.ndarray]],
+    labels: Sequence[str] | None = None,
 ) -> list[bytes]:
-    """The messages of frames. tokens_of: decodes groups, those of the frames with these numbers."""
+    """The messages of frames. tokens_of: decodes the groups of frames with these numbers; labels: as in `decode`."""
     packer = Packer(settings)
+
+    def naming(number: int, action: Callable[[], T]) -> T:
+        """What an action on a frame returns; its errors say which frame it was."""
+        try:
+            return action()
+        except (FormatError, ChecksumError) as error:
+            if labels is None and len(frames) == 1:
+                raise
+            label = f"frame {number} of {len(frames)}, from 0" if labels is None else labels[number]
+            raise type(error)(f"{label}: {error}") from error
+
     numbers: dict[bytes, int] = {}  # of the first of equal frames
     for i, frame in enumerate(frames):
         numbers.setdefault(frame, i)
-    unpacked = {frame: _naming(i, len(frames), partial(packer.unpack, frame)) for frame, i in numbers.items()}
+    unpacked = {frame: naming(i, partial(packer.unpack, frame)) for frame, i in numbers.items()}
     waiting = [(frame, group) for frame, group in unpacked.items() if isinstance(group, EncodedGroup)]
     waiting.sort(key=lambda pair: -pair[1].tokens)  # so that the messages of a batch are of similar length
     decoded = tokens_of([group for _, group in waiting], [numbers[frame] for frame, _ in waiting])
     messages = {frame: message for frame, message in unpacked.items() if isinstance(message, bytes)}
     for (frame, _), tokens in zip(waiting, decoded, strict=True):
         messages[frame] = model.tokenizer.decode(tokens)
-        _naming(numbers[frame], len(frames), partial(packer.check, messages[frame], frame))
-        _naming(numbers[frame], len(frames), partial(packer.check_size, messages[frame]))
+        naming(numbers[frame], partial(packer.check, messages[frame], frame))
+        naming(numbers[frame], partial(packer.check_size, messages[frame]))
     return [messages[frame] for frame in frames]
-
-
-def _naming(number: int, count: int, action: Callable[[], T]) -> T:
-    """What an action on one of several frames returns; its errors say which frame it was."""
-    try:
-        return action()
-    except (FormatError, ChecksumError) as error:
-        if count == 1:
-            raise
-        raise type(error)(f"frame {number} of {count}, from 0: {error}") from error
 
 
 def _context(model: LoadedModel) -> int:

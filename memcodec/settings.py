@@ -26,6 +26,7 @@ MAX_CONTEXT = 1 << 15  # tokens that the LM may see before a position: limits th
 MAX_THREADS = 1024
 DEVICES = ("auto", "cpu", "cuda")  # auto is cuda if there is a GPU; cuda:1 and so on are one of several
 NUMBERED_GPU = re.compile(r"cuda:\d{1,3}")
+ENGINES = ("local", "ray")  # where groups are encoded and decoded: in this process, or on a Ray cluster
 
 MAX_PRIMER_TOKENS = 1 << 15
 DEFAULT_PRIMER_TOKENS = 400

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import termios
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -133,6 +134,31 @@ def test_every_option_reaches_the_codec(
         "progress": None, "journal": None, "site": site, "context": context, "level": 6,
         "references": True,
     }  # fmt: skip
+
+
+def test_the_prompt_site_ignores_the_level_and_the_context_of_the_environment(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With these variables, which set defaults, --site prompt was always an error."""
+    seen: list[EncodeSettings] = []
+
+    class Spy:
+        def encode(self, data: Source, *, journal: None, progress: None, **settings: Any) -> bytes:
+            seen.append(EncodeSettings.of(**settings))
+            return RESULT
+
+    monkeypatch.setattr(Codec, "load", lambda *args, **options: Spy())
+    monkeypatch.setenv("MEMCODEC_LEVEL", "9")
+    monkeypatch.setenv("MEMCODEC_CONTEXT", "max")
+    assert run("compress", "-", "--site", "prompt", "--steps", "7", stdin=b"x").exit_code == 0
+    assert run("compress", "-", stdin=b"x").exit_code == 0
+    assert seen == [
+        EncodeSettings.of(site=Prompt(steps=7), verify="passes"),
+        EncodeSettings.of(level=9, context="max", verify="passes"),
+    ]
+    for option in ("--level=6", "--context=auto"):
+        message = f"{option.partition('=')[0]} is for --site readout only"
+        assert message in refused(run("compress", "-", "--site", "prompt", option, stdin=b"x"), 2)
 
 
 def test_defaults_are_those_of_the_library() -> None:
@@ -567,8 +593,11 @@ def test_verify_checks_all_files(run: Run, needs_tiny: bytes) -> None:
     result = run("verify", "cut", "flipped", "none", "good", "chunk")
     assert result.exit_code == 1
     assert result.stdout == "good: ok\nchunk: ok\n"
-    starts = [line.split(": ")[:3] for line in result.stderr.splitlines()]
-    assert starts == [["memcodec", "error", name] for name in ("cut", "flipped", "none")]
+    *lines, last = result.stderr.splitlines()
+    assert [line.split(": ")[:3] for line in lines] == [
+        ["memcodec", "error", name] for name in ("cut", "flipped", "none")
+    ]
+    assert last == "memcodec: 3 of 5 files failed; the others succeeded"
 
 
 def test_verify_decode_decodes_and_continues_after_errors(run: Run, llama_folder: Path, needs_tiny: bytes) -> None:
@@ -578,7 +607,7 @@ def test_verify_decode_decodes_and_continues_after_errors(run: Run, llama_folder
     assert (result.exit_code, result.stdout) == (0, f"text.memz: ok, decodes to {len(TEXT.encode()):,} bytes\n")
     Path("chunk").write_bytes(needs_tiny)
     result = run("verify", "--decode", "chunk", "text.memz", "--model", llama_folder)
-    assert (result.exit_code, result.stdout.count("\n"), result.stderr.count("\n")) == (1, 1, 1)
+    assert (result.exit_code, result.stdout.count("\n"), result.stderr.count("\n")) == (1, 1, 2)
 
 
 def test_verify_loads_one_model_for_all_files(

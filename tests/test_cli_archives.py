@@ -1,15 +1,22 @@
 """Archives and primers on the command line: `pack`, `unpack`, `primer`, and messages read from JSON lines and CSV."""
 
 import json
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
 from memcodec import Archive, Codec
+from memcodec.files import archive
+from memcodec.models.loaded import LoadedModel
 from memcodec.primer import Primer
+from memcodec_cli.archive import _write_files
 
 from .conftest import TEXT, Run
-from .test_cli import refused
+from .test_cli import PROGRAM, refused
+from .test_open_and_archives import damage_last_document
 
 
 @pytest.fixture
@@ -173,6 +180,7 @@ def test_records_that_an_archive_cannot_have_are_named(run: Run) -> None:
         (["a", ""], "m.jsonl, line 2: its key is empty: give it one, or pack without --key"),
         (["a", "k" * 5000], "m.jsonl, line 2: its key has 5,000 bytes: keys have 4,096 at most"),
         (["a", "b\0"], "m.jsonl, line 2: its key 'b\\x00' contains NUL"),
+        (["a", "\ud800"], "m.jsonl, line 2: its key '\\ud800' is not valid Unicode: give it another"),
     ):
         Path("m.jsonl").write_text("".join(json.dumps({"id": key}) + "\n" for key in lines))
         assert message in refused(run("pack", "m.jsonl", "-o", "x", "--key", "id"))
@@ -214,6 +222,76 @@ def test_unpack_writes_all_or_nothing(run: Run, tiny_name: str, tiny: Codec, key
     Archive.create("x", [b"x", b"y"], keys, codec=tiny)
     assert message in refused(run("unpack", "x", "-o", "out", "--model", tiny_name))
     assert [path.name for path in Path("out").rglob("*")] == ["there"]
+
+
+def test_unpack_leaves_nothing_after_an_error(
+    run: Run, tiny_name: str, tiny: Codec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files of earlier batches stayed, and the next run was refused because of them."""
+    Archive.create("x", [b"one", b"two", b"three"], ["a", "new/b", "c"], codec=tiny)
+    damage_last_document(Path("x"))
+    Path("out").mkdir()
+    Path("out/there").write_text("before")
+    with monkeypatch.context() as patch:
+        patch.setattr(archive, "_READ_TOGETHER", 1)
+        for folder in ("out", "made/out"):
+            message = refused(run("unpack", "x", "-o", folder, "--model", tiny_name))
+            assert message.startswith("memcodec: error: x: document 'c': a frame does not match its checksum")
+    assert not Path("made").exists() and [path.name for path in Path("out").rglob("*")] == ["there"]
+    message = refused(run("unpack", "-", "--model", tiny_name, stdin=Path("x").read_bytes()))
+    assert message.startswith("memcodec: error: standard input: document 'c': a frame does not match its checksum")
+    assert run("unpack", "x", "a", "new/b", "-o", "out", "--model", tiny_name).exit_code == 0
+    assert Path("out/a").read_bytes() == b"one" and Path("out/new/b").read_bytes() == b"two"
+
+
+def test_a_file_that_appears_while_unpack_works_is_kept(run: Run) -> None:
+    def documents() -> Iterator[bytes]:
+        yield b"one"
+        Path("new/b").write_bytes(b"of another program")
+        yield b"two"
+
+    with pytest.raises(click.ClickException, match="new/b exists: unpack into another directory"):
+        _write_files([Path("new/a"), Path("new/b")], documents())
+    assert [path.name for path in Path("new").iterdir()] == ["b"]
+    assert Path("new/b").read_bytes() == b"of another program"
+
+
+def test_unpack_checks_keys_and_outputs_before_it_loads_a_model(run: Run, tiny: Codec) -> None:
+    Archive.create("x", [b"x"], ["a"], codec=tiny)
+    Path("out").mkdir()
+    Path("out/a").write_text("before")
+    assert refused(run("unpack", "x", "k")) == "memcodec: error: x: has no document 'k'\n"
+    assert refused(run("unpack", "x", "-o", "out")) == (
+        "memcodec: error: out/a exists: unpack into another directory\n"
+    )
+    for option in ("", "--lines"):
+        line = f"{' '.join(PROGRAM)} unpack x {option} >&-"
+        done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stderr) == (1, "memcodec: error: standard output is closed\n")
+
+
+def test_verify_loads_one_model_for_all_archives(
+    run: Run, tiny_name: str, tiny: Codec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    primer = Primer.from_texts([TEXT], 100, tiny)
+    Archive.create("plain", [TEXT], codec=tiny)
+    Archive.create("primed", [TEXT], codec=tiny, primer=primer)
+    Archive.create("bare", [TEXT], codec=tiny, primer=primer, with_primer=False)
+    loads: list[object] = []
+    load = LoadedModel.load
+
+    def counted(*args: object, **options: object) -> LoadedModel:
+        loads.append(args)
+        return load(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(LoadedModel, "load", counted)
+    done = run("verify", "--decode", "plain", "primed", "bare", "plain", "--model", tiny_name)
+    assert len(loads) == 1 and done.stdout == "".join(
+        f"{name}: ok, an archive of 1 document, decoded\n" for name in ("plain", "primed", "plain")
+    )
+    first, last = done.stderr.splitlines()
+    assert first.startswith("memcodec: error: bare: ") and "needs the primer" in first, "not read with that of another"
+    assert last == "memcodec: 1 of 4 files failed; the others succeeded"
 
 
 def test_rows_of_csv_with_too_many_cells_are_refused(run: Run, llama_folder: Path) -> None:

@@ -48,6 +48,25 @@ class TestFolders:
         assert run("decompress", "new/out/a.memz", "--output-dir", "back").exit_code == 0
         assert Path("back/a").read_bytes() == NOISE
 
+    def test_output_dir_is_not_made_for_what_is_refused(self, run: Run) -> None:
+        """The folders were made before anything was checked."""
+        before = names()
+        Path("t/bad.memz").write_bytes(b"bad")
+        for args in (["compress", "none"], ["decompress", "t/bad.memz"], ["decompress", "--salvage", "t/bad.memz"]):
+            refused(run(*args, "--output-dir", "new/out"))
+        assert names() == before
+        message = refused(run("compress", "t/a", "--output-dir", "t/sub/b/new"))
+        assert message == "memcodec: error: t/sub/b: not a directory\n"
+
+    def test_output_dir_is_made_for_the_side_file(
+        self, run: Run, llama_folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("memcodec_cli.compress.SIDE_FILE_BYTES", 1)
+        Path("text").write_text(TEXT)
+        args = ("compress", "--resume", "text", "--output-dir", "new", "--model", llama_folder, "--memory-share", "0")
+        assert run(*args).exit_code == 0
+        assert [path.name for path in Path("new").iterdir()] == ["text.memz"]
+
     def test_a_folder_without_r_is_an_error(self, run: Run) -> None:
         assert "is a directory" in refused(run("compress", "t"))
 
@@ -72,6 +91,17 @@ def test_files_that_fail_are_named_and_the_others_are_done(run: Run, llama_folde
     assert done.exit_code == 1 and "d.memz: truncated file" in done.stderr and "1 of 3 files failed" in done.stderr
     assert Path("a").read_text() == TEXT and Path("b").read_text() == TEXT[::-1]
     assert not Path("d").exists()
+
+
+def test_a_file_whose_name_begins_the_error_is_named(run: Run) -> None:
+    """The name was left out before "truncated file" if the file was called t."""
+    Path("t").write_bytes(RESULT[:-3])
+    Path("n").write_bytes(b"nothing of memcodec")
+    for command in (["list"], ["inspect"], ["verify"], ["decompress", "-c"]):
+        first, second, last = run(*command, "t", "n").stderr.splitlines()
+        assert first.startswith("memcodec: error: t: truncated file: ")
+        assert second == "memcodec: error: n: not a memcodec file"
+        assert last == "memcodec: 2 of 2 files failed"
 
 
 def test_a_document_that_fails_does_not_stop_the_batch(

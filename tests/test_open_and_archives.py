@@ -11,6 +11,7 @@ import re
 import sys
 import tracemalloc
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace as replaced
 from pathlib import Path
@@ -722,10 +723,37 @@ def test_damaged_archives(tiny: Codec, llama: Codec, tmp_path: Path) -> None:
         Archive(path)
 
 
+def damage_last_document(path: Path) -> None:
+    """Change the checksum of the last document of an archive, but not that of the file."""
+    blob = bytearray(path.read_bytes()[:-4])
+    blob[-1] ^= 1
+    path.write_bytes(blob + zlib.crc32(blob).to_bytes(4, "little"))
+
+
+@pytest.mark.parametrize(("keys", "name"), [("", "4"), ("abcde", "'e'")])
+def test_errors_name_the_archive_and_the_document(
+    tiny: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: str, name: str
+) -> None:
+    """They had the number of a frame within a batch of 256."""
+    monkeypatch.setattr(archive, "_READ_TOGETHER", 3)
+    path = tmp_path / "a"
+    Archive.create(path, [f"document {n}" for n in range(5)], list(keys), codec=tiny)
+    damage_last_document(path)
+    found = Archive(path, tiny)
+    for read in (lambda: list(found), lambda: found[4], lambda: found[-1:], lambda: found.read([4, 0])):
+        with pytest.raises(ChecksumError, match=f"^{re.escape(str(path))}: document {name}: a frame does not match"):
+            list(read())
+    found.name = "the archive"
+    with pytest.raises(ChecksumError, match=f"^the archive: document {name}: "):
+        found[4]
+    assert found[:4] == [f"document {n}".encode() for n in range(4)]
+    found.batch = 0
+    with pytest.raises(EncodeError, match="batch 0"):
+        found[0]
+
+
 def test_hostile_archives(tiny: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Archives with correct checksums and wrong numbers."""
-    import zlib
-
     path = tmp_path / "a"
     Archive.create(path, DOCUMENTS, codec=tiny)
     blob = path.read_bytes()

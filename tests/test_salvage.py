@@ -131,7 +131,8 @@ def test_the_command(run: Run, llama_folder: Path, tiny: Codec) -> None:
     blob = made(tiny, 0)
     Path("a.memz").write_bytes(blob[: len(blob) * 3 // 4])
     args = ("decompress", "--salvage", "a.memz", "--model", llama_folder)
-    assert "truncated file" in refused(run("decompress", "a.memz", "--model", llama_folder))
+    message = refused(run("decompress", "a.memz", "--model", llama_folder))
+    assert "truncated file" in message and message.endswith("; use --salvage to recover the undamaged parts\n")
     done = run(*args, "--report", "r.json")
     report = json.loads(Path("r.json").read_text())
     assert done.exit_code == 3 and "memcodec: lost: 182 bytes, starting at byte 417" in done.stderr
@@ -143,6 +144,29 @@ def test_the_command(run: Run, llama_folder: Path, tiny: Codec) -> None:
     done = run(*args, "-f")
     assert done.exit_code == 0 and Path("a").read_bytes() == WHOLE
     assert run(*args, "--rm").exit_code == 2 and run("decompress", "a.memz", "--report", "x").exit_code == 2
+
+
+def test_salvage_is_not_suggested_where_it_cannot_help(run: Run, tiny: Codec) -> None:
+    Path("a.memz").write_bytes(made(tiny, 0)[:40])
+    for option in ([], ["--salvage"]):
+        assert refused(run("decompress", "a.memz", *option)) == (
+            "memcodec: error: a.memz: truncated file: the header is cut\n"
+        )
+
+
+def test_the_output_is_where_decompress_writes_it(run: Run, llama_folder: Path, tiny: Codec) -> None:
+    """--output-dir had no effect."""
+    Path("in/sub").mkdir(parents=True)
+    Path("in/sub/a.memz").write_bytes(made(tiny, 0))
+    args = ("decompress", "--salvage", "--model", llama_folder)
+    assert run(*args, "in/sub/a.memz", "--output-dir", "out").exit_code == 0
+    assert run(*args, "-r", "in", "--output-dir", "tree").exit_code == 0
+    assert Path("out/a").read_bytes() == Path("tree/sub/a").read_bytes() == WHOLE
+    Path("in/sub/a.memz").rename("in/sub/.memz")
+    message = "in/sub/.memz does not end in .memz: name the output with -o"
+    for option in ([], ["--salvage"]):
+        assert message in refused(run("decompress", "in/sub/.memz", *option), 2)
+    assert sorted(path.name for path in Path("in").rglob("*")) == [".memz", "sub"]
 
 
 def test_the_command_reads_every_concatenated_file(run: Run, llama_folder: Path, tiny: Codec) -> None:

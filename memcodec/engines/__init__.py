@@ -6,8 +6,7 @@ from contextlib import contextmanager
 from memcodec.engines.engine import Engine
 from memcodec.engines.local import Local
 from memcodec.errors import EncodeError, MissingDependencyError
-
-NAMES = ("local", "ray")
+from memcodec.settings import ENGINES
 
 
 def find_engine(name: str, workers: int | None = None, threads: int | None = None, device: str = "auto") -> Engine:
@@ -18,7 +17,7 @@ def find_engine(name: str, workers: int | None = None, threads: int | None = Non
     if name == "local":
         return Local()
     if name != "ray":
-        raise EncodeError(f"engine {name!r}: give {' or '.join(NAMES)}")
+        raise EncodeError(f"engine {name!r}: give {' or '.join(ENGINES)}")
     try:
         from memcodec.engines.ray import RayEngine
     except ImportError as error:

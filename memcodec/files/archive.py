@@ -16,9 +16,10 @@ from memcodec.container import ModelId, Needs, Reader, Settings, pack_column, pa
 from memcodec.document.inputs import as_many, check_type
 from memcodec.errors import ChecksumError, EncodeError, FormatError
 from memcodec.files.keys import as_keys, check_keys, pack_keys, unpack_keys
-from memcodec.frames import FrameSettings
+from memcodec.frames import FrameSettings, decode
 from memcodec.frames import verify as verify_frames
 from memcodec.levels import BEST, settings_of
+from memcodec.memory.readout import share_steps
 from memcodec.models.loaded import LoadOptions
 from memcodec.primer import Primer, as_primer
 from memcodec.progress import ProgressCallback
@@ -50,7 +51,7 @@ class Archive(Sequence[bytes]):
 
     `in`, `index` and `count` are about documents, and decode only those that have the checksum of the one asked for;
     `by_key` is the mapping of the keys. batch: documents decoded side by side, None for as many as suit
-    the device. Pickles as its path and its codec.
+    the device; name: what messages call the archive, at first its path. Pickles as its path and its codec.
     """
 
     def __init__(self, path: str | os.PathLike[str], codec: Codec | None = None, primer: Primer | None = None) -> None:
@@ -62,17 +63,17 @@ class Archive(Sequence[bytes]):
             check_type("codec", codec, Codec, "memcodec.Codec.load()")
         as_primer(primer)
         self.batch: int | None = None
-        self._name = os.fspath(path)  # for messages
+        self.name = os.fspath(path)
         self._path = Path(path).absolute()  # stays valid if the working directory changes
         self._codec = codec
         blob = Path(path).read_bytes()
         try:
             self._read(blob, primer)
         except (FormatError, ChecksumError) as error:
-            raise type(error)(f"{self._name}: {error}") from error
+            raise type(error)(f"{self.name}: {error}") from error
 
     def __repr__(self) -> str:
-        return f"<memcodec.Archive {self._name!r}: {counted(len(self), 'document')}>"
+        return f"<memcodec.Archive {self.name!r}: {counted(len(self), 'document')}>"
 
     def _read(self, blob: bytes, primer: Primer | None) -> None:
         metadata, tensors = _tensors(blob)
@@ -165,7 +166,7 @@ class Archive(Sequence[bytes]):
         new = as_keys(keys)
         if len(self) and originals and bool(self._keys) != bool(new):
             has = "has keys: give one for each document" if self._keys else "has no keys: give none"
-            raise EncodeError(f"{self._name}: the archive {has}")
+            raise EncodeError(f"{self.name}: the archive {has}")
         check_keys(new, len(originals))
         check_keys([*self._keys, *new] if new else (), len(self) + len(originals))
         settings = _frame_settings(self.settings)
@@ -177,10 +178,10 @@ class Archive(Sequence[bytes]):
         blob = _pack(self.model, self.settings, [*self._keys, *new], [*old, *frames], inside)
         with self._path.open("rb") as file:
             if hold(file) is False or not os.path.samestat(os.fstat(file.fileno()), self._path.stat()):
-                raise EncodeError(f"{self._name}: another process is writing to it: open it again")
+                raise EncodeError(f"{self.name}: another process is writing to it: open it again")
             now = file.read()
             if (len(now), now[-4:]) != self._state:
-                raise EncodeError(f"{self._name}: changed since it was read: open it again")
+                raise EncodeError(f"{self.name}: changed since it was read: open it again")
             replace(self._path, [blob])  # under the lock: if two processes append, one gets an error
         self._read(blob, self.primer)
 
@@ -298,8 +299,10 @@ class Archive(Sequence[bytes]):
         return bytes(self._frames[self._ends[number - 1] if number else 0 : self._ends[number]])
 
     def _decode(self, numbers: Sequence[int]) -> list[bytes]:
-        frames = [self._frame(i) for i in numbers]
-        return self.codec.decode_frames(frames, _frame_settings(self.settings), batch=self.batch)
+        check_batch(self.batch)
+        frames, settings = [self._frame(i) for i in numbers], _frame_settings(self.settings)
+        labels = [f"{self.name}: document {self._keys[i] if self._keys else i!r}" for i in numbers]
+        return decode(self.codec.model, frames, settings, self.batch, labels=labels)
 
 
 class ByKey(Mapping[str, bytes]):
@@ -345,7 +348,7 @@ def _memories(options: ArchiveOptions) -> tuple[int, int]:
     level = settings_of(options.get("level", BEST))
     share = options.get("memory_share", level.share)
     memories = FrameSettings(memory_share=share, effort=options.get("effort", level.effort))
-    return round(share * SHARE_STEPS), memories.effort
+    return share_steps(share), memories.effort
 
 
 def _frame_settings(settings: Settings, effort: int = DEFAULT_EFFORT) -> FrameSettings:
