@@ -61,14 +61,13 @@ class Archive(Sequence[bytes]):
         """
         if codec is not None:
             check_type("codec", codec, Codec, "memcodec.Codec.load()")
-        as_primer(primer)
         self.batch: int | None = None
         self.name = os.fspath(path)
         self._path = Path(path).absolute()  # stays valid if the working directory changes
         self._codec = codec
         blob = Path(path).read_bytes()
         try:
-            self._read(blob, primer)
+            self._read(blob, as_primer(primer))
         except (FormatError, ChecksumError) as error:
             raise type(error)(f"{self.name}: {error}") from error
 
