@@ -325,7 +325,7 @@ def test_blocks_share_references(tiny: Codec, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(
-    ("level", "context", "seen"), [(6, "auto", 400), (9, "auto", 8000), (6, "max", 8000), (6, 0, 100), (6, 160, 160)]
+    ("level", "context", "seen"), [(6, "auto", 600), (9, "auto", 8000), (6, "max", 8000), (6, 0, 100), (6, 160, 160)]
 )
 def test_what_the_lm_sees_is_left_to_it(
     tiny: Codec, level: int, context: Context, seen: int, monkeypatch: pytest.MonkeyPatch

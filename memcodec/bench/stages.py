@@ -101,8 +101,8 @@ def functions_by_stage(codec: Codec) -> dict[str, _Functions]:
     """The functions that are timed for a codec, by stage."""
     owner = type(codec.lm.sequences(1, 1, 1))
     passes: _Functions = [(owner, "forward"), (owner, "step")]
-    of_lm: list[_Functions] = [passes, [(owner, "logits"), (owner, "placed_logits")]]
-    stages = dict(zip(LM, of_lm, strict=True)) | _STAGES
+    logits: _Functions = [(owner, "logits"), (owner, "placed_logits")]
+    stages = dict(zip(LM, (passes, logits), strict=True)) | _STAGES
     if codec.lm.implementation.has_coder:
         from memcodec.coding.gpu import GpuDecoder
         from memcodec.memory.search_gpu import GpuSearch
