@@ -19,12 +19,13 @@ from click.core import ParameterSource
 from click.shell_completion import get_completion_class
 
 import memcodec
+from memcodec.errors import MemcodecWarning
 from memcodec.levels import LEVELS
 from memcodec_cli.archive import pack, unpack
 from memcodec_cli.bench import bench
 from memcodec_cli.compress import compress
 from memcodec_cli.decompress import cat, decompress
-from memcodec_cli.errors import describe, print_error
+from memcodec_cli.errors import describe, print_error, print_warning
 from memcodec_cli.inputs import EXTENSION
 from memcodec_cli.inspect import inspect
 from memcodec_cli.list import list_files
@@ -114,6 +115,8 @@ class Program(click.Group):
             with warnings.catch_warnings():
                 if not sys.warnoptions:
                     warnings.simplefilter("ignore")  # warnings of libraries are for programmers
+                    warnings.simplefilter("default", MemcodecWarning)
+                    warnings.showwarning = _show_warning
                 result = super().invoke(ctx)
             if sys.stdout is not None:
                 sys.stdout.flush()  # now, so that a failing write is reported like other errors
@@ -180,6 +183,12 @@ def _exit(message: str, status: int) -> NoReturn:
         sys.stdout.flush()
     sys.stdout = io.StringIO()  # otherwise Python tries at exit to write what could not be written
     sys.exit(status)
+
+
+def _show_warning(message: Warning | str, *_: Any) -> None:
+    """Print a warning as errors are printed, without the place in the code that Python adds."""
+    with suppress(OSError):
+        print_warning(str(message))
 
 
 def _usage_message(error: click.UsageError) -> str:

@@ -1,4 +1,4 @@
-"""The errors that memcodec raises on purpose. All derive from `MemcodecError`."""
+"""The errors that memcodec raises on purpose, which all derive from `MemcodecError`, and its warning."""
 
 
 class MemcodecError(Exception):
@@ -39,6 +39,10 @@ class EngineError(MemcodecError):
 
 class MissingDependencyError(MemcodecError):
     """A feature needs a package that is not installed."""
+
+
+class MemcodecWarning(RuntimeWarning):
+    """Something works, but more slowly than it should: kernels that cannot be used, a cache that cannot be written."""
 
 
 def wrong_file(what: str) -> MachineError:

@@ -16,6 +16,7 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import gguf
 import numpy as np
@@ -34,7 +35,7 @@ from memcodec.models import hub as hub_
 from memcodec.models.floats import FrozenLM
 from memcodec.models.tokenizer import ByteTokenizer
 
-from .conftest import TEXT, listen, save_tokenizer
+from .conftest import TEXT, Run, listen, save_tokenizer
 
 # A built-in model that is quick to make. Its progress is "fetching" and "half"; tests may make it wait there.
 FAKE = """
@@ -501,6 +502,17 @@ def test_a_cache_that_cannot_be_written_costs_time_alone(
         first, again = exact_of(broken), exact_of(broken)
     assert first.identity == again.identity and len(conversions) == 2
     assert not list((cache / "exact").glob("*safetensors"))
+
+
+def test_the_command_line_warns_of_a_cache_that_cannot_be_written(
+    broken: Path, cache: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept, "save", Mock(side_effect=OSError(28, "No space left on device")))
+    Path("a").write_text("a text")
+    done = run("compress", "a", "--model", broken, "--no-verify", "--quiet")
+    assert done.exit_code == 0 and Path("a.memz").exists()
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"memcodec: warning: the cache {cache / 'exact'} cannot be written (No space left on")
 
 
 def test_a_cache_that_is_a_file_costs_time_alone(

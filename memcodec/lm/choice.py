@@ -2,7 +2,7 @@
 
 import warnings
 
-from memcodec.errors import MachineError, MissingDependencyError
+from memcodec.errors import MachineError, MemcodecWarning, MissingDependencyError
 from memcodec.lm import cpu
 from memcodec.lm.kept import AnyWeights
 from memcodec.lm.sequences import Implementation
@@ -37,7 +37,7 @@ def _told(found: Implementation, failures: list[str]) -> Implementation:
     """The implementation, with what was tried before it."""
     for failure in failures:
         found.kernels += f"; {failure}"
-        warnings.warn(f"{failure}: {found.kernels.split(';')[0]} instead", RuntimeWarning, stacklevel=2)
+        warnings.warn(f"{failure}: {found.kernels.split(';')[0]} instead", MemcodecWarning, stacklevel=2)
     return found
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memcodec.cache import cache_folder, remove_unused
-from memcodec.errors import ModelNotFoundError, first_line
+from memcodec.errors import MemcodecWarning, ModelNotFoundError, first_line
 from memcodec.models.hub import HUB_ID, fetch
 from memcodec.models.placeholders import check_content
 from memcodec.progress import ByteProgress
@@ -294,7 +294,7 @@ def load_exact(
     """The weights of the exact LM and the tokenizer of a model. Raises ModelNotFoundError.
 
     The weights come from the cache. If they are not there, or damaged, or older than the model, they are converted, and
-    a RuntimeWarning says so if the result cannot be written to the cache.
+    a MemcodecWarning says so if the result cannot be written to the cache.
 
     meanwhile: called while another thread reads the weights and checks their hash.
     """
@@ -323,7 +323,7 @@ def load_exact(
             warnings.warn(
                 f"the cache {path.parent} cannot be written ({error.strerror or error}), so that the model is "
                 "converted again at each start: make it writable, or set MEMCODEC_CACHE to another folder",
-                RuntimeWarning,
+                MemcodecWarning,
                 stacklevel=2,
             )
         else:
