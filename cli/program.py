@@ -185,7 +185,7 @@ def _exit(message: str, status: int) -> NoReturn:
     sys.exit(status)
 
 
-def _show_warning(message: Warning | str, *_: Any) -> None:
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     """Print a warning as errors are printed, without the place in the code that Python adds."""
     with suppress(OSError):
         print_warning(str(message))
