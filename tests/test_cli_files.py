@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 import memcodec
-from memcodec import Codec, Readout
-from memcodec.container import Container, refusals
+from memcodec import Codec, Readout, refusals
+from memcodec.container import Container
 from memcodec.models import registry
 from memcodec_cli.outputs import Output
 
