@@ -1,4 +1,7 @@
-"""Makes encoders use the LM even if something else is smaller: for scripts with tiny models, which zstd beats."""
+"""Makes encoders use the LM even if something else is smaller: for scripts with tiny models, which zstd beats.
+
+`store_nothing` in tests/conftest.py does the same for tests.
+"""
 
 import sys
 from collections.abc import Iterator

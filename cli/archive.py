@@ -254,10 +254,10 @@ def _write_files(targets: list[Path], documents: Iterable[bytes]) -> None:
     try:
         for target, document in zip(targets, documents, strict=True):
             for folder in [*takewhile(lambda folder: not folder.exists(), target.parents)][::-1]:
-                folder.mkdir()
-                made.append(folder)
-            _write_new(target, document)
-            made.append(target)
+                with suppress(FileExistsError):  # another process has made it meanwhile
+                    folder.mkdir()
+                    made.append(folder)
+            _write_new(target, document, made)
     except BaseException:
         for path in reversed(made):
             with suppress(OSError):
@@ -265,9 +265,14 @@ def _write_files(targets: list[Path], documents: Iterable[bytes]) -> None:
         raise
 
 
-def _write_new(target: Path, document: bytes) -> None:
-    """Write a file that is not there yet. Raises ClickException, OSError."""
-    replace(target, [document], before=lambda _: _check_missing(target, str(target)))
+def _write_new(target: Path, document: bytes, made: list[Path]) -> None:
+    """Write a file that is not there yet, and add it to the list just before. Raises ClickException, OSError."""
+
+    def before(_: object) -> None:
+        _check_missing(target, str(target))
+        made.append(target)
+
+    replace(target, [document], before=before)
 
 
 def _number(archive_name: str, key: str, keys: list[str], count: int) -> int:

@@ -42,7 +42,7 @@ class MissingDependencyError(MemcodecError):
 
 
 class MemcodecWarning(RuntimeWarning):
-    """Something works, but more slowly than it should: kernels that cannot be used, a cache that cannot be written."""
+    """Something works, but more slowly than it should: a GPU that cannot be used, a model that cannot be cached."""
 
 
 def wrong_file(what: str) -> MachineError:

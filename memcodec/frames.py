@@ -17,13 +17,20 @@ from memcodec.container import ZSTD_WINDOW, Reader, varint
 from memcodec.document.lengths import chunk_lengths
 from memcodec.document.plan import cut_chunks, visible_tokens
 from memcodec.document.spans import is_worthwhile
-from memcodec.errors import ChecksumError, EncodeError, FormatError, MachineError
+from memcodec.errors import ChecksumError, EncodeError, FormatError, wrong_file
 from memcodec.groups import EncodedGroup, decode_all, encode_all, verify_all
 from memcodec.lm.ahead import ending
 from memcodec.memory.sites import readout_site
 from memcodec.models.loaded import LoadedModel
 from memcodec.progress import ProgressCallback, Reporter
-from memcodec.settings import DEFAULT_CHUNK_TOKENS, DEFAULT_EFFORT, Readout, check_chunk_tokens, check_whole
+from memcodec.settings import (
+    DEFAULT_CHUNK_TOKENS,
+    DEFAULT_EFFORT,
+    Readout,
+    check_chunk_tokens,
+    check_whole,
+    plain_numbers,
+)
 from memcodec.wording import counted
 
 T = TypeVar("T")
@@ -54,6 +61,7 @@ class FrameSettings:
 
     def __post_init__(self) -> None:
         """Raises as `check`."""
+        plain_numbers(self)
         self.check()
 
     @property
@@ -139,9 +147,9 @@ def verify(
         else:
             decoded = _decode(model, frames, settings, tokens_of)
     except (FormatError, ChecksumError) as error:
-        raise MachineError(f"an encoded document does not decode here ({error}): nothing was written") from error
+        raise wrong_file(f"an encoded document does not decode here ({error})") from error
     if decoded != messages:
-        raise MachineError("an encoded document decodes to other bytes here: nothing was written")
+        raise wrong_file("an encoded document decodes to other bytes here")
 
 
 def _decode(

@@ -285,8 +285,9 @@ def batches(
     batch as the longest of them needs, so that a long group makes only its own batch smaller. None: what suits the LM.
     """
     size, positions = size or lm.capacity.sequences, positions or lm.capacity.positions
-    vectors = [site.vectors(group.memories[0]) for group in groups]
-    before = max((len(given) for given in vectors if given is not None), default=0) + lm.own_prefix
+    # One at a time: a hostile file may have millions of groups.
+    counts = (len(given) for group in groups if (given := site.vectors(group.memories[0])) is not None)
+    before = max(counts, default=0) + lm.own_prefix
     needed = [-(-(before + min(group.tokens, context)) // PAGE) * PAGE for group in groups]
     start = 0
     while left := len(groups) - start:

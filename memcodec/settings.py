@@ -1,6 +1,7 @@
 """Every setting of the encoder with its default and its limits. Imports neither numpy nor numba nor torch."""
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from operator import index
 from typing import Literal, TypedDict
@@ -39,6 +40,27 @@ VERIFY = ("passes", "steps")
 Context = int | Literal["auto", "max"]  # the most tokens of its group that the LM sees before each token
 
 
+def plain_numbers(settings: object) -> None:
+    """Make the whole numbers of numpy in a frozen dataclass numbers of Python, which do not overflow."""
+    for name, value in list(vars(settings).items()):
+        if not isinstance(value, int) and hasattr(value, "__index__"):
+            with suppress(TypeError):  # an array, which the checks refuse
+                object.__setattr__(settings, name, index(value))
+
+
+def check_whole(name: str, value: object, least: int, most: int | None, wanted: str) -> None:
+    """Raise EncodeError unless a value is a whole number, of Python or numpy, from `least` to `most`.
+
+    most: None for no limit; wanted: what to give, for the message.
+    """
+    try:
+        number = index(value)  # type: ignore[arg-type]  # a TypeError says that it is none
+    except TypeError:
+        raise EncodeError(f"{name} {value!r}: give {wanted}, as a whole number") from None
+    if number < least or (most is not None and number > most):
+        raise EncodeError(f"{name} {number}: give {wanted}")
+
+
 @dataclass(frozen=True)
 class Readout:
     """Settings of the readout site.
@@ -53,6 +75,7 @@ class Readout:
 
     def __post_init__(self) -> None:
         """Raises as `check`."""
+        plain_numbers(self)
         self.check()
 
     def check(self) -> None:
@@ -95,6 +118,7 @@ class Prompt:
 
     def __post_init__(self) -> None:
         """Raises as `check`."""
+        plain_numbers(self)
         self.check()
 
     def check(self) -> None:
@@ -106,7 +130,7 @@ class Prompt:
             raise EncodeError(f"bits {self.bits}: give {wanted}")
         for name, value in (("steps", self.steps), ("patience", self.patience)):
             check_whole(name, value, 1, None, "1 or more")
-        check_whole("seed", self.seed, -1 << 63, (1 << 64) - 1, "a whole number of 64 bits")
+        check_whole("seed", self.seed, -1 << 63, (1 << 64) - 1, "-2**63 to 2**64 - 1")
         if not 0 < self.learning_rate < 1e4:
             raise EncodeError(f"learning rate {self.learning_rate:g}: give a number above 0 and below 10,000")
 
@@ -157,6 +181,7 @@ class EncodeSettings:
 
     def __post_init__(self) -> None:
         """Raises as `check`."""
+        plain_numbers(self)
         self.check()
 
     def check(self) -> None:
@@ -214,16 +239,3 @@ def check_batch(batch: int | None) -> None:
     """Raise EncodeError for less than one group. None: as many as suit the device."""
     if batch is not None:
         check_whole("batch", batch, 1, None, "1 or more groups")
-
-
-def check_whole(name: str, value: object, least: int, most: int | None, wanted: str) -> None:
-    """Raise EncodeError unless a value is a whole number, of Python or numpy, from `least` to `most`.
-
-    most: None for no limit; wanted: what to give, for the message.
-    """
-    try:
-        number = index(value)  # type: ignore[arg-type]  # a TypeError says that it is none
-    except TypeError:
-        raise EncodeError(f"{name} {value!r}: give {wanted}, as a whole number") from None
-    if number < least or (most is not None and number > most):
-        raise EncodeError(f"{name} {number}: give {wanted}")

@@ -92,7 +92,7 @@ def test_near_the_bound_and_far_from_zstd(default_codec: Codec) -> None:
     for share, most in ((0, 1.01), (0.1, 1.03)):
         blob = default_codec.encode(text, site=Readout(share), verify=False)
         facts = memcodec.inspect(blob)
-        assert len(facts["spans"]) > 2
+        assert len(facts["spans"]) > 1
         assert len(blob) < 0.5 * zstd_size(text)
         size = facts["parts"]["corrections"] + facts["parts"].get("memories", 0)
         assert bound * 0.999 < size < most * bound + 0.5 * len(facts["spans"]), "half a byte a chunk in so short a text"

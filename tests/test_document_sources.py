@@ -159,7 +159,7 @@ def test_a_file_that_changes_is_noticed(tiny: Codec, tmp_path: Path, monkeypatch
             source, times = Source(file), path.stat()
 
             def meanwhile(
-                *parts: Any, later: int = int(has_other_time), times: os.stat_result = times
+                *parts: Any, later: int = has_other_time * 10**9, times: os.stat_result = times
             ) -> container.Container:
                 made = real(*parts)
                 path.write_text(TEXT[:-2] + "!\n")

@@ -120,6 +120,9 @@ def test_urls_are_written_completely_or_not_at_all(
             return (tmp_path / "a").read_bytes() if (tmp_path / "a").exists() else None
         if url.startswith("bucket"):
             return Bucket.objects.get("a")
+        if url.startswith("simplecache"):
+            assert remote.exists(url) == fsspec.filesystem("memory").exists("/a")
+            return remote.read(url) if remote.exists(url) else None
         memory = fsspec.filesystem("memory")
         return bytes(memory.cat_file("/a")) if memory.exists("/a") else None
 
@@ -323,7 +326,8 @@ def test_a_column_without_metadata_or_of_another_model(column: Column, tiny: Cod
     with pytest.raises(FormatError, match="cannot be read: checksum 9: give 0 to 4 bytes"):
         Column.from_metadata({"memcodec": json.dumps(about | {"checksum": 9})}, tiny)
     for name, wrong in (
-        ("max_bytes", "9"), ("max_bytes", 9.5), ("memory_share", "0.1"), ("chunk_tokens", None), ("effort", [1]),
+        ("max_bytes", "9"), ("max_bytes", 9.5), ("memory_share", "0.1"), ("memory_share", 10**400),
+        ("chunk_tokens", None), ("effort", [1]),
         ("primer", 5), ("dictionary", None), ("identity", 5),
     ):  # fmt: skip
         with pytest.raises(FormatError, match="cannot be read"):

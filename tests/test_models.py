@@ -395,6 +395,7 @@ INDEX = "model.safetensors.index.json"
         (["config.json", "tokenizer.json", INDEX, *PARTS], True),
         (["config.json", "tokenizer.json", *PARTS], True),
         (["config.json", "model.safetensors"], False),
+        (["config.json", "vocab.json", "model.safetensors"], False),
         (["config.json", "tokenizer_config.json", "model.safetensors"], False),
         (["tokenizer.json", "model.safetensors"], False),
         (["config.json", "tokenizer.json"], False),

@@ -206,9 +206,7 @@ def _refuse_rest(rest: memoryview) -> NoReturn:
         check_start(bytes(rest[:START]))
     except FormatError:
         raise FormatError("damaged header: the file is longer than it says") from None
-    raise FormatError(
-        f"another memcodec file follows, of {len(rest):,} bytes: give each file by itself, or decode all with decode()"
-    )
+    raise FormatError(f"another memcodec file follows, of {len(rest):,} bytes: give each file by itself")
 
 
 def _read_index(reader: "Reader", apart: "Reader | None", model_name: str | None) -> Container:

@@ -23,7 +23,7 @@ from memcodec.memory.sites import site_of
 from memcodec.models import registry
 from memcodec.models.loaded import LoadedModel
 from memcodec.progress import Reporter
-from memcodec.settings import DEVICES, MAX_THREADS, Prompt, SiteSettings
+from memcodec.settings import DEVICES, MAX_THREADS, Prompt, SiteSettings, check_whole
 
 _TASK_TOKENS = 3200  # of the groups that are one task of encoding: a few seconds on a CPU
 _MIN_GROUPS = 8  # of a task of decoding: with fewer rows the processor waits for memory
@@ -52,10 +52,10 @@ class RayEngine:
         which looks for a cluster, and starts one on this machine if there is none; an engine that connected to it
         disconnects when it is closed. patience: seconds to wait for the first worker. Raises EncodeError.
         """
-        if workers is not None and workers < 1:
-            raise EncodeError(f"workers {workers}: give 1 or more")
-        if threads is not None and not 1 <= threads <= MAX_THREADS:
-            raise EncodeError(f"threads {threads}: give 1 to {MAX_THREADS}")
+        if workers is not None:
+            check_whole("workers", workers, 1, None, "1 or more")
+        if threads is not None:
+            check_whole("threads", threads, 1, MAX_THREADS, f"1 to {MAX_THREADS}")
         if device not in DEVICES:
             raise EncodeError(f"device {device!r}: give {', '.join(DEVICES)}")
         self._count = workers

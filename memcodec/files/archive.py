@@ -273,7 +273,7 @@ class Archive(Sequence[bytes]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Its path, codec and primer: `_opened_again` reads the file where it is unpickled."""
-        return _opened_again, (os.fspath(self._path), self._codec, self.primer, self.batch, self._state)
+        return _opened_again, (os.fspath(self._path), self._codec, self.primer, self.batch, self.name, self._state)
 
     def __deepcopy__(self, _: object) -> "Archive":
         """A copy that shares the codec."""
@@ -332,13 +332,13 @@ class ByKey(Mapping[str, bytes]):
 
 
 def _opened_again(
-    path: str, codec: Codec | None, primer: Primer | None, batch: int | None, state: tuple[int, bytes]
+    path: str, codec: Codec | None, primer: Primer | None, batch: int | None, name: str, state: tuple[int, bytes]
 ) -> Archive:
     """The archive that was pickled. Raises FormatError if its file is another one now; as `Archive`."""
     archive = Archive(path, codec, primer)
     if archive._state != state:
         raise FormatError(f"{path}: changed since the archive was pickled: open it again")
-    archive.batch = batch
+    archive.batch, archive.name = batch, name
     return archive
 
 

@@ -166,7 +166,7 @@ class Column:
             type_, pandas_ = str(about.get("type", "string")), str(about.get("pandas", ""))
         except EncodeError as error:
             raise FormatError(f"memcodec's metadata of the column cannot be read: {error}") from error
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise FormatError("memcodec's metadata of the column cannot be read") from error
         if not column_types.is_known(type_):
             raise FormatError(f"a column of type {type_!r}: install a newer memcodec")

@@ -16,7 +16,7 @@ from memcodec.lm.choice import implementation_of
 from memcodec.lm.kept import AnyWeights
 from memcodec.lm.sequences import Capacity, SequenceInput, Sequences
 from memcodec.lm.team import Team, team_of
-from memcodec.settings import MAX_THREADS
+from memcodec.settings import MAX_THREADS, check_whole
 
 
 class ExactLM:
@@ -118,8 +118,8 @@ def _device_of(device: str, kernels: str) -> str:
 
 
 def _team_of(threads: int | None) -> Team:
-    if threads is not None and not 1 <= threads <= MAX_THREADS:
-        raise EncodeError(f"threads {threads}: give 1 to {MAX_THREADS}")
+    if threads is not None:
+        check_whole("threads", threads, 1, MAX_THREADS, f"1 to {MAX_THREADS}")
     return team_of(threads or cores())
 
 

@@ -5,6 +5,7 @@ the chunk. `fitting` finds them, `vectors` packs them.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,7 @@ class PromptSite:
         try:
             unpack(memory, dimensions, bits)
         except FormatError:
-            return bytes(vector_bytes(dimensions, bits))
+            return _zeros(vector_bytes(dimensions, bits))
         return memory
 
     def fit(self, chunks: list[np.ndarray], predict: Predict, report: Report) -> tuple[list[bytes], list[Predictions]]:
@@ -69,3 +70,8 @@ class PromptSite:
         fits = fitting.fit(self._lm(), chunks, self._settings, lambda step: report(step.prefix), self._positions)
         memories = [fit.memory for fit in fits]
         return memories, predict([self.vectors(memory) for memory in memories])
+
+
+@cache  # one object for all memories of a damaged file
+def _zeros(count: int) -> bytes:
+    return bytes(count)

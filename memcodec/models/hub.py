@@ -12,6 +12,7 @@ from memcodec.progress import ByteProgress
 HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(\w[\w.-]*(?:/\w[\w.-]*)*))?")
 
 _INDEX = "model.safetensors.index.json"  # has the name of the file of each tensor, if there are several files
+_TOKENIZERS = ({"tokenizer.json"}, {"vocab.json", "merges.txt"}, {"vocab.txt"})  # the files of each kind
 _PART = re.compile(r".*-\d+-of-(\d+)\.safetensors")  # one of these files
 
 
@@ -60,10 +61,8 @@ def _is_complete(folder: Path) -> bool:
 
     Raises OSError, and ValueError, LookupError, TypeError or AttributeError if the index of the weights is damaged.
     """
-    from memcodec.models.tokenizer import FILES
-
     names = {path.name for path in folder.iterdir() if path.is_file()}  # not of links to files that are missing
-    if "config.json" not in names or names.isdisjoint(FILES):
+    if "config.json" not in names or not any(names >= files for files in _TOKENIZERS):
         return False
     if _INDEX in names:
         return names.issuperset(json.loads((folder / _INDEX).read_bytes())["weight_map"].values())

@@ -79,6 +79,8 @@ def _upload(target: Any, data: Any) -> None:
 
     target: an OpenFile; data: an open file.
     """
+    from fsspec.implementations.cached import LocalTempFile
+
     system, path = target.fs, target.path
     try:
         is_new = not system.exists(path)
@@ -92,6 +94,9 @@ def _upload(target: Any, data: Any) -> None:
                 for name, value in (("forced", True), ("autocommit", False)):  # of buffered and of temporary files
                     with suppress(AttributeError):
                         setattr(file, name, value)
+                if isinstance(file, LocalTempFile):  # of simplecache::, which would read this part later
+                    with suppress(OSError):
+                        Path(file.fn).unlink()
                 raise
     except BaseException:
         with suppress(Exception):
