@@ -48,6 +48,7 @@ from transformers import (  # noqa: E402
 
 from memcodec.codec import Codec  # noqa: E402
 from memcodec.document.repeats import SAMPLE_BYTES  # noqa: E402
+from memcodec.models.loaded import LoadedModel  # noqa: E402
 from memcodec_cli import main  # noqa: E402
 
 hypothesis.settings.register_profile("memcodec", deadline=None)  # the first call of a kernel compiles it
@@ -151,6 +152,20 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.chdir(tmp_path)
     runner = CliRunner()
     return lambda *args, stdin=None: runner.invoke(main, [str(a) for a in args], input=stdin, catch_exceptions=False)
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What models are loaded with from now on: one entry for each time."""
+    found: list[object] = []
+    load = LoadedModel.load
+
+    def noted(*args: object, **options: object) -> LoadedModel:
+        found.append(args)
+        return load(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(LoadedModel, "load", noted)
+    return found
 
 
 def listen() -> None:

@@ -28,7 +28,6 @@ from memcodec.container.assembly import stored
 from memcodec.document.source import Source
 from memcodec.models import registry
 from memcodec.models.adapter import FILE_NAME
-from memcodec.models.loaded import LoadedModel
 from memcodec.settings import Context, EncodeSettings
 from memcodec_cli import main
 from memcodec_cli.progress import ProgressBar
@@ -611,7 +610,7 @@ def test_verify_decode_decodes_and_continues_after_errors(run: Run, llama_folder
 
 
 def test_verify_loads_one_model_for_all_files(
-    run: Run, llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, llama_folder: Path, tmp_path: Path, loads: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also if the folder had another name when the files were made."""
     copy = tmp_path / "another name"
@@ -619,14 +618,6 @@ def test_verify_loads_one_model_for_all_files(
     Path("text").write_text(TEXT)
     for name, folder in (("a", llama_folder), ("b", copy)):
         assert run("compress", "text", "-o", name, "--model", folder).exit_code == 0
-    loads: list[object] = []
-    load = LoadedModel.load
-
-    def counted(*args: object, **options: object) -> LoadedModel:
-        loads.append(args)
-        return load(*args, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(LoadedModel, "load", counted)
     monkeypatch.setattr(registry, "resolve_named", lambda *args: registry.resolve(str(llama_folder)))
     for options in (["--model", llama_folder], []):
         loads.clear()

@@ -10,7 +10,6 @@ import pytest
 
 from memcodec import Archive, Codec
 from memcodec.files import archive
-from memcodec.models.loaded import LoadedModel
 from memcodec.primer import Primer
 from memcodec_cli.archive import _write_files
 
@@ -270,21 +269,12 @@ def test_unpack_checks_keys_and_outputs_before_it_loads_a_model(run: Run, tiny: 
         assert (done.returncode, done.stderr) == (1, "memcodec: error: standard output is closed\n")
 
 
-def test_verify_loads_one_model_for_all_archives(
-    run: Run, tiny_name: str, tiny: Codec, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_verify_loads_one_model_for_all_archives(run: Run, tiny_name: str, tiny: Codec, loads: list[object]) -> None:
     primer = Primer.from_texts([TEXT], 100, tiny)
     Archive.create("plain", [TEXT], codec=tiny)
     Archive.create("primed", [TEXT], codec=tiny, primer=primer)
     Archive.create("bare", [TEXT], codec=tiny, primer=primer, with_primer=False)
-    loads: list[object] = []
-    load = LoadedModel.load
-
-    def counted(*args: object, **options: object) -> LoadedModel:
-        loads.append(args)
-        return load(*args, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(LoadedModel, "load", counted)
+    loads.clear()
     done = run("verify", "--decode", "plain", "primed", "bare", "plain", "--model", tiny_name)
     assert len(loads) == 1 and done.stdout == "".join(
         f"{name}: ok, an archive of 1 document, decoded\n" for name in ("plain", "primed", "plain")
