@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import click
 
 from memcodec import ChecksumError, MemcodecError
+from memcodec.errors import TruncatedError
 from memcodec_cli.names import display_name, escaped
 
 
@@ -40,9 +41,6 @@ def print_warning(message: str) -> None:
     print_error(message, "warning")
 
 
-_TRUNCATED = re.compile(r"truncated file: \d")  # with the number of bytes that are there: the header is whole
-
-
 class FileErrors:
     """Errors of the files of one command. With several files each error is printed and the command continues."""
 
@@ -72,7 +70,7 @@ class FileErrors:
     def _message(self, name: str, error: MemcodecError | OSError | click.ClickException) -> str:
         reason = error.format_message() if isinstance(error, click.ClickException) else str(error)
         reason = describe(error) if isinstance(error, OSError) and error.strerror else reason
-        if self._suggest_salvage and (isinstance(error, ChecksumError) or _TRUNCATED.match(reason)):
+        if self._suggest_salvage and (isinstance(error, ChecksumError | TruncatedError)):
             reason += "; use --salvage to recover the undamaged parts"
         shown = display_name(name)
         # Errors of the command line have the name of the file, or of its output, at their start, with or without ": ".

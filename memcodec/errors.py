@@ -9,6 +9,10 @@ class FormatError(MemcodecError):
     """The bytes are not a memcodec container, are damaged, or need a newer version."""
 
 
+class TruncatedError(FormatError):
+    """The end of the file is missing, but its header is there, so that what is whole may be salvaged."""
+
+
 class ChecksumError(MemcodecError):
     """Decoded bytes do not match the checksum that was stored with them."""
 

@@ -31,7 +31,7 @@ from memcodec.container.layout import (
 from memcodec.container.numbers import Reader
 from memcodec.document.lengths import chunk_lengths
 from memcodec.document.references import MAX_REFERENCES, Reference
-from memcodec.errors import ChecksumError, FormatError
+from memcodec.errors import ChecksumError, FormatError, TruncatedError
 from memcodec.settings import MAX_CHUNK_TOKENS, MAX_CONTEXT
 
 
@@ -183,7 +183,7 @@ def read_tensors(
         raise FormatError("not a memcodec file: it has no metadata")
     base, end = 8 + length, max(ends, default=0)
     if len(view) < base + end and not damaged:
-        raise FormatError(f"truncated file: {len(view)} of {base + end} bytes")
+        raise TruncatedError(f"truncated file: {len(view)} of {base + end} bytes")
     if unknown := [name for name in entries if name not in names]:
         raise FormatError(f"unknown tensor {unknown[0][:40]!r}: install a newer memcodec")
     tensors, at = {}, 0
