@@ -108,19 +108,22 @@ def _shares(names: list[str], sizes: np.ndarray) -> np.ndarray:
 
 
 class Sampler:
-    """Batches of `tokens` tokens for ever, made ahead in a thread."""
+    """Batches of `tokens` tokens for ever, made ahead in a thread; lengths: of a sequence, from and to, in tokens."""
 
-    def __init__(self, documents: Documents, prefix: int, tokens: int, seed: int) -> None:
+    def __init__(
+        self, documents: Documents, prefix: int, tokens: int, seed: int, lengths: tuple[int, int] = (SHORTEST, LONGEST)
+    ) -> None:
         self._documents = documents
         self._prefix = prefix
         self._tokens = tokens
+        self._shortest, self._longest = lengths
         self._random = np.random.default_rng(seed)
         self._shares = np.cumsum(shares(documents))
         order = np.argsort(documents.group, kind="stable")
         bounds = np.searchsorted(documents.group[order], np.arange(len(documents.names) + 1))
-        lengths = np.diff(documents.starts)
+        sizes = np.diff(documents.starts)
         self._members = [order[a:b] for a, b in pairwise(bounds)]
-        self._sizes = [np.cumsum(lengths[members]) for members in self._members]
+        self._sizes = [np.cumsum(sizes[members]) for members in self._members]
         self._ready: queue.Queue[Batch] = queue.Queue(8)
         threading.Thread(target=self._fill, daemon=True).start()
 
@@ -139,9 +142,9 @@ class Sampler:
         sizes = self._sizes[group]
         document = self._members[group][np.searchsorted(sizes, r.integers(sizes[-1]), side="right")]
         start, end = self._documents.starts[document : document + 2]
-        length = int(math.exp(r.uniform(math.log(SHORTEST), math.log(LONGEST))))
-        if end - start > SHORTEST and r.random() >= AT_START:
-            start = r.integers(start, end - SHORTEST)
+        length = int(math.exp(r.uniform(math.log(self._shortest), math.log(self._longest))))
+        if end - start > self._shortest and r.random() >= AT_START:
+            start = r.integers(start, end - self._shortest)
         return self._documents.ids[start : min(start + length, end)]
 
     def _batch(self) -> Batch:

@@ -16,6 +16,8 @@ import torch
 import train
 import weights as stored
 
+LENGTHS = ((20, 200), (256, 256), (500, 2000))  # tokens of a sequence, instead of 20 to 2,000
+
 
 def main() -> None:
     """The command line."""
@@ -56,6 +58,8 @@ def main() -> None:
     run("no gains", replace(base, gains=False))
     run("attention alone", replace(base, matrices=("qkv", "mix")))
     run("gated layers alone", replace(base, matrices=("up", "down")))
+    for lengths in LENGTHS:
+        run(f"sequences of {lengths[0]} to {lengths[1]} tokens", replace(base, lengths=lengths))
 
 
 if __name__ == "__main__":

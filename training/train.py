@@ -42,6 +42,7 @@ class Options:
     resume: bool = False
     evaluate_every: float = 60.0
     export: Path | None = None
+    lengths: tuple[int, int] = (data.SHORTEST, data.LONGEST)
 
 
 def schedule(fraction: float, step: int) -> float:
@@ -61,7 +62,7 @@ class Run:
         self.adapter = Adapter(model.weights, o.rank, o.matrices, o.embedding_rank, o.gains).to(self.device)
         groups = self.adapter.groups(o.rate, o.rate / 4)
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-        self.sampler = iter(data.Sampler(documents, prefix, o.tokens, o.seed))
+        self.sampler = iter(data.Sampler(documents, prefix, o.tokens, o.seed, o.lengths))
         self.step, self.seconds, self.seen = 0, 0.0, 0
         o.out.mkdir(parents=True, exist_ok=True)
         if o.resume and (o.out / "state.safetensors").exists():
