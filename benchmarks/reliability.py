@@ -88,7 +88,8 @@ Rows = list[tuple[str, str, str, str]]
 
 
 def _faults(found: dict[str, Any]) -> Rows:
-    names = {kind: f"each bit of a small {kind} flipped" for kind in ("file", "stored file", "archive", "primer")}
+    flipped = ("file", "file with references", "stored file", "archive", "primer")
+    names = {kind: f"each bit of a small {kind} flipped" for kind in flipped}
     return [
         (
             names.get(row["what"], row["what"]), f"{row['cases']:,}", f"{len(row['wrong']):,}",
