@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import faults
+
 from memcodec.bench.results import machine, today
 
 FULL: dict[str, list[str]] = {
@@ -88,8 +90,7 @@ Rows = list[tuple[str, str, str, str]]
 
 
 def _faults(found: dict[str, Any]) -> Rows:
-    flipped = ("file", "file with references", "stored file", "archive", "primer")
-    names = {kind: f"each bit of a small {kind} flipped" for kind in flipped}
+    names = {kind: f"each bit of a small {kind} flipped" for kind in faults.KINDS}
     return [
         (
             names.get(row["what"], row["what"]), f"{row['cases']:,}", f"{len(row['wrong']):,}",

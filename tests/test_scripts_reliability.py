@@ -1,6 +1,7 @@
 """Samples of the tests of `make reliability` (docs/reliability.md), and inputs that fuzzing has found."""
 
 import importlib
+import json
 import pickle
 import socket
 from collections.abc import Callable
@@ -30,7 +31,7 @@ def codec() -> Codec:
     return Codec.load(str(TINY), device="cpu")
 
 
-@pytest.mark.parametrize("kind", ["file", "stored file", "archive", "primer"])
+@pytest.mark.parametrize("kind", ["file", "file with references", "stored file", "archive", "primer"])
 def test_flipped_bits(script: Scripts, kind: str) -> None:
     row = script("faults").judge(kind, script("faults").flips, kind, 40)
     assert row["cases"] == 40 and row["wrong"] == []
@@ -54,6 +55,14 @@ def test_faults_are_noticed_by_their_judge(script: Scripts) -> None:
     assert faults.checked(lambda: [][0], b"right")() == "raises IndexError"
     for word, memory in (("WRONG BYTES", 0), ("hangs", 0), ("refused", faults.MEMORY + 1)):
         assert faults.is_wrong(isolated.Outcome("", word, 0.0, memory))
+
+
+def test_the_table_says_what_is_promised_of_each_kind(script: Scripts, tmp_path: Path) -> None:
+    kinds = script("faults").KINDS
+    row = {"cases": 7, "outcomes": {"refused": 7}, "longest": 0.0, "memory": 0, "wrong": []}
+    (tmp_path / "faults.json").write_text(json.dumps({"rows": [{"what": kind, **row} for kind in kinds]}))
+    table = script("reliability").render(tmp_path, {}).splitlines()
+    assert sum("| 7 | 0 | the same bytes, or an error of one line |" in line for line in table) == len(kinds)
 
 
 def test_hostile_files(script: Scripts) -> None:
