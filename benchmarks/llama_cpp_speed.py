@@ -24,6 +24,7 @@ POSITION = 64  # at which steps are measured
 ROWS = (1, 16, 64)
 LENGTH = 200  # tokens of each of the two sequences of a pass
 FORMATS = {"Q4_1": 0, "Q4_0": 2, "Q8_0": 7}  # the built-in model has the first; the numbers are llama.cpp's `ftype`
+_KEPT: list[Any] = []  # callbacks, to which llama.cpp keeps only pointers
 ONE_ROW, ALL_ROWS = "pass of 2 x 200 tokens, logits of two", "pass of 2 x 200 tokens, all logits"
 
 
@@ -168,9 +169,8 @@ def step_name(rows: int) -> str:
 
 def quiet(llama: Any) -> Any:
     """A callback that ignores messages."""
-    global _callback  # llama.cpp keeps only a pointer to it
-    _callback = llama.llama_log_callback(lambda *_: None)
-    return _callback
+    _KEPT.append(llama.llama_log_callback(lambda *_: None))
+    return _KEPT[-1]
 
 
 def make_formats(first: Path) -> None:
