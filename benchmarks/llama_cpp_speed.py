@@ -15,14 +15,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from versions import LENGTH, pass_speed, seconds, step_speed
+
 POSITION = 64  # at which steps are measured
 ROWS = (1, 16, 64)
-LENGTH = 200  # tokens of each of the two sequences of a pass
 FORMATS = {"Q4_1": 0, "Q4_0": 2, "Q8_0": 7}  # the built-in model has the first; the numbers are llama.cpp's `ftype`
 _KEPT: list[Any] = []  # callbacks, to which llama.cpp keeps only pointers
 ONE_ROW, ALL_ROWS = "pass of 2 x 200 tokens, logits of two", "pass of 2 x 200 tokens, all logits"
@@ -83,33 +83,11 @@ def render(found: dict[str, list[dict[str, float]]]) -> str:
 
 def of_memcodec() -> dict[str, float]:
     """Tokens a second of the exact LM, logits included."""
-    import numpy as np
-
     from memcodec import Codec
-    from memcodec.lm.sequences import SequenceInput
 
-    lm: Any = Codec.load(device="cpu").lm
-    tokens = np.random.default_rng(1).integers(100, 40_000, (max(ROWS), POSITION + LENGTH))
-    sequences = lm.sequences(2, 256, 2 * LENGTH)
-
-    def full(rows: int) -> None:
-        sequences.restart()
-        sequences.forward([SequenceInput(i, tokens[i, :LENGTH]) for i in range(2)])
-        sequences.logits(slice(2 * LENGTH - rows, 2 * LENGTH))
-
-    result = {ONE_ROW: 2 * LENGTH / seconds(lambda: full(2), 9)}
-    result[ALL_ROWS] = 2 * LENGTH / seconds(lambda: full(2 * LENGTH), 9)
-    for rows in ROWS:
-        sequences = lm.sequences(rows, POSITION + LENGTH, 8 * rows)
-        for at in range(0, POSITION, 8):
-            sequences.forward([SequenceInput(i, tokens[i, at : at + 8]) for i in range(rows)])
-
-        def step(sequences: Any = sequences, rows: int = rows) -> None:
-            sequences.step(tokens[:rows, 0].copy())
-            sequences.logits(slice(0, rows))
-
-        result[step_name(rows)] = rows / seconds(step, 40)
-    return result
+    lm = Codec.load(device="cpu").lm
+    result = {ONE_ROW: pass_speed(lm, 2), ALL_ROWS: pass_speed(lm, 2 * LENGTH)}
+    return result | {step_name(rows): step_speed(lm, rows, POSITION) for rows in ROWS}
 
 
 def of_llama(path: str) -> dict[str, float]:
@@ -185,16 +163,6 @@ def make_formats(first: Path) -> None:
             target = str(first.with_stem(name)).encode()
             if llama.llama_model_quantize(str(first).encode(), target, ctypes.byref(settings)):
                 raise SystemExit(f"llama_cpp_speed: error: llama.cpp cannot write {name}")
-
-
-def seconds(function: Callable[[], Any], times: int) -> float:
-    """The median of some calls, after one that does not count."""
-    found = []
-    for _ in range(times + 1):
-        start = time.perf_counter()
-        function()
-        found.append(time.perf_counter() - start)
-    return statistics.median(found[1:])
 
 
 if __name__ == "__main__":

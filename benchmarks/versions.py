@@ -23,6 +23,7 @@ import numpy as np
 
 POSITION = 200  # at which steps are measured
 ROWS = (1, 4, 16, 64)
+LENGTH = 200  # tokens of each of the two sequences of a pass
 LINES = 1000  # messages
 TEXT = "The quick brown fox jumps over the lazy dog near the bank of the river. "
 
@@ -80,31 +81,53 @@ def measure(quick: bool, text: Path) -> dict[str, float]:
 
 def of_lm(lm: Any) -> dict[str, float]:
     """Tokens a second of a full pass and of steps, head included."""
-    try:
-        from memcodec.lm.sequences import SequenceInput as Input
-    except ImportError:
-        from memcodec.lm.passes import Piece as Input  # type: ignore[import-not-found, no-redef] # version 0.2.0
+    result = {"full pass of 2 x 200 tokens, tokens/s": pass_speed(lm, 2 * LENGTH)}
+    for rows in ROWS:
+        result[f"steps of {rows} rows at position {POSITION}, tokens/s"] = step_speed(lm, rows, POSITION)
+    return result
 
-    tokens = np.random.default_rng(1).integers(100, 40_000, (64, POSITION + 200))
-    sequences = lm.sequences(2, 256, 400)
+
+def pass_speed(lm: Any, logits: int) -> float:
+    """Tokens a second of a pass of two sequences of LENGTH tokens, with the logits of the last positions."""
+    made, tokens = input_type(), random_tokens(2, LENGTH)
+    sequences = lm.sequences(2, 256, 2 * LENGTH)
 
     def full() -> None:
         sequences.restart()
-        sequences.forward([Input(i, tokens[i, :200]) for i in range(2)])
-        sequences.logits(slice(0, 400))
+        sequences.forward([made(i, tokens[i]) for i in range(2)])
+        sequences.logits(slice(2 * LENGTH - logits, 2 * LENGTH))
 
-    result = {"full pass of 2 x 200 tokens, tokens/s": 400 / seconds(full, 9)}
-    for rows in ROWS:
-        sequences = lm.sequences(rows, POSITION + 200, 8 * rows)
-        for at in range(0, POSITION, 8):
-            sequences.forward([Input(i, tokens[i, at : at + 8]) for i in range(rows)])
+    return 2 * LENGTH / seconds(full, 9)
 
-        def step(sequences: Any = sequences, rows: int = rows) -> None:
-            sequences.step(tokens[:rows, 0].copy())
-            sequences.logits(slice(0, rows))
 
-        result[f"steps of {rows} rows at position {POSITION}, tokens/s"] = rows / seconds(step, 40)
-    return result
+def step_speed(lm: Any, rows: int, position: int) -> float:
+    """Tokens a second of steps of some rows from a position on, with their logits."""
+    made, tokens = input_type(), random_tokens(rows, position)
+    sequences = lm.sequences(rows, position + LENGTH, 8 * rows)
+    for at in range(0, position, 8):
+        sequences.forward([made(i, tokens[i, at : at + 8]) for i in range(rows)])
+
+    def step() -> None:
+        sequences.step(tokens[:, 0].copy())
+        sequences.logits(slice(0, rows))
+
+    return rows / seconds(step, 40)
+
+
+def random_tokens(rows: int, length: int) -> np.ndarray:
+    """Token ids, int64 [rows, length]."""
+    return np.random.default_rng(1).integers(100, 40_000, (rows, length))
+
+
+def input_type() -> Any:
+    """What a sequence is given, in the version that this process imports."""
+    try:
+        from memcodec.lm.sequences import SequenceInput
+    except ImportError:
+        from memcodec.lm.passes import Piece  # type: ignore[import-not-found] # version 0.2.0
+
+        return Piece
+    return SequenceInput
 
 
 def of_commands(data: bytes) -> dict[str, float]:

@@ -70,7 +70,7 @@ class FileErrors:
     def _message(self, name: str, error: MemcodecError | OSError | click.ClickException) -> str:
         reason = error.format_message() if isinstance(error, click.ClickException) else str(error)
         reason = describe(error) if isinstance(error, OSError) and error.strerror else reason
-        if self._suggest_salvage and (isinstance(error, ChecksumError | TruncatedError)):
+        if self._suggest_salvage and isinstance(error, ChecksumError | TruncatedError):
             reason += "; use --salvage to recover the undamaged parts"
         shown = display_name(name)
         # Errors of the command line have the name of the file, or of its output, at their start, with or without ": ".

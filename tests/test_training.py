@@ -45,12 +45,13 @@ def test_a_batch_is_full_of_sequences_behind_the_prefix(documents: data.Document
             assert end - start <= data.LONGEST
 
 
-def test_sequences_have_the_lengths_of_the_options() -> None:
+@pytest.mark.parametrize(("shortest", "longest"), [(50, 60), (256, 256)])
+def test_sequences_have_the_lengths_of_the_options(shortest: int, longest: int) -> None:
     documents = data.Documents.of([("prose/en", np.arange(10, 3010) % 90)])
-    batch = next(iter(data.Sampler(documents, PREFIX, 4096, seed=0, lengths=(50, 60))))
+    batch = next(iter(data.Sampler(documents, PREFIX, 4096, seed=0, lengths=(shortest, longest))))
     lengths = np.diff(batch.ends.numpy())
-    assert lengths.max() <= 60
-    assert lengths[:-1].min() >= 50  # the last one is cut at the end of the batch
+    assert lengths.max() <= longest
+    assert lengths[:-1].min() >= shortest  # the last one is cut at the end of the batch
 
 
 def test_documents_come_back_from_their_file(documents: data.Documents, tmp_path: Path) -> None:

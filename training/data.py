@@ -142,7 +142,7 @@ class Sampler:
         sizes = self._sizes[group]
         document = self._members[group][np.searchsorted(sizes, r.integers(sizes[-1]), side="right")]
         start, end = self._documents.starts[document : document + 2]
-        length = int(math.exp(r.uniform(math.log(self._shortest), math.log(self._longest))))
+        length = round(math.exp(r.uniform(math.log(self._shortest), math.log(self._longest))))
         if end - start > self._shortest and r.random() >= AT_START:
             start = r.integers(start, end - self._shortest)
         return self._documents.ids[start : min(start + length, end)]
