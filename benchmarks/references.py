@@ -1,6 +1,6 @@
 """What references save: bytes and seconds with and without them, in turns, and how much of a document they stand for.
 
-    python benchmarks/references.py [FILE or FOLDER...] [--suffix .py] [--files N] [--bytes N] [--find] [--verify]
+    python benchmarks/references.py [FILE or FOLDER...] [--suffix .py] [--files N] [--bytes N] [--find] [--seen N]
 
 A folder is one document: its files of a suffix (--suffix), the first N in order of their paths, joined. Without
 arguments: alice29, the JSON schemas and 120 Python files of Django. --find only looks for references, without a model.
@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=FILES, help="of a folder, at most")
     parser.add_argument("--bytes", type=int, help="the first of each document alone")
     parser.add_argument("--find", action="store_true", help="encode nothing")
+    parser.add_argument("--seen", type=int, default=600, help="tokens that the LM sees, for --find: 600 at level 6")
     parser.add_argument("--verify", action="store_true", help="decode and compare")
     parser.add_argument("--rounds", type=int, default=1, help="of which the fastest counts")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
@@ -43,10 +44,10 @@ def main() -> None:
     texts = {path.name: document(path, options.suffix, options.files) for path in options.paths} or defaults()
     codec = None if options.find else Codec.load(device="cpu")
     rows: list[dict[str, Any]] = []
-    find(next(iter(texts.values()))[:10_000])  # compiles the kernels
+    find(next(iter(texts.values()))[:10_000], options.seen)  # compiles the kernels
     for name, whole in texts.items():
         data = whole[: options.bytes]
-        row = {"text": name, "bytes": len(data)} | find(data)
+        row = {"text": name, "bytes": len(data)} | find(data, options.seen)
         if codec is not None:
             row |= encode(codec, data, options.verify, options.rounds)
         rows.append(row)
@@ -73,13 +74,13 @@ def defaults() -> dict[str, bytes]:
     return texts | {f"{FILES} Python files": python}
 
 
-def find(data: bytes) -> dict[str, Any]:
+def find(data: bytes, seen_tokens: int) -> dict[str, Any]:
     """The share of a document in references, their number, their bytes in the index, and the CPU time to find them."""
     source = Source.of(data)
     blocks = [find_text(block) for block in cut_blocks(source)]
     references: list[Reference] = []
     begin = time.process_time()
-    finder = Repeats(source)
+    finder = Repeats(source, seen_tokens)
     for found in blocks:
         references += finder.cut(found)[1]
     seconds = time.process_time() - begin

@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,9 +20,10 @@ from memcodec.container.insertion import insert
 from memcodec.document import repeats, source, spans
 from memcodec.document.blocks import Cutting, read_blocks
 from memcodec.document.references import CarriedBytes, Reference, joined, slices_of
-from memcodec.document.repeats import SAMPLE_BYTES, Repeats
+from memcodec.document.repeats import SAMPLE_BYTES, UNSEEN_BYTES, Repeats
 from memcodec.document.source import Source
 from memcodec.document.spans import cut_blocks, find_text
+from memcodec.document.unseen import GRAM_BYTES, Grams, is_unseen
 from memcodec.settings import Context, EncodeSettings
 from memcodec.storage.journal import journal_key
 
@@ -31,11 +33,11 @@ QUICK = Readout(0, 64)
 RNG = random.Random(5)
 
 
-LEAST_BYTES = 2 * SAMPLE_BYTES  # shorter than the default, so that small documents have references
+LEAST_BYTES = 2 * SAMPLE_BYTES
 
 
 @pytest.fixture(autouse=True)
-def short_references(monkeypatch: pytest.MonkeyPatch) -> None:
+def references_to_what_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repeats, "LEAST_BYTES", LEAST_BYTES)
     monkeypatch.setattr(repeats, "TOKEN_BYTES", 0)
 
@@ -46,10 +48,10 @@ def unique(size: int, seed: int = 0) -> str:
     return "".join(rng.choice("abcdefghijklmnopqrstuvwxyz    \n") for _ in range(size))
 
 
-def found(data: bytes) -> tuple[list[Reference], bytes]:
+def found(data: bytes, seen_tokens: int = 0) -> tuple[list[Reference], bytes]:
     """The references of a document and its carried bytes."""
     document = Source.of(data)
-    finder = Repeats(document)
+    finder = Repeats(document, seen_tokens)
     references: list[Reference] = []
     carried = b""
     for block in cut_blocks(document):
@@ -330,15 +332,91 @@ def test_blocks_share_references(tiny: Codec, monkeypatch: pytest.MonkeyPatch) -
 def test_what_the_lm_sees_is_left_to_it(
     tiny: Codec, level: int, context: Context, seen: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A copy less than about that many tokens behind its source is carried; one farther behind is a reference."""
+    """A copy whose source the LM sees is carried; one whose source it sees too little of is a reference."""
     settings = EncodeSettings.of(level=level, context=context)
     cutting = replace(Cutting.of(tiny.model, settings), positions=8000)
     assert cutting.seen_tokens == seen
     monkeypatch.setattr(repeats, "TOKEN_BYTES", 3)
-    for distance, count in ((3 * seen - 100, 0), (3 * seen, 1)):
-        data = (unique(500) + unique(distance - 500, 1) + unique(500)) if distance >= 500 else unique(distance) * 2
-        blocks = read_blocks(Source.of(data.encode()), tiny.tokenizer, cutting)
-        assert sum(len(block.references) for block in blocks) == count
+    copied = unique(min(500, 2 * seen))
+    for not_seen, count in ((0, 0), (UNSEEN_BYTES - GRAM_BYTES, 0), (UNSEEN_BYTES, 1)):
+        between = unique(3 * seen + not_seen - len(copied), 1)
+        blocks = read_blocks(Source.of((copied + between + copied).encode()), tiny.tokenizer, cutting)
+        assert [one.size for block in blocks for one in block.references] == [len(copied)] * count
+
+
+@pytest.mark.parametrize("window", [2048, repeats.WINDOW_BYTES])
+def test_a_repeat_that_the_lm_saw_in_parts_is_left_to_it(monkeypatch: pytest.MonkeyPatch, window: int) -> None:
+    """What follows lines that are like it is carried, though a whole copy of it is far away. New text is not."""
+    monkeypatch.setattr(repeats, "TOKEN_BYTES", 4)
+    monkeypatch.setattr(repeats, "WINDOW_BYTES", window)
+    monkeypatch.setattr(spans, "BLOCK_BYTES", 700)
+    monkeypatch.setattr(spans, "_LINE", 50)
+    lines = [f"{{'name': '{unique(12, i)}', 'values': [1, 2, 3], 'text': '{unique(12, i + 50)}'}}\n" for i in range(8)]
+    record, prose = "".join(lines), unique(len("".join(lines)), 99)
+    near = "".join(lines[i] for i in (3, 0, 6, 1, 4, 7, 2, 5))
+    for text, before, is_repeat in ((record, unique(400, 2), True), (record, near, False), (prose, near, True)):
+        data = f"{text}{unique(5000, 3)}{before}{text}".encode()
+        references, carried = found(data, seen_tokens=200)
+        assert restored(references, carried) == data
+        left_out = len(data) - len(carried)
+        assert left_out > len(text) - LEAST_BYTES if is_repeat else not references
+
+
+def test_what_is_in_a_reference_is_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The LM does not see it, nor is text less near for it."""
+    monkeypatch.setattr(repeats, "TOKEN_BYTES", 4)
+    text, long = unique(600), unique(2000, 5)
+    references, _ = found(f"{text}{unique(3000, 1)}{text}{unique(100, 2)}{text}".encode(), seen_tokens=300)
+    assert [(one.start, one.size) for one in references] == [(0, 600), (0, 600)]
+    references, _ = found(f"{long}{unique(3000, 1)}{text}{long}{text}".encode(), seen_tokens=300)
+    assert [(one.start, one.size) for one in references] == [(0, 2000)]
+
+
+def test_what_repeats_itself_is_not_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line that is repeated needs no reference, though it occurred far away."""
+    monkeypatch.setattr(repeats, "TOKEN_BYTES", 4)
+    for text, count in ((unique(40) * 20, 0), (unique(800), 1)):
+        assert len(found(f"{text}{unique(5000, 1)}{text}".encode(), seen_tokens=300)[0]) == count
+
+
+@given(st.integers(0, 1 << 30), st.sampled_from([8, 40, 200, 1000]), st.sampled_from([0, 1_000_000]))
+def test_unseen_bytes_are_counted_as_plain_python_counts_them(seed: int, seen: int, origin: int) -> None:
+    """Of repeats one after the other, with references and text between them. A few runs may have lost their slot."""
+    rng = random.Random(seed)
+    words = [unique(rng.randrange(2, 30), seed + i) for i in range(12)]
+    data = "".join(rng.choice(words) for _ in range(150)).encode()
+    window = np.frombuffer(data, dtype=np.uint8)
+    grams, references, at = Grams.of(seen), [(0, 0)], 0
+    grams.entered[0] = origin
+    while at + 200 < len(data):
+        first, size = at + rng.randrange(100), rng.randrange(10, 100)
+        starts, ends = (np.array([origin + one[i] for one in references[1:]], dtype=np.int64) for i in (0, 1))
+        carried = [data[end:start] for (_, end), (start, _) in pairwise([*references, (first, first)])]
+        count = unseen_bytes(carried, data[first : first + size], seen)
+        for least in range(1, size + 1):
+            answer = is_unseen(window, first, size, origin, starts, ends, least, seen, grams)
+            assert count >= least - 2 * GRAM_BYTES if answer else count < least
+        at = first
+        if rng.random() < 0.5:
+            at += size
+            references.append((first, at))
+
+
+def unseen_bytes(carried: list[bytes], repeat: bytes, seen: int) -> int:
+    """The bytes of a repeat in no run that begins in the last `seen` carried bytes before, or earlier in the repeat."""
+    left, runs = sum(map(len, carried)), set[bytes]()
+    for piece in carried:
+        for i in range(len(piece) - GRAM_BYTES + 1):
+            if left - i <= seen:
+                runs.add(piece[i : i + GRAM_BYTES])
+        left -= len(piece)
+    known = set[int]()
+    for i in range(len(repeat) - GRAM_BYTES + 1):
+        run = repeat[i : i + GRAM_BYTES]
+        if run in runs:
+            known.update(range(i, i + GRAM_BYTES))
+        runs.add(run)
+    return len(repeat) - len(known)
 
 
 def test_a_pure_memory_carries_all_text() -> None:

@@ -3,6 +3,9 @@
 Every SAMPLE_BYTES of carried text, a sample enters a table; a rolling hash finds the samples that occur again, as in
 rsync (Tridgell, 1999) and the long-distance matching of zstd. The bytes themselves are always compared. A repeat of
 2 * SAMPLE_BYTES - 1 bytes has a whole sample in it wherever it begins.
+
+The LM needs fewer bytes for a copy of text that it sees than a reference takes, so a repeat becomes a reference only if
+enough of it is unseen.
 """
 
 from array import array
@@ -13,10 +16,12 @@ import numpy as np
 
 from memcodec.document.references import MAX_REFERENCES, Reference
 from memcodec.document.source import Source
+from memcodec.document.unseen import Grams, is_unseen
 from memcodec.lm.compiled import kernel, subkernel
 
-LEAST_BYTES = 400  # of a reference: shorter repeats may cost more in the index than the LM needs (docs/context.md)
-TOKEN_BYTES = 4  # about: of text that the LM sees, and of which it predicts a copy for less than a reference costs
+LEAST_BYTES = 96  # of a reference
+UNSEEN_BYTES = 64  # of a reference, at least (docs/context.md)
+TOKEN_BYTES = 4  # of text in a token, about
 SAMPLE_BYTES = 48
 WINDOW_BYTES = 1 << 24  # of the document that are kept in memory; what is farther back is read again
 
@@ -35,9 +40,10 @@ class Repeats:
     """Finds what repeats in the text of a document, from its beginning to its end."""
 
     def __init__(self, source: Source, seen_tokens: int = 0) -> None:
-        """seen_tokens: what repeats text so near before it is left to the LM."""
+        """seen_tokens: about how many tokens before a repeat the LM sees; 0: all of every repeat counts as unseen."""
         self._source = source
-        self._nearest = TOKEN_BYTES * seen_tokens
+        self._seen = TOKEN_BYTES * seen_tokens
+        self._grams = Grams.of(self._seen)
         samples = source.size // SAMPLE_BYTES
         self._table = np.zeros(min(max(_BUCKET, 1 << (2 * samples).bit_length()), _MOST_SLOTS), dtype=np.uint64)
         # The last bytes of the document so far, and where they begin in it.
@@ -85,13 +91,16 @@ class Repeats:
         while len(self._starts) < MAX_REFERENCES:
             at, first, size, place, fresh = _next_repeat(
                 window, done, at, fresh, self._origin, self._table, _array(self._starts), _array(self._ends),
-                LEAST_BYTES, self._nearest,
+                LEAST_BYTES, UNSEEN_BYTES, self._seen, self._grams,
             )  # fmt: skip
             if place < 0:
                 break
             if place < self._origin:
                 first, size = self._extended(window, done, at, place)
-                if size < LEAST_BYTES or self._origin + at - place < self._nearest:
+                if size < LEAST_BYTES or not is_unseen(
+                    window, first, size, self._origin, _array(self._starts), _array(self._ends),
+                    UNSEEN_BYTES, self._seen, self._grams,
+                ):  # fmt: skip
                     at = max(at, first + size - SAMPLE_BYTES) + 1
                     continue
             if first > done:
@@ -211,13 +220,14 @@ def _extend(ours, done, at, theirs, there, low, high, longest):
 
 
 @kernel
-def _next_repeat(window, done, at, fresh, origin, table, starts, ends, least, nearest):
+def _next_repeat(window, done, at, fresh, origin, table, starts, ends, least, unseen, seen, grams):
     """The next repeat in text from byte `at` of the window on, which begins at `origin` of the document.
 
     done: up to there, text is in a reference or no part of this text; fresh: the next sample to be entered, which is
     done SAMPLE_BYTES behind: a repeat may begin so much before the sample that is found. starts, ends: of the
-    references so far. Returns where the sample is, the first byte and the size of the repeat, where the sample occurred
-    in the document (-1 if nowhere; before the window, its repeat is not known yet), and `fresh`.
+    references so far; least: bytes of a repeat; unseen, seen, grams: see `unseen.is_unseen`. Returns where the sample
+    is, the first byte and the size of the repeat, where the sample occurred in the document (-1 if nowhere; before the
+    window, its repeat is not known yet), and `fresh`.
     """
     while at + SAMPLE_BYTES <= len(window):
         value, place = _hash(window, at), np.int64(-1)
@@ -245,7 +255,10 @@ def _next_repeat(window, done, at, fresh, origin, table, starts, ends, least, ne
         low, high = _around(place, starts, ends)
         there = place - origin  # the repeat is at most so long that its source ends where it begins
         first, size = _extend(window, done, at, window, there, max(low - origin, 0), high - origin, at - there)
-        if size >= least and origin + at - place >= nearest:
+        is_near = origin + at - place <= seen  # the LM sees all of it, since its source is carried
+        if size >= least and not is_near and is_unseen(
+            window, first, size, origin, starts, ends, unseen, seen, grams
+        ):  # fmt: skip
             return at, first, size, place, fresh
         at = max(at, first + size - SAMPLE_BYTES) + 1  # behind the samples that are a part of this repeat
     return at, 0, 0, -1, fresh

@@ -1,0 +1,102 @@
+"""How much of a repeat the LM does not see: it is neither in the carried text shortly before nor earlier in the repeat.
+
+Text is compared in runs of GRAM_BYTES, by their hashes: a table says where each run occurred last. It is brought up to
+date when the next repeat is looked at, so that text without repeats takes no time.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from memcodec.lm.compiled import kernel, subkernel
+
+GRAM_BYTES = 8
+
+_SLOTS = 4  # of the table, at least, for each run: of two with the same slot, the later one is kept
+_CHANGES = 1024  # the number of runs at the beginning of a repeat with which its later ones are compared
+_MULTIPLIER = 0x9E3779B97F4A7C15
+_POSITION_BITS = 40
+_POSITION_MASK = (1 << _POSITION_BITS) - 1
+
+
+class Grams(NamedTuple):
+    """Where runs of bytes occurred in the carried text.
+
+    places: entries of runs (see `_entry`), uint64 [slots]; entered: up to where runs are in the table, in bytes of the
+    document, the number of references before, and the bytes in them, int64 [3]; changes: slots and what was in them,
+    while a repeat is looked at, uint64 [_CHANGES, 2].
+    """
+
+    places: np.ndarray
+    entered: np.ndarray
+    changes: np.ndarray
+
+    @classmethod
+    def of(cls, seen: int) -> "Grams":
+        """Without any text. seen: how many carried bytes before a repeat the LM sees."""
+        places = np.zeros(1 << (_SLOTS * (seen + _CHANGES)).bit_length(), dtype=np.uint64)
+        return cls(places, np.zeros(3, dtype=np.int64), np.empty((_CHANGES, 2), dtype=np.uint64))
+
+
+@kernel
+def is_unseen(window, first, size, origin, starts, ends, least, seen, grams):
+    """Whether `least` bytes or more of a repeat are in no run that the LM sees.
+
+    window: a part of the document that begins at `origin`, uint8; first: where the repeat begins in it, not before the
+    last one; starts, ends: of the references so far, all before the repeat; seen: as in `Grams.of`, 0 if all is unseen.
+    """
+    if seen == 0:
+        return True
+    _enter(window, first, origin, starts, ends, seen, grams)
+    carried = origin + first - grams.entered[2]
+    oldest = np.uint64(max(carried - seen, 0))
+    covered, missing, changed = first, least, 0
+    for at in range(first, first + size):
+        if at + GRAM_BYTES <= first + size:
+            slot, entry = _entry(window, at, carried + at - first, grams.places)
+            before = grams.places[slot]
+            is_equal = (before ^ entry) >> np.uint64(_POSITION_BITS) == 0
+            if is_equal and before & np.uint64(_POSITION_MASK) > oldest:
+                covered = at + GRAM_BYTES
+            elif changed < len(grams.changes):
+                grams.changes[changed, 0], grams.changes[changed, 1] = slot, before
+                grams.places[slot] = entry
+                changed += 1
+        if covered <= at:
+            missing -= 1
+            if missing == 0:
+                break
+    for i in range(changed - 1, -1, -1):  # the repeat is not carried if it becomes a reference
+        grams.places[grams.changes[i, 0]] = grams.changes[i, 1]
+    return missing == 0
+
+
+@subkernel
+def _enter(window, first, origin, starts, ends, seen, grams):
+    """Bring the table up to date with the carried text before a repeat, or with as much of it as is seen."""
+    at, reference, left_out = grams.entered[0], grams.entered[1], grams.entered[2]
+    while True:
+        is_last = reference == len(starts)
+        end = origin + first if is_last else starts[reference]
+        at = max(at, end - seen, origin)
+        while at + GRAM_BYTES <= end:
+            slot, entry = _entry(window, at - origin, at - left_out, grams.places)
+            grams.places[slot] = entry
+            at += 1
+        if is_last:
+            break
+        left_out += ends[reference] - starts[reference]
+        at = ends[reference]
+        reference += 1
+    grams.entered[0], grams.entered[1], grams.entered[2] = at, reference, left_out
+
+
+@subkernel
+def _entry(window, at, carried, places):
+    """The slot of the run at a byte, and its entry, uint64: bits of its hash, and the carried bytes up to its first."""
+    gram = np.uint64(0)
+    for i in range(at, at + GRAM_BYTES):
+        gram = (gram << np.uint64(8)) | np.uint64(window[i])
+    mixed = (gram ^ (gram >> np.uint64(32))) * np.uint64(_MULTIPLIER)
+    slot = (mixed >> np.uint64(16)) & np.uint64(len(places) - 1)
+    return slot, (mixed & ~np.uint64(_POSITION_MASK)) | np.uint64(carried + 1)
