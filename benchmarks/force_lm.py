@@ -16,7 +16,7 @@ from memcodec.document import repeats
 def store_nothing(references: bool = False) -> Iterator[None]:
     """Until the block ends, encoders of this process store only bytes that are not text.
 
-    references: they may still write text that occurred before as references, and what the LM sees too.
+    references: repeats still become references, also those that the LM sees.
     """
     least = 2 * repeats.SAMPLE_BYTES if references else sys.maxsize
     with (

@@ -176,7 +176,7 @@ def listen() -> None:
 def store_nothing(patch: pytest.MonkeyPatch, references: bool = False) -> None:
     """All text is encoded with the LM, even if zstd would be smaller, or it occurred before.
 
-    references: they are allowed, and to text that the LM sees too.
+    references: repeats still become references, also those that the LM sees.
     """
     patch.setattr("memcodec.container.assembly.STORE_SMALLER", False)
     patch.setattr("memcodec.document.repeats.LEAST_BYTES", 2 * SAMPLE_BYTES if references else sys.maxsize)

@@ -16,13 +16,13 @@ import numpy as np
 
 from memcodec.document.references import MAX_REFERENCES, Reference
 from memcodec.document.source import Source
-from memcodec.document.unseen import Grams, is_unseen
+from memcodec.document.unseen import Grams, is_unseen, skip
 from memcodec.lm.compiled import kernel, subkernel
 
-LEAST_BYTES = 96  # of a reference
-UNSEEN_BYTES = 64  # of a reference, at least (docs/context.md)
-TOKEN_BYTES = 4  # of text in a token, about
 SAMPLE_BYTES = 48
+LEAST_BYTES = 2 * SAMPLE_BYTES  # of a reference: none of them is missed
+UNSEEN_BYTES = 64  # of these, at least, that the LM does not see (docs/context.md)
+TOKEN_BYTES = 4  # of text in a token, about
 WINDOW_BYTES = 1 << 24  # of the document that are kept in memory; what is farther back is read again
 
 _MOST_SLOTS = 1 << 22  # of the table, 8 bytes each: enough for 100 MB of text; after that, new samples replace old ones
@@ -63,7 +63,7 @@ class Repeats:
         references: list[Reference] = []
         for part in found:
             if isinstance(part, bytes):
-                self._keep(part)
+                self._skip(self._keep(part), len(part))
                 carried.append(part)
                 continue
             for piece in self._cut(self._keep(part.encode())):
@@ -83,6 +83,14 @@ class Repeats:
         self._size += len(data)
         self._kept[start : self._size] = np.frombuffer(data, dtype=np.uint8)
         return start
+
+    def _skip(self, start: int, size: int) -> None:
+        """Stored bytes of the window, which the LM does not read."""
+        if self._seen:
+            window = self._kept[: self._size]
+            skip(
+                window, start, size, self._origin, _array(self._starts), _array(self._ends), self._seen, self._grams
+            )  # fmt: skip
 
     def _cut(self, start: int) -> Iterator[str | Reference]:
         """The text from `start` of the window to its end: what is carried of it, and references, in order."""
@@ -255,7 +263,7 @@ def _next_repeat(window, done, at, fresh, origin, table, starts, ends, least, un
         low, high = _around(place, starts, ends)
         there = place - origin  # the repeat is at most so long that its source ends where it begins
         first, size = _extend(window, done, at, window, there, max(low - origin, 0), high - origin, at - there)
-        is_near = origin + at - place <= seen  # the LM sees all of it, since its source is carried
+        is_near = origin + at - place <= seen  # then the LM sees all of it, since it read its source
         if size >= least and not is_near and is_unseen(
             window, first, size, origin, starts, ends, unseen, seen, grams
         ):  # fmt: skip

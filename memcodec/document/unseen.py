@@ -1,7 +1,8 @@
-"""How much of a repeat the LM does not see: it is neither in the carried text shortly before nor earlier in the repeat.
+"""How much of a repeat the LM does not see: text that is neither shortly before the repeat nor earlier in it.
 
 Text is compared in runs of GRAM_BYTES, by their hashes: a table says where each run occurred last. It is brought up to
-date when the next repeat is looked at, so that text without repeats takes no time.
+date only when a repeat is looked at, so that text without repeats takes no time. What the LM never sees, references and
+stored bytes, is not in the table, and makes no text farther away.
 """
 
 from typing import NamedTuple
@@ -13,18 +14,18 @@ from memcodec.lm.compiled import kernel, subkernel
 GRAM_BYTES = 8
 
 _SLOTS = 4  # of the table, at least, for each run: of two with the same slot, the later one is kept
-_CHANGES = 1024  # the number of runs at the beginning of a repeat with which its later ones are compared
+_CHANGES = 1024  # runs of a repeat that are entered while it is looked at; its later ones are compared with no more
 _MULTIPLIER = 0x9E3779B97F4A7C15
 _POSITION_BITS = 40
 _POSITION_MASK = (1 << _POSITION_BITS) - 1
 
 
 class Grams(NamedTuple):
-    """Where runs of bytes occurred in the carried text.
+    """Where runs of bytes occurred in what the LM reads.
 
-    places: entries of runs (see `_entry`), uint64 [slots]; entered: up to where runs are in the table, in bytes of the
-    document, the number of references before, and the bytes in them, int64 [3]; changes: slots and what was in them,
-    while a repeat is looked at, uint64 [_CHANGES, 2].
+    places: entries of runs (see `_entry`), uint64 [slots]; entered: the byte of the document up to which runs are in
+    the table, how many references are before it, and how many bytes that the LM does not read, int64 [3]; changes:
+    slots and what was in them, while a repeat is looked at, uint64 [_CHANGES, 2].
     """
 
     places: np.ndarray
@@ -33,7 +34,7 @@ class Grams(NamedTuple):
 
     @classmethod
     def of(cls, seen: int) -> "Grams":
-        """Without any text. seen: how many carried bytes before a repeat the LM sees."""
+        """Without any text. seen: how many bytes of text before a repeat the LM sees."""
         places = np.zeros(1 << (_SLOTS * (seen + _CHANGES)).bit_length(), dtype=np.uint64)
         return cls(places, np.zeros(3, dtype=np.int64), np.empty((_CHANGES, 2), dtype=np.uint64))
 
@@ -42,18 +43,19 @@ class Grams(NamedTuple):
 def is_unseen(window, first, size, origin, starts, ends, least, seen, grams):
     """Whether `least` bytes or more of a repeat are in no run that the LM sees.
 
-    window: a part of the document that begins at `origin`, uint8; first: where the repeat begins in it, not before the
-    last one; starts, ends: of the references so far, all before the repeat; seen: as in `Grams.of`, 0 if all is unseen.
+    window: a part of the document that begins at `origin`, with `seen` bytes before the repeat or more, uint8; first:
+    where the repeat begins in it, not before that of the previous call; starts, ends: of the references so far, all
+    before the repeat; seen: as in `Grams.of`, 0 if all is unseen.
     """
     if seen == 0:
         return True
     _enter(window, first, origin, starts, ends, seen, grams)
-    carried = origin + first - grams.entered[2]
-    oldest = np.uint64(max(carried - seen, 0))
+    read = origin + first - grams.entered[2]
+    oldest = np.uint64(max(read - seen, 0))
     covered, missing, changed = first, least, 0
     for at in range(first, first + size):
         if at + GRAM_BYTES <= first + size:
-            slot, entry = _entry(window, at, carried + at - first, grams.places)
+            slot, entry = _entry(window, at, read + at - first, grams.places)
             before = grams.places[slot]
             is_equal = (before ^ entry) >> np.uint64(_POSITION_BITS) == 0
             if is_equal and before & np.uint64(_POSITION_MASK) > oldest:
@@ -66,14 +68,22 @@ def is_unseen(window, first, size, origin, starts, ends, least, seen, grams):
             missing -= 1
             if missing == 0:
                 break
-    for i in range(changed - 1, -1, -1):  # the repeat is not carried if it becomes a reference
+    for i in range(changed - 1, -1, -1):  # the LM does not read the repeat if it becomes a reference
         grams.places[grams.changes[i, 0]] = grams.changes[i, 1]
     return missing == 0
 
 
+@kernel
+def skip(window, first, size, origin, starts, ends, seen, grams):
+    """Leave out some bytes that are stored, and not read by the LM. The arguments are those of `is_unseen`."""
+    _enter(window, first, origin, starts, ends, seen, grams)
+    grams.entered[0] = origin + first + size
+    grams.entered[2] += size
+
+
 @subkernel
 def _enter(window, first, origin, starts, ends, seen, grams):
-    """Bring the table up to date with the carried text before a repeat, or with as much of it as is seen."""
+    """Bring the table up to date with the text before a place, or with as much of it as is seen."""
     at, reference, left_out = grams.entered[0], grams.entered[1], grams.entered[2]
     while True:
         is_last = reference == len(starts)
@@ -92,11 +102,12 @@ def _enter(window, first, origin, starts, ends, seen, grams):
 
 
 @subkernel
-def _entry(window, at, carried, places):
-    """The slot of the run at a byte, and its entry, uint64: bits of its hash, and the carried bytes up to its first."""
+def _entry(window, at, read, places):
+    """The slot of the run at a byte, and its entry, uint64: bits of its hash, and what the LM read up to its first."""
     gram = np.uint64(0)
     for i in range(at, at + GRAM_BYTES):
         gram = (gram << np.uint64(8)) | np.uint64(window[i])
-    mixed = (gram ^ (gram >> np.uint64(32))) * np.uint64(_MULTIPLIER)
+    mixed = gram * np.uint64(_MULTIPLIER)
+    mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(_MULTIPLIER)
     slot = (mixed >> np.uint64(16)) & np.uint64(len(places) - 1)
-    return slot, (mixed & ~np.uint64(_POSITION_MASK)) | np.uint64(carried + 1)
+    return slot, (mixed & ~np.uint64(_POSITION_MASK)) | np.uint64(read + 1)
