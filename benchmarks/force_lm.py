@@ -18,7 +18,7 @@ def store_nothing(references: bool = False) -> Iterator[None]:
 
     references: repeats still become references, also those that the LM sees.
     """
-    least = 2 * repeats.SAMPLE_BYTES if references else sys.maxsize
+    least = repeats.LEAST_BYTES if references else sys.maxsize
     with (
         patch.object(assembly, "STORE_SMALLER", False),
         patch.object(repeats, "LEAST_BYTES", least),

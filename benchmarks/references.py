@@ -3,9 +3,9 @@
     python benchmarks/references.py [FILE or FOLDER...] [--suffix .py] [--files N] [--bytes N] [--find] [--verify]
 
 A folder is one document: its files of a suffix (--suffix), the first N in order of their paths, joined. Without
-arguments: alice29, the JSON schemas and 120 Python files of Django. --find only looks for references, without a model:
-those at level 6, or with --seen at a level at which the LM sees so many tokens before a repeat.
-Each file is decoded and compared with --verify. Writes references.json and references.md to --out.
+arguments: alice29, the JSON schemas and 120 Python files of Django. --find only looks for references, without a model.
+--seen is how many tokens before a repeat the LM sees: 600 at level 6, the default, and 8000 at level 9. With --verify,
+each file is decoded and compared. Writes references.json and references.md to --out.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=FILES, help="of a folder, at most")
     parser.add_argument("--bytes", type=int, help="the first of each document alone")
     parser.add_argument("--find", action="store_true", help="encode nothing")
-    parser.add_argument("--seen", type=int, default=600, help="tokens that the LM sees before a repeat")
+    parser.add_argument("--seen", type=int, default=600, help="tokens before a repeat that the LM sees")
     parser.add_argument("--verify", action="store_true", help="decode and compare")
     parser.add_argument("--rounds", type=int, default=1, help="of which the fastest counts")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")

@@ -47,7 +47,6 @@ from transformers import (  # noqa: E402
 )
 
 from memcodec.codec import Codec  # noqa: E402
-from memcodec.document.repeats import SAMPLE_BYTES  # noqa: E402
 from memcodec.models.loaded import LoadedModel  # noqa: E402
 from memcodec_cli import main  # noqa: E402
 
@@ -179,7 +178,8 @@ def store_nothing(patch: pytest.MonkeyPatch, references: bool = False) -> None:
     references: repeats still become references, also those that the LM sees.
     """
     patch.setattr("memcodec.container.assembly.STORE_SMALLER", False)
-    patch.setattr("memcodec.document.repeats.LEAST_BYTES", 2 * SAMPLE_BYTES if references else sys.maxsize)
+    if not references:
+        patch.setattr("memcodec.document.repeats.LEAST_BYTES", sys.maxsize)
     patch.setattr("memcodec.document.repeats.TOKEN_BYTES", 0)
 
 

@@ -20,7 +20,7 @@ from memcodec.container.insertion import insert
 from memcodec.document import repeats, source, spans
 from memcodec.document.blocks import Cutting, read_blocks
 from memcodec.document.references import CarriedBytes, Reference, joined, slices_of
-from memcodec.document.repeats import SAMPLE_BYTES, UNSEEN_BYTES, Repeats
+from memcodec.document.repeats import LEAST_BYTES, SAMPLE_BYTES, UNSEEN_BYTES, Repeats
 from memcodec.document.source import Source
 from memcodec.document.spans import cut_blocks, find_text
 from memcodec.document.unseen import GRAM_BYTES, Grams, is_unseen
@@ -33,12 +33,8 @@ QUICK = Readout(0, 64)
 RNG = random.Random(5)
 
 
-LEAST_BYTES = 2 * SAMPLE_BYTES
-
-
 @pytest.fixture(autouse=True)
 def references_to_what_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repeats, "LEAST_BYTES", LEAST_BYTES)
     monkeypatch.setattr(repeats, "TOKEN_BYTES", 0)
 
 
@@ -417,7 +413,7 @@ def test_unseen_bytes_are_counted_as_plain_python_counts_them(seed: int, seen: i
         for least in range(1, size + 1):
             where = window, first - origin, size, origin, starts, ends, least, seen
             assert is_unseen(*where, grams) or count < least
-            # A run can lose its slot to a later one: often in a table as small as that of the encoder, seldom in this.
+            # A gram can lose its slot to a later one: often in a table as small as that of the encoder, seldom in this.
             assert count >= least - GRAM_BYTES if is_unseen(*where, large) else count < least
         at = first
         if rng.random() < 0.5:
@@ -425,8 +421,8 @@ def test_unseen_bytes_are_counted_as_plain_python_counts_them(seed: int, seen: i
             references.append((first, at))
 
 
-def test_a_long_repeat_of_new_and_seen_runs() -> None:
-    """More of its runs are new than are entered while it is looked at."""
+def test_a_long_repeat_of_new_and_seen_grams() -> None:
+    """More of its grams are new than are entered while it is looked at."""
     words = [unique(GRAM_BYTES, i) for i in range(220)]
     near = "".join(words).encode()
     repeat = "|".join(random.Random(1).sample(words, len(words))).encode()
@@ -439,19 +435,19 @@ def test_a_long_repeat_of_new_and_seen_runs() -> None:
 
 
 def unseen_bytes(carried: list[bytes], repeat: bytes, seen: int) -> int:
-    """The bytes of a repeat in no run that begins in the last `seen` carried bytes before, or earlier in the repeat."""
-    left, runs = sum(map(len, carried)), set[bytes]()
+    """The bytes of a repeat in no gram that begins in the last `seen` carried bytes before it, or earlier in it."""
+    left, grams = sum(map(len, carried)), set[bytes]()
     for piece in carried:
         for i in range(len(piece) - GRAM_BYTES + 1):
             if left - i <= seen:
-                runs.add(piece[i : i + GRAM_BYTES])
+                grams.add(piece[i : i + GRAM_BYTES])
         left -= len(piece)
     known = set[int]()
     for i in range(len(repeat) - GRAM_BYTES + 1):
-        run = repeat[i : i + GRAM_BYTES]
-        if run in runs:
+        gram = repeat[i : i + GRAM_BYTES]
+        if gram in grams:
             known.update(range(i, i + GRAM_BYTES))
-        runs.add(run)
+        grams.add(gram)
     return len(repeat) - len(known)
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from memcodec.document.places import MULTIPLIER, POSITION_BITS, POSITION_MASK
 from memcodec.document.references import MAX_REFERENCES, Reference
 from memcodec.document.source import Source
 from memcodec.document.unseen import Grams, is_unseen, skip
@@ -30,10 +31,7 @@ _BUCKET = 8  # slots in which a sample may be: a cache line
 _CHARACTER_BYTES = 4  # at most
 _FIRST_READ = 1 << 12  # bytes of text before the window that are compared first, then more at a time
 
-_MULTIPLIER = 0x9E3779B97F4A7C15
-_POWER = pow(_MULTIPLIER, SAMPLE_BYTES - 1, 1 << 64)  # what the first byte of a sample was multiplied by
-_POSITION_BITS = 40
-_POSITION_MASK = (1 << _POSITION_BITS) - 1
+_POWER = pow(MULTIPLIER, SAMPLE_BYTES - 1, 1 << 64)  # what the first byte of a sample was multiplied by
 
 
 class Repeats:
@@ -148,14 +146,14 @@ def _hash(data, start):
     """The hash of the sample that begins at a byte, uint64."""
     value = np.uint64(0)
     for i in range(start, start + SAMPLE_BYTES):
-        value = value * np.uint64(_MULTIPLIER) + np.uint64(data[i])
+        value = value * np.uint64(MULTIPLIER) + np.uint64(data[i])
     return value
 
 
 @subkernel
 def _bucket(value, table):
     """The first slot for a hash."""
-    mixed = (value ^ (value >> np.uint64(32))) * np.uint64(_MULTIPLIER)
+    mixed = (value ^ (value >> np.uint64(32))) * np.uint64(MULTIPLIER)
     return (mixed >> np.uint64(32)) & np.uint64(len(table) - _BUCKET)
 
 
@@ -163,7 +161,7 @@ def _bucket(value, table):
 def _mark(value):
     """The bits of a hash that an entry of the table has above its position."""
     mixed = (value ^ (value >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
-    return mixed & ~np.uint64(_POSITION_MASK)
+    return mixed & ~np.uint64(POSITION_MASK)
 
 
 @subkernel
@@ -172,16 +170,16 @@ def _enter(data, start, origin, table):
     value = _hash(data, start)
     bucket, mark = _bucket(value, table), _mark(value)
     position = np.uint64(origin + start + 1)  # 0 is an empty slot
-    oldest, least = bucket, np.uint64(_POSITION_MASK)
+    oldest, least = bucket, np.uint64(POSITION_MASK)
     for slot in range(bucket, bucket + np.uint64(_BUCKET)):
         entry = table[slot]
         if entry == 0:
             oldest = slot
             break
-        if entry & ~np.uint64(_POSITION_MASK) == mark:
+        if entry & ~np.uint64(POSITION_MASK) == mark:
             return
-        if entry & np.uint64(_POSITION_MASK) < least:
-            oldest, least = slot, entry & np.uint64(_POSITION_MASK)
+        if entry & np.uint64(POSITION_MASK) < least:
+            oldest, least = slot, entry & np.uint64(POSITION_MASK)
     table[oldest] = mark | position
 
 
@@ -202,7 +200,7 @@ def _around(place, starts, ends):
             low = middle + 1
         else:
             high = middle
-    return (ends[low - 1] if low else 0), (starts[low] if low < len(starts) else 1 << _POSITION_BITS)
+    return (ends[low - 1] if low else 0), (starts[low] if low < len(starts) else 1 << POSITION_BITS)
 
 
 @kernel
@@ -248,15 +246,15 @@ def _next_repeat(window, done, at, fresh, origin, table, starts, ends, least, un
                 entry = table[slot]
                 if entry == 0:
                     break
-                if entry & ~np.uint64(_POSITION_MASK) == mark:
-                    place = np.int64(entry & np.uint64(_POSITION_MASK)) - 1
+                if entry & ~np.uint64(POSITION_MASK) == mark:
+                    place = np.int64(entry & np.uint64(POSITION_MASK)) - 1
                     break
             if place >= 0:
                 break
             if at + SAMPLE_BYTES >= len(window):
                 return at, 0, 0, -1, fresh
             dropped = np.uint64(window[at]) * np.uint64(_POWER)
-            value = (value - dropped) * np.uint64(_MULTIPLIER) + np.uint64(window[at + SAMPLE_BYTES])
+            value = (value - dropped) * np.uint64(MULTIPLIER) + np.uint64(window[at + SAMPLE_BYTES])
             at += 1
         if place < origin:
             return at, 0, 0, place, fresh

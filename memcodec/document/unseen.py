@@ -1,29 +1,27 @@
 """How much of a repeat the LM does not see: text that is neither shortly before the repeat nor earlier in it.
 
-Text is compared in runs of GRAM_BYTES, by their hashes: a table says where each run occurred last. It is brought up to
-date only when a repeat is looked at, so that text without repeats takes no time. What the LM never sees, references and
-stored bytes, is not in the table, and makes no text farther away.
+Text is compared in grams, GRAM_BYTES from each byte on, by their hashes: a table says where each gram occurred last. It
+is brought up to date only when a repeat is looked at, so that text without repeats takes no time. What the LM never
+sees, references and stored bytes, is not in the table, and makes no text farther away.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
+from memcodec.document.places import MULTIPLIER, POSITION_BITS, POSITION_MASK
 from memcodec.lm.compiled import kernel, subkernel
 
 GRAM_BYTES = 8
 
-_SLOTS = 4  # of the table, at least, for each run: of two with the same slot, the later one is kept
-_CHANGES = 1024  # runs of a repeat that are entered while it is looked at; its later ones are compared with no more
-_MULTIPLIER = 0x9E3779B97F4A7C15
-_POSITION_BITS = 40
-_POSITION_MASK = (1 << _POSITION_BITS) - 1
+_SLOTS = 4  # of the table, at least, for each gram: of two with the same slot, the later one is kept
+_CHANGES = 1024  # grams of a repeat that are entered while it is looked at; its later ones are compared with no more
 
 
 class Grams(NamedTuple):
-    """Where runs of bytes occurred in what the LM reads.
+    """Where grams occurred in what the LM reads.
 
-    places: entries of runs (see `_entry`), uint64 [slots]; entered: the byte of the document up to which runs are in
+    places: entries of grams (see `_entry`), uint64 [slots]; entered: the byte of the document up to which grams are in
     the table, how many references are before it, and how many bytes that the LM does not read, int64 [3]; changes:
     slots and what was in them, while a repeat is looked at, uint64 [_CHANGES, 2].
     """
@@ -41,7 +39,7 @@ class Grams(NamedTuple):
 
 @kernel
 def is_unseen(window, first, size, origin, starts, ends, least, seen, grams):
-    """Whether `least` bytes or more of a repeat are in no run that the LM sees.
+    """Whether `least` bytes or more of a repeat are in no gram that the LM sees.
 
     window: a part of the document that begins at `origin`, with `seen` bytes before the repeat or more, uint8; first:
     where the repeat begins in it, not before that of the previous call; starts, ends: of the references so far, all
@@ -57,8 +55,8 @@ def is_unseen(window, first, size, origin, starts, ends, least, seen, grams):
         if at + GRAM_BYTES <= first + size:
             slot, entry = _entry(window, at, read + at - first, grams.places)
             before = grams.places[slot]
-            is_equal = (before ^ entry) >> np.uint64(_POSITION_BITS) == 0
-            if is_equal and before & np.uint64(_POSITION_MASK) > oldest:
+            is_equal = (before ^ entry) >> np.uint64(POSITION_BITS) == 0
+            if is_equal and before & np.uint64(POSITION_MASK) > oldest:
                 covered = at + GRAM_BYTES
             elif changed < len(grams.changes):
                 grams.changes[changed, 0], grams.changes[changed, 1] = slot, before
@@ -103,11 +101,11 @@ def _enter(window, first, origin, starts, ends, seen, grams):
 
 @subkernel
 def _entry(window, at, read, places):
-    """The slot of the run at a byte, and its entry, uint64: bits of its hash, and what the LM read up to its first."""
+    """The slot of the gram at a byte, and its entry, uint64: bits of its hash, and what the LM read up to its first."""
     gram = np.uint64(0)
     for i in range(at, at + GRAM_BYTES):
         gram = (gram << np.uint64(8)) | np.uint64(window[i])
-    mixed = gram * np.uint64(_MULTIPLIER)
-    mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(_MULTIPLIER)
+    mixed = gram * np.uint64(MULTIPLIER)
+    mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(MULTIPLIER)
     slot = (mixed >> np.uint64(16)) & np.uint64(len(places) - 1)
-    return slot, (mixed & ~np.uint64(_POSITION_MASK)) | np.uint64(read + 1)
+    return slot, (mixed & ~np.uint64(POSITION_MASK)) | np.uint64(read + 1)
