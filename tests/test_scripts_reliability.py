@@ -117,3 +117,10 @@ def test_what_fuzzing_starts_from_and_has_found(script: Scripts, codec: Codec) -
     assert len(inputs) > 20
     for data in inputs:
         fuzz.read(data, codec)
+
+
+def test_fuzzing_instruments_what_reads_bytes(script: Scripts) -> None:
+    fuzz = script("fuzz")
+    for name in fuzz.INSTRUMENTED:
+        assert fuzz.functions_of(name), name
+    assert "unpack" in {function.__name__ for function in fuzz.functions_of("container.read")}

@@ -15,7 +15,7 @@ import queue
 import sys
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
@@ -86,14 +86,14 @@ class Documents:
         return Documents(np.concatenate([self.ids, other.ids]), starts, np.concatenate([self.group, moved]), names)
 
 
-def shares(documents: Documents) -> np.ndarray:
-    """How often a sequence is of each group, float64 [groups]."""
+def shares(documents: Documents, mix: Mapping[str, float] = MIX) -> np.ndarray:
+    """How often a sequence is of each group, float64 [groups]. mix: of the kinds, as MIX."""
     sizes = np.bincount(documents.group, np.diff(documents.starts), len(documents.names))
-    return _shares(documents.names, sizes)
+    return _shares(documents.names, sizes, mix)
 
 
-def _shares(names: list[str], sizes: np.ndarray) -> np.ndarray:
-    """MIX for kinds; within a kind, English as ENGLISH says, the rest by OFTEN and the square root of their size."""
+def _shares(names: list[str], sizes: np.ndarray, mix: Mapping[str, float] = MIX) -> np.ndarray:
+    """The mix for kinds; in a kind, English as ENGLISH says, the rest by OFTEN and the square root of their size."""
     kinds = defaultdict(list)
     for i, name in enumerate(names):
         kinds[name.split("/")[0]].append(i)
@@ -103,22 +103,31 @@ def _shares(names: list[str], sizes: np.ndarray) -> np.ndarray:
         english = np.array([names[i].endswith("/en") for i in members])
         if kind in ENGLISH and 0 < english.sum() < len(members):
             part = np.where(english, ENGLISH[kind], (1 - ENGLISH[kind]) * part / part[~english].sum())
-        found[members] = MIX.get(kind, 0.02) * part / part.sum()
+        found[members] = mix.get(kind, 0.02) * part / part.sum()
     return found / found.sum()
 
 
 class Sampler:
-    """Batches of `tokens` tokens for ever, made ahead in a thread; lengths: of a sequence, from and to, in tokens."""
+    """Batches of `tokens` tokens for ever, made ahead in a thread.
+
+    lengths: of a sequence, from and to, in tokens; mix: of the kinds, as MIX.
+    """
 
     def __init__(
-        self, documents: Documents, prefix: int, tokens: int, seed: int, lengths: tuple[int, int] = (SHORTEST, LONGEST)
+        self,
+        documents: Documents,
+        prefix: int,
+        tokens: int,
+        seed: int,
+        lengths: tuple[int, int] = (SHORTEST, LONGEST),
+        mix: Mapping[str, float] = MIX,
     ) -> None:
         self._documents = documents
         self._prefix = prefix
         self._tokens = tokens
         self._shortest, self._longest = lengths
         self._random = np.random.default_rng(seed)
-        self._shares = np.cumsum(shares(documents))
+        self._shares = np.cumsum(shares(documents, mix))
         order = np.argsort(documents.group, kind="stable")
         bounds = np.searchsorted(documents.group[order], np.arange(len(documents.names) + 1))
         sizes = np.diff(documents.starts)

@@ -17,6 +17,7 @@ import train
 import weights as stored
 
 LENGTHS = ((20, 200), (256, 256), (500, 2000))  # tokens of a sequence, instead of 20 to 2,000
+MIXES = {"every kind equally often": dict.fromkeys(data.MIX, 1.0), "more prose": data.MIX | {"prose": 0.6}}
 
 
 def main() -> None:
@@ -60,6 +61,8 @@ def main() -> None:
     run("gated layers alone", replace(base, matrices=("up", "down")))
     for lengths in LENGTHS:
         run(f"sequences of {lengths[0]} to {lengths[1]} tokens", replace(base, lengths=lengths))
+    for name, mix in MIXES.items():
+        run(name, replace(base, mix=mix))
 
 
 if __name__ == "__main__":

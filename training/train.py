@@ -13,7 +13,8 @@ import json
 import math
 import shutil
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import data
@@ -43,6 +44,7 @@ class Options:
     evaluate_every: float = 60.0
     export: Path | None = None
     lengths: tuple[int, int] = (data.SHORTEST, data.LONGEST)
+    mix: Mapping[str, float] = field(default_factory=lambda: data.MIX)
 
 
 def schedule(fraction: float, step: int) -> float:
@@ -62,7 +64,7 @@ class Run:
         self.adapter = Adapter(model.weights, o.rank, o.matrices, o.embedding_rank, o.gains).to(self.device)
         groups = self.adapter.groups(o.rate, o.rate / 4)
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-        self.sampler = iter(data.Sampler(documents, prefix, o.tokens, o.seed, o.lengths))
+        self.sampler = iter(data.Sampler(documents, prefix, o.tokens, o.seed, o.lengths, o.mix))
         self.step, self.seconds, self.seen = 0, 0.0, 0
         o.out.mkdir(parents=True, exist_ok=True)
         if o.resume and (o.out / "state.safetensors").exists():
