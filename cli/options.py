@@ -231,7 +231,8 @@ class ComputeOptions:
         show_default=True,
         envvar="MEMCODEC_DEVICE",
         show_envvar=True,
-        help="Device that the model runs on; auto uses a CUDA GPU if there is one, and cuda:1 the second of several.",
+        help="Device that the model runs on. auto uses a CUDA GPU if there is one; cuda:1 is the second of several. "
+        "mps (Apple) and xpu (Intel) have not been tried.",
     )
     batch: int | None = option(
         "--batch",

@@ -25,7 +25,8 @@ MAX_CHUNK_TOKENS = 4096
 DEFAULT_CHUNK_TOKENS = LEVELS[DEFAULT_LEVEL].chunk_tokens
 MAX_CONTEXT = 1 << 15  # tokens that the LM may see before a position: limits the cache of a decoder
 MAX_THREADS = 1024
-DEVICES = ("auto", "cpu", "cuda")  # auto is cuda if there is a GPU; cuda:1 and so on are one of several
+# auto is cuda if there is a GPU, else cpu; cuda:1 and so on are one of several.
+DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 NUMBERED_GPU = re.compile(r"cuda:\d{1,3}")
 ENGINES = ("local", "ray")  # where groups are encoded and decoded: in this process, or on a Ray cluster
 

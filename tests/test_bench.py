@@ -23,6 +23,7 @@ from memcodec.codec import Codec
 from memcodec.coding import corrections
 from memcodec.container import assembly
 from memcodec.document.plan import cut_chunks
+from memcodec.lm.instructions import CHOSEN
 from memcodec.settings import Readout
 from memcodec_cli import main
 from tests.conftest import store_nothing
@@ -312,6 +313,7 @@ def test_command_shows_where_the_time_goes(llama_folder: Path, tmp_path: Path) -
         "all",
     ):
         assert stage in shown.output
+    assert f"kernels: numba, {CHOSEN.name}" in shown.output
     found = json.loads(CliRunner().invoke(main, [*command, "--json"]).output)["seconds"][str(path)]
     assert all(spent >= 0 for seconds in found.values() for spent in seconds.values())
     assert "corrections, read" not in found["encode"] and found["decode"]["LM: passes"] > 0

@@ -497,7 +497,7 @@ def test_a_bad_value_is_named_by_what_set_it(run: Run, monkeypatch: pytest.Monke
     for args, message in (
         (["--batch", "x"], "--batch: 'x' is not a whole number"),
         (["-T", "0"], "--threads: 0 is not in the range 1<=x<=1024"),
-        (["--device", "gpu"], "--device: 'gpu' is not one of 'auto', 'cpu', 'cuda'"),
+        (["--device", "gpu"], "--device: 'gpu' is not one of 'auto', 'cpu', 'cuda', 'mps', 'xpu'"),
         (["--context", "most"], "--context: use auto, max, or a number from 0 to 32768"),
     ):
         assert refused(run("compress", "a", *args), 2) == f"memcodec: error: {message} {usage}"

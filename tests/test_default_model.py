@@ -16,7 +16,7 @@ from memcodec.models.registry import BUILT_IN, ModelFolder, load_exact, pull
 
 pytestmark = [pytest.mark.slow, pytest.mark.default_model]
 
-# The licence of this project: English text that nothing was tuned on, and that is always available.
+# The licence of this project: English text that is always available. The model may have seen it in its training.
 LICENCE = (Path(__file__).parent.parent / "LICENSE").read_bytes()
 MIXED = "Él dijo: «mañana será otro día». Она ответила: может быть. 彼は黙っていた。\n".encode()
 CLAUSE = LICENCE[1504:1586]  # about twenty tokens

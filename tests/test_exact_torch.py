@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from memcodec.errors import ModelNotFoundError
+from memcodec.errors import MachineError, MemcodecWarning, ModelNotFoundError
 from memcodec.lm import arithmetic, operations, rotation, selftest
 from memcodec.lm.architecture import describe
+from memcodec.lm.choice import implementation_of
 from memcodec.lm.device import DeviceLM, DeviceSequences, needs_fallback
+from memcodec.lm.model import find_device
 from memcodec.lm.sequences import Implementation, SequenceInput
+from memcodec.lm.team import team_of
 from memcodec.lm.weights import ExactWeights
 from memcodec.models.checkpoint import Checkpoint
 from memcodec.models.convert import convert
@@ -251,3 +254,35 @@ def test_a_division_is_one_division() -> None:
     a = torch.from_numpy(x)
     assert np.array_equal(operations._divide(a, arithmetic.LARGEST), x / np.float32(127))
     assert np.array_equal(operations._divide(arithmetic.LARGEST, a), np.float32(127) / x)
+
+
+def test_a_device_without_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What needs float64 is computed on the host, with the same bits."""
+    weights = weights_of("llama")
+    tokens = some_tokens(weights, 5, 30)
+
+    def logits() -> np.ndarray:
+        sequences = DeviceLM(weights, "cpu", True).sequences(1, 30, 30)
+        sequences.forward([SequenceInput(0, tokens)])
+        return sequences.logits(slice(None))
+
+    expected = logits()
+    moved: list[torch.dtype] = []
+    plain = torch.Tensor.cpu
+    monkeypatch.setattr(operations, "WITHOUT_FLOAT64", ("cpu",))
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: (moved.append(self.dtype), plain(self))[1])
+    assert np.array_equal(logits(), expected)
+    assert {torch.int64, torch.float32} <= set(moved)
+
+
+def test_devices_of_others_than_nvidia(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are used if torch has them, with the operations in torch; if these fail there, the CPU is used instead."""
+    weights, team = weights_of("llama"), team_of(1)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.xpu, "is_available", lambda: False)
+    assert find_device("mps") == "mps"
+    with pytest.raises(MachineError, match="device 'xpu' is not available here: use --device cpu"):
+        find_device("xpu")
+    with pytest.warns(MemcodecWarning, match="torch cannot run the model on mps .*: numba"):
+        device, found = implementation_of(weights, "mps", "auto", True, team)  # torch has no MPS in this build
+    assert device == "cpu" and found.kernels.startswith("numba, ") and "triton" not in found.kernels

@@ -19,7 +19,7 @@ from memcodec_cli import main
 
 from .conftest import TEXT, Run
 
-# The first part of the licence of this project is text that nothing was tuned on.
+# The licence of this project: English text that is always available.
 LICENCE = (Path(__file__).parent.parent / "LICENSE").read_bytes()
 LEVEL_FLAGS = [(f"-{level}", level) for level in LEVELS] + [("--fast", FASTEST), ("--best", BEST)]
 

@@ -188,7 +188,7 @@ def test_a_device_that_does_not_exist(tiny: Codec, llama_folder: Path, monkeypat
         lambda: Codec.load(str(llama_folder), device="gpu"),
         lambda: memcodec.decode(blob, str(llama_folder), device="gpu"),
     ):
-        with pytest.raises(EncodeError, match="device 'gpu': give auto, cpu, cuda or cuda:N"):
+        with pytest.raises(EncodeError, match="device 'gpu': give auto, cpu, cuda, mps, xpu or cuda:N"):
             function()
 
 

@@ -50,6 +50,8 @@ def test_the_wheel_holds_the_library_and_nothing_else(built: dict[str, Path]) ->
     with zipfile.ZipFile(built[".whl"]) as wheel:
         names = set(wheel.namelist())
         points = wheel.read(f"memcodec-{memcodec.__version__}.dist-info/entry_points.txt").decode()
+        adapter = wheel.getinfo("memcodec/models/smollm2-135m.adapter.safetensors")
+    assert adapter.compress_size < 5_000_000 and built[".whl"].stat().st_size < 8_000_000
     for name in (
         "memcodec/py.typed",
         "memcodec/view/report.html",

@@ -1,6 +1,7 @@
 """The scripts in training/: sequences as the codec sees them, right gradients, and an export that memcodec loads."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ sys.path.insert(0, str(TRAINING))
 try:
     import data
     import export
+    import own
     import screen
+    import train
     from transformer import MATRICES, Shape, Transformer
     from transformer import Adapter as Factors
 finally:
@@ -135,3 +138,62 @@ def test_runs_of_thirteen_words_of_measured_texts_are_found() -> None:
     measured = set(screen.grams(screen.hashes(" ".join(words))).tolist())
     assert measured & set(screen.grams(screen.hashes("So: " + " ".join(words[:13]).upper() + "!")).tolist())
     assert not measured & set(screen.grams(screen.hashes("So: " + " ".join(words[:12]) + "!")).tolist())
+
+
+def random_factors(layers: int, hidden: int) -> dict[str, np.ndarray]:
+    """What train.py writes for a model with the sizes of the built-in one, but for these."""
+    random = np.random.default_rng(3)
+    sizes = {"qkv": (960, hidden), "mix": (hidden, 576), "up": (3072, hidden), "down": (hidden, 1536)}
+    found = {}
+    for name, (outputs, inputs) in sizes.items():
+        found[f"{name}/a"], found[f"{name}/b"] = random.normal(size=(layers, 4, inputs)), np.zeros((layers, outputs, 4))
+        found[f"{name}/b"] += random.normal(size=(layers, outputs, 4))
+    found["embedding/a"], found["embedding/b"] = random.normal(size=(4, hidden)), random.normal(size=(97, 4))
+    found |= {"attention/gain": random.normal(size=(layers, hidden)), "mlp/gain": random.normal(size=(layers, hidden))}
+    found["gain"] = random.normal(size=hidden)
+    return {name: values.astype(np.float32) for name, values in found.items()}
+
+
+def test_training_can_start_from_an_exported_adapter() -> None:
+    factors = random_factors(layers=2, hidden=24)
+    tensors, _ = export.export(factors, 1.0)
+    again = export.imported(tensors)
+    assert set(again) == set(factors)
+    for name in ("qkv", "mix", "up", "down", "embedding"):
+        expected, found = (some[f"{name}/b"] @ some[f"{name}/a"] for some in (factors, again))
+        assert np.linalg.norm(found - expected) < 0.03 * np.linalg.norm(expected), name
+    assert np.array_equal(again["gain"], factors["gain"])
+    assert np.array_equal(again["mlp/gain"], factors["mlp/gain"])
+
+
+def test_a_run_that_is_resumed_goes_on(model: Transformer, documents: data.Documents, tmp_path: Path) -> None:
+    options = train.Options(1e-4, tmp_path, rank=2, embedding_rank=2, tokens=256, evaluate_every=1e9)
+    held = {"held": [np.arange(10, 40)]}
+    run = train.Run(model, documents, PREFIX, options)
+    first = next(run.sampler)
+    run.train(held)
+    assert run.step > 0
+    again = train.Run(model, documents, PREFIX, replace(options, resume=True))
+    assert (again.step, again.seen) == (run.step, run.seen)
+    for name, p in run.adapter.factors.items():
+        q = again.adapter.factors[name]
+        assert torch.equal(p, q)
+        assert torch.equal(run.optimizer.state[p]["exp_avg"], again.optimizer.state[q]["exp_avg"])
+    assert p.abs().sum() > 0
+    assert not torch.equal(next(again.sampler).tokens, first.tokens)  # it does not read the same again
+
+
+def test_own_texts_are_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = np.arange(5000)
+    monkeypatch.setattr(data, "tokenize", lambda texts: data.Documents.of([(name, ids) for name, _ in texts]))
+    first, second = tmp_path / "a", tmp_path / "b"
+    first.write_text("one")
+    second.write_bytes(b"\xff")
+    documents, held = own.split([first, first])
+    assert len(documents.ids) == 9000
+    assert np.concatenate(held[str(first)]).tolist() == ids[4500:].tolist()
+    with pytest.raises(ValueError, match="not UTF-8"):
+        own.split([first, second])
+    monkeypatch.setattr(data, "tokenize", lambda texts: data.Documents.of([(name, ids[:20]) for name, _ in texts]))
+    with pytest.raises(ValueError, match="at least 1,000"):
+        own.split([first])

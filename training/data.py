@@ -118,7 +118,7 @@ class Sampler:
         documents: Documents,
         prefix: int,
         tokens: int,
-        seed: int,
+        seed: int | list[int],
         lengths: tuple[int, int] = (SHORTEST, LONGEST),
         mix: Mapping[str, float] = MIX,
     ) -> None:

@@ -69,6 +69,26 @@ def export(factors: dict[str, np.ndarray], scale: float) -> tuple[dict[str, np.n
     return tensors, shared
 
 
+def imported(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The inverse of `export`, but for its rounding: what train.py writes, float32."""
+    factors: dict[str, np.ndarray] = {}
+
+    def factors_of(names: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        parts = [tensors[f"{name}.b"].astype(np.float64) * tensors[f"{name}.scale"] for name in names]
+        a, b = balanced(tensors[f"{names[0]}.a"].astype(np.float64), np.concatenate(parts))
+        return a.astype(np.float32), b.astype(np.float32)
+
+    layers = sum(name.endswith(f"{NAMES['mix'][0]}.weight.a") for name in tensors)
+    for stack, parts in NAMES.items():
+        pairs = [factors_of([f"model.layers.{layer}.{part}.weight" for part in parts]) for layer in range(layers)]
+        factors[f"{stack}/a"], factors[f"{stack}/b"] = (np.stack(some) for some in zip(*pairs, strict=True))
+    factors["embedding/a"], factors["embedding/b"] = factors_of(["model.embed_tokens.weight"])
+    for name, part in GAINS.items():
+        factors[name] = np.stack([tensors[f"model.layers.{n}.{part}.weight.add"] for n in range(layers)])
+    factors["gain"] = tensors["model.norm.weight.add"]
+    return factors
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

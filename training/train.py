@@ -64,11 +64,18 @@ class Run:
         self.adapter = Adapter(model.weights, o.rank, o.matrices, o.embedding_rank, o.gains).to(self.device)
         groups = self.adapter.groups(o.rate, o.rate / 4)
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-        self.sampler = iter(data.Sampler(documents, prefix, o.tokens, o.seed, o.lengths, o.mix))
         self.step, self.seconds, self.seen = 0, 0.0, 0
         o.out.mkdir(parents=True, exist_ok=True)
         if o.resume and (o.out / "state.safetensors").exists():
             self._resume()
+        # With the step in the seed, a run that is resumed reads other batches than before.
+        self.sampler = iter(data.Sampler(documents, prefix, o.tokens, [o.seed, self.step], o.lengths, o.mix))
+
+    def start_from(self, factors: dict[str, torch.Tensor]) -> None:
+        """Begin with the additions of another adapter, which has the same ones."""
+        with torch.no_grad():
+            for name, p in self.adapter.factors.items():
+                p.copy_(factors[name])
 
     def train(self, texts: Texts) -> dict[str, float]:
         """Train for the minutes of the options; returns the bits per token of each text at the end."""
@@ -133,22 +140,20 @@ class Run:
             shutil.copy(self.options.out / "log.jsonl", self.options.export)
 
     def _resume(self) -> None:
-        factors = load_file(self.options.out / "adapter.safetensors")
+        self.start_from(load_file(self.options.out / "adapter.safetensors"))
         state = load_file(self.options.out / "state.safetensors")
         from safetensors import safe_open
 
         with safe_open(self.options.out / "state.safetensors", "pt") as file:
             about = json.loads(file.metadata()["run"])
-        with torch.no_grad():
-            for name, p in self.adapter.factors.items():
-                p.copy_(factors[name])
-                self.optimizer.state[p] = {
-                    key.rsplit(":", 1)[1]: (value if key.endswith(":step") else value.to(self.device))
-                    for key, value in state.items()
-                    if key.rsplit(":", 1)[0] == name
-                }
-                if self.device.type == "cuda":
-                    self.optimizer.state[p]["step"] = self.optimizer.state[p]["step"].to(self.device)
+        for name, p in self.adapter.factors.items():
+            self.optimizer.state[p] = {
+                key.rsplit(":", 1)[1]: (value if key.endswith(":step") else value.to(self.device))
+                for key, value in state.items()
+                if key.rsplit(":", 1)[0] == name
+            }
+            if self.device.type == "cuda":
+                self.optimizer.state[p]["step"] = self.optimizer.state[p]["step"].to(self.device)
         self.step, self.seconds, self.seen = about["step"], about["seconds"], about["seen"]
 
 
@@ -186,7 +191,9 @@ def render(found: dict[str, float], before: dict[str, float]) -> str:
     """Bits per token and the change in percent, a line each, and the mean change."""
     changes = {name: 100 * (found[name] / before[name] - 1) for name in found}
     lines = [f"{name:28} {before[name]:7.4f} {found[name]:7.4f} {changes[name]:+6.2f} %" for name in found]
-    return "\n".join([*lines, f"{'mean':28} {'':15} {sum(changes.values()) / len(changes):+6.2f} %"])
+    if changes:
+        lines.append(f"{'mean':28} {'':15} {sum(changes.values()) / len(changes):+6.2f} %")
+    return "\n".join(lines)
 
 
 def set_up(device: torch.device, path: Path) -> tuple[Transformer, int]:
@@ -229,18 +236,21 @@ def main() -> None:
     parser.add_argument("--export", type=Path, help="folder for the adapter in pieces of 14 MB, at every evaluation")
     parser.add_argument("--weights", type=Path, default=stored.WEIGHTS)
     parser.add_argument("--corpus", type=Path, nargs="+", default=[data.TOKENS], help="files of data.py")
-    parser.add_argument("--evaluation", type=Path, default=data.EVALUATION)
+    parser.add_argument("--evaluation", type=Path, default=data.EVALUATION, help="if it does not exist, none")
+    parser.add_argument("--lengths", default=f"{data.SHORTEST},{data.LONGEST}", help="of a sequence, from and to")
     a = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, prefix = set_up(device, a.weights)
     documents = data.Documents.load(a.corpus[0])
     for more in a.corpus[1:]:
         documents = documents.joined(data.Documents.load(more))
-    texts = data.evaluated(a.evaluation, data.CHUNKS if device.type == "cuda" else 2)
+    chunks = data.CHUNKS if device.type == "cuda" else 2
+    texts = data.evaluated(a.evaluation, chunks) if a.evaluation.exists() else {}
     rate = 0.7 * json.loads(a.rate_from.read_text())["rate"] if a.rate_from else a.rate
+    shortest, longest = map(int, a.lengths.split(","))
     options = Options(
         a.minutes, a.out, rate, a.rank, a.embedding_rank, tuple(a.matrices.split(",")), not a.no_gains, a.tokens,
-        a.seed, a.resume, a.evaluate_every, a.export,
+        a.seed, a.resume, a.evaluate_every, a.export, (shortest, longest),
     )  # fmt: skip
     before = bits_by_text(model, texts, prefix, options.tokens)
     found = Run(model, documents, prefix, options).train(texts)

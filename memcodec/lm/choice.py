@@ -2,7 +2,7 @@
 
 import warnings
 
-from memcodec.errors import MachineError, MemcodecWarning, MissingDependencyError
+from memcodec.errors import MachineError, MemcodecWarning, MissingDependencyError, first_line
 from memcodec.lm import cpu
 from memcodec.lm.kept import AnyWeights
 from memcodec.lm.sequences import Implementation
@@ -14,14 +14,16 @@ def implementation_of(
 ) -> tuple[str, Implementation]:
     """The first implementation that passes the self-test, and the device that it runs on.
 
-    device: "cpu" or "cuda"; kernels, fallback: as in `ExactLM`. With "auto" on a GPU, Triton is tried first, then
-    torch, then the CPU; which of them failed, and why, is in the text `kernels` of the implementation and in a warning.
-    Raises MachineError, and MissingDependencyError for kernels that are asked for by name.
+    device: as `device.select_device` returns it; kernels, fallback: as in `ExactLM`. With "auto" on a GPU, Triton is
+    tried first if it is NVIDIA's, then torch, then the CPU; which of them failed, and why, is in the text `kernels` of
+    the implementation and in a warning. Raises MachineError, and MissingDependencyError for kernels that are asked for
+    by name.
     """
     if kernels == "numba" or (kernels == "auto" and device == "cpu"):
         return "cpu", _on_cpu(weights, fallback, team)
     failures = []
-    for name in ("triton", "torch") if kernels == "auto" else (kernels,):
+    names = ("triton", "torch") if device.startswith("cuda") else ("torch",)
+    for name in names if kernels == "auto" else (kernels,):
         try:
             found = _in_triton(weights, device) if name == "triton" else _in_torch(weights, device, fallback)
         except (MachineError, MissingDependencyError) as error:
@@ -49,9 +51,12 @@ def _on_cpu(weights: AnyWeights, fallback: bool | None, team: Team) -> Implement
 def _in_torch(weights: AnyWeights, device: str, fallback: bool | None) -> Implementation:
     from memcodec.lm import device as torch_device
 
-    if fallback is None:
-        fallback = torch_device.needs_fallback(device) or not torch_device.has_byte_products(device)
-    return torch_device.DeviceLM(weights.plain(), device, fallback)
+    try:
+        if fallback is None:
+            fallback = torch_device.needs_fallback(device) or not torch_device.has_byte_products(device)
+        return torch_device.DeviceLM(weights.plain(), device, fallback)
+    except (RuntimeError, TypeError, NotImplementedError) as error:  # an operation that torch does not have there
+        raise MachineError(f"torch cannot run the model on {device} ({first_line(error)})") from error
 
 
 def _in_triton(weights: AnyWeights, device: str) -> Implementation:

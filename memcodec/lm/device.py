@@ -251,7 +251,7 @@ def graph_of(run: Callable[[], None], warm_up: bool = True) -> Any:
 
 
 def select_device(name: str) -> str:
-    """The device that "auto", "cpu", "cuda" or "cuda:1" means on this machine. Raises MachineError if it has none.
+    """The device that one of `settings.DEVICES` or "cuda:1" means on this machine. Raises MachineError if it has none.
 
     A GPU that is named by its number becomes the current one of torch, on which Triton starts its kernels too: a
     process uses one GPU.
@@ -260,7 +260,8 @@ def select_device(name: str) -> str:
     if name == "auto":
         return "cuda" if count else "cpu"
     kind, _, number = name.partition(":")
-    if name != "cpu" and not (kind == "cuda" and int(number or 0) < count):
+    others_exist = {"cpu": True, "mps": torch.backends.mps.is_available(), "xpu": torch.xpu.is_available()}
+    if not (others_exist.get(name) or (kind == "cuda" and int(number or 0) < count)):
         others = f"--device cuda:0 to cuda:{count - 1}, or " if count else ""
         raise MachineError(f"device {name!r} is not available here: use {others}--device cpu")
     if number:

@@ -78,6 +78,9 @@ def product_of(left: np.ndarray, right: np.ndarray, device: str, fallback: bool)
     return result
 
 
+WITHOUT_FLOAT64 = ("mps", "xpu")  # types of devices some of which have none
+
+
 @cache
 def _constant(values: float | tuple[tuple[float], ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     return torch.tensor(values, dtype=dtype, device=device)
@@ -91,6 +94,11 @@ def _divide(a: torch.Tensor | float, b: torch.Tensor | float) -> torch.Tensor:
         value if isinstance(value, torch.Tensor) else _constant(value, like.dtype, like.device) for value in (a, b)
     )
     return torch.div(first, second)
+
+
+def _in_float64(x: torch.Tensor) -> torch.Tensor:
+    """One number for each row, in float64; on the host if the device has no float64."""
+    return (x.cpu() if x.device.type in WITHOUT_FLOAT64 else x).double()
 
 
 def _integers(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -113,9 +121,10 @@ def norm(x: torch.Tensor, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _factor(integers: torch.Tensor, largest: torch.Tensor, epsilon: float) -> torch.Tensor:
     """1 divided by the root mean square of vectors, from their `_integers`."""
-    squares = (integers * integers).sum(-1, keepdim=True, dtype=torch.float64)  # exact: below 2**53
-    unit = _divide(largest.double(), arithmetic.LARGEST)
-    return _divide(1, torch.sqrt(_divide(squares, integers.shape[-1]) * (unit * unit) + epsilon)).float()
+    squares = _in_float64((integers * integers).sum(-1, keepdim=True, dtype=torch.int64))  # exact: below 2**53
+    unit = _divide(_in_float64(largest), arithmetic.LARGEST)
+    factor = _divide(1, torch.sqrt(_divide(squares, integers.shape[-1]) * (unit * unit) + epsilon))
+    return factor.float().to(largest.device)
 
 
 def hadamard(x: torch.Tensor, block: int) -> torch.Tensor:
@@ -209,11 +218,11 @@ class Operations:
         below = logits.amax(-1, keepdim=True) - logits
         # A NaN would become an undefined index of the table, so the index is clamped on both sides.
         weights = self._exp2[below.clamp(0, arithmetic.EXP2_END)]
-        total = weights.sum(-1, keepdim=True, dtype=torch.float64)  # exact: below 2**33
+        total = _in_float64(weights.sum(-1, keepdim=True, dtype=torch.int64))  # exact: below 2**33
         portions = weights * v_scale.transpose(2, 3)
         most = portions.amax(-1, keepdim=True)
         shares = torch.round(portions * _divide(arithmetic.SHARE, most))
-        scale = _divide(most.double(), total * arithmetic.SHARE).float()
+        scale = _divide(_in_float64(most), total * arithmetic.SHARE).float().to(most.device)
         return exact_product(shares, v, _POSITIONS).float() * scale
 
     def mix(self, z: torch.Tensor, layer: int) -> torch.Tensor:
