@@ -172,6 +172,8 @@ def fuzz(arguments: list[str]) -> None:
         for function in functions_of(name):
             atheris.instrument_func(function)
     codec = Codec.load(str(TINY / "model"), device="cpu", threads=1)
+    for seed in seeds():  # which compiles the kernels: an input that does would be taken for one that hangs
+        read(seed, codec)
     atheris.Setup([sys.argv[0], *arguments], lambda data: read(data, codec))
     atheris.Fuzz()
 

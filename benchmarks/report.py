@@ -13,7 +13,7 @@ How it was measured. Each codec wrote a whole file to disk; the file was read ba
 compared with the input. A single difference ends the run. Sizes are file sizes. **The model is not counted**, and
 neither is the dictionary of zstd, which was trained on the other texts of the set in full length. The times of memcodec
 are from one run, without the start (about a second) and without the encoder's own verification. With verification,
-which is the default, encoding takes the sum of both times. The times of the other codecs are medians of
+which is the default, encoding takes about twice as long. The times of the other codecs are medians of
 at least five runs. The peak is the resident memory of the whole process: for memcodec with the model in it, for the
 others with a Python interpreter that holds nothing else. The language model may have seen any of these texts in its
 training.

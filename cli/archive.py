@@ -50,12 +50,14 @@ class PackOptions(VerificationOptions):
         help="Archive to create, or to extend with -a; - is standard output.",
     )
     level: int = level_option(
-        "Sets the memory share and the effort of the documents, as for compress; they have all context at each level. "
-        "Only below 9 do they have memories, which make the archive larger.",
+        "Sets the memory share and the effort of the documents, as for compress. At any level, each document uses "
+        "all of its own text as context. Levels 1 to 8 add memories, which make the archive larger.",
         default=BEST,
         show_default=True,
     )
-    append: bool = option("-a", "--append", is_flag=True, help="Append to an existing archive, as it was packed.")
+    append: bool = option(
+        "-a", "--append", is_flag=True, help="Append to an existing archive, with its level and its primer."
+    )
     force: bool = option("-f", "--force", is_flag=True, help="Overwrite an existing archive.")
     no_primer_inside: bool = option(
         "--no-primer-inside",

@@ -38,7 +38,7 @@ class BenchOptions:
         metavar="N",
         help="Measure the first N bytes of each file.",
     )
-    full: bool = option("--full", is_flag=True, help="Measure whole files: minutes per 100 KB on a CPU.")
+    full: bool = option("--full", is_flag=True, help="Measure whole files, which takes minutes per 100 KB on a CPU.")
     memory_share: tuple[float, ...] = option(
         "--memory-share",
         type=MEMORY_SHARE,

@@ -51,7 +51,7 @@ class EncodingOptions:
         type=click.IntRange(1, MAX_CHUNK_TOKENS),
         metavar="N",
         help="Maximum number of tokens in a chunk.  "
-        f"[default: that of the level, {_DEFAULTS.chunk_tokens} at {DEFAULT_LEVEL}]",
+        f"[default: set by the level, {_DEFAULTS.chunk_tokens} at {DEFAULT_LEVEL}]",
     )
     context: Context = context_option()  # noqa: RUF009 (returns a field)
     site: str = option(
@@ -107,14 +107,14 @@ class EncodingOptions:
         envvar="MEMCODEC_MEMORY_SHARE",
         show_envvar=True,
         help="Readout site: fraction of a chunk's information that its memory carries, 0 (no memory) to 0.5.  "
-        f"[default: that of the level, {_DEFAULTS.share:g} at {DEFAULT_LEVEL}]",
+        f"[default: set by the level, {_DEFAULTS.share:g} at {DEFAULT_LEVEL}]",
     )
     effort: int | None = option(
         "--effort",
         type=click.IntRange(1, MAX_EFFORT),
         metavar="N",
         help="Readout site: number of states per token that the search for a memory tries. More makes smaller files "
-        f"and takes longer.  [default: that of the level, {_DEFAULTS.effort} at {DEFAULT_LEVEL}]",
+        f"and takes longer.  [default: set by the level, {_DEFAULTS.effort} at {DEFAULT_LEVEL}]",
     )
 
     def settings(self) -> dict[str, Any]:

@@ -95,8 +95,8 @@ def context_option() -> Any:
         show_envvar=True,
         metavar="N",
         help="Number of preceding tokens that the model sees before each token, 0 to "
-        f"{MAX_CONTEXT}. 0 limits it to the tokens of the same chunk; auto uses as much as the level says; max is "
-        "slow, and makes smaller files.",
+        f"{MAX_CONTEXT}. The model may have fewer (the built-in one has 8,191). 0 limits it to the tokens of the "
+        "same chunk; auto uses as much as the level says; max is slow, and makes smaller files.",
     )
 
 

@@ -215,7 +215,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 @click.group(name="memcodec", cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(memcodec.__version__, "-V", "--version", message="memcodec %(version)s")
 def main() -> None:
-    """Lossless text compression with memory embeddings under a frozen language model.
+    """Lossless text compression with a frozen language model and memory embeddings.
 
     A file is decoded with the model that it was encoded with. The result does not depend on the machine, the device,
     the number of threads or the batch size.

@@ -60,14 +60,16 @@ def wrong_file(what: str) -> MachineError:
 def needs_torch(error: ImportError) -> MissingDependencyError:
     """The error for a feature that needs the extra `torch`, if it is not installed."""
     return MissingDependencyError(
-        f"this needs PyTorch and transformers ({error.name or error} is missing): pip install 'memcodec[torch]'"
+        f"this needs PyTorch and transformers ({error.name or error} is missing): install the extra "
+        "torch, in a clone with pip install -c constraints.txt '.[torch]'"
     )
 
 
 def needs_triton(error: ImportError) -> MissingDependencyError:
     """The error for kernels of a GPU, if the extra `gpu` is not installed."""
     return MissingDependencyError(
-        f"this needs Triton ({error.name or error} is missing): pip install 'memcodec[gpu]', on Linux"
+        f"this needs Triton ({error.name or error} is missing): install the extra gpu, on Linux, "
+        "in a clone with pip install -c constraints.txt '.[gpu]'"
     )
 
 

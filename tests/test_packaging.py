@@ -128,5 +128,5 @@ def test_torch_is_needed_by_what_asks_for_it_alone(llama_folder: Path, tmp_path:
     for args in (["--site", "prompt"], ["--device", "cuda"]):
         done = memcodec_without("compress", *model, *args, "a", "-o", "c")
         assert done.returncode == 1 and done.stderr.count("\n") == 1
-        assert "pip install 'memcodec[torch]'" in done.stderr
+        assert "pip install -c constraints.txt '.[torch]'" in done.stderr
     assert not (tmp_path / "c").exists()

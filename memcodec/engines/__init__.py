@@ -21,7 +21,10 @@ def find_engine(name: str, workers: int | None = None, threads: int | None = Non
     try:
         from memcodec.engines.ray import RayEngine
     except ImportError as error:
-        raise MissingDependencyError("engine ray: Ray is not installed: pip install 'memcodec[ray]'") from error
+        raise MissingDependencyError(
+            "engine ray: Ray is not installed: install the extra ray, in a clone with "
+            "pip install -c constraints.txt '.[ray]'"
+        ) from error
     return RayEngine(workers, threads, device)
 
 

@@ -106,7 +106,9 @@ def _add_to_duckdb(connection: Any, name: str, batch: Batch, codec_of: Callable[
         import pyarrow
     except ImportError as error:
         what = f"SQL functions in DuckDB need {error.name or error}"
-        raise MissingDependencyError(f"{what}: pip install 'memcodec[sql]'") from error
+        raise MissingDependencyError(
+            f"{what}: install the extra sql, in a clone with pip install -c constraints.txt '.[sql]'"
+        ) from error
     kind = pyarrow.binary() if name == ENCODE else pyarrow.string()
 
     def many(*columns: Any) -> Any:
