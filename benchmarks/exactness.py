@@ -4,7 +4,8 @@
 
 For each environment (instruction sets of the kernels, of numba, oneDNN and ATen), a separate process hashes the logits
 of the default model and of a tiny model of every architecture: numba and torch, full and cached passes, batches 1, 3
-and 64, 1 and 2 threads. All hashes of a model must be equal. Then the bits per token of the benchmark's texts are
+and 64, 1 and 2 threads. All hashes of a model must be equal, and so must be its identities, since each process converts
+it anew. Then the bits per token of the benchmark's texts are
 measured, with the exact LM and in float32. Writes exactness.json and exactness.md to --out.
 """
 
@@ -70,12 +71,13 @@ def main() -> None:
         "machine": machine(),
         "environments": rows,
         "different": {name: len({h for row in rows for h in row["hashes"][name].values()}) for name in names},
+        "different_identities": {name: len({row["identities"][name] for row in rows}) for name in names},
         "bits": bits(2048 if options.quick else BYTES),
     }
     (options.out / "exactness.json").write_text(json.dumps(found, indent=1) + "\n")
     (options.out / "exactness.md").write_text(render(found))
     print(render(found))
-    if any(count != 1 for count in found["different"].values()):
+    if any(count != 1 for kind in ("different", "different_identities") for count in found[kind].values()):
         sys.exit("exactness: error: hashes differ")
 
 
@@ -95,11 +97,13 @@ def hashes(names: dict[str, str]) -> dict[str, Any]:
     """By model: a hash for each way to compute the same logits; the instructions, and the products that torch needs."""
     from memcodec.lm import model
     from memcodec.lm.device import needs_fallback
-    from memcodec.models.registry import load_exact, resolve
+    from memcodec.models.registry import convert_model, resolve
 
     result: dict[str, dict[str, str]] = {}
+    identities: dict[str, str] = {}
     for name, folder in names.items():
-        weights, _ = load_exact(resolve(folder))
+        weights, _ = convert_model(resolve(folder), None)  # not from the cache
+        identities[name] = weights.identity.hex()
         count, found = (10 if name == folder else 40), {}
         for kernels, threads, plain in (("numba", 1, None), ("numba", 2, None), ("numba", 2, True), ("torch", 2, None)):
             if plain and name == folder:
@@ -120,6 +124,7 @@ def hashes(names: dict[str, str]) -> dict[str, Any]:
         result[name] = found
     return {
         "hashes": result,
+        "identities": identities,
         "instructions": instructions.CHOSEN.name,
         "torch_products": "float32" if needs_fallback("cpu") else "int8",
     }

@@ -81,13 +81,14 @@ def test_the_layout_of_the_weights_does_not_matter(kind: str, layout: str) -> No
     assert converted(kind, LAYOUTS[layout]).identity == converted(kind).identity
 
 
-def test_threads_do_not_matter() -> None:
+@pytest.mark.parametrize("kind", TINY)
+def test_threads_do_not_matter(kind: str) -> None:
     before = torch.get_num_threads()
     found = set()
     for threads in (1, 2):
         torch.set_num_threads(threads)
         with ThreadPoolExecutor(threads) as pool:
-            found |= {weights.identity for weights in pool.map(converted, ["gpt2"] * 4)}
+            found |= {weights.identity for weights in pool.map(converted, [kind] * 4)}
     torch.set_num_threads(before)
     assert len(found) == 1
 
