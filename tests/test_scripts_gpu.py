@@ -1,0 +1,41 @@
+"""The scripts for a machine with a GPU, rehearsed on a CPU, so that they do not fail there for a small reason."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+def test_the_measurements_are_rehearsed(tmp_path: Path) -> None:
+    command = [sys.executable, "benchmarks/gpu.py", "--rehearse", "--parts", "self-test,same logits,memory"]
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path)], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert found["errors"] == {}
+    assert found["self-test"]["triton"] == "triton on cpu"
+    assert found["same logits"] and all(found["same logits"].values())
+    assert "device" in found["card"]  # which was not asked for, but floors need it
+
+
+def test_pieces_are_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "training")
+    pieces = importlib.import_module("pieces")
+    (tmp_path / "a").write_bytes(os.urandom(5000))
+    (tmp_path / "b").write_bytes(b"text" * 100)
+    pieces.split(tmp_path / "pieces", [1000, 2000], [tmp_path / "a", tmp_path / "b"])
+    sizes = [(tmp_path / "pieces" / str(i) / "piece").stat().st_size for i in range(3)]
+    assert sizes[0] == 1000 and sizes[1] == 2000
+    pieces.join(tmp_path / "pieces", tmp_path / "back")
+    for name in ("a", "b"):
+        assert (tmp_path / "back" / name).read_bytes() == (tmp_path / name).read_bytes()
