@@ -166,7 +166,7 @@ class Output:
         are written to only when all pieces are there.
         """
         if self.url:
-            return remote.write(self.url, pieces)
+            return remote.write(self.url, pieces, self._refuse_existing)
         try:
             if self.path is None:
                 if sys.stdout is None:
@@ -200,19 +200,25 @@ class DistinctOutputs:
     """Checks that no two inputs of a command have the same output."""
 
     def __init__(self) -> None:
-        self._paths: set[Path] = set()
+        self._places: set[Path | str] = set()
 
     def add(self, output: Output) -> None:
         """Raise ClickException if another input has this output already."""
-        if output.path is None or is_special(output.path):
+        place = _place(output)
+        if place is None:
             return
-        path = output.path.resolve()
-        if path in self._paths:
+        if place in self._places:
             raise click.ClickException(
-                f"{display_name(str(output.path))} is also the output of another input: rename one of them, or use "
-                "different directories"
+                f"{output.name} is also the output of another input: rename one of them, or use different directories"
             )
-        self._paths.add(path)
+        self._places.add(place)
+
+
+def _place(output: Output) -> Path | str | None:
+    """A URL, or a path without links; None for what many outputs may be written to: standard output, or a device."""
+    if output.url:
+        return output.url
+    return None if output.path is None or is_special(output.path) else output.path.resolve()
 
 
 def remove_input(name: str, output: Output) -> None:

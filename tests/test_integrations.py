@@ -32,6 +32,7 @@ from memcodec.integrations.zarr import MemcodecCodec as ZarrCodec
 from memcodec.models import registry
 from memcodec.models.loaded import LoadedModel
 from memcodec.storage import remote
+from memcodec_cli.outputs import Output
 
 from .conftest import TEXT, Run
 from .test_cli import refused
@@ -158,6 +159,32 @@ def test_the_command_line_takes_urls(run: Run, llama_folder: Path) -> None:
     assert "foo" in refused(run("compress", "foo://nothing", *usual))
     assert run("list", "memory://a.txt.memz").exit_code == 0
     assert "not removed" in refused(run("compress", "memory://a.txt", "-f", "--rm", *usual))
+
+
+@pytest.mark.parametrize("folder", ["file://{}/out", "memory://distinct"])
+@pytest.mark.parametrize("force", [[], ["-f"]])
+def test_two_inputs_with_one_url_as_output_are_refused(run: Run, tmp_path: Path, folder: str, force: list[str]) -> None:
+    """The second replaced the first, and the exit status was 0."""
+    folder = folder.format(tmp_path)
+    for name in ("a/x", "b/x"):
+        Path(name).parent.mkdir()
+        Path(name).write_bytes(bytes(range(256)) + name.encode())
+    done = run("compress", *force, "a/x", "b/x", "--output-dir", folder)
+    assert done.exit_code == 1 and f"{folder}/x.memz is also the output of another input" in done.stderr
+    assert memcodec.decode(remote.read(f"{folder}/x.memz")).endswith(b"a/x")
+
+
+def test_a_url_that_appears_during_the_work_is_kept(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("a").write_bytes(bytes(range(256)))
+    real = Output.write
+
+    def write(self: Output, pieces: list[bytes]) -> int:
+        remote.write("memory://appears", [b"of another process"])
+        return real(self, pieces)
+
+    monkeypatch.setattr(Output, "write", write)
+    assert "memory://appears exists" in refused(run("compress", "a", "-o", "memory://appears"))
+    assert remote.read("memory://appears") == b"of another process"
 
 
 def test_urls_that_need_more_packages(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

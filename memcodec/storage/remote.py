@@ -4,7 +4,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -42,8 +42,10 @@ def exists(url: str) -> bool:
         return bool(system.exists(path))
 
 
-def write(url: str, pieces: Iterable[bytes]) -> int:
+def write(url: str, pieces: Iterable[bytes], before: Callable[[], object] = lambda: None) -> int:
     """Write the file of a URL after the last piece has arrived; returns its size. Raises as `opened`.
+
+    before: is called when all pieces are there, and may raise an error.
 
     After an error or Ctrl-C there is no part of it: a local file, an object in memory or one in a bucket stays as it
     was; a file that some other system has written to already is removed if it is new.
@@ -53,6 +55,7 @@ def write(url: str, pieces: Iterable[bytes]) -> int:
             spool.write(piece)
         size = spool.tell()
         spool.seek(0)
+        before()
         with _named(url):
             target = _fsspec().open(url, "wb")  # opens nothing yet
             _write(target, spool)
