@@ -17,7 +17,7 @@ from memcodec import MemcodecError, container
 from memcodec.storage import remote
 from memcodec.storage.write import replace
 from memcodec_cli.errors import reason_of, with_file_name
-from memcodec_cli.inputs import EXTENSION, has_own_name, opened, read_containers
+from memcodec_cli.inputs import EXTENSION, SIDE_EXTENSION, has_own_name, opened, read_containers
 from memcodec_cli.names import STANDARD_STREAM, display_name
 from memcodec_cli.options import OutputOptions
 
@@ -107,7 +107,7 @@ class Output:
     def side_file(self) -> Path:
         """The file next to the output in which --resume keeps finished work."""
         assert self.path is not None
-        return self.path.with_name(self.path.name + ".part")
+        return self.path.with_name(self.path.name + SIDE_EXTENSION)
 
     def is_complete(self, name: str) -> bool:
         """Whether the output exists already and is the file `name`, compressed. Raises OSError."""

@@ -11,6 +11,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+import memcodec
 from memcodec import EncodeError, Journal, Prompt, Readout, container
 from memcodec.codec import Codec
 from memcodec.engines import local
@@ -167,6 +168,21 @@ def test_resume_on_the_command_line(
 
 
 _REAL = encode_all
+
+
+def test_what_an_unfinished_command_left_is_no_input(run: Run, llama_folder: Path) -> None:
+    """Side and temporary files were compressed too; with --rm finished work was lost."""
+    Path("t").mkdir()
+    Path("t/a").write_bytes(b"stored " * 400)
+    Path("t/notes.part").write_bytes(b"not a side file")
+    with pytest.raises(Killed), Journal("t/big.memz.part") as kept:
+        kept.begin(b"key")
+        raise Killed
+    Path("t/.memcodec-0123456789ab").write_bytes(b"half")
+    assert run("pack", "t", "-o", "archive", "--model", llama_folder, "--device", "cpu").exit_code == 0
+    assert memcodec.Archive("archive").keys() == ["a", "notes.part"]
+    assert run("compress", "-r", "t", "--resume", "--rm").exit_code == 0
+    assert sorted(path.name for path in Path("t").iterdir()) == ["a.memz", "big.memz.part", "notes.part.memz"]
 
 
 def test_a_run_without_resume_takes_the_side_file_away(run: Run, llama_folder: Path) -> None:

@@ -133,6 +133,12 @@ def journal_key(source: Source, model: LoadedModel, site: SiteSettings, cutting:
     return repr((versions, site, cutting, source.size, source.digest())).encode()
 
 
+def is_side_file(path: Path) -> bool:
+    """Whether a file begins as side files do. Raises OSError."""
+    with path.open("rb") as file:
+        return file.read(len(_MARK)) == _MARK
+
+
 def discard(path: Path) -> None:
     """Remove a side file, if there is one that no process is using."""
     with suppress(OSError), path.open("rb") as file:

@@ -101,7 +101,7 @@ def hold(file: BinaryIO) -> bool | None:
     return True
 
 
-_TEMPORARY = re.compile(r"\.memcodec-[0-9a-f]{12}")
+TEMPORARY = re.compile(r"\.memcodec-[0-9a-f]{12}")  # names of temporary files
 _swept: set[Path] = set()
 
 
@@ -112,7 +112,7 @@ def _sweep(folder: Path) -> None:
     _swept.add(folder)
     with suppress(OSError):
         for path in list(folder.iterdir()):
-            if _TEMPORARY.fullmatch(path.name):
+            if TEMPORARY.fullmatch(path.name):
                 with suppress(OSError), path.open("rb") as file:
                     if hold(file):
                         path.unlink()
