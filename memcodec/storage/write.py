@@ -33,6 +33,13 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     raise OSError(number, os.strerror(number), name)
 
 
+def check_new(path: str | os.PathLike[str], advice: str) -> None:
+    """As `check_writable`; raises FileExistsError, with the advice, if the file exists."""
+    check_writable(path)
+    if Path(path).exists():
+        raise FileExistsError(f"{os.fspath(path)} exists: {advice}")
+
+
 def replace(
     path: Path, pieces: Iterable[bytes], mode: int = 0o666, before: Callable[[Path], object] = lambda _: None
 ) -> int:
