@@ -89,7 +89,7 @@ def compress(
     files = inputs.find_inputs(names, options.recursive, compressed=False)
     outputs.check_output_options(files, output)
     errors = FileErrors(len(files) > 1)
-    page = _open_page(options.report, len(files))
+    page = _open_page(options.report, len(files), output.force)
     targets = _find_targets(files, output, options.resume, page, errors)
     with ProgressBar(progress.quiet, progress.no_progress) as bar:
         compressor = _Compressor(
@@ -125,12 +125,12 @@ def _find_targets(
     return targets
 
 
-def _open_page(report: str | None, files: int) -> Output | None:
+def _open_page(report: str | None, files: int, force: bool) -> Output | None:
     if report is None:
         return None
     if files > 1:
         raise click.UsageError("--report is for a single FILE")
-    page = Output.named(report, force=False)
+    page = Output.named(report, force)
     page.check(binary=False)
     return page
 
