@@ -29,6 +29,7 @@ from memcodec_cli.options import (
     level_option,
     option,
     takes_options,
+    whole_number,
 )
 from memcodec_cli.outputs import Output, is_special
 from memcodec_cli.progress import ProgressBar, wants_summary
@@ -279,8 +280,8 @@ def _number(archive_name: str, key: str, keys: list[str], count: int) -> int:
     """The number of a document. Raises ClickException."""
     if keys and key in keys:
         return keys.index(key)
-    if not keys and key.isdecimal() and int(key) < count:
-        return int(key)
+    if not keys and (number := whole_number(key)) is not None and number < count:
+        return number
     raise click.ClickException(f"{display_name(archive_name)}: has no document {key!r}")
 
 

@@ -24,6 +24,7 @@ from memcodec_cli.options import (
     option,
     recursive_option,
     takes_options,
+    whole_number,
 )
 from memcodec_cli.outputs import Output
 from memcodec_cli.progress import ProgressBar, print_summary, wants_summary
@@ -46,9 +47,10 @@ def _parse_range(ctx: click.Context, parameter: click.Parameter, value: str | No
     if value is None:
         return None
     start, separator, length = value.partition(":")
-    if not start.isdecimal() or not separator or not (length.isdecimal() or not length):
+    first, count = whole_number(start), whole_number(length)
+    if first is None or not separator or (count is None and length):
         raise click.BadParameter("use START:LENGTH in bytes, or START: for everything from START to the end")
-    return int(start), int(length) if length else None
+    return first, count
 
 
 @dataclass(frozen=True)

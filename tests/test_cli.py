@@ -463,6 +463,8 @@ def test_missing_devices_are_refused(run: Run, llama_folder: Path, monkeypatch: 
         ["--context", "many"],
         ["--context", "-1"],
         ["--context", "40000"],
+        ["--context", "9" * 5000],
+        ["--vectors", "9" * 5000, "--site", "prompt"],
         ["--site", "prompt", "--context", "100"],
         ["--effort", "0"],
         ["--batch", "0"],
