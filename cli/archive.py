@@ -31,9 +31,9 @@ from memcodec_cli.options import (
     takes_options,
     whole_number,
 )
-from memcodec_cli.outputs import Output, is_special
+from memcodec_cli.outputs import Output, check_places, is_special, places_of
 from memcodec_cli.progress import ProgressBar, wants_summary
-from memcodec_cli.records import Record, RecordOptions, read_records
+from memcodec_cli.records import Record, RecordOptions, read_records, record_files
 
 _MAX_NAME_BYTES = 255  # of a file, in every usual file system
 _READ_WITHOUT_O = "nothing was written; read it without -o"
@@ -96,6 +96,7 @@ def pack(
         raise click.ClickException(f"{target.name} exists: overwrite it with -f, or add to it with -a")
     else:
         target.check(binary=True)
+        check_places(places_of([*record_files(names), model.primer]), target)
     with ProgressBar(progress.quiet, progress.no_progress) as bar:
         count, size = _write_archive(target, documents, options, model, compute, bar)
     if wants_summary(progress):

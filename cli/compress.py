@@ -90,7 +90,8 @@ def compress(
     outputs.check_output_options(files, output)
     errors = FileErrors(len(files) > 1)
     page = _open_page(options.report, len(files), output.force)
-    targets = _find_targets(files, output, options.resume, page, errors)
+    taken = outputs.places_of([*(name for name, _ in files), model.primer])
+    targets = _find_targets(files, output, options.resume, page, taken, errors)
     with ProgressBar(progress.quiet, progress.no_progress) as bar:
         compressor = _Compressor(
             EncodingCodec(model, compute, bar), settings, errors, bar, wants_summary(progress), page,
@@ -103,9 +104,13 @@ def compress(
 
 
 def _find_targets(
-    files: list[tuple[str, str]], options: OutputOptions, resume: bool, page: Output | None, errors: FileErrors
-) -> list[tuple[str, Output]]:
-    """The inputs that are to be compressed, with their outputs, which are checked before the work."""
+    files: list[tuple[str, str]], options: OutputOptions, resume: bool, page: Output | None, taken: set[object],
+    errors: FileErrors,
+) -> list[tuple[str, Output]]:  # fmt: skip
+    """The inputs that are to be compressed, with their outputs, which are checked before the work.
+
+    taken: where inputs are.
+    """
     targets: list[tuple[str, Output]] = []
     distinct = outputs.DistinctOutputs()
     for name, directory in files:
@@ -121,6 +126,7 @@ def _find_targets(
                 continue
             target.check(binary=True)
             outputs.check_streams(target, page)
+            outputs.check_places(taken, target, page)
             targets.append((name, target))
     return targets
 

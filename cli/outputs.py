@@ -2,11 +2,13 @@
 
 import errno
 import os
+import re
 import shutil
 import stat
 import sys
 import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -21,6 +23,7 @@ from memcodec_cli.inputs import EXTENSION, SIDE_EXTENSION, has_own_name, opened,
 from memcodec_cli.names import STANDARD_STREAM, display_name
 from memcodec_cli.options import OutputOptions
 
+_LOCAL_URL = re.compile(r"(file|local)://")
 _SPOOL_BYTES = 1 << 24  # results up to this size wait in memory until they are complete, larger ones on disk
 
 
@@ -200,25 +203,53 @@ class DistinctOutputs:
     """Checks that no two inputs of a command have the same output."""
 
     def __init__(self) -> None:
-        self._places: set[Path | str] = set()
+        self._places: set[object] = set()
 
     def add(self, output: Output) -> None:
         """Raise ClickException if another input has this output already."""
-        place = _place(output)
-        if place is None:
-            return
-        if place in self._places:
+        places = _places(output)
+        if places & self._places:
             raise click.ClickException(
                 f"{output.name} is also the output of another input: rename one of them, or use different directories"
             )
-        self._places.add(place)
+        self._places |= places
 
 
-def _place(output: Output) -> Path | str | None:
-    """A URL, or a path without links; None for what many outputs may be written to: standard output, or a device."""
-    if output.url:
-        return output.url
-    return None if output.path is None or is_special(output.path) else output.path.resolve()
+def places_of(inputs: Iterable[str | None]) -> set[object]:
+    """Where the inputs of a command are, for `check_places`; None is left out."""
+    found: set[object] = set()
+    for name in inputs:
+        with suppress(OSError, RuntimeError):  # reported when the input is read
+            if name is not None and name != STANDARD_STREAM:
+                found |= _places(Output(None, False, url=name) if remote.is_url(name) else Output(Path(name), False))
+    return found
+
+
+def check_places(inputs: set[object], *outputs: Output | None) -> None:
+    """Raise ClickException if one of a command's outputs is an input, or two are the same; None is left out."""
+    seen: set[object] = set()
+    for output in outputs:
+        if output is not None:
+            places = _places(output)
+            if places & inputs:
+                raise click.ClickException(f"{output.name} is both input and output: name another output")
+            if places & seen:
+                raise click.ClickException(f"{output.name} is the name of two outputs: name another for one of them")
+            seen |= places
+
+
+def _places(output: Output) -> set[object]:
+    """What all names of a file have in common: its path without links and its number on the disk, or its URL.
+
+    Nothing for what several outputs may be written to: standard output, devices and pipes.
+    """
+    path = Path(_LOCAL_URL.sub("", output.url, count=1)) if _LOCAL_URL.match(output.url) else output.path
+    if path is None:
+        return {output.url} - {""}
+    if is_special(path):
+        return set()
+    numbers = [path.stat()] if path.exists() else []
+    return {path.resolve(), *((number.st_dev, number.st_ino) for number in numbers)}
 
 
 def remove_input(name: str, output: Output) -> None:
