@@ -245,7 +245,7 @@ def _places(output: Output) -> set[object]:
     """
     path = Path(_LOCAL_URL.sub("", output.url, count=1)) if _LOCAL_URL.match(output.url) else output.path
     if path is None:
-        return {output.url} - {""}
+        return {output.url} if output.url else set()
     if is_special(path):
         return set()
     numbers = [path.stat()] if path.exists() else []

@@ -187,6 +187,26 @@ def test_a_url_that_appears_during_the_work_is_kept(run: Run, monkeypatch: pytes
     assert remote.read("memory://appears") == b"of another process"
 
 
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_errors_of_other_libraries_behind_urls_are_errors_of_one_line(run: Run, tmp_path: Path, kind: str) -> None:
+    """They were tracebacks."""
+    Path("bad").write_bytes(b"neither zip nor tar")
+    url = f"{kind}://a.txt::{tmp_path}/bad"
+    for args in (["compress", url, "-o", "a.memz"], ["list", url], ["compress", "bad", "-o", url]):
+        message = refused(run(*args))
+        assert message.startswith(f"memcodec: error: {url}: ") and len(message.splitlines()) == 1
+
+
+def test_errors_of_the_work_on_a_url_are_not_the_url_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ValueError of the work with its bytes became an OSError about the URL; an OSError lost its file name."""
+    fsspec.filesystem("memory").pipe("/a", b"abc")
+    for error in (ValueError("of the work"), OSError(5, "of the work", "another")):
+        with pytest.raises(type(error)) as caught, remote.opened("memory://a") as file:
+            assert file.read() == b"abc"
+            raise error
+        assert caught.value is error
+
+
 def test_urls_that_need_more_packages(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_: object) -> None:
         raise ImportError('HTTPFileSystem requires "requests" and "aiohttp" to be installed')

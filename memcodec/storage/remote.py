@@ -5,10 +5,10 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from memcodec.storage.write import replace
 
@@ -25,8 +25,29 @@ def is_url(path: object) -> bool:
 @contextmanager
 def opened(url: str) -> Iterator[BinaryIO]:
     """The file of a URL, open for reading. Raises OSError with the URL as its file name."""
-    with _named(url), _fsspec().open(url, "rb") as file:
-        yield file
+    with ExitStack() as stack:
+        with _named(url):
+            file = stack.enter_context(_fsspec().open(url, "rb"))
+        yield cast(BinaryIO, _NamedFile(file, url))
+
+
+class _NamedFile:
+    """A file of fsspec that is read: its errors, and not those of what is done with its bytes, have its URL."""
+
+    def __init__(self, file: Any, url: str) -> None:
+        self._file = file
+        self._url = url
+
+    def read(self, size: int = -1) -> bytes:
+        with _named(self._url):
+            return bytes(self._file.read(size))
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        with _named(self._url):
+            return int(self._file.seek(offset, whence))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 def read(url: str) -> bytes:
@@ -127,5 +148,7 @@ def _named(url: str) -> Iterator[None]:
         packages = "requests aiohttp" if url.startswith(("http:", "https:")) else ""
         advice = f"these URLs need more packages: pip install {packages}" if packages else str(error)
         raise OSError(22, " ".join(advice.split()), url) from error
-    except ValueError as error:  # an unknown protocol
-        raise OSError(22, " ".join(str(error).split()), url) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # an unknown protocol, or an error of a library, such as zipfile.BadZipFile
+        raise OSError(22, " ".join(str(error).split()) or type(error).__name__, url) from error
