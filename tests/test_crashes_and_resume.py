@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -135,6 +136,28 @@ def test_a_side_file_is_one_process_s(tmp_path: Path) -> None:
             raise AssertionError
         assert side.exists()
     assert not side.exists()
+
+
+@pytest.mark.parametrize("is_made_again", [False, True])
+def test_a_side_file_that_another_process_removes_is_opened_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_made_again: bool
+) -> None:
+    """Between opening and locking it: finished work was written into a file without a name."""
+    side, removed = tmp_path / "side", list[Path]()
+
+    def finishes(file: BinaryIO) -> bool | None:
+        if not removed:
+            side.rename(tmp_path / "removed")
+            removed.append(side)
+            if is_made_again:
+                side.touch()
+        return write.hold(file)
+
+    monkeypatch.setattr(journal, "hold", finishes)
+    with pytest.raises(Killed), Journal(side) as kept:
+        kept.begin(b"key")
+        raise Killed
+    assert journal.is_side_file(side) and not (tmp_path / "removed").read_bytes()
 
 
 def test_a_file_that_is_no_side_file_is_left_alone(tmp_path: Path) -> None:
