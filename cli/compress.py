@@ -268,6 +268,9 @@ class _Compressor:
         codec = self.encoder.codec
         if self.bar.is_shown and size >= ESTIMATE_BYTES and isinstance(codec.engine, Local):
             self.bar.close()
-            seconds = codec.estimate(size, **self.settings)
+            try:
+                seconds = codec.estimate(size, **self.settings)
+            except Exception:  # what is wrong is said when the files are encoded, if that fails too
+                return
             duration = f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{max(1, round(seconds / 60))} min"
             click.echo(f"{size / 1e6:.1f} MB: about {duration}", err=True)
