@@ -29,10 +29,11 @@ from memcodec_cli.options import (
     level_option,
     option,
     takes_options,
+    whole_number,
 )
-from memcodec_cli.outputs import Output, is_special
+from memcodec_cli.outputs import Output, check_places, is_special, places_of
 from memcodec_cli.progress import ProgressBar, wants_summary
-from memcodec_cli.records import Record, RecordOptions, read_records
+from memcodec_cli.records import Record, RecordOptions, read_records, record_files
 
 _MAX_NAME_BYTES = 255  # of a file, in every usual file system
 _READ_WITHOUT_O = "nothing was written; read it without -o"
@@ -97,6 +98,7 @@ def pack(
         raise click.ClickException(f"{target.name} exists: overwrite it with -f, or add to it with -a")
     else:
         target.check(binary=True)
+        check_places(places_of([*record_files(names), model.primer]), target)
     with ProgressBar(progress.quiet, progress.no_progress) as bar:
         count, size = _write_archive(target, documents, options, model, compute, bar)
     if wants_summary(progress):
@@ -281,8 +283,8 @@ def _number(archive_name: str, key: str, keys: list[str], count: int) -> int:
     """The number of a document. Raises ClickException."""
     if keys and key in keys:
         return keys.index(key)
-    if not keys and key.isdecimal() and int(key) < count:
-        return int(key)
+    if not keys and (number := whole_number(key)) is not None and number < count:
+        return number
     raise click.ClickException(f"{display_name(archive_name)}: has no document {key!r}")
 
 

@@ -89,8 +89,9 @@ def compress(
     files = inputs.find_inputs(names, options.recursive, compressed=False)
     outputs.check_output_options(files, output)
     errors = FileErrors(len(files) > 1)
-    page = _open_page(options.report, len(files))
-    targets = _find_targets(files, output, options.resume, page, errors)
+    page = _open_page(options.report, len(files), output.force)
+    taken = outputs.places_of([*(name for name, _ in files), model.primer])
+    targets = _find_targets(files, output, options.resume, page, taken, errors)
     with ProgressBar(progress.quiet, progress.no_progress) as bar:
         compressor = _Compressor(
             EncodingCodec(model, compute, bar), settings, errors, bar, wants_summary(progress), page,
@@ -103,9 +104,13 @@ def compress(
 
 
 def _find_targets(
-    files: list[tuple[str, str]], options: OutputOptions, resume: bool, page: Output | None, errors: FileErrors
-) -> list[tuple[str, Output]]:
-    """The inputs that are to be compressed, with their outputs, which are checked before the work."""
+    files: list[tuple[str, str]], options: OutputOptions, resume: bool, page: Output | None, taken: set[object],
+    errors: FileErrors,
+) -> list[tuple[str, Output]]:  # fmt: skip
+    """The inputs that are to be compressed, with their outputs, which are checked before the work.
+
+    taken: where inputs are.
+    """
     targets: list[tuple[str, Output]] = []
     distinct = outputs.DistinctOutputs()
     for name, directory in files:
@@ -121,16 +126,17 @@ def _find_targets(
                 continue
             target.check(binary=True)
             outputs.check_streams(target, page)
+            outputs.check_places(taken, target, page)
             targets.append((name, target))
     return targets
 
 
-def _open_page(report: str | None, files: int) -> Output | None:
+def _open_page(report: str | None, files: int, force: bool) -> Output | None:
     if report is None:
         return None
     if files > 1:
         raise click.UsageError("--report is for a single FILE")
-    page = Output.named(report, force=False)
+    page = Output.named(report, force)
     page.check(binary=False)
     return page
 
@@ -262,6 +268,9 @@ class _Compressor:
         codec = self.encoder.codec
         if self.bar.is_shown and size >= ESTIMATE_BYTES and isinstance(codec.engine, Local):
             self.bar.close()
-            seconds = codec.estimate(size, **self.settings)
+            try:
+                seconds = codec.estimate(size, **self.settings)
+            except Exception:  # what is wrong is said when the files are encoded, if that fails too
+                return
             duration = f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{max(1, round(seconds / 60))} min"
             click.echo(f"{size / 1e6:.1f} MB: about {duration}", err=True)

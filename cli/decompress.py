@@ -24,6 +24,7 @@ from memcodec_cli.options import (
     option,
     recursive_option,
     takes_options,
+    whole_number,
 )
 from memcodec_cli.outputs import Output
 from memcodec_cli.progress import ProgressBar, print_summary, wants_summary
@@ -46,9 +47,10 @@ def _parse_range(ctx: click.Context, parameter: click.Parameter, value: str | No
     if value is None:
         return None
     start, separator, length = value.partition(":")
-    if not start.isdecimal() or not separator or not (length.isdecimal() or not length):
+    first, count = whole_number(start), whole_number(length)
+    if first is None or not separator or (count is None and length):
         raise click.BadParameter("use START:LENGTH in bytes, or START: for everything from START to the end")
-    return int(start), int(length) if length else None
+    return first, count
 
 
 @dataclass(frozen=True)
@@ -104,13 +106,14 @@ def decompress(
         raise click.UsageError("--range is for a single FILE, without --rm")
     codecs = DecodingCodecs(model, compute)
     bar = ProgressBar(progress.quiet, progress.no_progress)
+    taken = outputs.places_of([*(name for name, _ in files), model.primer])
     if options.salvage or options.report is not None:
         if len(files) > 1 or options.byte_range is not None or output.removes_inputs or not options.salvage:
             raise click.UsageError("--salvage is for a single FILE, without --range and --rm; --report needs --salvage")
-        _salvage(files[0], output, options.report, codecs, bar)
+        _salvage(files[0], output, options.report, taken, codecs, bar)
         return
     errors = FileErrors(len(files) > 1, suggest_salvage=True)
-    decompressor = _Decompressor(output, options.byte_range, codecs, errors, bar, wants_summary(progress))
+    decompressor = _Decompressor(output, options.byte_range, taken, codecs, errors, bar, wants_summary(progress))
     with bar:
         decompressor.decompress(files)
     errors.exit_if_any(len(files))
@@ -132,10 +135,11 @@ class _File:
 
 @dataclass(frozen=True)
 class _Decompressor:
-    """Decompresses files in batches."""
+    """Decompresses files in batches; taken: where its inputs are."""
 
     output: OutputOptions
     byte_range: tuple[int, int | None] | None
+    taken: set[object]
     codecs: DecodingCodecs
     errors: FileErrors
     bar: ProgressBar
@@ -152,6 +156,7 @@ class _Decompressor:
                 with self.errors.caught(name):
                     target = _target(name, directory, self.output)
                     target.check(binary=False)
+                    outputs.check_places(self.taken, target)
                     distinct.add(target)
                     batch.append(_File(name, target, inputs.read_containers(name)))
             self._decompress(batch)
@@ -183,9 +188,13 @@ def _target(name: str, directory: str, options: OutputOptions) -> Output:
 
 
 def _salvage(
-    file: tuple[str, str], options: OutputOptions, report: str | None, codecs: DecodingCodecs, bar: ProgressBar
-) -> None:
-    """Write what is undamaged in a file, and list what is not. file: with its directory argument, as `find_inputs`."""
+    file: tuple[str, str], options: OutputOptions, report: str | None, taken: set[object], codecs: DecodingCodecs,
+    bar: ProgressBar,
+) -> None:  # fmt: skip
+    """Write what is undamaged in a file, and list what is not.
+
+    file: with its directory argument, as `find_inputs`; taken: where inputs are.
+    """
     name, directory = file
     target = _target(name, directory, options)
     target.check(binary=False)
@@ -193,6 +202,7 @@ def _salvage(
     if page is not None:
         outputs.check_streams(target, page)
         page.check(binary=False)
+    outputs.check_places(taken, target, page)
     with FileErrors(several=False).caught(name):
         _write_undamaged(name, target, page, codecs, bar)
 

@@ -17,7 +17,7 @@ from memcodec.settings import (
     Prompt,
     Readout,
 )
-from memcodec_cli.options import MEMORY_SHARE, context_option, level_option, option
+from memcodec_cli.options import MEMORY_SHARE, context_option, level_option, option, whole_number
 
 _DEFAULTS, _PROMPT = LEVELS[DEFAULT_LEVEL], Prompt()
 _OPTIONS_OF_SITE = {
@@ -29,9 +29,10 @@ _OPTIONS_OF_SITE = {
 def _parse_vectors(ctx: click.Context, parameter: click.Parameter, value: str) -> int | None:
     if value == "auto":
         return None
-    if not value.isdecimal() or not 1 <= int(value) <= MAX_VECTORS:
+    number = whole_number(value)
+    if number is None or not 1 <= number <= MAX_VECTORS:
         raise click.BadParameter(f"use a number from 1 to {MAX_VECTORS}, or auto")
-    return int(value)
+    return number
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,10 +13,12 @@ import click
 from memcodec import FormatError, container
 from memcodec.document.source import Source
 from memcodec.storage import remote
+from memcodec.storage.write import TEMPORARY
 from memcodec_cli.errors import print_warning, with_file_name
 from memcodec_cli.names import STANDARD_STREAM, display_name
 
 EXTENSION = ".memz"
+SIDE_EXTENSION = ".part"
 
 
 def find_inputs(names: tuple[str, ...], recursive: bool, compressed: bool) -> list[tuple[str, str]]:
@@ -50,14 +52,28 @@ def find_inputs(names: tuple[str, ...], recursive: bool, compressed: bool) -> li
 
 
 def files_in(directory: str) -> list[Path]:
-    """The files in a directory and those below it, sorted, without links; and directories that cannot be read."""
+    """The files in a directory and those below it, sorted; and directories that cannot be read.
+
+    Without links, and without what unfinished commands have left there: temporary files and side files.
+    """
     unreadable: list[Path] = []
     found = [
         Path(folder, name)
         for folder, _, names in os.walk(directory, onerror=lambda error: unreadable.append(Path(error.filename)))
         for name in names
     ]
-    return sorted([path for path in found if path.is_file() and not path.is_symlink()] + unreadable)
+    files = [path for path in found if path.is_file() and not path.is_symlink() and not _is_unfinished(path)]
+    return sorted(files + unreadable)
+
+
+def _is_unfinished(file: Path) -> bool:
+    """Whether a file is a temporary file or a side file of memcodec."""
+    if file.suffix == SIDE_EXTENSION:
+        from memcodec.storage.journal import is_side_file
+
+        with suppress(OSError):  # reported when the file is read
+            return is_side_file(file)
+    return TEMPORARY.fullmatch(file.name) is not None
 
 
 def name_of(file: Path) -> str:

@@ -14,7 +14,7 @@ from memcodec_cli.errors import FileErrors
 from memcodec_cli.library import DecodingCodecs
 from memcodec_cli.names import display_name, print_line, result_name
 from memcodec_cli.options import ComputeOptions, DecodingModelOptions, QuietOptions, option, takes_options
-from memcodec_cli.outputs import Output, check_streams
+from memcodec_cli.outputs import Output, check_places, check_streams, places_of
 from memcodec_cli.progress import ProgressBar
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ def inspect(
         page = Output.named(options.html, options.force) if options.html is not None else None
         if options.tokens:
             check_streams(Output(None, force=True), page)
+        check_places(places_of([*names, model.primer]), page)
         codecs = DecodingCodecs(model, compute)
         _show_tokens(names, options, page, codecs, ProgressBar(progress.quiet))
         return

@@ -38,6 +38,7 @@ from memcodec.settings import (
 _FILE_NAMES = {
     "names", "paths", "name", "archive_name", "output", "output_dir", "report", "html", "messages", "model", "primer",
 }  # parameters that name files or folders  # fmt: skip
+_MAX_DIGITS = 30  # of a number on the command line; Python itself refuses those of more than 4,300
 MEMORY_SHARE = click.FloatRange(0, MOST_SHARE / SHARE_STEPS)
 
 
@@ -74,14 +75,20 @@ def _refuse_empty_names(values: dict[str, Any]) -> None:
             raise click.UsageError(f"{shown}: the name is empty")
 
 
+def whole_number(text: str) -> int | None:
+    """The whole number that a text is; None for any other text, and for more digits than a size or a number has."""
+    return int(text) if text.isdecimal() and len(text) <= _MAX_DIGITS else None
+
+
 def _parse_context(ctx: click.Context, parameter: click.Parameter, value: str) -> Context:
     if value == "auto":
         return "auto"
     if value == "max":
         return "max"
-    if not value.isdecimal() or int(value) > MAX_CONTEXT:
+    number = whole_number(value)
+    if number is None or number > MAX_CONTEXT:
         raise click.BadParameter(f"use auto, max, or a number from 0 to {MAX_CONTEXT}")
-    return int(value)
+    return number
 
 
 def context_option() -> Any:

@@ -2,11 +2,13 @@
 
 import errno
 import os
+import re
 import shutil
 import stat
 import sys
 import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -17,10 +19,11 @@ from memcodec import MemcodecError, container
 from memcodec.storage import remote
 from memcodec.storage.write import replace
 from memcodec_cli.errors import reason_of, with_file_name
-from memcodec_cli.inputs import EXTENSION, has_own_name, opened, read_containers
+from memcodec_cli.inputs import EXTENSION, SIDE_EXTENSION, has_own_name, opened, read_containers
 from memcodec_cli.names import STANDARD_STREAM, display_name
 from memcodec_cli.options import OutputOptions
 
+_LOCAL_URL = re.compile(r"(file|local)://")
 _SPOOL_BYTES = 1 << 24  # results up to this size wait in memory until they are complete, larger ones on disk
 
 
@@ -107,7 +110,7 @@ class Output:
     def side_file(self) -> Path:
         """The file next to the output in which --resume keeps finished work."""
         assert self.path is not None
-        return self.path.with_name(self.path.name + ".part")
+        return self.path.with_name(self.path.name + SIDE_EXTENSION)
 
     def is_complete(self, name: str) -> bool:
         """Whether the output exists already and is the file `name`, compressed. Raises OSError."""
@@ -166,7 +169,7 @@ class Output:
         are written to only when all pieces are there.
         """
         if self.url:
-            return remote.write(self.url, pieces)
+            return remote.write(self.url, pieces, self._refuse_existing)
         try:
             if self.path is None:
                 if sys.stdout is None:
@@ -200,19 +203,53 @@ class DistinctOutputs:
     """Checks that no two inputs of a command have the same output."""
 
     def __init__(self) -> None:
-        self._paths: set[Path] = set()
+        self._places: set[object] = set()
 
     def add(self, output: Output) -> None:
         """Raise ClickException if another input has this output already."""
-        if output.path is None or is_special(output.path):
-            return
-        path = output.path.resolve()
-        if path in self._paths:
+        places = _places(output)
+        if places & self._places:
             raise click.ClickException(
-                f"{display_name(str(output.path))} is also the output of another input: rename one of them, or use "
-                "different directories"
+                f"{output.name} is also the output of another input: rename one of them, or use different directories"
             )
-        self._paths.add(path)
+        self._places |= places
+
+
+def places_of(inputs: Iterable[str | None]) -> set[object]:
+    """Where the inputs of a command are, for `check_places`; None is left out."""
+    found: set[object] = set()
+    for name in inputs:
+        with suppress(OSError, RuntimeError):  # reported when the input is read
+            if name is not None and name != STANDARD_STREAM:
+                found |= _places(Output(None, False, url=name) if remote.is_url(name) else Output(Path(name), False))
+    return found
+
+
+def check_places(inputs: set[object], *outputs: Output | None) -> None:
+    """Raise ClickException if one of a command's outputs is an input, or two are the same; None is left out."""
+    seen: set[object] = set()
+    for output in outputs:
+        if output is not None:
+            places = _places(output)
+            if places & inputs:
+                raise click.ClickException(f"{output.name} is both input and output: name another output")
+            if places & seen:
+                raise click.ClickException(f"{output.name} is the name of two outputs: name another for one of them")
+            seen |= places
+
+
+def _places(output: Output) -> set[object]:
+    """What all names of a file have in common: its path without links and its number on the disk, or its URL.
+
+    Nothing for what several outputs may be written to: standard output, devices and pipes.
+    """
+    path = Path(_LOCAL_URL.sub("", output.url, count=1)) if _LOCAL_URL.match(output.url) else output.path
+    if path is None:
+        return {output.url} if output.url else set()
+    if is_special(path):
+        return set()
+    numbers = [path.stat()] if path.exists() else []
+    return {path.resolve(), *((number.st_dev, number.st_ino) for number in numbers)}
 
 
 def remove_input(name: str, output: Output) -> None:

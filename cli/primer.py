@@ -10,9 +10,9 @@ from memcodec.wording import counted
 from memcodec_cli.errors import FileErrors
 from memcodec_cli.library import load_codec, read_primer
 from memcodec_cli.options import ComputeOptions, EncodingModelOptions, QuietOptions, option, takes_options
-from memcodec_cli.outputs import Output
+from memcodec_cli.outputs import Output, check_places, places_of
 from memcodec_cli.progress import ProgressBar
-from memcodec_cli.records import RecordOptions, read_records
+from memcodec_cli.records import RecordOptions, read_records, record_files
 
 TEST_MESSAGES = 50  # messages that are kept for measuring, at most; and no more than a quarter of all
 
@@ -66,6 +66,7 @@ def train(
     ]
     target = Output.named(options.output, options.force)
     target.check(binary=True)
+    check_places(places_of(record_files(names)), target)
     random.Random(1).shuffle(messages)
     test = messages[: min(TEST_MESSAGES, len(messages) // 4)]
     with ProgressBar(progress.quiet) as bar:

@@ -49,6 +49,14 @@ class RecordOptions:
     )  # fmt: skip
 
 
+def record_files(names: tuple[str, ...]) -> list[str]:
+    """The files that `read_records` reads."""
+    folders = {name for name in names if name != STANDARD_STREAM and Path(name).is_dir()}
+    return [
+        file for name in names for file in (map(inputs.name_of, inputs.files_in(name)) if name in folders else [name])
+    ]
+
+
 def read_records(name: str, field: str | None, key: str | None) -> Iterator[Record]:
     """The documents in a file or directory, by the suffix of its name.
 

@@ -463,6 +463,8 @@ def test_missing_devices_are_refused(run: Run, llama_folder: Path, monkeypatch: 
         ["--context", "many"],
         ["--context", "-1"],
         ["--context", "40000"],
+        ["--context", "9" * 5000],
+        ["--vectors", "9" * 5000, "--site", "prompt"],
         ["--site", "prompt", "--context", "100"],
         ["--effort", "0"],
         ["--batch", "0"],
@@ -709,6 +711,24 @@ def test_a_bar_and_a_closing_line_on_a_terminal(tmp_path: Path, llama_folder: Pa
     closing = seen.rstrip().splitlines()[-1]
     assert f"a: {size:,} bytes, {len(output):,} compressed ({size / len(output):.2f}x); zstd -19: " in closing
     assert closing.endswith(" s")
+
+
+def test_an_estimate_that_fails_fails_no_command(run: Run, llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal, its error was that of the command."""
+
+    def fails(*_: object, **__: object) -> float:
+        raise memcodec.EncodeError("of the estimate")
+
+    monkeypatch.setattr("memcodec_cli.compress.ESTIMATE_BYTES", 1)
+    monkeypatch.setattr(ProgressBar, "document", lambda *_: None)
+    monkeypatch.setattr(
+        ProgressBar, "__init__", lambda self, *_: vars(self).update(is_shown=True, _total=-1, _bar=None)
+    )
+    Path("a").write_text(TEXT)
+    assert "about 1 min" in run("compress", "a", "-f", "--model", llama_folder, "--memory-share", "0").stderr
+    monkeypatch.setattr(Codec, "estimate", fails)
+    done = run("compress", "a", "-f", "--model", llama_folder, "--memory-share", "0")
+    assert done.exit_code == 0 and "estimate" not in done.stderr and "about" not in done.stderr
 
 
 def test_no_bar_without_a_terminal_or_with_q(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -255,6 +255,13 @@ def test_a_file_that_appears_while_unpack_works_is_kept(run: Run) -> None:
     assert Path("new/b").read_bytes() == b"of another program"
 
 
+def test_a_number_of_many_digits_is_no_document(run: Run, tiny: Codec) -> None:
+    """Python reads no number of more than 4,300 digits, and the error was a traceback."""
+    Archive.create("x", [b"x"], codec=tiny)
+    for digits in ("1", "9" * 5000):
+        assert refused(run("unpack", "x", digits)) == f"memcodec: error: x: has no document '{digits}'\n"
+
+
 def test_unpack_checks_keys_and_outputs_before_it_loads_a_model(run: Run, tiny: Codec) -> None:
     Archive.create("x", [b"x"], ["a"], codec=tiny)
     Path("out").mkdir()

@@ -189,6 +189,44 @@ def test_an_input_is_removed_only_when_its_output_is_safe(run: Run, llama_folder
     assert Path("b/x").exists() and Path("out/x.memz").exists()
 
 
+@pytest.mark.parametrize(
+    ("args", "about"),
+    [
+        ("pack m.jsonl --field text -o m.jsonl", "m.jsonl is both input and output"),
+        ("pack folder -o folder/x", "folder/x is both input and output"),
+        ("pack m.jsonl --primer folder/x -o folder/link", "folder/link is both input and output"),
+        ("primer train m.jsonl --field text -o ./m.jsonl", "m.jsonl is both input and output"),
+        ("inspect --html d.memz d.memz", "d.memz is both input and output"),
+        ("compress m.jsonl -o new --report m.jsonl", "m.jsonl is both input and output"),
+        ("compress m.jsonl -o new --report new", "new is the name of two outputs"),
+        ("compress m.jsonl -o file://{}/m.jsonl", "/m.jsonl is both input and output"),
+        ("compress file://{}/m.jsonl -o m.jsonl", "m.jsonl is both input and output"),
+        ("compress d d.memz", "d.memz is both input and output"),
+        ("decompress d.memz --salvage -o new --report new", "new is the name of two outputs"),
+        ("decompress d.memz --salvage -o new --report d.memz", "d.memz is both input and output"),
+        ("decompress d.memz d.memz.memz", "d.memz.memz: d.memz is both input and output"),
+    ],
+)
+def test_force_overwrites_no_input_and_no_output_of_the_same_command(
+    run: Run, tmp_path: Path, args: str, about: str
+) -> None:
+    Path("folder").mkdir()
+    Path("folder/link").symlink_to("x")
+    for name, data in (("m.jsonl", b'{"text": "a"}\n'), ("folder/x", b"x"), ("d", NOISE), ("d.memz.memz", RESULT)):
+        Path(name).write_bytes(data)
+    Path("d.memz").write_bytes(RESULT)
+    inputs = [path for path in Path().rglob("*") if path.name in args and path.name not in ("d", "folder")]
+    before = [path.read_bytes() for path in inputs]
+    done = run(*args.format(tmp_path).split(), "-f")
+    assert done.exit_code == 1 and about in done.stderr.splitlines()[0]
+    assert [path.read_bytes() for path in inputs] == before and not Path("new").exists()
+
+
+def test_devices_may_be_named_twice(run: Run) -> None:
+    Path("d.memz").write_bytes(RESULT)
+    assert run("decompress", "d.memz", "--salvage", "-o", "/dev/null", "--report", "/dev/null").exit_code == 0
+
+
 @pytest.mark.parametrize("text", [TEXT, "\x00\x01" * 200])
 def test_an_input_that_changed_while_it_was_read_is_kept(
     run: Run, llama_folder: Path, monkeypatch: pytest.MonkeyPatch, text: str
@@ -251,7 +289,7 @@ def test_range_writes_these_bytes_alone(run: Run, llama_folder: Path) -> None:
         assert run(*args).stdout_bytes == data[start : start + length]
     assert run("decompress", "b", "-c", "--range", "900:", "--model", llama_folder).stdout_bytes == data[900:]
     assert "the document has" in refused(run("decompress", "b", "-o", "c", "--range", f"{len(data) + 1}:4"))
-    for bad in ("5", "a:b", "-1:5", "1:-5"):
+    for bad in ("5", "a:b", "-1:5", "1:-5", "9" * 5000 + ":", ":", "1:" + "9" * 5000):
         assert "START:LENGTH" in refused(run("decompress", "b", "-o", "c", "--range", bad), 2)
 
 

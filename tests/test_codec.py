@@ -335,6 +335,14 @@ def test_every_architecture_round_trips(tiny_folders: Callable[[str], Path], kin
     assert codec.decode(made, batch=2) == LINES.encode()
 
 
+def test_the_time_is_estimated_with_the_positions_that_there_are(gpt2_folder: Path) -> None:
+    """An estimate needed 200 positions, and a primer left fewer."""
+    codec = Codec.load(str(gpt2_folder), device="cpu")
+    tokens = codec.model.tokenizer.encode(TEXT)[:100]
+    primer = memcodec.Primer(codec.model.tokenizer.decode(tokens), tokens)
+    assert codec.with_primer(primer).estimate(1000) > 0
+
+
 def test_learned_positions_end(gpt2_folder: Path) -> None:
     codec = Codec.load(str(gpt2_folder), device="cpu")
     with pytest.raises(EncodeError, match="256 positions"):

@@ -7,10 +7,12 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import BinaryIO
 
 import numpy as np
 import pytest
 
+import memcodec
 from memcodec import EncodeError, Journal, Prompt, Readout, container
 from memcodec.codec import Codec
 from memcodec.engines import local
@@ -136,6 +138,28 @@ def test_a_side_file_is_one_process_s(tmp_path: Path) -> None:
     assert not side.exists()
 
 
+@pytest.mark.parametrize("is_made_again", [False, True])
+def test_a_side_file_that_another_process_removes_is_opened_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_made_again: bool
+) -> None:
+    """Between opening and locking it: finished work was written into a file without a name."""
+    side, removed = tmp_path / "side", list[Path]()
+
+    def finishes(file: BinaryIO) -> bool | None:
+        if not removed:
+            side.rename(tmp_path / "removed")
+            removed.append(side)
+            if is_made_again:
+                side.touch()
+        return write.hold(file)
+
+    monkeypatch.setattr(journal, "hold", finishes)
+    with pytest.raises(Killed), Journal(side) as kept:
+        kept.begin(b"key")
+        raise Killed
+    assert journal.is_side_file(side) and not (tmp_path / "removed").read_bytes()
+
+
 def test_a_file_that_is_no_side_file_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "side").write_text("a diary")
     with pytest.raises(EncodeError, match="not a side file"), Journal(tmp_path / "side"):
@@ -167,6 +191,21 @@ def test_resume_on_the_command_line(
 
 
 _REAL = encode_all
+
+
+def test_what_an_unfinished_command_left_is_no_input(run: Run, llama_folder: Path) -> None:
+    """Side and temporary files were compressed too; with --rm finished work was lost."""
+    Path("t").mkdir()
+    Path("t/a").write_bytes(b"stored " * 400)
+    Path("t/notes.part").write_bytes(b"not a side file")
+    with pytest.raises(Killed), Journal("t/big.memz.part") as kept:
+        kept.begin(b"key")
+        raise Killed
+    Path("t/.memcodec-0123456789ab").write_bytes(b"half")
+    assert run("pack", "t", "-o", "archive", "--model", llama_folder, "--device", "cpu").exit_code == 0
+    assert memcodec.Archive("archive").keys() == ["a", "notes.part"]
+    assert run("compress", "-r", "t", "--resume", "--rm").exit_code == 0
+    assert sorted(path.name for path in Path("t").iterdir()) == ["a.memz", "big.memz.part", "notes.part.memz"]
 
 
 def test_a_run_without_resume_takes_the_side_file_away(run: Run, llama_folder: Path) -> None:

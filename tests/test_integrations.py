@@ -32,6 +32,7 @@ from memcodec.integrations.zarr import MemcodecCodec as ZarrCodec
 from memcodec.models import registry
 from memcodec.models.loaded import LoadedModel
 from memcodec.storage import remote
+from memcodec_cli.outputs import Output
 
 from .conftest import TEXT, Run
 from .test_cli import refused
@@ -158,6 +159,52 @@ def test_the_command_line_takes_urls(run: Run, llama_folder: Path) -> None:
     assert "foo" in refused(run("compress", "foo://nothing", *usual))
     assert run("list", "memory://a.txt.memz").exit_code == 0
     assert "not removed" in refused(run("compress", "memory://a.txt", "-f", "--rm", *usual))
+
+
+@pytest.mark.parametrize("folder", ["file://{}/out", "memory://distinct"])
+@pytest.mark.parametrize("force", [[], ["-f"]])
+def test_two_inputs_with_one_url_as_output_are_refused(run: Run, tmp_path: Path, folder: str, force: list[str]) -> None:
+    """The second replaced the first, and the exit status was 0."""
+    folder = folder.format(tmp_path)
+    for name in ("a/x", "b/x"):
+        Path(name).parent.mkdir()
+        Path(name).write_bytes(bytes(range(256)) + name.encode())
+    done = run("compress", *force, "a/x", "b/x", "--output-dir", folder)
+    assert done.exit_code == 1 and f"{folder}/x.memz is also the output of another input" in done.stderr
+    assert memcodec.decode(remote.read(f"{folder}/x.memz")).endswith(b"a/x")
+
+
+def test_a_url_that_appears_during_the_work_is_kept(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("a").write_bytes(bytes(range(256)))
+    real = Output.write
+
+    def write(self: Output, pieces: list[bytes]) -> int:
+        remote.write("memory://appears", [b"of another process"])
+        return real(self, pieces)
+
+    monkeypatch.setattr(Output, "write", write)
+    assert "memory://appears exists" in refused(run("compress", "a", "-o", "memory://appears"))
+    assert remote.read("memory://appears") == b"of another process"
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_errors_of_other_libraries_behind_urls_are_errors_of_one_line(run: Run, tmp_path: Path, kind: str) -> None:
+    """They were tracebacks."""
+    Path("bad").write_bytes(b"neither zip nor tar")
+    url = f"{kind}://a.txt::{tmp_path}/bad"
+    for args in (["compress", url, "-o", "a.memz"], ["list", url], ["compress", "bad", "-o", url]):
+        message = refused(run(*args))
+        assert message.startswith(f"memcodec: error: {url}: ") and len(message.splitlines()) == 1
+
+
+def test_errors_of_the_work_on_a_url_are_not_the_url_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ValueError of the work with its bytes became an OSError about the URL; an OSError lost its file name."""
+    fsspec.filesystem("memory").pipe("/a", b"abc")
+    for error in (ValueError("of the work"), OSError(5, "of the work", "another")):
+        with pytest.raises(type(error)) as caught, remote.opened("memory://a") as file:
+            assert file.read() == b"abc"
+            raise error
+        assert caught.value is error
 
 
 def test_urls_that_need_more_packages(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

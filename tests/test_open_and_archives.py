@@ -279,6 +279,18 @@ def test_an_error_in_text_mode_leaves_what_was_there(tiny: Codec, tmp_path: Path
     assert path.read_bytes() == b"made meanwhile"
 
 
+def test_an_archive_that_appears_during_the_work_is_kept(tiny: Codec, tmp_path: Path) -> None:
+    path = tmp_path / "x"
+
+    def appears(_: object) -> None:
+        path.write_bytes(b"made meanwhile")
+
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        Archive.create(path, DOCUMENTS, codec=tiny, progress=appears)
+    assert path.read_bytes() == b"made meanwhile" and [file.name for file in tmp_path.iterdir()] == ["x"]
+    assert list(Archive.create(path, DOCUMENTS, codec=tiny, progress=appears, overwrite=True)) == DOCUMENTS
+
+
 def test_a_document_that_looks_like_an_archive_is_none(tiny: Codec) -> None:
     data = b'{"memcodec":"archive 1"}'
     assert tiny.decode(tiny.encode(data)) == data and memcodec.decode(memcodec.encode(data + b"\xff")) == data + b"\xff"

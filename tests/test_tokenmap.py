@@ -185,6 +185,11 @@ def test_html_on_the_command_line(run: Run, llama_folder: Path) -> None:
     Path("noise").write_bytes(bytes(np.random.default_rng(0).integers(0, 256, 500, dtype=np.uint8)))
     assert run("compress", "noise", "--report", "n.html", *usual).exit_code == 0
     assert data_of(Path("n.html").read_text())["items"] == ["[500 bytes stored]"]
+    Path("noise.memz").unlink()
+    Path("n.html").write_text("of before")
+    assert "n.html exists: overwrite it with -f" in refused(run("compress", "noise", "--report", "n.html"))
+    assert run("compress", "noise", "--report", "n.html", "-f").exit_code == 0
+    assert data_of(Path("n.html").read_text())["items"] == ["[500 bytes stored]"]
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")

@@ -5,6 +5,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import accumulate
 from operator import index
 from pathlib import Path
@@ -24,7 +25,7 @@ from memcodec.models.loaded import LoadOptions
 from memcodec.primer import Primer, as_primer
 from memcodec.progress import ProgressCallback
 from memcodec.settings import DEFAULT_EFFORT, MAX_CONTEXT, MOST_SHARE, SHARE_STEPS, Verify, check_batch, check_verify
-from memcodec.storage.write import check_writable, hold, replace
+from memcodec.storage.write import check_new, check_writable, hold, replace
 from memcodec.wording import counted
 
 VERSION = "archive 1"  # in place of the format version of a file of one document
@@ -125,9 +126,8 @@ class Archive(Sequence[bytes]):
             raise TypeError(f"{', '.join(sorted(unknown))}: not a setting of an archive")
         if codec is not None:
             check_type("codec", codec, Codec, "memcodec.Codec.load()")
-        check_writable(path)
-        if not overwrite and Path(path).exists():
-            raise FileExistsError(f"{os.fspath(path)} exists: give overwrite=True, or append to it")
+        check = check_writable if overwrite else partial(check_new, advice="give overwrite=True, or append to it")
+        check(path)
         share, effort = _memories(settings)
         codec = codec or Codec.load()
         if primer is not None:
@@ -145,7 +145,7 @@ class Archive(Sequence[bytes]):
             _verify(codec, originals, frames, _frame_settings(written), verify, batch, settings.get("progress"))
         inside = codec.primer.to_bytes() if codec.primer is not None and with_primer else b""
         model_id = ModelId.of(codec.name, codec.model.identity)
-        replace(Path(path), [_pack(model_id, written, keys, frames, inside)])
+        replace(Path(path), [_pack(model_id, written, keys, frames, inside)], before=lambda _: check(path))
         return cls(path, codec, codec.primer)
 
     def append(

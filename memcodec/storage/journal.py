@@ -46,6 +46,15 @@ class Journal:
 
     def __enter__(self) -> "Journal":
         """Raises OSError; EncodeError if another process uses the file, or it is not a journal."""
+        file = self._opened()
+        while not _is_at(file, self.path):  # removed, before the lock, by another process that has finished
+            file.close()
+            file = self._opened()
+        self._file = file
+        return self
+
+    def _opened(self) -> BinaryIO:
+        """The file, locked. Raises as `__enter__`."""
         file = self.path.open("a+b")
         try:
             file.seek(0)
@@ -57,8 +66,7 @@ class Journal:
         except BaseException:
             file.close()
             raise
-        self._file = file
-        return self
+        return file
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         assert self._file is not None
@@ -133,11 +141,25 @@ def journal_key(source: Source, model: LoadedModel, site: SiteSettings, cutting:
     return repr((versions, site, cutting, source.size, source.digest())).encode()
 
 
+def is_side_file(path: Path) -> bool:
+    """Whether a file begins as side files do. Raises OSError."""
+    with path.open("rb") as file:
+        return file.read(len(_MARK)) == _MARK
+
+
 def discard(path: Path) -> None:
     """Remove a side file, if there is one that no process is using."""
     with suppress(OSError), path.open("rb") as file:
-        if file.read(len(_MARK)) == _MARK and hold(file) is not False:
+        if file.read(len(_MARK)) == _MARK and hold(file) is not False and _is_at(file, path):
             path.unlink()
+
+
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    """Whether an open file is the one that has this path now."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _read(file: BinaryIO) -> Iterator[EncodedGroup]:

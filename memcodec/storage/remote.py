@@ -4,11 +4,11 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from memcodec.storage.write import replace
 
@@ -25,8 +25,29 @@ def is_url(path: object) -> bool:
 @contextmanager
 def opened(url: str) -> Iterator[BinaryIO]:
     """The file of a URL, open for reading. Raises OSError with the URL as its file name."""
-    with _named(url), _fsspec().open(url, "rb") as file:
-        yield file
+    with ExitStack() as stack:
+        with _named(url):
+            file = stack.enter_context(_fsspec().open(url, "rb"))
+        yield cast(BinaryIO, _NamedFile(file, url))
+
+
+class _NamedFile:
+    """A file of fsspec that is read: its errors, and not those of what is done with its bytes, have its URL."""
+
+    def __init__(self, file: Any, url: str) -> None:
+        self._file = file
+        self._url = url
+
+    def read(self, size: int = -1) -> bytes:
+        with _named(self._url):
+            return bytes(self._file.read(size))
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        with _named(self._url):
+            return int(self._file.seek(offset, whence))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 def read(url: str) -> bytes:
@@ -42,8 +63,10 @@ def exists(url: str) -> bool:
         return bool(system.exists(path))
 
 
-def write(url: str, pieces: Iterable[bytes]) -> int:
+def write(url: str, pieces: Iterable[bytes], before: Callable[[], object] = lambda: None) -> int:
     """Write the file of a URL after the last piece has arrived; returns its size. Raises as `opened`.
+
+    before: is called when all pieces are there, and may raise an error.
 
     After an error or Ctrl-C there is no part of it: a local file, an object in memory or one in a bucket stays as it
     was; a file that some other system has written to already is removed if it is new.
@@ -53,6 +76,7 @@ def write(url: str, pieces: Iterable[bytes]) -> int:
             spool.write(piece)
         size = spool.tell()
         spool.seek(0)
+        before()
         with _named(url):
             target = _fsspec().open(url, "wb")  # opens nothing yet
             _write(target, spool)
@@ -124,5 +148,7 @@ def _named(url: str) -> Iterator[None]:
         packages = "requests aiohttp" if url.startswith(("http:", "https:")) else ""
         advice = f"these URLs need more packages: pip install {packages}" if packages else str(error)
         raise OSError(22, " ".join(advice.split()), url) from error
-    except ValueError as error:  # an unknown protocol
-        raise OSError(22, " ".join(str(error).split()), url) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # an unknown protocol, or an error of a library, such as zipfile.BadZipFile
+        raise OSError(22, " ".join(str(error).split()) or type(error).__name__, url) from error

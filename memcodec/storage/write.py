@@ -33,6 +33,13 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     raise OSError(number, os.strerror(number), name)
 
 
+def check_new(path: str | os.PathLike[str], advice: str) -> None:
+    """As `check_writable`; raises FileExistsError, with the advice, if the file exists."""
+    check_writable(path)
+    if Path(path).exists():
+        raise FileExistsError(f"{os.fspath(path)} exists: {advice}")
+
+
 def replace(
     path: Path, pieces: Iterable[bytes], mode: int = 0o666, before: Callable[[Path], object] = lambda _: None
 ) -> int:
@@ -101,7 +108,7 @@ def hold(file: BinaryIO) -> bool | None:
     return True
 
 
-_TEMPORARY = re.compile(r"\.memcodec-[0-9a-f]{12}")
+TEMPORARY = re.compile(r"\.memcodec-[0-9a-f]{12}")  # names of temporary files
 _swept: set[Path] = set()
 
 
@@ -112,7 +119,7 @@ def _sweep(folder: Path) -> None:
     _swept.add(folder)
     with suppress(OSError):
         for path in list(folder.iterdir()):
-            if _TEMPORARY.fullmatch(path.name):
+            if TEMPORARY.fullmatch(path.name):
                 with suppress(OSError), path.open("rb") as file:
                     if hold(file):
                         path.unlink()
