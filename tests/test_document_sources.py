@@ -129,6 +129,14 @@ def test_a_file_a_pipe_and_bytes_are_the_same(tiny: Codec, small_blocks: None, t
         assert tiny.decode(tiny.encode(pipe)) == b""
 
 
+def test_an_object_that_has_only_read_is_a_pipe(tiny: Codec) -> None:
+    class Reader:
+        def __init__(self, data: bytes) -> None:
+            self.read = io.BytesIO(data).read
+
+    assert tiny.encode(Reader(MIXED), site=QUICK) == tiny.encode(MIXED, site=QUICK)  # type: ignore[arg-type]
+
+
 def test_a_file_open_for_text_is_refused(tiny: Codec) -> None:
     with pytest.raises(TypeError, match="mode 'rb'"):
         tiny.encode(io.StringIO("text"))  # type: ignore[arg-type]
