@@ -24,7 +24,7 @@ _BYTES_PER_TOKEN = 4
 
 def seconds_to_encode(model: LoadedModel, size: int, settings: EncodeSettings) -> float:
     """The approximate number of seconds to encode `size` bytes of text here, from a short measurement of the LM."""
-    tokens = np.arange(READ_ROWS // 2) % model.lm.vocabulary
+    tokens = np.arange(min(READ_ROWS // 2, model.positions)) % model.lm.vocabulary
     seconds = []
     for _ in range(2):
         start = time.perf_counter()
