@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import plots
 import report
 
 from memcodec.bench import rivals, table
-from memcodec.bench.comparison import MAX_CONTEXT, NO_CONTEXT, SIZES, Bench, Row, Text, break_even
+from memcodec.bench.comparison import MAX_CONTEXT, Bench, Row, Text, worth
 from memcodec.bench.results import Store, digest, machine, today
 from memcodec.codec import Codec
 from memcodec.errors import MemcodecError
@@ -27,6 +28,9 @@ from memcodec.settings import DEFAULT_SHARE, Readout
 
 DEFAULT_BYTES = 20_480  # of each text: a quarter of an hour on 2 CPU cores
 PROMPT_BYTES = 512
+SIZES = (256, 1024, 4096, 16384, 65536, 262144, 1048576)
+CURVE_SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
+NO_CONTEXT = "memcodec 0, context 0"
 ENGLISH = tuple(corpus.name for corpus in corpora.CORPORA if corpus.english)
 SIZE_NAMES = tuple(name for name, rival in rivals.RIVALS.items() if not rival.dictionary)
 
@@ -115,7 +119,7 @@ def measure(bench: Bench, texts: list[Text], sizes: list[int]) -> dict[str, Any]
         ],
         "rows": rows,
         "sizes": sized,
-        "curve": bench.curve(sample),
+        "curve": curve(bench, sample),
         "efforts": bench.efforts(sample),
         "prompt": bench.prompt(prompt_text),
         "prompt_bytes": len(prompt_text.data),
@@ -126,6 +130,23 @@ def measure(bench: Bench, texts: list[Text], sizes: list[int]) -> dict[str, Any]
             "bytes": break_even(counted, wholes, model_bytes, "memcodec 0.1"),
         },
     }
+
+
+def curve(bench: Bench, text: Text, shares: Sequence[float] = CURVE_SHARES) -> list[dict[str, Any]]:
+    """Bits of memory and corrections per token, efficiency and hits, by memory share."""
+    rows = [bench.memcodec(text, Readout(share)) for share in shares]
+    return [worth(share, row, rows[0]) for share, row in zip(shares, rows, strict=True)]
+
+
+def break_even(rows: Sequence[Row], wholes: Sequence[tuple[int, int]], model_bytes: int, codec: str) -> float | None:
+    """The bytes of text from which on the files and the model are smaller than with zstd -19; None if there are none.
+
+    rows: of the texts to use; wholes: (bytes, zstd -19 bytes) of the same texts in full, which zstd compresses better.
+    """
+    own = [row for row in rows if row.codec == codec]
+    ours = sum(row.file_bytes for row in own) / sum(row.original_bytes for row in own)
+    theirs = sum(size for _, size in wholes) / sum(size for size, _ in wholes)
+    return model_bytes / (theirs - ours) if theirs > ours else None
 
 
 def zstd_bytes(bench: Bench, text: Text) -> int:

@@ -1,6 +1,7 @@
 """memcodec: lossless text compression with memory embeddings under a frozen language model."""
 
 import importlib
+import os
 from typing import TYPE_CHECKING, BinaryIO
 
 from memcodec.errors import (
@@ -73,7 +74,7 @@ __all__ = [
 
 def encode(
     data: bytes | bytearray | memoryview | str | BinaryIO,
-    model: str = DEFAULT_MODEL,
+    model: str | os.PathLike[str] = DEFAULT_MODEL,
     *,
     device: str = "auto",
     threads: int | None = None,
@@ -106,7 +107,7 @@ def encode(
 
 def decode(
     blob: bytes | bytearray | memoryview,
-    model: str | None = None,
+    model: str | os.PathLike[str] | None = None,
     *,
     device: str = "auto",
     threads: int | None = None,

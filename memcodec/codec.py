@@ -1,5 +1,6 @@
 """The whole path, and back: bytes -> spans -> groups of chunks -> memories and corrections -> container."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from copy import copy
 from functools import partial
@@ -17,7 +18,7 @@ from memcodec.document.inputs import Binary, Data, as_binary, as_bytes, as_many,
 from memcodec.document.plan import visible_tokens
 from memcodec.document.source import Source
 from memcodec.embedding import MemoryEmbedding
-from memcodec.engines import find_engine
+from memcodec.engines import check_engine, find_engine
 from memcodec.engines.engine import Engine
 from memcodec.engines.local import Local
 from memcodec.errors import MemcodecError
@@ -57,8 +58,8 @@ class Codec:
 
     @classmethod
     def load(
-        cls, model: str = DEFAULT_MODEL, *, device: str = "auto", threads: int | None = None, kernels: str = "auto",
-        progress: ByteProgress | None = None,
+        cls, model: str | os.PathLike[str] = DEFAULT_MODEL, *, device: str = "auto", threads: int | None = None,
+        kernels: str = "auto", progress: ByteProgress | None = None,
     ) -> "Codec":  # fmt: skip
         """Load a model by built-in name, local directory or Hugging Face id (or id@revision).
 
@@ -83,10 +84,10 @@ class Codec:
     def with_engine(self, engine: "str | Engine") -> "Codec":
         """The same codec with another engine for groups: "local", "ray", or a `RayEngine` with settings.
 
-        Shares the model. Raises EncodeError, MissingDependencyError.
+        Shares the model. Raises EncodeError, MissingDependencyError; TypeError for anything else.
         """
         other = copy(self)
-        other.engine = find_engine(engine) if isinstance(engine, str) else engine
+        other.engine = find_engine(engine) if isinstance(engine, str) else check_engine(engine)
         return other
 
     def __deepcopy__(self, _: object) -> "Codec":
@@ -372,8 +373,8 @@ class Codec:
 
 
 def codec_for(
-    needs: Needs, codec: Codec | None = None, *, model: str | None = None, allow_download: bool = False,
-    primer: Primer | None = None, **options: Unpack[LoadOptions],
+    needs: Needs, codec: Codec | None = None, *, model: str | os.PathLike[str] | None = None,
+    allow_download: bool = False, primer: Primer | None = None, **options: Unpack[LoadOptions],
 ) -> Codec:  # fmt: skip
     """The codec that a file (or an archive, or a column) needs: with its model, and with its primer or none.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import safetensors.numpy
 
+from memcodec.document.inputs import as_bytes
 from memcodec.errors import ChecksumError, EncodeError, FormatError, ModelMismatchError
 from memcodec.memory.vectors import unpack
 from memcodec.models.loaded import HasModel
@@ -50,13 +51,14 @@ class MemoryEmbedding:
         if not isinstance(text, str):
             raise TypeError(f"text: give str, not {type(text).__name__}")
         tokenizer = model.model.tokenizer
+        data = as_bytes(text, "text")
         tokens = tokenizer.encode(text)
-        if not 1 <= len(tokens) <= MAX_CHUNK_TOKENS or tokenizer.decode(tokens) != text.encode():
+        if not 1 <= len(tokens) <= MAX_CHUNK_TOKENS or tokenizer.decode(tokens) != data:
             raise EncodeError(
                 f"a text of {len(tokens)} tokens: give 1 to {MAX_CHUNK_TOKENS} tokens, and no characters without tokens"
             )
         (fit,) = fitting.fit(model.model.floats, [tokens], settings, callback)
-        return cls(model, fit, settings.bits, zlib.crc32(text.encode()))
+        return cls(model, fit, settings.bits, zlib.crc32(data))
 
     @property
     def exact(self) -> bool:

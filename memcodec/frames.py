@@ -75,6 +75,9 @@ class FrameSettings:
             raise EncodeError(f"checksum {self.checksum}: give 0 to {MAX_CHECKSUM} bytes")
         check_chunk_tokens(self.chunk_tokens)
         check_whole("max bytes", self.max_bytes, 1, None, "1 or more")
+        for name, value in (("memory share", self.memory_share), ("effort", self.effort)):
+            if value is None:  # the value of the level in a `Readout`
+                raise EncodeError(f"{name} None: give a number, since frames have no levels")
         self.site.check_with(self.chunk_tokens)
 
 

@@ -25,9 +25,11 @@ from memcodec.passes import Known, first_rows, input_of, passes
 from memcodec.prediction import predict, streams
 from memcodec.progress import Report, Reporter
 
-FIT_CHUNKS = 32  # chunks whose memories are fitted together; more where they do not depend on it (`Capacity.fitted`)
+FIT_CHUNKS = 32  # chunks whose memories are fitted together; others where they do not depend on it (`_next_batch`)
+FIT_TOKENS = 12_800  # then of about so many tokens: with the default model, predictions take 2.8 KB each
 
 _FIRST_ROOM = 1024  # tokens of a group that a decoder allocates before it has decoded any
+_Chunk = tuple[int, list[np.ndarray], np.ndarray]  # the number of its group, the group, and the chunk
 _NO_TOKENS = np.empty(0, dtype=np.int64)
 
 
@@ -67,14 +69,8 @@ def encode_groups(
     writing: dict[int, _Group] = {}  # groups that are not finished, by number
     with streams(lm, groups, context, site.fits_apart and lm.implementation.has_coder, found) as (ours, stream):
         chunks = ((number, group, chunk) for number, group in enumerate(ours) for chunk in group)
-        while batch := list(islice(chunks, FIT_CHUNKS)):
+        while batch := _next_batch(lm, site, chunks):
             tokens = [chunk for _, _, chunk in batch]
-            if site.fits_apart:
-                room = lm.capacity.fitted - sum(map(len, tokens))
-                while room > 0 and (more := next(chunks, None)):
-                    batch.append(more)
-                    tokens.append(more[2])
-                    room -= len(more[2])
 
             def predict_under(
                 vectors: list[np.ndarray | None],
@@ -94,6 +90,22 @@ def encode_groups(
                 if len(state.memories) == len(state.lengths):
                     finished += sum(state.lengths)
                     yield EncodedGroup(state.lengths, tuple(state.memories), writing.pop(number).encoder.finish())
+
+
+def _next_batch(lm: ExactLM, site: Site, chunks: Iterator[_Chunk]) -> list[_Chunk]:
+    """The chunks whose memories are fitted together next; none after the last one."""
+    if not site.fits_apart:
+        return list(islice(chunks, FIT_CHUNKS))
+    # Few if they are long, since their predictions are kept, but one for each thread that searches for memories.
+    fewest = min(lm.team.workers, FIT_CHUNKS) if site.share else 1
+    batch: list[_Chunk] = []
+    tokens = 0
+    while tokens < lm.capacity.fitted or len(batch) < (FIT_CHUNKS if tokens < FIT_TOKENS else fewest):
+        if (one := next(chunks, None)) is None:
+            break
+        batch.append(one)
+        tokens += len(one[2])
+    return batch
 
 
 def encode_all(

@@ -14,7 +14,7 @@ import safetensors
 import safetensors.numpy
 
 from memcodec.container import PRIMER_BYTES
-from memcodec.document.inputs import as_binary, as_many
+from memcodec.document.inputs import as_binary, as_bytes, as_many
 from memcodec.document.plan import visible_tokens
 from memcodec.document.spans import is_worthwhile
 from memcodec.errors import EncodeError, FormatError, ModelMismatchError
@@ -22,7 +22,7 @@ from memcodec.models import registry
 from memcodec.models.loaded import HasModel, LoadedModel
 from memcodec.models.tokenizer import ByteTokenizer
 from memcodec.prediction import predict
-from memcodec.settings import DEFAULT_MODEL, DEFAULT_PRIMER_TOKENS, MAX_PRIMER_TOKENS
+from memcodec.settings import DEFAULT_MODEL, DEFAULT_PRIMER_TOKENS, MAX_PRIMER_TOKENS, check_whole
 from memcodec.storage.write import replace
 from memcodec.wording import counted
 
@@ -82,17 +82,21 @@ class Primer:
         cls,
         texts: Iterable[str | bytes],
         tokens: int = DEFAULT_PRIMER_TOKENS,
-        model: str | HasModel = DEFAULT_MODEL,
+        model: str | os.PathLike[str] | HasModel = DEFAULT_MODEL,
     ) -> "Primer":
         """A primer of the first texts, each followed by a line feed: as many as fit into `tokens` tokens.
 
         If the first text is too long, its beginning is used. model: a name as in `Codec.load`, a codec, or a loaded
         model: the primer is for this model. Raises EncodeError, ModelNotFoundError; TypeError for a single text.
         """
-        tokenizer = ByteTokenizer(registry.resolve(model).path) if isinstance(model, str) else model.model.tokenizer
+        _check_tokens(tokens)
+        if isinstance(model, str | os.PathLike):
+            tokenizer = ByteTokenizer(registry.resolve(model).path)
+        else:
+            tokenizer = model.model.tokenizer
         chosen = np.empty(0, dtype=np.int64)
-        for text in as_many(texts, "texts"):
-            new = tokenizer.encode(_line(text))
+        for number, text in enumerate(as_many(texts, "texts")):
+            new = tokenizer.encode(_line(text, f"text {number}"))
             if len(chosen) + len(new) > tokens:
                 chosen = chosen if len(chosen) else new[:tokens]
                 break
@@ -152,11 +156,12 @@ class Primer:
         random choices; progress: is called with the tokens selected so far, and `tokens`. Messages that frames would
         not give to the LM are left out. Raises EncodeError for fewer than 4 different ones.
         """
-        if isinstance(model, str):
-            raise TypeError("model: give what Codec.load returns, not str")
+        if isinstance(model, str | os.PathLike):
+            raise TypeError(f"model: give what Codec.load returns, not {type(model).__name__}")
+        _check_tokens(tokens)
         loaded = model.model
         tokenizer = loaded.tokenizer
-        given = dict.fromkeys(_line(message) for message in as_many(messages, "messages"))
+        given = dict.fromkeys(_line(text, f"message {n}") for n, text in enumerate(as_many(messages, "messages")))
         different = [text for text in given if is_worthwhile(text.encode(), len(tokenizer.encode(text)))]
         random.Random(seed).shuffle(different)
         if len(different) < 4:
@@ -202,10 +207,15 @@ def bits(model: HasModel, messages: Sequence[str | bytes]) -> float:
     return sum(found.bits() for found in predict(loaded.lm, groups, context, repeat(None)))
 
 
-def _text(message: str | bytes) -> str:
-    return message if isinstance(message, str) else message.decode("utf-8", "replace")
+def _check_tokens(tokens: int) -> None:
+    check_whole("tokens", tokens, 1, MAX_PRIMER_TOKENS, f"1 to {MAX_PRIMER_TOKENS:,}")
 
 
-def _line(message: str | bytes) -> str:
-    text = _text(message)
+def _text(message: str | bytes, name: str = "a message") -> str:
+    """The text of a message. name: for errors. Raises EncodeError for text that UTF-8 cannot encode."""
+    return as_bytes(message, name).decode("utf-8", "replace")
+
+
+def _line(message: str | bytes, name: str) -> str:
+    text = _text(message, name)
     return text if text.endswith("\n") else text + "\n"

@@ -226,7 +226,7 @@ def check_chunk_tokens(chunk_tokens: int) -> None:
 
 def check_device(device: str) -> None:
     """Raise EncodeError for the name of a device that does not exist."""
-    if device not in DEVICES and not NUMBERED_GPU.fullmatch(device):
+    if not isinstance(device, str) or (device not in DEVICES and not NUMBERED_GPU.fullmatch(device)):
         raise EncodeError(f"device {device!r}: give {', '.join(DEVICES)} or cuda:N")
 
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 import memcodec.codec
 from memcodec.bench import comparison, measure, rivals, stages, table
-from memcodec.bench.comparison import BOUND, CONTEXT_BOUND, Bench, Row, Text, break_even, worth
+from memcodec.bench.comparison import BOUND, CONTEXT_BOUND, Bench, Row, Text, worth
 from memcodec.bench.results import Store
 from memcodec.bench.rivals import BenchError
 from memcodec.codec import Codec
@@ -212,12 +212,6 @@ def test_memory_efficiency_is_bits_saved_by_bits_spent() -> None:
     assert (found["efficiency"], found["memory"], found["total"], found["hits"]) == (0.8, 1.0, 5.4, 0.6)
 
 
-def test_break_even() -> None:
-    rows = [Row("t", "memcodec 0", 1000, {"file_bytes": 200})]
-    assert break_even(rows, [(1000, 400)], 1_000_000, "memcodec 0") == pytest.approx(5_000_000)
-    assert break_even(rows, [(1000, 100)], 1_000_000, "memcodec 0") is None
-
-
 def test_table_has_every_codec() -> None:
     rows = [Row("t", name, 900, {"file_bytes": 300}) for name in (*rivals.RIVALS, BOUND, "memcodec 0.1")]
     shown = table.render(rows)
@@ -231,6 +225,12 @@ def full_run(monkeypatch: pytest.MonkeyPatch) -> Any:
     pytest.importorskip("matplotlib")
     monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
     return importlib.import_module("run")
+
+
+def test_break_even(full_run: Any) -> None:
+    rows = [Row("t", "memcodec 0", 1000, {"file_bytes": 200})]
+    assert full_run.break_even(rows, [(1000, 400)], 1_000_000, "memcodec 0") == pytest.approx(5_000_000)
+    assert full_run.break_even(rows, [(1000, 100)], 1_000_000, "memcodec 0") is None
 
 
 def measure_here(name: str, data: bytes, folder: Path, dictionary: bytes) -> dict[str, Any]:

@@ -597,6 +597,27 @@ def test_how_much_is_computed_at_one_time_does_not_matter(
             assert tiny.decode(expected) == data
 
 
+@pytest.mark.parametrize("share", [0.0, 0.1])
+def test_long_chunks_are_predicted_a_few_at_a_time(tiny: Codec, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Since predictions take memory. Without memories, no thread waits for chunks to search for."""
+    store_nothing(monkeypatch)
+    counts: list[int] = []
+    fit = ReadoutSite.fit
+
+    def spy(site: ReadoutSite, chunks: list[np.ndarray], *more: Any) -> Any:
+        counts.append(len(chunks))
+        return fit(site, chunks, *more)
+
+    monkeypatch.setattr(ReadoutSite, "fit", spy)
+    settings: dict[str, Any] = {"site": Readout(share, 64), "chunk_tokens": 80, "context": "max", "verify": False}
+    expected = tiny.encode(TEXT * 6, **settings)
+    assert len(counts) == 1 and counts[0] > 8
+    monkeypatch.setattr("memcodec.groups.FIT_TOKENS", 200)
+    assert tiny.encode(TEXT * 6, **settings) == expected
+    assert sum(counts[1:]) == counts[0]
+    assert max(counts[1:]) == (max(3, min(tiny.lm.team.workers, 32)) if share else 3)
+
+
 def test_a_batch_out_of_range_is_refused_by_decoders(tiny: Codec, blob: bytes) -> None:
     with pytest.raises(EncodeError, match="batch 0"):
         tiny.decode(blob, batch=0)

@@ -18,9 +18,9 @@ from memcodec import Readout, container
 from memcodec.codec import Codec
 from memcodec.container import assembly
 from memcodec.document import source, spans
-from memcodec.document.blocks import BlockQueue, Cutting, read_blocks
+from memcodec.document.blocks import BlockQueue, Cutting, StoredSize, read_blocks
 from memcodec.document.source import Source
-from memcodec.document.spans import cut_blocks
+from memcodec.document.spans import Stored, cut_blocks
 from memcodec.errors import EncodeError, MachineError
 from memcodec.levels import LEVELS
 from memcodec.settings import Context
@@ -129,6 +129,14 @@ def test_a_file_a_pipe_and_bytes_are_the_same(tiny: Codec, small_blocks: None, t
         assert tiny.decode(tiny.encode(pipe)) == b""
 
 
+def test_an_object_that_has_only_read_is_a_pipe(tiny: Codec) -> None:
+    class Reader:
+        def __init__(self, data: bytes) -> None:
+            self.read = io.BytesIO(data).read
+
+    assert tiny.encode(Reader(MIXED), site=QUICK) == tiny.encode(MIXED, site=QUICK)  # type: ignore[arg-type]
+
+
 def test_a_file_open_for_text_is_refused(tiny: Codec) -> None:
     with pytest.raises(TypeError, match="mode 'rb'"):
         tiny.encode(io.StringIO("text"))  # type: ignore[arg-type]
@@ -216,3 +224,17 @@ def test_memory_does_not_follow_the_document(
         pieces = tiny.decode_pieces(container.unpack(blob))
         assert max(map(len, pieces)) < 4000
     assert peaks[1] < peaks[0] + 200_000
+
+
+def test_blocks_that_wait_hold_no_stored_bytes(tiny: Codec, small_blocks: None) -> None:
+    """The encoder looks for more groups through all that is stored behind a text."""
+    text, noise = TEXT.encode() * 3, bytes(range(128, 256)) * 800
+    cutting = Cutting(50, "auto", LEVELS[6].rule, 400, 1 << 20, False)
+    blocks = list(read_blocks(Source.of(text + noise), tiny.tokenizer, cutting))
+    queue = BlockQueue(blocks)
+    assert list(queue.groups())  # reads all blocks
+    spans = [span for block in queue.blocks() for span in block.spans]
+    assert len(spans) > 100 and not any(isinstance(span, Stored) for span in spans)
+    stored = [span.size for span in spans if isinstance(span, StoredSize)]
+    assert stored == [span.size for block in blocks for span in block.spans if isinstance(span, Stored)]
+    assert sum(stored) > len(noise) - 1000

@@ -19,12 +19,13 @@ import ray
 import ray.data
 
 import memcodec
-from memcodec import ChecksumError, Codec, EncodeError, EngineError, Primer, Progress, Prompt, Readout
+from memcodec import ChecksumError, Codec, EncodeError, EngineError, MachineError, Primer, Progress, Prompt, Readout
 from memcodec.engines import ray as cluster
 from memcodec.engines.ray import RayEngine, _Worker
 from memcodec.integrations import tables
 from memcodec.integrations.ray_data import _ColumnWorker, decode_column, encode_column
 from memcodec.integrations.tables import Column
+from memcodec.verification import Verifier
 
 from .conftest import TEXT, Run, store_nothing
 from .test_cli import refused
@@ -89,6 +90,16 @@ def test_many_documents_and_a_primer(tiny: Codec, engine: RayEngine) -> None:
     blobs = list(primed.encode_many(documents))
     assert list(far.encode_many(documents)) == blobs
     assert far.decode_many(blobs) == documents
+
+
+def test_a_document_with_fewer_groups_than_its_file(
+    tiny: Codec, engine: RayEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as one that changes while it is verified: the results ended early, and Python said StopIteration."""
+    known = Verifier._known_groups
+    monkeypatch.setattr(Verifier, "_known_groups", lambda *given: list(known(*given))[:-1])
+    with pytest.raises(MachineError, match="the encoded file has other chunks than its document"):
+        tiny.with_engine(engine).encode(DOCUMENT, chunk_tokens=50, context=0)
 
 
 def test_progress_reaches_the_end(tiny: Codec, engine: RayEngine) -> None:

@@ -296,6 +296,13 @@ def test_primers_that_do_not_fit_are_refused(tiny: Codec) -> None:
         tiny.with_primer(Primer(b"text", np.array([9, 9])))
 
 
+def test_an_estimate_behind_a_long_primer(tiny: Codec) -> None:
+    """It measured 200 tokens, whether there was room for them or not."""
+    tokens = np.full(900, 30)
+    primed = tiny.with_primer(Primer(tiny.tokenizer.decode(tokens), tokens))
+    assert primed.model.positions < 150 and primed.estimate(1000) > 0
+
+
 def test_training_picks_what_helps(tiny: Codec) -> None:
     """An untrained model gains little. The selected texts are messages, and fit into the number of tokens."""
     messages = [f"user {i} signed in from port {i * 7 % 100}" for i in range(60)]

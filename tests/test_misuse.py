@@ -85,6 +85,9 @@ def test_a_path_is_no_bytes(tiny: Codec, function: Callable[[Codec, Any], object
         (lambda codec: Archive.create("a", ["x"], codec="smollm2-135m"), "codec: give a Codec"),
         (lambda codec: Archive("a", "smollm2-135m"), "codec: give a Codec"),
         (lambda codec: codec.fit_memory(b"x"), "text: give str, not bytes"),
+        (lambda codec: codec.with_engine(None), "engine: give 'local' or 'ray', or a RayEngine, not NoneType"),
+        (lambda codec: memcodec.encode("text", engine=None), "engine: give 'local' or 'ray', or a RayEngine"),
+        (lambda codec: Codec.load(None), "model: give a name, a directory, or a Hugging Face id, not NoneType"),
         (lambda codec: tables.Column.of("smollm2-135m"), r"codec: give a Codec, such as memcodec.Codec.load\(\)"),
     ],
     ids=str,
@@ -190,6 +193,57 @@ def test_a_device_that_does_not_exist(tiny: Codec, llama_folder: Path, monkeypat
     ):
         with pytest.raises(EncodeError, match="device 'gpu': give auto, cpu, cuda, mps, xpu or cuda:N"):
             function()
+    with pytest.raises(EncodeError, match="device None: give auto, cpu"):
+        Codec.load(str(llama_folder), device=None)  # type: ignore[arg-type]
+
+
+def test_a_model_may_be_a_path(
+    tiny: Codec, llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was an error of regular expressions."""
+    monkeypatch.setattr("memcodec.container.assembly.STORE_SMALLER", False)
+    blob = tiny.encode("some text")
+    assert Codec.load(llama_folder).name == llama_folder.name
+    assert memcodec.decode(memcodec.encode(b"\xff", tmp_path)) == b"\xff"
+    assert Primer.from_texts(["a text"], 9, llama_folder) == Primer.from_texts(["a text"], 9, str(llama_folder))
+    missing = tmp_path / "missing"
+    for call in (
+        lambda: Codec.load(missing),
+        lambda: memcodec.encode("text", missing),
+        lambda: memcodec.decode(blob, missing),
+        lambda: Primer.from_texts(["a text"], 9, missing),
+    ):
+        with pytest.raises(memcodec.ModelNotFoundError, match=r"no model '.*missing': give a built-in name"):
+            call()
+
+
+def test_text_that_is_no_unicode_is_refused_wherever_text_is_given(tiny: Codec) -> None:
+    """The tokenizer said that it must be str."""
+    bad = "text \ud800"
+    for call, name in (
+        (lambda: Primer.train(tiny, ["a", "b", bad, "c"]), "message 2"),
+        (lambda: Primer.from_texts(["a", bad], 99, tiny), "text 1"),
+        (lambda: tiny.fit_memory(bad), "text"),
+    ):
+        with pytest.raises(EncodeError, match=f"^{name}: text with a lone surrogate at 5 cannot be encoded as UTF-8"):
+            call()
+
+
+@pytest.mark.parametrize("tokens", [-5, 0, (1 << 15) + 1])
+def test_primers_of_impossible_sizes_are_refused_before_the_work(tiny: Codec, tokens: int) -> None:
+    """Of -5 tokens, a primer had all but the last five."""
+    for call in (lambda: Primer.train(tiny, "abcdef", tokens), lambda: Primer.from_texts("abc", tokens, tiny)):
+        with pytest.raises(EncodeError, match=f"tokens {tokens}: give 1 to 32,768"):
+            call()
+
+
+@pytest.mark.parametrize("setting", ["memory_share", "effort"])
+def test_none_is_the_level_of_an_archive_and_nothing_for_frames(tiny: Codec, tmp_path: Path, setting: str) -> None:
+    with pytest.raises(EncodeError, match=f"{setting.replace('_', ' ')} None: give a number, since frames have no l"):
+        FrameSettings(**{setting: None})  # type: ignore[arg-type]
+    Archive.create(tmp_path / "a", ["some text"], codec=tiny, level=1)
+    Archive.create(tmp_path / "b", ["some text"], codec=tiny, level=1, **{setting: None})  # type: ignore[arg-type]
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
 def test_errors_while_a_file_is_read_have_its_name(

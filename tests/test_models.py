@@ -826,6 +826,37 @@ def test_a_gguf_file_is_the_same_model(gguf_folder: Path, llama_folder: Path, ca
     assert torch.equal(theirs.hidden(ids), ours.hidden(ids))
 
 
+def test_gguf_files_that_cannot_be_used(gguf_folder: Path, llama_folder: Path, tmp_path: Path) -> None:
+    """Beside safetensors that could be."""
+    folder = tmp_path / "both"
+    shutil.copytree(llama_folder, folder)
+    path = folder / "model.gguf"
+
+    def writer(kind: str) -> gguf.GGUFWriter:
+        path.unlink()
+        return gguf.GGUFWriter(path, kind)
+
+    def refused(message: str) -> None:
+        for refuse in (refusal, float_refusal):
+            found = refuse(folder)
+            assert f"{path}: " in found and message in found and "safetensors" in found
+
+    path.write_bytes(b"this is no GGUF at all")
+    refused("GGUF magic invalid")
+    whole = (gguf_folder / "model.gguf").read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    refused("it cannot be read as GGUF weights")
+    for kind, message in (("qwen2", "GGUF of the kind 'qwen2', not llama"), ("llama", "it has no llama.attention.h")):
+        other = writer(kind)
+        other.add_block_count(2)
+        other.add_tensor("token_embd.weight", np.zeros((4, 4), dtype=np.float32))
+        other.write_header_to_file()
+        other.write_kv_data_to_file()
+        other.write_tensors_to_file()
+        other.close()
+        refused(message)
+
+
 def test_a_gguf_file_that_changes_is_noticed(gguf_folder: Path, conversions: list[Path]) -> None:
     """It was not among the files whose times are compared, so that the integers of the old one were used."""
     registry.convert_folder(gguf_folder, None)

@@ -13,12 +13,9 @@ from memcodec.errors import EncodeError
 from memcodec.settings import DEFAULT_CHUNK_TOKENS, Context, Prompt, Readout
 
 SHARES = (0.0, 0.1, 0.2)
-CURVE_SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
 EFFORTS = (256, 1024, 4096, 16384)
-SIZES = (256, 1024, 4096, 16384, 65536, 262144, 1048576)
 BOUND = "bound"
 CONTEXT_BOUND = "bound, context of 2048"
-NO_CONTEXT = "memcodec 0, context 0"
 MAX_CONTEXT = "memcodec 0, context max"
 PROMPT = "memcodec, prompt site"
 PROMPT_TOKENS = 48  # per chunk; one memory token of the default model can hold more (docs/memory_tokens.md)
@@ -171,11 +168,6 @@ class Bench:
         result = self.store.get(key, lambda: self._measure(name, text, run))
         return Row(text.name, name, len(text.data), result)
 
-    def curve(self, text: Text, shares: Sequence[float] = CURVE_SHARES) -> list[dict[str, Any]]:
-        """Bits of memory and corrections per token, efficiency and hits, by memory share."""
-        rows = [self.memcodec(text, Readout(share)) for share in shares]
-        return [worth(share, row, rows[0]) for share, row in zip(shares, rows, strict=True)]
-
     def efforts(self, text: Text, efforts: Sequence[int] = EFFORTS, share: float = 0.1) -> list[dict[str, Any]]:
         """Size and time by search effort, at one memory share."""
         none = self.memcodec(text, Readout(0.0))
@@ -220,14 +212,3 @@ def worth(share: float, row: Row, without: Row) -> dict[str, Any]:
         "tokens": result["tokens"],
         "file_bytes": result["file_bytes"],
     }
-
-
-def break_even(rows: Sequence[Row], wholes: Sequence[tuple[int, int]], model_bytes: int, codec: str) -> float | None:
-    """The bytes of text from which on the files and the model are smaller than with zstd -19; None if there are none.
-
-    rows: of the texts to use; wholes: (bytes, zstd -19 bytes) of the same texts in full, which zstd compresses better.
-    """
-    own = [row for row in rows if row.codec == codec]
-    ours = sum(row.file_bytes for row in own) / sum(row.original_bytes for row in own)
-    theirs = sum(size for _, size in wholes) / sum(size for size, _ in wholes)
-    return model_bytes / (theirs - ours) if theirs > ours else None

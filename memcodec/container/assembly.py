@@ -26,7 +26,7 @@ from memcodec.document.blocks import Block
 from memcodec.document.references import CarriedBytes, Reference
 from memcodec.document.references import joined as joined_references
 from memcodec.document.source import Source
-from memcodec.document.spans import Stored, has_text, zstd_size
+from memcodec.document.spans import Text, has_text, zstd_size
 from memcodec.errors import ChecksumError, FormatError
 from memcodec.groups import EncodedGroup
 from memcodec.lm.team import Team
@@ -71,9 +71,9 @@ def parts_of(block: Block, encoded: Iterator[EncodedGroup], tokenizer: ByteToken
     group, used = EncodedGroup((), (), b""), 0  # the group of the next chunk, and how many of its chunks are used
     runs = iter(block.plan.runs)
     for span in block.spans:
-        if isinstance(span, Stored):
-            parts.append(SourceRange(start, start + len(span.data)))
-            start += len(span.data)
+        if not isinstance(span, Text):
+            parts.append(SourceRange(start, start + span.size))
+            start += span.size
             continue
         run: list[_SegmentBytes] = []
         chunks = next(runs)

@@ -3,7 +3,7 @@
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,19 @@ from memcodec.document.plan import Plan, plan_groups, visible_tokens
 from memcodec.document.references import Reference
 from memcodec.document.repeats import Repeats
 from memcodec.document.source import Source
-from memcodec.document.spans import Span, Text, cut_blocks, find_text, tokenize
+from memcodec.document.spans import Stored, Text, cut_blocks, find_text, tokenize
 from memcodec.errors import EncodeError
 from memcodec.levels import GroupRule
 from memcodec.models.loaded import LoadedModel
 from memcodec.models.tokenizer import ByteTokenizer
 from memcodec.settings import Context, EncodeSettings
+
+
+@dataclass(frozen=True)
+class StoredSize:
+    """A stored span without its bytes, which the source has. size: how many they are."""
+
+    size: int
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,7 @@ class Block:
     start: int
     size: int
     carried: int
-    spans: list[Span]
+    spans: list[Text | Stored | StoredSize]
     references: list[Reference]
     plan: Plan
     last: bool
@@ -40,6 +47,10 @@ class Block:
     def lengths(self) -> list[int]:
         """Tokens of each chunk."""
         return [len(tokens) for group in self.plan.groups for tokens in group]
+
+    def without_bytes(self) -> "Block":
+        """The same block without the bytes of its stored spans."""
+        return replace(self, spans=[one if isinstance(one, Text) else StoredSize(one.size) for one in self.spans])
 
 
 @dataclass(frozen=True)
@@ -96,7 +107,7 @@ def read_blocks(source: Source, tokenizer: ByteTokenizer, cutting: Cutting, alon
             runs, cutting.chunk_tokens, cutting.context, cutting.rule, cutting.positions, alone and whole
         )
         last = start + len(block) == source.size
-        yield Block(source, start, len(block), carried, spans, references, plan, last)
+        yield Block(source, start, len(block), carried, [*spans], references, plan, last)
         start += len(block)
         carried += len(block) - sum(one.size for one in references)
     if not source.size:
@@ -114,11 +125,14 @@ def located_chunks(blocks: Iterable[Block], tokenizer: ByteTokenizer) -> Iterato
                     yield start, chunk
                     start += size
             else:
-                start += len(span.data)
+                start += span.size
 
 
 class BlockQueue:
-    """Blocks, and the groups of these blocks, two streams that two threads may consume at different speeds."""
+    """Blocks, and the groups of these blocks, two streams that two threads may consume at different speeds.
+
+    The blocks have no bytes of stored spans: while the encoder looks for more groups, any number of them may wait.
+    """
 
     def __init__(self, blocks: Iterable[Block]) -> None:
         self._unread = iter(blocks)
@@ -153,5 +167,5 @@ class BlockQueue:
                 if block is None:
                     return False
                 self._groups.extend(block.plan.groups)
-                self._blocks.append(block)
+                self._blocks.append(block.without_bytes())
         return True

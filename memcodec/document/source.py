@@ -21,7 +21,7 @@ class Source:
     """The bytes of a document, which may be read more than once. size: in bytes."""
 
     def __init__(self, file: BinaryIO, name: str = "") -> None:
-        """file: read from its current position; if it cannot seek, it is copied into a temporary file.
+        """file: read from its current position; if it cannot seek, or only read, it is copied into a temporary file.
 
         name: for error messages. Raises EncodeError for a device that has no end.
         """
@@ -32,7 +32,7 @@ class Source:
                 raise io.UnsupportedOperation
             self._first = file.tell()
             self.size = file.seek(0, os.SEEK_END) - self._first
-        except (OSError, ValueError):  # a pipe
+        except (OSError, ValueError, AttributeError):  # a pipe, or an object that has only `read`
             copy: Any = tempfile.SpooledTemporaryFile(_SPOOLED)  # noqa: SIM115 (open as long as this is)
             shutil.copyfileobj(file, copy)
             self._copy = file = copy

@@ -67,6 +67,11 @@ class Stored:
 
     data: bytes
 
+    @property
+    def size(self) -> int:
+        """The number of bytes."""
+        return len(self.data)
+
 
 Span = Text | Stored
 

@@ -28,13 +28,23 @@ def find_engine(name: str, workers: int | None = None, threads: int | None = Non
     return RayEngine(workers, threads, device)
 
 
+def check_engine(engine: Engine) -> Engine:
+    """The same engine. Raises TypeError for what has not the methods of one."""
+    if not all(callable(getattr(engine, method, None)) for method in ("encode", "decode", "verify")):
+        raise TypeError(f"engine: give {' or '.join(map(repr, ENGINES))}, or a RayEngine, not {type(engine).__name__}")
+    return engine
+
+
 @contextmanager
 def opened(
     engine: "str | Engine", workers: int | None = None, threads: int | None = None, device: str = "auto"
 ) -> Iterator[tuple[Engine, str]]:
-    """An engine, and the device for the LM in this process. An engine given by its name is closed at the end."""
+    """An engine, and the device for the LM in this process. An engine given by its name is closed at the end.
+
+    Raises as `find_engine` and `check_engine`.
+    """
     if not isinstance(engine, str):
-        yield engine, device
+        yield check_engine(engine), device
         return
     started = find_engine(engine, workers, threads, device)
     try:

@@ -14,7 +14,7 @@ import numpy as np
 import ray
 
 import memcodec
-from memcodec.errors import EncodeError, EngineError, MemcodecError
+from memcodec.errors import EncodeError, EngineError, MemcodecError, wrong_file
 from memcodec.groups import FIT_CHUNKS, EncodedGroup, batches, decode_all, encode_groups, verify_all
 from memcodec.lm.kept import AnyWeights
 from memcodec.lm.model import ExactLM
@@ -117,6 +117,8 @@ class RayEngine:
         tasks = ((list(islice(waiting, len(some))), some, site, context) for some in _split(known))
         for decoded in self._run(model, "verify", tasks, done):
             yield from decoded
+        if next(waiting, None) is not None:  # as if the document had become shorter
+            raise wrong_file("the encoded file has other chunks than its document")
 
     def close(self) -> None:
         """Stop the workers, and disconnect from the cluster if this engine connected to it."""

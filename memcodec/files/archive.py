@@ -40,8 +40,8 @@ class ArchiveOptions(TypedDict, total=False):
     """The settings of `Archive.create`, for type checkers."""
 
     level: int
-    memory_share: float
-    effort: int
+    memory_share: float | None
+    effort: int | None
     batch: int | None
     verify: Verify
     progress: ProgressCallback | None
@@ -116,7 +116,7 @@ class Archive(Sequence[bytes]):
 
         codec: a loaded one (default: the built-in model); primer: instead of the codec's; with_primer: put the primer
         into the file; overwrite: replace a file that exists. settings: level (default 9), whose memory share and effort
-        apply where memory_share and effort, as in `Readout`, are not given (documents have all context at each level);
+        apply where memory_share and effort, as in `Readout`, are None (documents have all context at each level);
         verify (default true): as in `Codec.encode`, in steps with `batch` documents side by side; progress. Documents
         that are the same are encoded and kept once. Raises FileExistsError; EncodeError for keys that are not one for
         each document, empty, too long, the same, or with NUL, and for settings out of range; TypeError for keys that
@@ -149,13 +149,9 @@ class Archive(Sequence[bytes]):
         return cls(path, codec, codec.primer)
 
     def append(
-        self,
-        documents: Iterable[str | bytes],
-        keys: Iterable[str] | None = None,
-        *,
-        verify: Verify = True,
+        self, documents: Iterable[str | bytes], keys: Iterable[str] | None = None, *, verify: Verify = True,
         progress: ProgressCallback | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Add documents after the others; writes the whole file again. verify: as in `create`. Raises as `create`.
 
         Raises EncodeError too if the file was changed after it was read.
@@ -195,7 +191,10 @@ class Archive(Sequence[bytes]):
         self._codec = codec_for(self.needs, self._codec, primer=self.primer)
         return self._codec
 
-    def load(self, model: str | None = None, *, allow_download: bool = False, **options: Unpack[LoadOptions]) -> None:
+    def load(
+        self, model: str | os.PathLike[str] | None = None, *, allow_download: bool = False,
+        **options: Unpack[LoadOptions],
+    ) -> None:  # fmt: skip
         """Load the model that the archive names, or `model` instead; options: as in `Codec.load`.
 
         allow_download: fetch a model that only the archive names from the Hugging Face hub. Raises
@@ -344,9 +343,9 @@ def _opened_again(
 
 def _memories(options: ArchiveOptions) -> tuple[int, int]:
     """The memory share, in steps of 1/1024, and the effort. Raises EncodeError."""
-    level = settings_of(options.get("level", BEST))
-    share = options.get("memory_share", level.share)
-    memories = FrameSettings(memory_share=share, effort=options.get("effort", level.effort))
+    level, share, effort = settings_of(options.get("level", BEST)), options.get("memory_share"), options.get("effort")
+    share = level.share if share is None else share
+    memories = FrameSettings(memory_share=share, effort=level.effort if effort is None else effort)
     return share_steps(share), memories.effort
 
 

@@ -18,7 +18,7 @@ class Capacity:
     rows: the most positions in one full pass; head_rows: the most of them whose logits exist at one time; sequences:
     the most in one full pass, and side by side in the steps of a decoder, each with a cache; positions: the most in the
     caches of a batch, if it has more than one sequence; fitted: memories are searched together for chunks of about this
-    many tokens in all, or for `groups.FIT_CHUNKS` chunks, whichever is more.
+    many tokens in all, or for as many as on a CPU (`groups.FIT_CHUNKS`), whichever is more.
     """
 
     rows: int

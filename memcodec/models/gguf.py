@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from memcodec.errors import ModelNotFoundError, first_line
+
 FILE_NAME = "model.gguf"  # in a model folder
 
 _LAYER_NAMES = {"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
@@ -14,6 +16,7 @@ _LAYER_NAMES = {"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "att
           "ffn_norm": "post_attention_layernorm"}  # fmt: skip
 _NAMES = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight",
           "output.weight": "lm_head.weight"}  # fmt: skip
+_ADVICE = "replace it, or remove it from the folder and put safetensors files there"
 _CONTROL = 3  # the type of a special token
 
 
@@ -21,12 +24,22 @@ class GGUFCheckpoint:
     """The dequantized tensors of a GGUF file, under the names that Hugging Face gives them."""
 
     def __init__(self, path: Path) -> None:
+        """Raises ModelNotFoundError."""
         import gguf
 
-        reader = gguf.GGUFReader(path)
-        heads = [int(_field(reader, f"llama.attention.head_count{kind}")) for kind in ("", "_kv")]
-        self._heads = dict(zip(("attn_q", "attn_k"), heads, strict=True))
-        self._tensors = {_name(tensor.name): tensor for tensor in reader.tensors}
+        self._path = path
+        try:
+            reader = gguf.GGUFReader(path)
+            kind = str(_field(reader, "general.architecture"))
+            if kind != "llama":
+                raise ModelNotFoundError(f"{path}: GGUF of the kind {kind!r}, not llama: {_ADVICE}")
+            heads = [int(_field(reader, f"llama.attention.head_count{kind}")) for kind in ("", "_kv")]
+            self._heads = dict(zip(("attn_q", "attn_k"), heads, strict=True))
+            self._tensors = {_name(tensor.name): tensor for tensor in reader.tensors}
+        except ModelNotFoundError:
+            raise
+        except Exception as error:  # damage and unknown names make the reader raise various types
+            raise _unreadable(path, error) from error
 
     def mean(self, name: str, size: int) -> np.ndarray | None:
         """None: a GGUF file has no means of norms."""
@@ -37,15 +50,23 @@ class GGUFCheckpoint:
         return set(self._tensors)
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor, float32."""
+        """One tensor, float32. Raises ModelNotFoundError."""
         import gguf
 
         tensor = self._tensors[name]
-        values: np.ndarray = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
-        heads = self._heads.get(tensor.name.split(".")[-2])
-        if heads is not None:  # GGUF stores the two entries of a head that are rotated together next to each other
-            values = values.reshape(heads, -1, 2, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
+        try:
+            values: np.ndarray = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+            heads = self._heads.get(tensor.name.split(".")[-2])
+            if heads is not None:  # GGUF stores the two entries of a head that are rotated together next to each other
+                values = values.reshape(heads, -1, 2, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
+        except (NotImplementedError, ValueError, LookupError) as error:  # a type or a shape that cannot be
+            raise _unreadable(self._path, error) from error
         return values
+
+
+def _unreadable(path: Path, error: Exception) -> ModelNotFoundError:
+    why = f"it has no {error.args[0]}" if isinstance(error, KeyError) and error.args else first_line(error)
+    return ModelNotFoundError(f"{path}: it cannot be read as GGUF weights of a Llama ({why}): {_ADVICE}")
 
 
 def describe(path: Path, folder: Path) -> None:

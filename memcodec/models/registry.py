@@ -88,11 +88,14 @@ class ModelFolder:
         return self.id if self.built_in or HUB_ID.fullmatch(self.id) else os.fspath(self.path)
 
 
-def resolve(model: str, progress: ByteProgress | None = None) -> ModelFolder:
+def resolve(model: str | os.PathLike[str], progress: ByteProgress | None = None) -> ModelFolder:
     """The folder of a built-in name, a local directory, or a Hugging Face id (or id@revision), downloaded if necessary.
 
-    Raises ModelNotFoundError.
+    Raises ModelNotFoundError, TypeError.
     """
+    if not isinstance(model, str | os.PathLike):
+        raise TypeError(f"model: give a name, a directory, or a Hugging Face id, not {type(model).__name__}")
+    model = os.fspath(model)
     if model in BUILT_IN:
         return ModelFolder(model, pull(model, progress))
     if folder := _directory(model):
