@@ -15,6 +15,7 @@ import pickle
 import struct
 import sys
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -170,6 +171,11 @@ def _container(codec: Codec, path: Path) -> None:
     raise MemcodecError(f"{len(parsed.chunks)} chunks")
 
 
+def _salvage(codec: Codec, path: Path) -> None:
+    size = sum(len(piece) for piece in codec.salvage(path.read_bytes()) if isinstance(piece, bytes))
+    raise MemcodecError(f"{size} bytes")
+
+
 def _alone(codec: Codec, path: Path) -> None:
     decode_alone(path.read_bytes())
 
@@ -204,8 +210,8 @@ def _model(codec: Codec, path: Path) -> None:
 
 
 READERS: dict[str, Callable[[Codec, Path], None]] = {
-    "file": _file, "container": _container, "alone": _alone, "archive": _archive, "primer": _primer,
-    "frames": _frames, "model": _model,
+    "file": _file, "container": _container, "salvage": _salvage, "alone": _alone, "archive": _archive,
+    "primer": _primer, "frames": _frames, "model": _model,
 }  # fmt: skip
 
 
@@ -332,6 +338,9 @@ def payloads(codec: Codec) -> Iterator[Hostile]:
     bomb = zstandard.ZstdCompressor().compress(bytes(1 << 30))
     yield Hostile("12 bytes that zstd expands to 1 GB", stored(12, bomb))
     yield Hostile("1 GB of zeros in 33 KB, correctly declared", stored(1 << 30, bomb))
+    checksum = zlib.crc32(bytes(1 << 30))
+    whole = pack(Container(1 << 30, bytes(16), [StoredSpan(1 << 30, 1, bomb, checksum)]))
+    yield Hostile("1 GB of zeros in 33 KB with a correct checksum, salvaged", whole, "salvage")
     wide = zstandard.ZstdCompressionParameters.from_level(1, window_log=31)
     window = zstandard.ZstdCompressor(compression_params=wide).compressobj()
     frame = window.compress(bytes(1 << 20)) + window.flush()
