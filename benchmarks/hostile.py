@@ -40,6 +40,7 @@ from memcodec.document.references import Reference
 from memcodec.settings import MAX_CONTEXT
 
 HARMLESS = "refused"
+MEMORY = 64 << 20  # bytes that the reader may take for any file, besides the file and what docs/reliability.md counts
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Hostile:
     what: str
     blob: bytes
     reader: str = "file"
-    memory: int = 64 << 20
+    memory: int = MEMORY
 
 
 def main() -> None:
@@ -225,7 +226,7 @@ def hostile(folder: Path, large: bool) -> Iterator[Hostile]:
         good = codec.encode((TEXT * 6).encode(), chunk_tokens=40)
     yield from headers(good)
     yield from indexes(good, large)
-    yield from payloads(codec)
+    yield from payloads(codec, large)
     yield from copies()
     yield from names(folder, codec)
     yield from others(codec)
@@ -287,7 +288,8 @@ def indexes(good: bytes, large: bool) -> Iterator[Hostile]:
 
     if large:
         full = [Segment(1, (Chunk(1, b"", 0),), b"") for _ in range(container.MAX_CHUNKS)]
-        yield Hostile("2,097,152 chunks, the maximum, in 2 MB", made(full), "container", 1 << 30)
+        blob = made(full)
+        yield Hostile("2,097,152 chunks, the maximum, in 2 MB", blob, "container", MEMORY + 400 * len(full) + len(blob))
         with patch.object(write, "MAX_CHUNKS", len(full) + 1):  # the encoder does not write such a file
             more = made([*full, full[0]])
         yield Hostile("one chunk more", more)
@@ -312,10 +314,10 @@ def copies() -> Iterator[Hostile]:
     yield Hostile("references to more bytes than the document states", made(*[whole] * 9, size=1 << 17))
     yield Hostile("a reference to 2^50 bytes", made(Reference(1 << 51, 0, 1 << 50)))
     one = Reference(300, 0, 32)
-    yield Hostile("a million references to 32 bytes", made(*[one] * (1 << 20)), "container", 1 << 30)
-    yield Hostile("references in the order of a sawtooth", made(*(
-        Reference(len(carried), (i * 7919) % (len(carried) - 200), 200) for i in range(1 << 16)
-    )), memory=256 << 20)  # fmt: skip
+    many = made(*[one] * (1 << 20))
+    yield Hostile("a million references to 32 bytes", many, "container", MEMORY + (200 << 20) + len(many))
+    sawtooth = made(*(Reference(len(carried), (i * 7919) % (len(carried) - 200), 200) for i in range(1 << 16)))
+    yield Hostile("references in the order of a sawtooth", sawtooth, memory=MEMORY + (200 << 16) + len(sawtooth))
 
 
 def resized(blob: bytes, start: int, end: int, new: bytes) -> bytes:
@@ -329,12 +331,21 @@ def resized(blob: bytes, start: int, end: int, new: bytes) -> bytes:
     return sealed(struct.pack("<Q", len(text)) + text + blob[8 + length : start] + new + blob[end:])
 
 
-def payloads(codec: Codec) -> Iterator[Hostile]:
+def payloads(codec: Codec, large: bool) -> Iterator[Hostile]:
     """Files with hostile stored spans, memories and corrections; lengths and checksum are correct."""
 
     def stored(size: int, frame: bytes) -> bytes:
         return pack(Container(size, bytes(16), [StoredSpan(size, 1, frame, 0)]))
 
+    empty = StoredSpan.of(b"")
+    yield Hostile("a million stored spans without bytes", pack(Container(0, bytes(16), [empty] * 1_000_000)))
+    if large:
+        full = [StoredSpan.of(b"\xff")] * container.MAX_SPANS
+        most = pack(Container(len(full), bytes(16), list(full)))
+        yield Hostile("2,097,152 stored spans, the maximum", most, "container", MEMORY + 400 * len(full) + len(most))
+        with patch.object(write, "MAX_SPANS", len(full) + 1):  # the encoder does not write such a file
+            more = pack(Container(len(full) + 1, bytes(16), [*full, full[0]]))
+        yield Hostile("one stored span more", more, memory=MEMORY + len(more))
     bomb = zstandard.ZstdCompressor().compress(bytes(1 << 30))
     yield Hostile("12 bytes that zstd expands to 1 GB", stored(12, bomb))
     yield Hostile("1 GB of zeros in 33 KB, correctly declared", stored(1 << 30, bomb))
