@@ -424,7 +424,7 @@ def names(folder: Path, codec: Codec) -> Iterator[Hostile]:
 def others(codec: Codec) -> Iterator[Hostile]:
     """Hostile archives, primers and frames."""
 
-    def archive(what: str, index: bytes) -> Hostile:
+    def archive(what: str, index: bytes, more: int = 0) -> Hostile:
         body = (
             codec.model.identity[: container.IDENTITY_BYTES]
             + container.pack_settings(Settings("readout", (0,), 200, 32768))
@@ -433,10 +433,18 @@ def others(codec: Codec) -> Iterator[Hostile]:
         entry = {"dtype": "U8", "shape": [len(body) + 4], "data_offsets": [0, len(body) + 4]}
         header = {"__metadata__": {"memcodec": "archive 1", "model": "m"}, "archive": entry}
         text = json.dumps(header, separators=(",", ":")).encode()
-        return Hostile(what, sealed(struct.pack("<Q", len(text)) + text + body + bytes(4)), "archive")
+        return Hostile(what, sealed(struct.pack("<Q", len(text)) + text + body + bytes(4)), "archive", MEMORY + more)
 
     varint = container.varint
     yield archive("an archive of 2^30 documents", varint(1 << 30) + varint(0))
+    zeros = bytes([0, 0, 0, 0]) + bytes(1 << 20)  # two columns of zeros: each document is to be the same as the first
+    yield archive("an archive of 4,194,304 documents in 1 MB", varint(1 << 22) + varint(0) + zeros)
+    many = 1 << 21
+    yield archive(
+        "an archive of 2,097,152 documents, the maximum, in 1 MB", varint(many) + varint(0) + zeros, 200 * many
+    )
+    wide = zstandard.ZstdCompressor().compress(("x" * 4096 + "\0").encode() * 16_000 + "\U0001f600".encode())
+    yield archive("64 MB of keys in a few KB", varint(16_001) + varint(len(wide)) + wide + zeros, 6 << 26)
     keys = zstandard.ZstdCompressor().compress(bytes(1 << 30))
     yield archive("keys that zstd expands to 1 GB", varint(100) + varint(len(keys)) + keys + bytes(200))
     yield archive("documents of 2^61 bytes each", varint(3) + varint(0) + varint(1 << 61) + b"\0")

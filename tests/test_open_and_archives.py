@@ -4,6 +4,7 @@ import copy
 import gc
 import gzip
 import io
+import json
 import os
 import pickle
 import random
@@ -19,12 +20,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zstandard
 
 import memcodec
 from memcodec import Archive, EncodeError, FormatError, MemcodecError, ModelMismatchError, Readout, container, groups
 from memcodec.codec import Codec, codec_for
 from memcodec.errors import ChecksumError, PrimerMismatchError
-from memcodec.files import archive
+from memcodec.files import archive, archive_index
 from memcodec.files.open import BadFileError, MemzFile
 from memcodec.groups import decode_batch
 from memcodec.models.loaded import LoadedModel
@@ -692,6 +694,45 @@ def test_more_documents_than_an_index_has_room_for_are_refused(
     (tmp_path / "a").write_bytes(made)
     with pytest.raises(FormatError, match="more documents than the file has room for"):
         Archive(tmp_path / "a", tiny)
+
+
+def archive_of(index: bytes) -> bytes:
+    """An archive with this index, from the number of documents on, and a correct checksum."""
+    body = bytes(8) + container.pack_settings(container.Settings("readout", (0,), context=1 << 15)) + index
+    entry = {"dtype": "U8", "shape": [len(body) + 4], "data_offsets": [0, len(body) + 4]}
+    text = json.dumps(
+        {"__metadata__": {"memcodec": "archive 1", "model": "m"}, "archive": entry}, separators=(",", ":")
+    )
+    blob = len(text).to_bytes(8, "little") + text.encode() + body
+    return blob + zlib.crc32(blob).to_bytes(4, "little")
+
+
+@pytest.mark.parametrize("keys", [False, True])
+def test_the_index_of_an_archive_takes_little_memory(tmp_path: Path, keys: bool) -> None:
+    """It took 440 bytes of memory for each byte of the file, and a wide character four times the bytes of all keys."""
+    count, path, names = 256 if keys else 1 << 18, tmp_path / "a", b""
+    if keys:
+        named = [f"{i:04x}" * 1000 for i in range(255)] + ["\U0001f600"]
+        names = zstandard.ZstdCompressor().compress("\0".join(named).encode())
+    columns = [container.pack_column([0, 0]), bytes(count)]
+    path.write_bytes(archive_of(container.varint(count) + container.varint(len(names)) + names + b"".join(columns)))
+    tracemalloc.start()
+    with pytest.raises(FormatError, match="document 0 is to be the same as one without a frame"):
+        Archive(path)
+    assert tracemalloc.get_traced_memory()[1] < (4 << 20 if keys else 100 * count)
+    tracemalloc.stop()
+
+
+def test_more_documents_than_a_reader_accepts(tiny: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a"
+    made = Archive.create(path, [b"x"] * 3, codec=tiny)
+    monkeypatch.setattr(archive_index, "MAX_DOCUMENTS", 2)
+    with pytest.raises(FormatError, match="more documents than the file has room for"):
+        Archive(path)
+    with pytest.raises(EncodeError, match="4 documents: an archive has 2 at most"):
+        made.append([b"y"])
+    with pytest.raises(EncodeError, match="3 documents: an archive has 2 at most"):
+        Archive.create(tmp_path / "b", [b"x"] * 3, codec=tiny)
 
 
 def test_the_index_of_an_archive_is_small(tiny: Codec, tmp_path: Path) -> None:
