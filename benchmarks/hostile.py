@@ -371,10 +371,11 @@ def payloads(codec: Codec, large: bool) -> Iterator[Hostile]:
         ("1 MB of corrections, all zeros", b"", bytes(1 << 20), readout),
         ("a memory of 1 MB, all ones", b"\xff" * (1 << 20), b"\x55" * 40, steered),
         ("a memory of 1 MB, all zeros", bytes(1 << 20), b"\x55" * 40, steered),
+        ("a memory of 30 MB", bytes(30 << 20), b"\x55" * 40, steered),
         ("a share of 2^40", b"\1\2\3", b"\x55" * 40, Settings("readout", (1 << 40,), 200, 200)),
     ):
         blob = one(memory, corrections, settings)
-        yield Hostile(what, blob)
+        yield Hostile(what, blob, memory=MEMORY + len(blob))
     hidden = codec.lm.architecture.hidden
     for what, entry in (("not a number", np.nan), ("infinite", np.inf), ("65504", 65504.0)):
         vectors = np.full((2, hidden), entry, dtype="<f2").tobytes()
