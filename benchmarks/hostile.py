@@ -15,6 +15,7 @@ import pickle
 import struct
 import sys
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -39,6 +40,7 @@ from memcodec.document.references import Reference
 from memcodec.settings import MAX_CONTEXT
 
 HARMLESS = "refused"
+MEMORY = 64 << 20  # bytes that the reader may take for any file, besides the file and what docs/reliability.md counts
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Hostile:
     what: str
     blob: bytes
     reader: str = "file"
-    memory: int = 64 << 20
+    memory: int = MEMORY
 
 
 def main() -> None:
@@ -170,6 +172,11 @@ def _container(codec: Codec, path: Path) -> None:
     raise MemcodecError(f"{len(parsed.chunks)} chunks")
 
 
+def _salvage(codec: Codec, path: Path) -> None:
+    size = sum(len(piece) for piece in codec.salvage(path.read_bytes()) if isinstance(piece, bytes))
+    raise MemcodecError(f"{size} bytes")
+
+
 def _alone(codec: Codec, path: Path) -> None:
     decode_alone(path.read_bytes())
 
@@ -204,8 +211,8 @@ def _model(codec: Codec, path: Path) -> None:
 
 
 READERS: dict[str, Callable[[Codec, Path], None]] = {
-    "file": _file, "container": _container, "alone": _alone, "archive": _archive, "primer": _primer,
-    "frames": _frames, "model": _model,
+    "file": _file, "container": _container, "salvage": _salvage, "alone": _alone, "archive": _archive,
+    "primer": _primer, "frames": _frames, "model": _model,
 }  # fmt: skip
 
 
@@ -219,7 +226,7 @@ def hostile(folder: Path, large: bool) -> Iterator[Hostile]:
         good = codec.encode((TEXT * 6).encode(), chunk_tokens=40)
     yield from headers(good)
     yield from indexes(good, large)
-    yield from payloads(codec)
+    yield from payloads(codec, large)
     yield from copies()
     yield from names(folder, codec)
     yield from others(codec)
@@ -281,7 +288,8 @@ def indexes(good: bytes, large: bool) -> Iterator[Hostile]:
 
     if large:
         full = [Segment(1, (Chunk(1, b"", 0),), b"") for _ in range(container.MAX_CHUNKS)]
-        yield Hostile("2,097,152 chunks, the maximum, in 2 MB", made(full), "container", 1 << 30)
+        blob = made(full)
+        yield Hostile("2,097,152 chunks, the maximum, in 2 MB", blob, "container", MEMORY + 400 * len(full) + len(blob))
         with patch.object(write, "MAX_CHUNKS", len(full) + 1):  # the encoder does not write such a file
             more = made([*full, full[0]])
         yield Hostile("one chunk more", more)
@@ -306,10 +314,10 @@ def copies() -> Iterator[Hostile]:
     yield Hostile("references to more bytes than the document states", made(*[whole] * 9, size=1 << 17))
     yield Hostile("a reference to 2^50 bytes", made(Reference(1 << 51, 0, 1 << 50)))
     one = Reference(300, 0, 32)
-    yield Hostile("a million references to 32 bytes", made(*[one] * (1 << 20)), "container", 1 << 30)
-    yield Hostile("references in the order of a sawtooth", made(*(
-        Reference(len(carried), (i * 7919) % (len(carried) - 200), 200) for i in range(1 << 16)
-    )), memory=256 << 20)  # fmt: skip
+    many = made(*[one] * (1 << 20))
+    yield Hostile("a million references to 32 bytes", many, "container", MEMORY + (200 << 20) + len(many))
+    sawtooth = made(*(Reference(len(carried), (i * 7919) % (len(carried) - 200), 200) for i in range(1 << 16)))
+    yield Hostile("references in the order of a sawtooth", sawtooth, memory=MEMORY + (200 << 16) + len(sawtooth))
 
 
 def resized(blob: bytes, start: int, end: int, new: bytes) -> bytes:
@@ -323,15 +331,27 @@ def resized(blob: bytes, start: int, end: int, new: bytes) -> bytes:
     return sealed(struct.pack("<Q", len(text)) + text + blob[8 + length : start] + new + blob[end:])
 
 
-def payloads(codec: Codec) -> Iterator[Hostile]:
+def payloads(codec: Codec, large: bool) -> Iterator[Hostile]:
     """Files with hostile stored spans, memories and corrections; lengths and checksum are correct."""
 
     def stored(size: int, frame: bytes) -> bytes:
         return pack(Container(size, bytes(16), [StoredSpan(size, 1, frame, 0)]))
 
+    empty = StoredSpan.of(b"")
+    yield Hostile("a million stored spans without bytes", pack(Container(0, bytes(16), [empty] * 1_000_000)))
+    if large:
+        full = [StoredSpan.of(b"\xff")] * container.MAX_SPANS
+        most = pack(Container(len(full), bytes(16), list(full)))
+        yield Hostile("2,097,152 stored spans, the maximum", most, "container", MEMORY + 400 * len(full) + len(most))
+        with patch.object(write, "MAX_SPANS", len(full) + 1):  # the encoder does not write such a file
+            more = pack(Container(len(full) + 1, bytes(16), [*full, full[0]]))
+        yield Hostile("one stored span more", more, memory=MEMORY + len(more))
     bomb = zstandard.ZstdCompressor().compress(bytes(1 << 30))
     yield Hostile("12 bytes that zstd expands to 1 GB", stored(12, bomb))
     yield Hostile("1 GB of zeros in 33 KB, correctly declared", stored(1 << 30, bomb))
+    checksum = zlib.crc32(bytes(1 << 30))
+    whole = pack(Container(1 << 30, bytes(16), [StoredSpan(1 << 30, 1, bomb, checksum)]))
+    yield Hostile("1 GB of zeros in 33 KB with a correct checksum, salvaged", whole, "salvage")
     wide = zstandard.ZstdCompressionParameters.from_level(1, window_log=31)
     window = zstandard.ZstdCompressor(compression_params=wide).compressobj()
     frame = window.compress(bytes(1 << 20)) + window.flush()
@@ -351,10 +371,11 @@ def payloads(codec: Codec) -> Iterator[Hostile]:
         ("1 MB of corrections, all zeros", b"", bytes(1 << 20), readout),
         ("a memory of 1 MB, all ones", b"\xff" * (1 << 20), b"\x55" * 40, steered),
         ("a memory of 1 MB, all zeros", bytes(1 << 20), b"\x55" * 40, steered),
+        ("a memory of 30 MB", bytes(30 << 20), b"\x55" * 40, steered),
         ("a share of 2^40", b"\1\2\3", b"\x55" * 40, Settings("readout", (1 << 40,), 200, 200)),
     ):
         blob = one(memory, corrections, settings)
-        yield Hostile(what, blob)
+        yield Hostile(what, blob, memory=MEMORY + len(blob))
     hidden = codec.lm.architecture.hidden
     for what, entry in (("not a number", np.nan), ("infinite", np.inf), ("65504", 65504.0)):
         vectors = np.full((2, hidden), entry, dtype="<f2").tobytes()
@@ -404,7 +425,7 @@ def names(folder: Path, codec: Codec) -> Iterator[Hostile]:
 def others(codec: Codec) -> Iterator[Hostile]:
     """Hostile archives, primers and frames."""
 
-    def archive(what: str, index: bytes) -> Hostile:
+    def archive(what: str, index: bytes, more: int = 0) -> Hostile:
         body = (
             codec.model.identity[: container.IDENTITY_BYTES]
             + container.pack_settings(Settings("readout", (0,), 200, 32768))
@@ -413,10 +434,18 @@ def others(codec: Codec) -> Iterator[Hostile]:
         entry = {"dtype": "U8", "shape": [len(body) + 4], "data_offsets": [0, len(body) + 4]}
         header = {"__metadata__": {"memcodec": "archive 1", "model": "m"}, "archive": entry}
         text = json.dumps(header, separators=(",", ":")).encode()
-        return Hostile(what, sealed(struct.pack("<Q", len(text)) + text + body + bytes(4)), "archive")
+        return Hostile(what, sealed(struct.pack("<Q", len(text)) + text + body + bytes(4)), "archive", MEMORY + more)
 
     varint = container.varint
     yield archive("an archive of 2^30 documents", varint(1 << 30) + varint(0))
+    zeros = bytes([0, 0, 0, 0]) + bytes(1 << 20)  # two columns of zeros: each document is to be the same as the first
+    yield archive("an archive of 4,194,304 documents in 1 MB", varint(1 << 22) + varint(0) + zeros)
+    many = 1 << 21
+    yield archive(
+        "an archive of 2,097,152 documents, the maximum, in 1 MB", varint(many) + varint(0) + zeros, 200 * many
+    )
+    wide = zstandard.ZstdCompressor().compress(("x" * 4096 + "\0").encode() * 16_000 + "\U0001f600".encode())
+    yield archive("64 MB of keys in a few KB", varint(16_001) + varint(len(wide)) + wide + zeros, 6 << 26)
     keys = zstandard.ZstdCompressor().compress(bytes(1 << 30))
     yield archive("keys that zstd expands to 1 GB", varint(100) + varint(len(keys)) + keys + bytes(200))
     yield archive("documents of 2^61 bytes each", varint(3) + varint(0) + varint(1 << 61) + b"\0")

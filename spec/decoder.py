@@ -85,11 +85,13 @@ class File:
         apart = Bytes(parts["memories"][2]) if "memories" in parts else rest
         self.hash = rest.take(16)
         self.size, runs, stored, references = (rest.varint() for _ in range(4))
+        assert max(stored, references) <= 2**21, "too many stored spans or references"
         runs_of = [rest.varint() for _ in range(runs)]
         self.runs = [number // 2 for number in runs_of]
         # Whether each segment begins a group.
         self.begins = [i > 0 or number % 2 == 0 for number in runs_of for i in range(number // 2)]
         spans = [(rest.varint(), rest.varint(), rest.number(1), rest.number(4)) for _ in range(stored)]
+        assert all(size for size, *_ in spans), "a stored span without bytes"
         self.references = [(rest.varint(), rest.varint(), rest.varint()) for _ in range(references)]
         self.memories: list[bytes] = []
         if self.begins:
@@ -104,6 +106,7 @@ class File:
                 n = -(-total // chunk_tokens)
                 self.chunks.append([total // n + 1] * (total % n) + [total // n] * (n - total % n))
             count = sum(map(len, self.chunks))
+            assert count <= 2**21, "too many chunks"
             corrections, memory = rest.column(sum(self.begins)), rest.column(count)
             self.checksums = rest.take(count)
             self.memories = [apart.take(n) for n in memory]

@@ -1,6 +1,7 @@
 """From logits to bytes and back: nothing is lost, and the size is close to the information."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -243,6 +244,17 @@ def test_any_bytes_decode_to_tokens_of_the_vocabulary(data: bytes, memory: bytes
     logits = spread_logits(5, 50, 37)
     decoder = corrections.Decoder([EncodedGroup((30, 20), (memory, memory), data)], steering_of(37), 300, TEAM)
     assert all(0 <= decoder.step(t, logits[t : t + 1])[0] < 37 for t in range(50))
+
+
+def test_a_long_memory_stays_packed() -> None:
+    """A file may have any memories; each byte of one took eight of memory."""
+    logits, size = spread_logits(5, 20, 37), 1 << 22
+    group = EncodedGroup((20,), (bytes(size),), b"")
+    tracemalloc.start()
+    decoder = corrections.Decoder([group], steering_of(37), 300, TEAM)
+    assert 0 <= decoder.step(0, logits[:1])[0] < 37
+    assert tracemalloc.get_traced_memory()[1] < 2 * size
+    tracemalloc.stop()
 
 
 def test_results_do_not_depend_on_threads() -> None:

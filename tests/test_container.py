@@ -30,7 +30,7 @@ from memcodec.container import (
 )
 from memcodec.container.assembly import stored
 from memcodec.document.source import Source
-from memcodec.errors import ChecksumError, FormatError, MemcodecError
+from memcodec.errors import ChecksumError, EncodeError, FormatError, MemcodecError
 
 MODEL = ModelId("smollm2-135m", b"identity")
 
@@ -302,6 +302,21 @@ def test_hostile_numbers_are_refused(at: int, value: int, message: str) -> None:
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()
+
+
+def test_stored_spans_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spans without bytes, which cost a reader more than a file, and more spans than a file may have."""
+    one = StoredSpan.of(b"x")
+    with pytest.raises(FormatError, match="a stored span without bytes"):
+        unpack(pack(Container(1, bytes(16), [one, StoredSpan.of(b"")])))
+    blob = pack(Container(3, bytes(16), [one] * 3))
+    assert len(unpack(blob).parts) == 3
+    monkeypatch.setattr(write, "MAX_SPANS", 2)
+    monkeypatch.setattr("memcodec.container.read.MAX_SPANS", 2)
+    with pytest.raises(FormatError, match="more stored spans than the file has room for"):
+        unpack(blob)
+    with pytest.raises(EncodeError, match="more than 2 stretches of bytes that are no text"):
+        pack(Container(3, bytes(16), [one] * 3))
 
 
 def test_a_zstd_bomb_is_stopped() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import random
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from memcodec import FormatError, Lost, Prompt, Readout, container
 from memcodec.codec import Codec
+from memcodec.container.assembly import salvage_of
 from memcodec.settings import Context
 
 from .conftest import TEXT, Run, store_nothing
@@ -113,6 +115,19 @@ def test_a_memory_of_the_prompt_site_costs_its_own_chunk(
     before, lost, *after = tiny.salvage(blob)
     assert before == document[: first.size] and lost == Lost(first.size, first.size + second.size, (1,))
     assert b"".join(after) == document[first.size + second.size :]  # type: ignore[arg-type]
+
+
+def test_large_stored_spans_are_not_kept_whole() -> None:
+    """A file of a few KB may have a span of any size. It is checked to its end before any of it is returned."""
+    size = 1 << 26
+    zeros = container.StoredSpan.of(bytes(size))
+    for checksum, expected in ((zeros.checksum, size), (zeros.checksum ^ 1, 0)):
+        parsed = container.Container(size, bytes(16), [replace(zeros, checksum=checksum)])
+        tracemalloc.start()
+        pieces = salvage_of(parsed, [], None)
+        assert sum(len(piece) for piece in pieces if isinstance(piece, bytes)) == expected
+        assert tracemalloc.get_traced_memory()[1] < 1 << 23
+        tracemalloc.stop()
 
 
 def test_flips_never_crash(tiny: Codec) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from memcodec import ChecksumError, FormatError, Prompt, Readout
+from memcodec import ChecksumError, FormatError, Prompt, Readout, container
 from memcodec.codec import Codec
 from memcodec.models.registry import cached
 from memcodec.primer import Primer
@@ -59,6 +59,14 @@ def test_damage_ends_it(weights: decoder.Weights) -> None:
     for bad in (blob[:-1], blob[:40], blob[:200] + b"?" + blob[201:]):
         with pytest.raises((AssertionError, ValueError, KeyError)):
             decoder.decode(bad, weights)
+
+
+def test_a_stored_span_without_bytes_is_refused_as_by_memcodec() -> None:
+    blob = container.pack(container.Container(0, bytes(16), [container.StoredSpan.of(b"")]))
+    with pytest.raises(AssertionError, match="a stored span without bytes"):
+        decoder.File(blob)
+    with pytest.raises(FormatError, match="a stored span without bytes"):
+        container.unpack(blob)
 
 
 @pytest.mark.slow

@@ -53,7 +53,7 @@ def _encode(chunk, share, memory, steering, powers, state, out):
     levels = levels_of(vocabulary)
     for t in range(len(chunk.tokens)):
         if share > 0:
-            read_bits(share, entropy[t], memory, 0, np.int64(len(memory)), reader)
+            read_bits(share, entropy[t], memory, 0, np.int64(8 * len(memory)), reader)
             features = features_of(reader[WINDOW_BITS], steering.parities)
             steer(t, features, tilt_of(share, entropy[t]), steering, ids[t], moves, vector)
         winner, most, whole = find_winner(ids[t], below[t], moves, chunk.total[t], powers, changes)
@@ -78,9 +78,9 @@ def _finish(state, out):
     return rangecoder.finish_encoder(state, out)
 
 
-def _bits_of(memory: bytes) -> np.ndarray:
-    """The bits of a memory, lowest first, uint8."""
-    return np.unpackbits(np.frombuffer(memory, dtype=np.uint8), bitorder="little")
+def _as_array(data: bytes) -> np.ndarray:
+    """Bytes as uint8, not copied."""
+    return np.frombuffer(data, dtype=np.uint8)
 
 
 class Encoder:
@@ -102,7 +102,7 @@ class Encoder:
             self._out = np.concatenate([self._out, np.zeros(needed, dtype=np.uint8)])
         chunk = predicted._replace(blocks=predicted.blocks.copy())  # which the kernel changes
         self.hits += _encode(
-            chunk, self._share, _bits_of(memory), self._steering, arithmetic.powers(), self._state, self._out
+            chunk, self._share, _as_array(memory), self._steering, arithmetic.powers(), self._state, self._out
         )
 
     def finish(self) -> bytes:
@@ -142,7 +142,7 @@ class _Groups(NamedTuple):
 
     data: np.ndarray  # uint8, the corrections of all groups
     coders: np.ndarray  # int64 [groups, DECODER_STATE]
-    bits: np.ndarray  # uint8, the bits of all memories
+    memories: np.ndarray  # uint8, all of them
     chunks: np.ndarray  # int64 [chunks of all groups, _CHUNK_FIELDS]
     state: np.ndarray  # int64 [groups, _GROUP_STATE]
 
@@ -218,7 +218,7 @@ def _decode(runs, logits, share, steering, tables, groups, rows, buffers, tokens
             if share > 0:
                 _next_chunk(position, groups.chunks, state)
                 chunk = groups.chunks[state[_CHUNK]]
-                read_bits(share, entropy, groups.bits, chunk[_FIRST], chunk[_BITS], state)
+                read_bits(share, entropy, groups.memories, chunk[_FIRST], chunk[_BITS], state)
                 features = features_of(state[WINDOW_BITS], steering.parities)
                 steer(position - state[_STARTED], features, tilt_of(share, entropy), steering, ids, moves, vector)
             winner, most, whole = find_winner(ids, below, moves, rows.total[m], powers, changes)
@@ -264,7 +264,7 @@ class Decoder:
         self._share = share
         self._team = team
         self._tables = new_tables()
-        data = np.frombuffer(b"".join(row.corrections for row in rows), dtype=np.uint8)
+        data = _as_array(b"".join(row.corrections for row in rows))
         coders = np.zeros((len(rows), rangecoder.DECODER_STATE), dtype=np.int64)
         ends = np.cumsum([len(row.corrections) for row in rows])
         starts = ends - [len(row.corrections) for row in rows]
@@ -277,7 +277,7 @@ class Decoder:
         counts = np.array([len(row.lengths) for row in rows], dtype=np.int64)
         state = np.zeros((len(rows), _GROUP_STATE), dtype=np.int64)
         state[:, _CHUNK] = np.cumsum(counts) - counts
-        self._groups = _Groups(data, coders, _bits_of(b"".join(memories)), chunks, state)
+        self._groups = _Groups(data, coders, _as_array(b"".join(memories)), chunks, state)
         workers = team.workers
         self._rows = _Rows.empty(len(rows), vocabulary)
         self._buffers = _Buffers(
@@ -289,7 +289,7 @@ class Decoder:
 
     @property
     def streams(self) -> tuple[np.ndarray, ...]:
-        """The bytes and bits that are read, and the state, for a decoder on another device: the fields of `_Groups`."""
+        """The bytes that are read, and the state, for a decoder on another device: the fields of `_Groups`."""
         return tuple(self._groups)
 
     def step(self, position: int, logits: np.ndarray) -> np.ndarray:
@@ -357,7 +357,7 @@ def _explain(chunk, share, memory, steering, powers, winners, chosen, wholes, st
     tokens, ids, below, entropy = chunk.tokens, chunk.ids, chunk.below, chunk.entropy
     for t in range(len(tokens)):
         if share > 0:
-            read_bits(share, entropy[t], memory, 0, np.int64(len(memory)), reader)
+            read_bits(share, entropy[t], memory, 0, np.int64(8 * len(memory)), reader)
             features = features_of(reader[WINDOW_BITS], steering.parities)
             steer(t, features, tilt_of(share, entropy[t]), steering, ids[t], moves, vector)
         winners[t], _, wholes[t] = find_winner(ids[t], below[t], moves, chunk.total[t], powers, changes)
@@ -375,6 +375,6 @@ def explain(predicted: Predictions, memory: bytes, steering: Steering, share: in
     n = len(predicted.tokens)
     winners, chosen, wholes = (np.zeros(n, dtype=np.int64) for _ in range(3))
     steered = np.zeros(predicted.ids.shape, dtype=np.int64)
-    bits = _bits_of(memory if share else b"")
-    _explain(predicted, share, bits, steering, arithmetic.powers(), winners, chosen, wholes, steered)
+    read = _as_array(memory if share else b"")
+    _explain(predicted, share, read, steering, arithmetic.powers(), winners, chosen, wholes, steered)
     return Explained(winners, chosen / wholes, predicted.ids, steered / wholes[:, None])

@@ -250,7 +250,7 @@ def _descend(left, start, rest, half, code, width, at, end, data):
 
 @triton.jit
 def _steered(
-    state, chunks, bits, parities, head, scale, position, share, entropy, ids,
+    state, chunks, memories, parities, head, scale, position, share, entropy, ids,
     SIZE: tl.constexpr, DEPTH: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     """Take in the new bits of a memory: the moves of a list of tokens. state: of a group, int64 [5]; it is changed."""
@@ -265,7 +265,8 @@ def _steered(
     energy += capped
     new = tl.minimum(tl.minimum((share * energy) >> 20, count) - used, _MOST_NEW)
     for i in tl.static_range(_MOST_NEW):
-        bit = tl.load(bits + first + used + i, mask=i < new, other=0).to(tl.int64)
+        place = first + used + i
+        bit = (tl.load(memories + (place >> 3), mask=i < new, other=0).to(tl.int64) >> (place & 7)) & 1
         window = tl.where(i < new, ((window << 1) | bit) & _WINDOW, window)
     tl.debug_barrier()  # all threads have read the state
     tl.store(state, used + new)
@@ -283,14 +284,15 @@ def _steered(
 @triton.jit(do_not_specialize=["share"])
 def decode(
     logits, keys, masses, moments, powers, logarithms, head, scale, parities,
-    data, coders, bits, chunks, states, runs, tokens, share,
+    data, coders, memories, chunks, states, runs, tokens, share,
     VOCABULARY: tl.constexpr, CELLS: tl.constexpr, WIDTH: tl.constexpr, BLOCKS: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
     LEVELS: tl.constexpr, SIZE: tl.constexpr, DEPTH: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     """The tokens of a run of rows, which predict consecutive positions of a group, int32 [rows], from corrections.
 
     runs: int32 [4]: group, position, first row, rows; a program takes one. head: int8 [VOCABULARY, SIZE]; scale:
-    float32 [VOCABULARY]; parities: int64 [3, 256]; data, coders, bits, chunks, states: `corrections.Decoder.streams`.
+    float32 [VOCABULARY]; parities: int64 [3, 256]; data, coders, memories, chunks, states: those of
+    `corrections.Decoder.streams`.
     """
     run = runs + tl.program_id(0) * _RUN_FIELDS
     group, position = tl.load(run).to(tl.int64), tl.load(run + 1)
@@ -306,7 +308,7 @@ def decode(
         moves = tl.zeros((_LIST,), dtype=tl.int32)
         if share > 0:
             moves = _steered(
-                states + group * 5, chunks, bits, parities, head, scale, position + i, share, entropy, ids,
+                states + group * 5, chunks, memories, parities, head, scale, position + i, share, entropy, ids,
                 SIZE, DEPTH, UNIT,
             )  # fmt: skip
             tl.debug_barrier()  # the state is written before the next row reads it

@@ -65,12 +65,17 @@ def new_bits(share, energy, used, count):
 
 
 @subkernel
-def read_bits(share, entropy, bits, first, count, state):
-    """Read new bits of a memory, bits[first : first + count], into the window. state: int64 [READER_STATE or more]."""
+def read_bits(share, entropy, memories, first, count, state):
+    """Read new bits of a memory into the window. state: int64 [READER_STATE or more].
+
+    The memory has `count` bits from bit `first` of `memories` on, uint8, the lowest bit of a byte first. They stay
+    packed, since a hostile file may have any number of them.
+    """
     state[ENERGY] += capped(entropy)
     new = new_bits(share, state[ENERGY], state[USED], count)
     for i in range(new):
-        bit = np.int64(bits[first + state[USED] + i])
+        place = first + state[USED] + i
+        bit = np.int64(memories[place >> 3]) >> (place & 7) & 1
         state[WINDOW_BITS] = ((state[WINDOW_BITS] << 1) | bit) & ((1 << WINDOW) - 1)
     state[USED] += new
 

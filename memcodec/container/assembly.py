@@ -329,9 +329,12 @@ def _carried_salvage(
         if isinstance(found, LocatedPart):
             assert isinstance(found.part, StoredSpan)
             try:
-                yield from list(found.part.pieces())
+                for _ in found.part.pieces():  # the end shows whether it is right, and it may be too large to keep
+                    pass
             except (ChecksumError, FormatError):
                 yield Lost(found.start, found.start + found.part.size)
+            else:
+                yield from found.part.pieces()
             continue
         place = found.within
         if place.group != broken_group and not found.damage:

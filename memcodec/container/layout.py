@@ -23,6 +23,8 @@ IDENTITY_BYTES = 8  # of the LM's identity that are stored
 PRIMER_BYTES = 8  # of the primer's hash that are stored
 MAX_FIELDS = 8  # numbers that a site may have in the index
 MAX_CHUNKS = 1 << 21  # in one file: a reader keeps a few hundred bytes of each
+MAX_SPANS = 1 << 21  # stored spans in one file, for the same reason
+LEAST_SPAN = 7  # bytes that a stored span takes in the index at least: two sizes, method and checksum
 LEAST_REFERENCE = 32  # bytes: what references cost is bounded by the size of the document
 START = 512  # the first bytes of a file, enough to recognize it
 MEMORIES_APART = 256  # from this many bytes on, the memories are a separate tensor, whose entry costs 61 bytes
@@ -123,7 +125,7 @@ class Group:
     corrections: bytes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # a file may have millions
 class StoredSpan:
     """Bytes of the document that are not encoded with the LM: raw, or as one zstd frame. Readable without a model."""
 

@@ -3,6 +3,8 @@
 import struct
 from collections.abc import Sequence
 
+import numpy as np
+
 from memcodec.errors import FormatError
 
 
@@ -19,6 +21,7 @@ def pack_column(values: Sequence[int]) -> bytes:
 
 
 _GROUP = 64  # numbers of a column that are packed together: whole bytes for any number of bits
+_TOGETHER = 64 * _GROUP  # that are read at one time
 
 
 class Reader:
@@ -67,14 +70,22 @@ class Reader:
 
     def column(self, count: int) -> list[int]:
         """The `count` numbers that `pack_column` wrote. Raises FormatError."""
+        numbers: list[int] = self.array(count).tolist()
+        return numbers
+
+    def array(self, count: int) -> np.ndarray:
+        """The same as an array, int64 [count], which is smaller."""
         least, width = self.varint(), self.take(1)[0]
         if width > 62:
             raise FormatError(f"damaged file: numbers in {self._name} are too long")
-        mask, result = (1 << width) - 1, []
-        for start in range(0, count, _GROUP):
-            n = min(_GROUP, count - start)
-            packed = int.from_bytes(self.take((n * width + 7) // 8), "little")
-            result += [least + (packed >> (i * width) & mask) for i in range(n)]
+        # Groups are whole bytes, so that all of them together are one row of bits.
+        packed = np.frombuffer(self.take((count * width + 7) // 8), dtype=np.uint8)
+        result = np.full(count, least, dtype=np.int64)
+        powers = np.int64(1) << np.arange(width)
+        for start in range(0, count if width else 0, _TOGETHER):
+            some = result[start : start + _TOGETHER]
+            bits = np.unpackbits(packed[start * width // 8 :], count=len(some) * width, bitorder="little")
+            some += bits.reshape(-1, width) @ powers
         return result
 
     def end(self) -> None:

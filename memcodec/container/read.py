@@ -3,6 +3,7 @@
 import json
 import struct
 import zlib
+from collections import deque
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
@@ -10,9 +11,11 @@ from memcodec.container.layout import (
     HASH_BYTES,
     IDENTITY_BYTES,
     LEAST_REFERENCE,
+    LEAST_SPAN,
     MAX_CHUNKS,
     MAX_FIELDS,
     MAX_HEADER,
+    MAX_SPANS,
     PRIMED,
     PRIMER_BYTES,
     RAW,
@@ -215,12 +218,16 @@ def _read_index(reader: "Reader", apart: "Reader | None", model_name: str | None
     size, run_count, stored_count, reference_count = (reader.varint() for _ in range(4))
     if run_count - stored_count not in (0, 1) or run_count > len(reader):
         raise FormatError("damaged index: the numbers of runs and of stored spans do not match")
+    if stored_count > min(len(reader) // LEAST_SPAN, MAX_SPANS):
+        raise FormatError("damaged index: more stored spans than the file has room for")
     runs = [reader.varint() for _ in range(run_count)]
-    spans = []
+    spans: deque[tuple[int, int, int, int]] = deque()
     for _ in range(stored_count):
         numbers = reader.varint(), reader.varint(), reader.take(1)[0], reader.u32()
         if numbers[2] not in (RAW, ZSTD):
             raise FormatError(f"unknown method {numbers[2]} of a stored span: install a newer memcodec")
+        if not numbers[0]:
+            raise FormatError("damaged index: a stored span without bytes")
         spans.append(numbers)
     references = _read_references(reader, reference_count)
     model = settings = None
@@ -233,7 +240,10 @@ def _read_index(reader: "Reader", apart: "Reader | None", model_name: str | None
         columns = _read_columns(reader, runs, settings)
         source = reader if apart is None else apart
         memories = [bytes(source.payload(count)) for count in columns.memory_bytes]
-    stored = [StoredSpan(n, method, reader.payload(packed), checksum) for n, packed, method, checksum in spans]
+    stored = []
+    while spans:  # what was read of each is freed: there may be millions
+        n, packed, method, checksum = spans.popleft()
+        stored.append(StoredSpan(n, method, reader.payload(packed), checksum))
     if settings is not None:
         segments = _read_segments(reader, settings, columns, memories)
     carried = sum(span.size for span in stored) + sum(segment.size for segment in segments)

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from memcodec.container.layout import (
     LEAST_REFERENCE,
     MAX_CHUNKS,
+    MAX_SPANS,
     MEMORIES_APART,
     PRIMED,
     SITES,
@@ -35,13 +36,15 @@ def describe(
 
 
 def pack(container: Container) -> bytes:
-    """The bytes of a container. Raises EncodeError for more chunks or references than a reader accepts."""
+    """The bytes of a container. Raises EncodeError for more chunks, spans or references than a reader accepts."""
     if sum(len(segment.chunks) for segment in container.segments) > MAX_CHUNKS:
         raise EncodeError(f"more than {MAX_CHUNKS:,} chunks: give longer ones (chunk tokens), or a part of the text")
     if len(container.references) > MAX_REFERENCES:
         raise EncodeError(f"more than {MAX_REFERENCES:,} references: encode without them (--no-references)")
     memories = b"".join(chunk.memory for chunk in container.chunks)
     stored = [part for part in container.parts if isinstance(part, StoredSpan)]
+    if len(stored) > MAX_SPANS:
+        raise EncodeError(f"more than {MAX_SPANS:,} stretches of bytes that are no text: compress a part of the file")
     apart = len(memories) >= MEMORIES_APART
     pieces = [_pack_index(container), b"" if apart else memories, *(span.packed for span in stored)]
     pieces += [segment.corrections for segment in container.segments if segment.corrections is not None]

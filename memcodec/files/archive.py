@@ -6,7 +6,6 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import accumulate
 from operator import index
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, overload
@@ -16,6 +15,7 @@ from memcodec.codec import Codec, codec_for
 from memcodec.container import ModelId, Needs, Reader, Settings, pack_column, pack_settings, read_settings, varint
 from memcodec.document.inputs import as_many, check_type
 from memcodec.errors import ChecksumError, EncodeError, FormatError
+from memcodec.files.archive_index import VERSION, check_count, read_count, read_places, tensors_of
 from memcodec.files.keys import as_keys, check_keys, pack_keys, unpack_keys
 from memcodec.frames import FrameSettings, decode
 from memcodec.frames import verify as verify_frames
@@ -28,10 +28,7 @@ from memcodec.settings import DEFAULT_EFFORT, MAX_CONTEXT, MOST_SHARE, SHARE_STE
 from memcodec.storage.write import check_new, check_writable, hold, replace
 from memcodec.wording import counted
 
-VERSION = "archive 1"  # in place of the format version of a file of one document
 _CHECKSUM_BYTES = 2  # of each document's CRC-32, at the end of its frame
-_MAX_DOCUMENTS = 1 << 30
-_DOCUMENTS_PER_BYTE = 4  # at most: of documents that are the same as others, the index has at least two bits
 MAX_DOCUMENT_BYTES = 1 << 20
 _READ_TOGETHER = 256  # documents that are decoded at one time while many are read
 
@@ -76,21 +73,15 @@ class Archive(Sequence[bytes]):
         return f"<memcodec.Archive {self.name!r}: {counted(len(self), 'document')}>"
 
     def _read(self, blob: bytes, primer: Primer | None) -> None:
-        metadata, tensors = _tensors(blob)
+        metadata, tensors = tensors_of(blob)
         reader = Reader(tensors["archive"][:-4], "archive")
         self.model = ModelId(metadata.get("model", ""), bytes(reader.take(container.IDENTITY_BYTES)))
         self.settings: Settings = read_settings(reader)
         _frame_settings(self.settings)  # raises if they are not known
-        count = reader.varint()
-        if count > min(_MAX_DOCUMENTS, _DOCUMENTS_PER_BYTE * len(reader)):
-            raise FormatError("damaged archive: more documents than the file has room for")
+        count = read_count(reader)
         self._keys = unpack_keys(reader, count)
-        lengths = reader.column(count) if count else []
-        self._sources = _sources_of(lengths, reader)
-        if sum(lengths) != len(reader):
-            raise FormatError("damaged archive: lengths do not add up to the file's")
+        self._ends, self._sources = read_places(reader, count)
         self._frames = reader.take(len(reader))
-        self._ends = list(accumulate(lengths))
         self._numbers = {key: i for i, key in enumerate(self._keys)}
         if len(self._numbers) != len(self._keys):
             raise FormatError("damaged archive: two documents have the same key")
@@ -138,6 +129,7 @@ class Archive(Sequence[bytes]):
         primer_identity = codec.primer.identity if codec.primer else b""
         written = Settings("readout", (share,), context=MAX_CONTEXT, primer=primer_identity)
         originals = list(as_many(documents, "documents"))
+        check_count(len(originals))
         keys = as_keys(keys)
         check_keys(keys, len(originals))
         frames = codec.encode_frames(originals, _frame_settings(written, effort), progress=settings.get("progress"))
@@ -158,6 +150,7 @@ class Archive(Sequence[bytes]):
         """
         check_verify(verify)
         originals = list(as_many(documents, "documents"))
+        check_count(len(self) + len(originals))
         new = as_keys(keys)
         if len(self) and originals and bool(self._keys) != bool(new):
             has = "has keys: give one for each document" if self._keys else "has no keys: give none"
@@ -256,7 +249,7 @@ class Archive(Sequence[bytes]):
         end = zlib.crc32(data).to_bytes(4, "little")[:_CHECKSUM_BYTES]
         equal: dict[int, bool] = {}  # by the number of the document that has the frame
         for number in range(len(self))[within]:
-            source = self._sources.get(number, number)
+            source = int(self._sources[number])
             if source not in equal:
                 equal[source] = self._frame(source)[-_CHECKSUM_BYTES:] == end and self[source] == data
             if equal[source]:
@@ -290,10 +283,10 @@ class Archive(Sequence[bytes]):
 
     def frame_size(self, number: int) -> int:
         """Bytes that a document takes in the file, in addition to the index: 0 if it is the same as an earlier one."""
-        return 0 if number in self._sources else len(self._frame(number))
+        return len(self._frame(number)) if self._sources[number] == number % len(self) else 0
 
     def _frame(self, number: int) -> bytes:
-        number = self._sources.get(number, number)
+        number = self._sources[number]
         return bytes(self._frames[self._ends[number - 1] if number else 0 : self._ends[number]])
 
     def _decode(self, numbers: Sequence[int]) -> list[bytes]:
@@ -366,19 +359,6 @@ def _verify(
     verify_frames(codec.model, messages, frames, settings, verify == "steps", batch, progress)
 
 
-def _sources_of(lengths: list[int], reader: Reader) -> dict[int, int]:
-    """The documents that are the same as earlier ones, by their numbers, with the numbers of these. Raises FormatError.
-
-    lengths: of all frames, 0 for such a document; reader: at the numbers of the earlier ones.
-    """
-    repeats = [number for number, length in enumerate(lengths) if not length]
-    sources = dict(zip(repeats, reader.column(len(repeats)) if repeats else [], strict=True))
-    for number, source in sources.items():
-        if source >= number or not lengths[source]:
-            raise FormatError(f"damaged archive: document {number} is to be the same as one without a frame before it")
-    return sources
-
-
 def _pack(model: ModelId, settings: Settings, keys: Sequence[str], frames: Sequence[bytes], primer: bytes) -> bytes:
     """The bytes of an archive. Frames that are the same decode to the same document, and are kept once."""
     names = pack_keys(keys)
@@ -399,21 +379,3 @@ def _pack(model: ModelId, settings: Settings, keys: Sequence[str], frames: Seque
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     blob = b"".join([struct.pack("<Q", len(text)), text, *pieces])
     return blob + struct.pack("<I", zlib.crc32(blob))
-
-
-def _tensors(blob: bytes) -> tuple[dict[str, str], dict[str, memoryview]]:
-    """Metadata and tensors of an archive. Raises FormatError, ChecksumError."""
-    view = memoryview(blob)
-    container.check_start(blob[: container.START])
-    if not container.is_archive(blob):
-        raise FormatError("not an archive: a file of one document is read with memcodec decompress")
-    metadata, tensors, *_ = container.read_tensors(view, ("primer", "archive"))
-    if metadata.get("memcodec") != VERSION:
-        raise FormatError(
-            f"archive version {metadata.get('memcodec', '')[:20]!r} is not supported: install a newer memcodec"
-        )
-    if "archive" not in tensors or len(tensors["archive"]) < 4:
-        raise FormatError("damaged archive: it has no index")
-    if zlib.crc32(view[:-4]) != struct.unpack("<I", view[-4:])[0]:
-        raise ChecksumError("damaged file: its checksum does not match")
-    return metadata, tensors

@@ -6,6 +6,7 @@ import io
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 from memcodec.codec import Codec
@@ -174,24 +175,24 @@ class _WholeChecks:
     """Checks the SHA-256 of each document that is read from its beginning to its end."""
 
     def __init__(self, files: list[Container]) -> None:
-        self._documents: list[tuple[int, int, Container, Any]] = []  # start, end, file, hash
-        start = 0
-        for file in files:
-            self._documents.append((start, start + file.size, file, hashlib.sha256()))
-            start += file.size
+        ends = accumulate(file.size for file in files)
+        self._documents = [(end, file.sha256) for end, file in zip(ends, files, strict=True) if file.size]
         self._position = 0  # everything before it was read without gaps, and is right as far as that is known
+        self._number = 0  # of the document there
+        self._digest = hashlib.sha256()  # of what was read of it
 
     def update(self, position: int, data: bytes) -> None:
         """Take bytes that were read at a position. Raises ChecksumError."""
         if position != self._position:
             return
-        after = position + len(data)
-        for start, end, file, digest in self._documents:
-            inside = data[max(0, start - position) : max(0, end - position)]
-            if inside and after >= end:
-                whole = digest.copy()  # after an error nothing has changed, so that the next read finds it again
-                whole.update(inside)
-                if whole.digest()[:HASH_BYTES] != file.sha256:
-                    raise ChecksumError("the decoded bytes do not match the original's SHA-256")
+        number, digest = self._number, self._digest.copy()  # after an error, the next read finds it again
+        while data:
+            end, expected = self._documents[number]
+            inside, data = data[: end - position], data[end - position :]
             digest.update(inside)
-        self._position = after
+            position += len(inside)
+            if position == end:
+                if digest.digest()[:HASH_BYTES] != expected:
+                    raise ChecksumError("the decoded bytes do not match the original's SHA-256")
+                number, digest = number + 1, hashlib.sha256()
+        self._position, self._number, self._digest = position, number, digest

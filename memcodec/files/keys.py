@@ -67,6 +67,6 @@ def unpack_keys(reader: Reader, count: int) -> list[str]:
         data = zstandard.ZstdDecompressor().stream_reader(bytes(packed)).read(most + 1)
         if len(data) > most or data.count(b"\0") != count - 1:
             raise FormatError("damaged archive: the numbers of keys and of documents do not match")
-        return data.decode().split("\0")
+        return [key.decode() for key in data.split(b"\0")]  # not all as one text: one wide character would widen it
     except (zstandard.ZstdError, UnicodeDecodeError) as error:
         raise FormatError("damaged archive: its keys cannot be read") from error

@@ -77,9 +77,8 @@ def _memories(parsed: Container) -> list[list[float]]:
     if not any(chunk.memory for chunk in chunks):
         return []
     if parsed.settings.site == "readout":
-        rows = [
-            np.unpackbits(np.frombuffer(chunk.memory, np.uint8), bitorder="little").astype(float) for chunk in chunks
-        ]
+        shown = [np.frombuffer(chunk.memory[: -(-_ROW // 8)], np.uint8) for chunk in chunks]
+        rows = [np.unpackbits(memory, bitorder="little").astype(float) for memory in shown]
     else:
         from memcodec.memory.vectors import unpack
 
