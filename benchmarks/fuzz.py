@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 TINY = ROOT / "spec" / "vectors" / "tiny"
 INSTRUMENTED = (  # numba compiles the rest
     "container.assembly", "container.insertion", "container.numbers", "container.read", "document.references",
-    "files.archive", "frames", "models.tokenizer", "primer",
+    "files.archive", "files.archive_index", "files.keys", "frames", "models.tokenizer", "primer",
 )  # fmt: skip
 TOKENS = 300  # the most that are decoded for one input
 

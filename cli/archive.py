@@ -93,6 +93,7 @@ def pack(
             raise click.UsageError("-a is for an ARCHIVE that is a file")
         if click.get_current_context().get_parameter_source("level") is ParameterSource.COMMANDLINE:
             raise click.UsageError("--level is for a new ARCHIVE: -a keeps that of the archive")
+        check_places(places_of([*record_files(names), model.primer]), target)
         _check_appended(target, documents)
     elif target.path is not None and target.path.is_file() and not options.force:
         raise click.ClickException(f"{target.name} exists: overwrite it with -f, or add to it with -a")

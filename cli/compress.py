@@ -44,7 +44,9 @@ class _OutputOptions(OutputOptions):
 class CompressOptions(VerificationOptions):
     """Options of this command alone."""
 
-    recursive: bool = recursive_option("Compress the files in directories too, except .memz files.")
+    recursive: bool = recursive_option(
+        "Compress the files in directories too, except .memz files and unfinished files of memcodec."
+    )
     resume: bool = option(
         "--resume",
         is_flag=True,
@@ -75,7 +77,7 @@ def compress(
 
     The result is decoded and compared with the input before it is written (see --verify). If one of several files
     fails, the error is printed, the others are compressed, and the exit status is 1. Compressing takes half a
-    minute to two minutes per 100 KB on two CPU cores.
+    minute to three minutes per 100 KB on two CPU cores.
 
     \b
     Examples:

@@ -106,7 +106,9 @@ def decompress(
         raise click.UsageError("--range is for a single FILE, without --rm")
     codecs = DecodingCodecs(model, compute)
     bar = ProgressBar(progress.quiet, progress.no_progress)
-    taken = outputs.places_of([*(name for name, _ in files), model.primer])
+    # Not those that are refused, since they have no default name, and that another one's output may replace.
+    read = [name for name, _ in files if output.output or output.to_stdout or name.endswith(inputs.EXTENSION)]
+    taken = outputs.places_of([*read, model.primer])
     if options.salvage or options.report is not None:
         if len(files) > 1 or options.byte_range is not None or output.removes_inputs or not options.salvage:
             raise click.UsageError("--salvage is for a single FILE, without --range and --rm; --report needs --salvage")

@@ -219,7 +219,7 @@ def places_of(inputs: Iterable[str | None]) -> set[object]:
     """Where the inputs of a command are, for `check_places`; None is left out."""
     found: set[object] = set()
     for name in inputs:
-        with suppress(OSError, RuntimeError):  # reported when the input is read
+        with suppress(OSError):  # reported when the input is read
             if name is not None and name != STANDARD_STREAM:
                 found |= _places(Output(None, False, url=name) if remote.is_url(name) else Output(Path(name), False))
     return found
@@ -232,7 +232,9 @@ def check_places(inputs: set[object], *outputs: Output | None) -> None:
         if output is not None:
             places = _places(output)
             if places & inputs:
-                raise click.ClickException(f"{output.name} is both input and output: name another output")
+                raise click.ClickException(
+                    f"{output.name} is both input and output: name another output, with -o or --output-dir"
+                )
             if places & seen:
                 raise click.ClickException(f"{output.name} is the name of two outputs: name another for one of them")
             seen |= places
@@ -241,15 +243,20 @@ def check_places(inputs: set[object], *outputs: Output | None) -> None:
 def _places(output: Output) -> set[object]:
     """What all names of a file have in common: its path without links and its number on the disk, or its URL.
 
-    Nothing for what several outputs may be written to: standard output, devices and pipes.
+    Raises OSError. Nothing for what several outputs may be written to: standard output, devices and pipes.
     """
     path = Path(_LOCAL_URL.sub("", output.url, count=1)) if _LOCAL_URL.match(output.url) else output.path
     if path is None:
         return {output.url} if output.url else set()
     if is_special(path):
         return set()
-    numbers = [path.stat()] if path.exists() else []
-    return {path.resolve(), *((number.st_dev, number.st_ino) for number in numbers)}
+    try:
+        places: set[object] = {path.resolve()}
+    except RuntimeError as error:  # a link that leads to itself
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from error
+    if path.exists() and (found := path.stat()).st_nlink == 1:  # an output replaces one of several names alone
+        places.add((found.st_dev, found.st_ino))
+    return places
 
 
 def remove_input(name: str, output: Output) -> None:

@@ -63,9 +63,10 @@ class Codec:
     ) -> "Codec":  # fmt: skip
         """Load a model by built-in name, local directory or Hugging Face id (or id@revision).
 
-        device: "auto", "cpu", "cuda" or "cuda:1"; threads: CPU threads, by default one per core; kernels: "numba" (CPU
-        only), "triton", "torch" or "auto": implementations of the same arithmetic (docs/gpu.md). A model that the exact
-        LM does not support is loaded for `fit_memory` alone. Raises ModelNotFoundError, MachineError, EncodeError.
+        device: "auto", "cpu", "cuda", "cuda:1", "mps" or "xpu"; threads: CPU threads, by default one per core; kernels:
+        "numba" (CPU only), "triton", "torch" or "auto": implementations of the same arithmetic (docs/gpu.md). A model
+        that the exact LM does not support is loaded for `fit_memory` alone. Raises ModelNotFoundError, MachineError,
+        EncodeError.
         """
         check_device(device)
         return cls(LoadedModel.load(registry.resolve(model, progress), device, threads, kernels, progress))

@@ -25,7 +25,7 @@ from memcodec.passes import Known, first_rows, input_of, passes
 from memcodec.prediction import predict, streams
 from memcodec.progress import Report, Reporter
 
-FIT_CHUNKS = 32  # chunks whose memories are fitted together; others where they do not depend on it (`_next_batch`)
+FIT_CHUNKS = 32  # chunks whose memories are fitted together, if these depend on each other (else see `_next_batch`)
 FIT_TOKENS = 12_800  # then of about so many tokens: with the default model, predictions take 2.8 KB each
 
 _FIRST_ROOM = 1024  # tokens of a group that a decoder allocates before it has decoded any

@@ -222,6 +222,31 @@ def test_force_overwrites_no_input_and_no_output_of_the_same_command(
     assert [path.read_bytes() for path in inputs] == before and not Path("new").exists()
 
 
+def test_outputs_that_are_links_of_one_file_are_replaced_one_by_one(run: Run) -> None:
+    for name in ("a", "b"):
+        Path(name).write_bytes(NOISE + name.encode())
+    Path("a.memz").write_bytes(RESULT)
+    Path("b.memz").hardlink_to("a.memz")
+    assert run("compress", "-f", "a", "b").exit_code == 0
+    for name in ("a", "b"):
+        assert memcodec.decode(Path(f"{name}.memz").read_bytes()) == NOISE + name.encode()
+
+
+def test_decompressing_all_files_of_a_folder_overwrites_those_that_are_not_read(run: Run) -> None:
+    Path("a").write_bytes(b"old")
+    Path("a.memz").write_bytes(RESULT)
+    done = run("decompress", "-f", "a", "a.memz")
+    assert done.exit_code == 1 and "1 of 2 files failed" in done.stderr
+    assert Path("a").read_bytes() == memcodec.decode(RESULT)
+
+
+def test_a_link_to_itself_is_an_error_of_one_line(run: Run) -> None:
+    Path("a").write_bytes(NOISE)
+    Path("loop").symlink_to("loop")
+    for command in ("compress a -o loop", "inspect --html loop a"):
+        assert "loop" in refused(run(*command.split()))
+
+
 def test_devices_may_be_named_twice(run: Run) -> None:
     Path("d.memz").write_bytes(RESULT)
     assert run("decompress", "d.memz", "--salvage", "-o", "/dev/null", "--report", "/dev/null").exit_code == 0

@@ -615,7 +615,7 @@ def test_long_chunks_are_predicted_a_few_at_a_time(tiny: Codec, share: float, mo
     monkeypatch.setattr("memcodec.groups.FIT_TOKENS", 200)
     assert tiny.encode(TEXT * 6, **settings) == expected
     assert sum(counts[1:]) == counts[0]
-    assert max(counts[1:]) == (max(3, min(tiny.lm.team.workers, 32)) if share else 3)
+    assert max(counts[1:]) == (min(counts[0], max(3, min(tiny.lm.team.workers, 32))) if share else 3)
 
 
 def test_a_batch_out_of_range_is_refused_by_decoders(tiny: Codec, blob: bytes) -> None:

@@ -171,15 +171,15 @@ def test_a_run_that_is_resumed_goes_on(model: Transformer, documents: data.Docum
     held = {"held": [np.arange(10, 40)]}
     run = train.Run(model, documents, PREFIX, options)
     first = next(run.sampler)
+    assert not any(p.any() for name, p in run.adapter.factors.items() if name.endswith("/b"))
     run.train(held)
-    assert run.step > 0
+    assert run.step > 0 and any(p.any() for name, p in run.adapter.factors.items() if name.endswith("/b"))
     again = train.Run(model, documents, PREFIX, replace(options, resume=True))
     assert (again.step, again.seen) == (run.step, run.seen)
     for name, p in run.adapter.factors.items():
         q = again.adapter.factors[name]
         assert torch.equal(p, q)
         assert torch.equal(run.optimizer.state[p]["exp_avg"], again.optimizer.state[q]["exp_avg"])
-    assert p.abs().sum() > 0
     assert not torch.equal(next(again.sampler).tokens, first.tokens)  # it does not read the same again
 
 

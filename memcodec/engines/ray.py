@@ -23,7 +23,7 @@ from memcodec.memory.sites import site_of
 from memcodec.models import registry
 from memcodec.models.loaded import LoadedModel
 from memcodec.progress import Reporter
-from memcodec.settings import DEVICES, MAX_THREADS, Prompt, SiteSettings, check_whole
+from memcodec.settings import MAX_THREADS, Prompt, SiteSettings, check_whole
 
 _TASK_TOKENS = 3200  # of the groups that are one task of encoding: a few seconds on a CPU
 _MIN_GROUPS = 8  # of a task of decoding: with fewer rows the processor waits for memory
@@ -31,6 +31,7 @@ _TASKS_AHEAD = 4  # finished tasks for each worker that may wait for an earlier 
 _TRIES = 4  # for a task whose worker is lost, and for a worker that does not start
 _WEIGHTS_KEPT = 2  # models whose weights Ray keeps
 _MODELS_KEPT = 4  # models that a worker keeps, and twice as many with their primers
+_DEVICES = ("auto", "cpu", "cuda")
 
 _Key = tuple[bytes, bytes]  # identity of the model, tokens of the primer
 
@@ -56,8 +57,8 @@ class RayEngine:
             check_whole("workers", workers, 1, None, "1 or more")
         if threads is not None:
             check_whole("threads", threads, 1, MAX_THREADS, f"1 to {MAX_THREADS}")
-        if device not in DEVICES:
-            raise EncodeError(f"device {device!r}: give {', '.join(DEVICES)}")
+        if device not in _DEVICES:
+            raise EncodeError(f"device {device!r}: give {', '.join(_DEVICES)}")
         self._count = workers
         self._threads = threads or 1
         self._device = device

@@ -14,8 +14,8 @@ def implementation_of(
 ) -> tuple[str, Implementation]:
     """The first implementation that passes the self-test, and the device that it runs on.
 
-    device: as `device.select_device` returns it; kernels, fallback: as in `ExactLM`. With "auto" on a GPU, Triton is
-    tried first if it is NVIDIA's, then torch, then the CPU; which of them failed, and why, is in the text `kernels` of
+    device: as `device.select_device` returns it; kernels, fallback: as in `ExactLM`. With "auto", Triton is
+    tried first on "cuda", then torch, then the CPU; which of them failed, and why, is in the text `kernels` of
     the implementation and in a warning. Raises MachineError, and MissingDependencyError for kernels that are asked for
     by name.
     """
@@ -50,12 +50,16 @@ def _on_cpu(weights: AnyWeights, fallback: bool | None, team: Team) -> Implement
 
 def _in_torch(weights: AnyWeights, device: str, fallback: bool | None) -> Implementation:
     from memcodec.lm import device as torch_device
+    from memcodec.lm.operations import WITHOUT_FLOAT64
 
     try:
         if fallback is None:
             fallback = torch_device.needs_fallback(device) or not torch_device.has_byte_products(device)
         return torch_device.DeviceLM(weights.plain(), device, fallback)
-    except (RuntimeError, TypeError, NotImplementedError) as error:  # an operation that torch does not have there
+    except (RuntimeError, TypeError) as error:
+        if device not in WITHOUT_FLOAT64 or type(error).__name__ == "OutOfMemoryError":
+            raise
+        # One of the devices on which nobody has tried memcodec: torch may lack an operation there.
         raise MachineError(f"torch cannot run the model on {device} ({first_line(error)})") from error
 
 

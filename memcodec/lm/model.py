@@ -34,7 +34,7 @@ class ExactLM:
         kernels: str = "auto",
         fallback: bool | None = None,
     ) -> None:
-        """device: "auto", "cpu", "cuda" or "cuda:1"; threads: on the CPU, by default one for each core of this process.
+        """device: one of `settings.DEVICES`, or "cuda:1"; threads: on the CPU, by default one for each core.
 
         kernels: "numba" (CPU only), "torch", "triton" (on the CPU only in its interpreter), or "auto"; fallback: use
         the slower products of numba and torch, by default only on machines whose faster ones fail the self-test.

@@ -36,7 +36,7 @@ class GGUFCheckpoint:
             heads = [int(_field(reader, f"llama.attention.head_count{kind}")) for kind in ("", "_kv")]
             self._heads = dict(zip(("attn_q", "attn_k"), heads, strict=True))
             self._tensors = {_name(tensor.name): tensor for tensor in reader.tensors}
-        except ModelNotFoundError:
+        except (ModelNotFoundError, OSError, MemoryError):
             raise
         except Exception as error:  # damage and unknown names make the reader raise various types
             raise _unreadable(path, error) from error

@@ -95,7 +95,11 @@ def resolve(model: str | os.PathLike[str], progress: ByteProgress | None = None)
     """
     if not isinstance(model, str | os.PathLike):
         raise TypeError(f"model: give a name, a directory, or a Hugging Face id, not {type(model).__name__}")
-    model = os.fspath(model)
+    if isinstance(model, os.PathLike):  # never the name of something else
+        model = os.fspath(model)
+        if folder := _directory(model):
+            return folder
+        raise ModelNotFoundError(f"{model}: there is no such directory")
     if model in BUILT_IN:
         return ModelFolder(model, pull(model, progress))
     if folder := _directory(model):

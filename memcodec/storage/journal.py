@@ -142,9 +142,10 @@ def journal_key(source: Source, model: LoadedModel, site: SiteSettings, cutting:
 
 
 def is_side_file(path: Path) -> bool:
-    """Whether a file begins as side files do. Raises OSError."""
+    """Whether a file begins as side files do, which may have been cut when a process was killed. Raises OSError."""
     with path.open("rb") as file:
-        return file.read(len(_MARK)) == _MARK
+        start = file.read(len(_MARK))
+        return bool(start) and _MARK.startswith(start)
 
 
 def discard(path: Path) -> None:
