@@ -16,7 +16,7 @@ from memcodec.coding import placed
 from memcodec.coding.corrections import Encoder
 from memcodec.coding.distribution import BLOCK, Predictions
 from memcodec.coding.steering import Steering
-from memcodec.errors import EncodeError
+from memcodec.errors import EncodeError, MachineError
 from memcodec.lm import selftest
 from memcodec.lm.team import team_of
 from memcodec.lm.weights import ExactWeights, Head, Tensors
@@ -27,6 +27,7 @@ from .conftest import TEXT, store_nothing
 pytest.importorskip("triton", reason="Triton is not installed: it has wheels for Linux")
 
 from memcodec.coding import gpu as gpu_coding
+from memcodec.coding import gpu_check
 from memcodec.lm import gpu, gpu_sizes
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -219,3 +220,42 @@ def test_room_for_steps_is_that_of_each_sequence() -> None:
     sequences.check_room(np.array([20, 10]))
     with pytest.raises(EncodeError, match="there is room for 21"):
         sequences.check_room(np.array([20, 18]))
+
+
+# ---- the self-test
+
+
+def test_the_kernels_of_the_coder_are_tested_at_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for each device; wrong predictions and wrong tokens are noticed, each by itself."""
+    gpu_check.check.cache_clear()
+    gpu_check.check(DEVICE)
+    read, predict = gpu_coding.GpuDecoder.read, gpu_coding.predictions
+
+    def wrong_token(*arguments: Any) -> np.ndarray:
+        found = read(*arguments)
+        found[-1] += 1
+        return found
+
+    def wrong_total(*arguments: Any) -> Any:
+        found = predict(*arguments)()
+        return lambda: found._replace(total=found.total + 1)
+
+    for owner, name, wrong in (
+        (gpu_coding.GpuDecoder, "read", wrong_token),
+        (gpu_check, "predictions", wrong_total),
+    ):
+        gpu_check.check.cache_clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, wrong)
+            with pytest.raises(MachineError, match=f"the coder does not compute exactly on {DEVICE}: use --device cpu"):
+                gpu_check.check(DEVICE)
+
+
+def test_a_coder_is_tested_before_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(device: str) -> None:
+        raise MachineError(f"wrong on {device}")
+
+    monkeypatch.setattr(gpu_check, "check", fails)
+    lm: Any = SimpleNamespace(implementation=gpu.GpuLM(weights_of(71), DEVICE))
+    with pytest.raises(MachineError, match=f"wrong on {DEVICE}"):
+        placed.coder_of(lm)

@@ -77,13 +77,14 @@ def coder_of(lm: ExactLM) -> Any:
     """The coder of an LM that has kernels for it: always the same object, as long as somebody holds it.
 
     The LM has only a weak reference to it, since the coder refers to the LM: with two strong references, both would
-    stay in the GPU's memory until garbage is collected.
+    stay in the GPU's memory until garbage is collected. Raises MachineError if its kernels do not compute exactly.
     """
-    from memcodec.coding import gpu
+    from memcodec.coding import gpu, gpu_check
 
     implementation: Any = lm.implementation
     coder = implementation.coder() if implementation.coder else None
     if coder is None:
+        gpu_check.check(str(implementation.device))
         coder = gpu.Coder(implementation)
         implementation.coder = weakref.ref(coder)
     return coder
