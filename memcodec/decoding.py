@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from memcodec.coding.corrections import EncodedGroup
 from memcodec.coding.distribution import Predictions
 from memcodec.container import Container, Group, Part, Segment
 from memcodec.container.assembly import encoded_groups
 from memcodec.engines.engine import Engine
-from memcodec.groups import EncodedGroup
 from memcodec.memory.site import Site
 from memcodec.memory.sites import site_in_file
 from memcodec.models.loaded import LoadedModel

@@ -13,12 +13,13 @@ from typing import Any, TypeVar
 import numpy as np
 import zstandard
 
+from memcodec.coding.corrections import EncodedGroup
 from memcodec.container import ZSTD_WINDOW, Reader, varint
 from memcodec.document.lengths import chunk_lengths
 from memcodec.document.plan import cut_chunks, visible_tokens
 from memcodec.document.spans import is_worthwhile
 from memcodec.errors import ChecksumError, EncodeError, FormatError, wrong_file
-from memcodec.groups import EncodedGroup, decode_all, encode_all, verify_all
+from memcodec.groups import decode_all, encode_all, verify_all
 from memcodec.lm.ahead import ending
 from memcodec.memory.sites import readout_site
 from memcodec.models.loaded import LoadedModel

@@ -4,14 +4,14 @@ Arguments and results are arrays and bytes, so that another process or machine c
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import accumulate, islice
 from typing import Any
 
 import numpy as np
 
 from memcodec.coding import corrections
-from memcodec.coding.corrections import live_groups
+from memcodec.coding.corrections import EncodedGroup, live_groups
 from memcodec.coding.distribution import Predictions
 from memcodec.coding.placed import decoder_of
 from memcodec.coding.steering import Steering
@@ -25,26 +25,12 @@ from memcodec.passes import Known, first_rows, input_of, passes
 from memcodec.prediction import predict, streams
 from memcodec.progress import Report, Reporter
 
-FIT_CHUNKS = 32  # chunks whose memories are fitted together, if these depend on each other (else see `_next_batch`)
-FIT_TOKENS = 12_800  # then of about so many tokens: with the default model, predictions take 2.8 KB each
+FIT_CHUNKS = 32  # the number of chunks that are fitted together (`_next_batch` says when there are more or fewer)
+FIT_TOKENS = 12_800  # fewer chunks are fitted together if they have this many tokens: each has 2.8 KB of predictions
 
 _FIRST_ROOM = 1024  # tokens of a group that a decoder allocates before it has decoded any
 _Chunk = tuple[int, list[np.ndarray], np.ndarray]  # the number of its group, the group, and the chunk
 _NO_TOKENS = np.empty(0, dtype=np.int64)
-
-
-@dataclass(frozen=True)
-class EncodedGroup:
-    """An encoded group: the number of tokens and the memory of each chunk, and the corrections of all chunks."""
-
-    lengths: tuple[int, ...]
-    memories: tuple[bytes, ...]
-    corrections: bytes
-
-    @property
-    def tokens(self) -> int:
-        """The tokens of all its chunks."""
-        return sum(self.lengths)
 
 
 # ---- encoding
@@ -93,14 +79,17 @@ def encode_groups(
 
 
 def _next_batch(lm: ExactLM, site: Site, chunks: Iterator[_Chunk]) -> list[_Chunk]:
-    """The chunks whose memories are fitted together next; none after the last one."""
+    """The chunks whose memories are fitted together next; none after the last one.
+
+    If a memory does not depend on the other chunks, there are fewer than FIT_CHUNKS if these are long, because their
+    predictions are kept in memory, but at least one for each thread that searches; and more if the LM can take more.
+    """
     if not site.fits_apart:
         return list(islice(chunks, FIT_CHUNKS))
-    # Few if they are long, since their predictions are kept, but one for each thread that searches for memories.
     fewest = min(lm.team.workers, FIT_CHUNKS) if site.share else 1
     batch: list[_Chunk] = []
     tokens = 0
-    while tokens < lm.capacity.fitted or len(batch) < (FIT_CHUNKS if tokens < FIT_TOKENS else fewest):
+    while len(batch) < fewest or (len(batch) < FIT_CHUNKS and tokens < FIT_TOKENS) or tokens < lm.capacity.fitted:
         if (one := next(chunks, None)) is None:
             break
         batch.append(one)

@@ -15,9 +15,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from memcodec.coding import gpu as gpu_coding
+from memcodec.coding.corrections import EncodedGroup
 from memcodec.coding.distribution import Predictions
 from memcodec.coding.steering import Steering
-from memcodec.groups import EncodedGroup
 from memcodec.lm import gpu, gpu_sizes, selftest
 from memcodec.lm.sequences import SequenceInput
 from memcodec.lm.team import team_of

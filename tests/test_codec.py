@@ -29,6 +29,7 @@ import memcodec
 from memcodec import Prompt, Readout, container, groups
 from memcodec.codec import Codec
 from memcodec.coding import corrections
+from memcodec.coding.corrections import EncodedGroup
 from memcodec.coding.steering import Steering
 from memcodec.container import assembly
 from memcodec.document.plan import cut_chunks, plan_groups, windows
@@ -42,7 +43,7 @@ from memcodec.errors import (
     ModelMismatchError,
     ModelNotFoundError,
 )
-from memcodec.groups import EncodedGroup, batches, decode_batch, encode_groups
+from memcodec.groups import batches, decode_batch, encode_groups
 from memcodec.levels import LEVELS
 from memcodec.lm.sequences import Capacity
 from memcodec.memory.prompt import PromptSite

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memcodec.coding import corrections, rangecoder
+from memcodec.coding.corrections import EncodedGroup
 from memcodec.coding.distribution import BLOCK, COMPETITORS, Predictions, frequencies, frequency, log2_units, with_prior
 from memcodec.coding.steering import Steering
-from memcodec.groups import EncodedGroup
 from memcodec.lm import arithmetic
 from memcodec.lm.compiled import allocating
 from memcodec.lm.team import Team

@@ -15,8 +15,9 @@ import pytest
 import memcodec
 from memcodec import EncodeError, Journal, Prompt, Readout, container
 from memcodec.codec import Codec
+from memcodec.coding.corrections import EncodedGroup
 from memcodec.engines import local
-from memcodec.groups import EncodedGroup, encode_all
+from memcodec.groups import encode_all
 from memcodec.storage import journal, write
 
 from .conftest import TEXT, Run, store_nothing

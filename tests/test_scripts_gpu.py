@@ -28,6 +28,14 @@ def test_the_measurements_are_rehearsed(tmp_path: Path) -> None:
     assert "device" in found["card"]  # which was not asked for, but floors need it
 
 
+def test_unpacking_needs_nothing_that_it_installs() -> None:
+    """It was imported at the top, so that `unpack` failed on the machine that lacked it."""
+    script = "import sys; sys.modules.update(dict.fromkeys(('zstandard', 'platformdirs', 'gguf'))); import gpu_carry"
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'training'}"}
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT / "benchmarks", env=environment, check=False)
+    assert done.returncode == 0
+
+
 def test_pieces_are_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "training")
     pieces = importlib.import_module("pieces")

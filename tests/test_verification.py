@@ -11,10 +11,11 @@ import pytest
 from memcodec import Archive, Prompt, Readout, container, groups
 from memcodec.codec import Codec
 from memcodec.coding import corrections
+from memcodec.coding.corrections import EncodedGroup
 from memcodec.coding.steering import Steering
 from memcodec.container import Container
 from memcodec.errors import EncodeError, MachineError
-from memcodec.groups import EncodedGroup, decode_all, encode_groups, verify_all
+from memcodec.groups import decode_all, encode_groups, verify_all
 from memcodec.lm.cpu import CpuSequences
 from memcodec.lm.sequences import ON_CPU
 from memcodec.memory.readout import ReadoutSite

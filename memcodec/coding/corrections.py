@@ -8,7 +8,7 @@ several of each group, to verify tokens that are known. All compute the same fre
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -235,20 +235,18 @@ def live_groups(ends: np.ndarray, position: int) -> int:
     return int(np.searchsorted(-ends, -position))
 
 
-class Group(Protocol):
-    """The parts of a group that its decoder needs."""
+@dataclass(frozen=True)
+class EncodedGroup:
+    """An encoded group: the number of tokens and the memory of each chunk, and the corrections of all chunks."""
+
+    lengths: tuple[int, ...]
+    memories: tuple[bytes, ...]
+    corrections: bytes
 
     @property
-    def lengths(self) -> tuple[int, ...]:
-        """The number of tokens of each chunk."""
-
-    @property
-    def memories(self) -> tuple[bytes, ...]:
-        """The memory of each chunk."""
-
-    @property
-    def corrections(self) -> bytes:
-        """The corrections of all chunks."""
+    def tokens(self) -> int:
+        """The tokens of all its chunks."""
+        return sum(self.lengths)
 
 
 class Decoder:
@@ -257,7 +255,7 @@ class Decoder:
     Any bytes decode to some tokens of the vocabulary; checksums tell whether they are the right ones.
     """
 
-    def __init__(self, rows: Sequence[Group], steering: Steering, share: int, team: Team) -> None:
+    def __init__(self, rows: Sequence[EncodedGroup], steering: Steering, share: int, team: Team) -> None:
         """share: in steps of 1/1024; with 0, memories are ignored."""
         vocabulary = len(steering.scale)
         self._steering = steering

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from memcodec.coding import gpu_kernels
-from memcodec.coding.corrections import Decoder, Group, live_groups
+from memcodec.coding.corrections import Decoder, EncodedGroup, live_groups
 from memcodec.coding.distribution import BLOCK, COMPETITORS, Predictions
 from memcodec.coding.steering import Steering
 from memcodec.lm import arithmetic
@@ -101,7 +101,7 @@ def predictions(tokens: np.ndarray, logits: Any, coder: Coder) -> Callable[[], P
 class GpuDecoder:
     """`corrections.Decoder` on the device: the tokens of a step are all that is copied to the host."""
 
-    def __init__(self, rows: Sequence[Group], steering: Steering, share: int, coder: Coder) -> None:
+    def __init__(self, rows: Sequence[EncodedGroup], steering: Steering, share: int, coder: Coder) -> None:
         """share: in steps of 1/1024; with 0, memories are ignored."""
         self._coder, self._share = coder, share
         self._streams = [coder.tensor(array) for array in Decoder(rows, steering, share, _ALONE).streams]

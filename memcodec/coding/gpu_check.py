@@ -1,11 +1,10 @@
 """The self-test of the coder's kernels for GPUs, as `lm.selftest` is that of the LM's."""
 
-from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 
-from memcodec.coding.corrections import Encoder
+from memcodec.coding.corrections import EncodedGroup, Encoder
 from memcodec.coding.distribution import Predictions
 from memcodec.coding.gpu import Coder, GpuDecoder, predictions
 from memcodec.coding.steering import Steering
@@ -19,13 +18,6 @@ _TOKENS = 20
 _SHARE = 200  # of the memory, in steps of 1/1024
 _MEMORY = bytes(range(7, 47, 4))  # any bytes
 _FIELDS = ("ids", "below", "total", "entropy", "blocks", "near")
-
-
-@dataclass(frozen=True)
-class _Group:
-    lengths: tuple[int, ...]
-    memories: tuple[bytes, ...]
-    corrections: bytes
 
 
 @cache
@@ -47,7 +39,7 @@ def check(device: str) -> None:
     found = predictions(tokens, logits, coder)()
     encoder = Encoder(steering, _SHARE)
     encoder.write(expected, _MEMORY)
-    decoder = GpuDecoder([_Group((len(tokens),), (_MEMORY,), encoder.finish())], steering, _SHARE, coder)
+    decoder = GpuDecoder([EncodedGroup((len(tokens),), (_MEMORY,), encoder.finish())], steering, _SHARE, coder)
     first = np.zeros(1, dtype=np.int64)
     decoded = decoder.read(first, first, np.array([len(tokens)]), logits)
     if not (all(_same(found, expected, name, vocabulary) for name in _FIELDS) and np.array_equal(decoded, tokens)):

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from memcodec.coding.corrections import Decoder, Group
+from memcodec.coding.corrections import Decoder, EncodedGroup
 from memcodec.coding.distribution import Predictions
 from memcodec.coding.steering import Steering
 from memcodec.lm.model import ExactLM
@@ -63,7 +63,7 @@ def repeated_rows(logits: Any, count: int) -> Any:
     return logits.repeat(count, axis=0) if isinstance(logits, np.ndarray) else logits.repeat(count, 1)
 
 
-def decoder_of(lm: ExactLM, rows: Sequence[Group], share: int) -> Any:
+def decoder_of(lm: ExactLM, rows: Sequence[EncodedGroup], share: int) -> Any:
     """The decoder of groups (`corrections.Decoder`). share: of memories, in steps of 1/1024."""
     steering = Steering.of(lm.head)
     if not lm.implementation.has_coder:

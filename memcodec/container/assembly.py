@@ -7,6 +7,7 @@ from itertools import accumulate, compress, pairwise
 
 import numpy as np
 
+from memcodec.coding.corrections import EncodedGroup
 from memcodec.container.insertion import Lost, insert
 from memcodec.container.layout import (
     HASH_BYTES,
@@ -28,7 +29,6 @@ from memcodec.document.references import joined as joined_references
 from memcodec.document.source import Source
 from memcodec.document.spans import Text, has_text, zstd_size
 from memcodec.errors import ChecksumError, FormatError
-from memcodec.groups import EncodedGroup
 from memcodec.lm.team import Team
 from memcodec.models.tokenizer import ByteTokenizer
 

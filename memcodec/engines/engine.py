@@ -5,7 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
-from memcodec.groups import EncodedGroup
+from memcodec.coding.corrections import EncodedGroup
 from memcodec.memory.site import Site
 from memcodec.models.loaded import LoadedModel
 from memcodec.progress import Reporter

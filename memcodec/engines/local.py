@@ -4,7 +4,8 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from memcodec.groups import EncodedGroup, decode_all, encode_all, verify_all
+from memcodec.coding.corrections import EncodedGroup
+from memcodec.groups import decode_all, encode_all, verify_all
 from memcodec.memory.site import Site
 from memcodec.memory.sites import site_of
 from memcodec.models.loaded import LoadedModel

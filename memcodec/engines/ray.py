@@ -14,8 +14,9 @@ import numpy as np
 import ray
 
 import memcodec
+from memcodec.coding.corrections import EncodedGroup
 from memcodec.errors import EncodeError, EngineError, MemcodecError, wrong_file
-from memcodec.groups import FIT_CHUNKS, EncodedGroup, batches, decode_all, encode_groups, verify_all
+from memcodec.groups import FIT_CHUNKS, batches, decode_all, encode_groups, verify_all
 from memcodec.lm.kept import AnyWeights
 from memcodec.lm.model import ExactLM
 from memcodec.memory.site import Site

@@ -1,6 +1,8 @@
 """GGUF files of the Llama family, such as those of built-in models: config.json, tokenizer.json and float weights."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +30,14 @@ class GGUFCheckpoint:
         import gguf
 
         self._path = path
-        try:
+        with _reading(path):
             reader = gguf.GGUFReader(path)
-            kind = str(_field(reader, "general.architecture"))
-            if kind != "llama":
-                raise ModelNotFoundError(f"{path}: GGUF of the kind {kind!r}, not llama: {_ADVICE}")
-            heads = [int(_field(reader, f"llama.attention.head_count{kind}")) for kind in ("", "_kv")]
+            family = str(_field(reader, "general.architecture"))
+            if family != "llama":
+                raise ModelNotFoundError(f"{path}: GGUF of the kind {family!r}, not llama: {_ADVICE}")
+            heads = [int(_field(reader, f"llama.attention.head_count{suffix}")) for suffix in ("", "_kv")]
             self._heads = dict(zip(("attn_q", "attn_k"), heads, strict=True))
             self._tensors = {_name(tensor.name): tensor for tensor in reader.tensors}
-        except (ModelNotFoundError, OSError, MemoryError):
-            raise
-        except Exception as error:  # damage and unknown names make the reader raise various types
-            raise _unreadable(path, error) from error
 
     def mean(self, name: str, size: int) -> np.ndarray | None:
         """None: a GGUF file has no means of norms."""
@@ -54,19 +52,24 @@ class GGUFCheckpoint:
         import gguf
 
         tensor = self._tensors[name]
-        try:
+        with _reading(self._path):
             values: np.ndarray = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
             heads = self._heads.get(tensor.name.split(".")[-2])
             if heads is not None:  # GGUF stores the two entries of a head that are rotated together next to each other
                 values = values.reshape(heads, -1, 2, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
-        except (NotImplementedError, ValueError, LookupError) as error:  # a type or a shape that cannot be
-            raise _unreadable(self._path, error) from error
         return values
 
 
-def _unreadable(path: Path, error: Exception) -> ModelNotFoundError:
-    why = f"it has no {error.args[0]}" if isinstance(error, KeyError) and error.args else first_line(error)
-    return ModelNotFoundError(f"{path}: it cannot be read as GGUF weights of a Llama ({why}): {_ADVICE}")
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what the reader raises for damaged files and unknown names and types into a ModelNotFoundError."""
+    try:
+        yield
+    except (ModelNotFoundError, OSError, MemoryError):
+        raise
+    except Exception as error:  # the reader raises various types
+        why = f"it has no {error.args[0]}" if isinstance(error, KeyError) and error.args else first_line(error)
+        raise ModelNotFoundError(f"{path}: it cannot be read as GGUF weights of a Llama ({why}): {_ADVICE}") from error
 
 
 def describe(path: Path, folder: Path) -> None:

@@ -17,11 +17,11 @@ from typing import BinaryIO
 import numpy as np
 
 import memcodec
+from memcodec.coding.corrections import EncodedGroup
 from memcodec.container import VERSION, Reader, varint
 from memcodec.document.blocks import Cutting
 from memcodec.document.source import Source
 from memcodec.errors import EncodeError, FormatError
-from memcodec.groups import EncodedGroup
 from memcodec.models.loaded import LoadedModel
 from memcodec.settings import SiteSettings
 from memcodec.storage.write import hold
