@@ -12,6 +12,7 @@ import argparse
 import json
 import time
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 LENGTHS = (200, 400, 800, 1200, 2000, 4000, 8000)
-_COLOURS = ("#1f5fa8", "#c8553d", "#9aa3ad", "#5a9367", "#8a6fb0")
+_COLOURS = ("#1f5fa8", "#c8553d", "#9aa3ad", "#5a9367", "#8a6fb0", "#c9a227")
+_TIMES = (1, 2, 4, 8, 16)  # that are marked in the plot
 _JOINED = 150_000  # bytes from which four texts are joined
 
 
@@ -108,7 +110,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(7, 3.8), layout="constrained")
     axes.spines[["top", "right"]].set_visible(False)
     curves = dict.fromkeys((row["text"], row["bytes"]) for row in rows if "decode_seconds" in row)
-    for (text, size), colour in zip(curves, _COLOURS, strict=False):
+    for (text, size), colour in zip(curves, cycle(_COLOURS), strict=False):
         here = [row for row in rows if (row["text"], row["bytes"]) == (text, size)]
         least, fastest = here[-1]["file_bytes"], min(row["decode_seconds"] for row in here)
         points = [(row["decode_seconds"] / fastest, 100 * (row["file_bytes"] / least - 1)) for row in here]
@@ -116,6 +118,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         for row, point in zip(here, points, strict=True):
             axes.annotate(f"{row['longest']:,}", point, textcoords="offset points", xytext=(3, 4), fontsize=7)
     axes.set_xscale("log")
+    axes.set_xticks(_TIMES, [str(time) for time in _TIMES], minor=False)
+    axes.minorticks_off()
     axes.set_xlabel("time to decode, compared with the fastest")
     axes.set_ylabel("bytes more than with the longest groups, %")
     axes.legend(frameon=False, fontsize=8)
