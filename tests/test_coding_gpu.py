@@ -1,6 +1,7 @@
 """The coder's kernels for GPUs: the same integers as those for the CPU, on a GPU or in Triton's interpreter."""
 
 import gc
+import re
 import weakref
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from memcodec.coding import placed
 from memcodec.coding.corrections import Encoder
 from memcodec.coding.distribution import BLOCK, Predictions
 from memcodec.coding.steering import Steering
-from memcodec.errors import EncodeError, MachineError
+from memcodec.errors import EncodeError, MachineError, MemcodecWarning
 from memcodec.lm import selftest
 from memcodec.lm.team import team_of
 from memcodec.lm.weights import ExactWeights, Head, Tensors
@@ -29,6 +30,7 @@ pytest.importorskip("triton", reason="Triton is not installed: it has wheels for
 from memcodec.coding import gpu as gpu_coding
 from memcodec.coding import gpu_check
 from memcodec.lm import gpu, gpu_sizes
+from memcodec.memory import search_gpu
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -225,8 +227,12 @@ def test_room_for_steps_is_that_of_each_sequence() -> None:
 # ---- the self-test
 
 
-def test_the_kernels_of_the_coder_are_tested_at_load(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once for each device; wrong predictions and wrong tokens are noticed, each by itself."""
+def fails(device: str) -> None:
+    raise MachineError(f"wrong on {device}")
+
+
+def test_the_kernels_of_the_coder_are_tested(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for each device; wrong predictions, wrong tokens, and errors of other libraries are noticed."""
     gpu_check.check.cache_clear()
     gpu_check.check(DEVICE)
     read, predict = gpu_coding.GpuDecoder.read, gpu_coding.predictions
@@ -240,22 +246,39 @@ def test_the_kernels_of_the_coder_are_tested_at_load(monkeypatch: pytest.MonkeyP
         found = predict(*arguments)()
         return lambda: found._replace(total=found.total + 1)
 
-    for owner, name, wrong in (
-        (gpu_coding.GpuDecoder, "read", wrong_token),
-        (gpu_check, "predictions", wrong_total),
+    def does_not_compile(*arguments: Any) -> Any:
+        raise ValueError("no compiler\nwas found")
+
+    for owner, name, wrong, reason in (
+        (gpu_coding.GpuDecoder, "read", wrong_token, "wrong results"),
+        (gpu_check, "predictions", wrong_total, "wrong results"),
+        (gpu_check, "predictions", does_not_compile, "no compiler"),
     ):
         gpu_check.check.cache_clear()
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, wrong)
-            with pytest.raises(MachineError, match=f"the coder does not compute exactly on {DEVICE}: use --device cpu"):
+            expected = f"the coder does not compute exactly on {DEVICE} ({reason})"
+            with pytest.raises(MachineError, match=re.escape(expected)):
                 gpu_check.check(DEVICE)
 
 
-def test_a_coder_is_tested_before_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(device: str) -> None:
-        raise MachineError(f"wrong on {device}")
-
+def test_a_coder_that_fails_leaves_its_work_to_the_cpu(both: list[Codec], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the same bytes, and one warning."""
     monkeypatch.setattr(gpu_check, "check", fails)
-    lm: Any = SimpleNamespace(implementation=gpu.GpuLM(weights_of(71), DEVICE))
-    with pytest.raises(MachineError, match=f"wrong on {DEVICE}"):
-        placed.coder_of(lm)
+    data = TEXT[:9].encode()
+    expected = both[0].encode(data, site=Readout(0.3, 16), verify=False)
+    with pytest.warns(MemcodecWarning) as told:
+        found = both[1].encode(data, site=Readout(0.3, 16), verify=False)
+        assert found == expected and both[1].decode(found) == data
+    assert [str(one.message) for one in told] == [f"wrong on {DEVICE}: the CPU codes instead"]
+    assert both[1].lm.implementation.kernels == f"triton on {DEVICE}; wrong on {DEVICE}"
+
+
+def test_a_search_that_fails_leaves_its_work_to_the_cpu(both: list[Codec], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search_gpu, "check", fails)
+    monkeypatch.setattr(search_gpu, "GpuSearch", None)
+    data = TEXT[:24].encode()
+    expected = both[0].encode(data, site=Readout(0.3, 16), chunk_tokens=8, context=0, verify=False)
+    with pytest.warns(MemcodecWarning, match=f"wrong on {DEVICE}: the CPU searches instead"):
+        found = both[1].encode(data, site=Readout(0.3, 16), chunk_tokens=8, context=0, verify=False)
+    assert found == expected

@@ -1,11 +1,14 @@
 """The search for memories on a GPU, or in Triton's interpreter: the same bytes as the CPU's."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from memcodec.coding.distribution import Predictions
 from memcodec.coding.steering import Steering
+from memcodec.errors import MachineError
 from memcodec.lm.team import Team
 from memcodec.lm.weights import Head
 from memcodec.memory.search import memory_bytes, search
@@ -122,3 +125,19 @@ def test_equal_costs_are_kept_in_order() -> None:
     chunks = [chunk_of(1, 30, 300)]
     found = search_gpu.GpuSearch(coder)(chunks, steering, 512, 100, TEAM)
     assert found == search(chunks, steering, 512, 100, TEAM)
+
+
+def test_the_search_is_tested(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a memory that is not empty; one wrong bit is noticed."""
+    search_gpu.check.cache_clear()
+    search_gpu.check(DEVICE)
+    right = search_gpu.GpuSearch._found
+
+    def wrong(*arguments: Any) -> list[bytes]:
+        (memory,) = right(*arguments)
+        return [bytes([memory[0] ^ 1]) + memory[1:]]
+
+    monkeypatch.setattr(search_gpu.GpuSearch, "_found", wrong)
+    search_gpu.check.cache_clear()
+    with pytest.raises(MachineError, match=f"the search for memories does not compute exactly on {DEVICE}"):
+        search_gpu.check(DEVICE)

@@ -12,6 +12,7 @@ from memcodec.bench.rivals import BenchError
 from memcodec.codec import Codec
 from memcodec.coding import corrections
 from memcodec.coding.distribution import Predictions
+from memcodec.coding.placed import is_on_device
 from memcodec.container import assembly, layout
 from memcodec.document import blocks, spans
 from memcodec.document.repeats import Repeats
@@ -103,7 +104,7 @@ def functions_by_stage(codec: Codec) -> dict[str, _Functions]:
     passes: _Functions = [(owner, "forward"), (owner, "step")]
     logits: _Functions = [(owner, "logits"), (owner, "placed_logits")]
     stages = dict(zip(LM, (passes, logits), strict=True)) | _STAGES
-    if codec.lm.implementation.has_coder:
+    if is_on_device(codec.lm):
         from memcodec.coding.gpu import GpuDecoder
         from memcodec.memory.search_gpu import GpuSearch
 

@@ -1,5 +1,6 @@
 """The coder where the logits are: on the host, or on the device of an LM that has kernels for it."""
 
+import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 from memcodec.coding.corrections import Decoder, EncodedGroup
 from memcodec.coding.distribution import Predictions
 from memcodec.coding.steering import Steering
+from memcodec.errors import MachineError, MemcodecWarning
 from memcodec.lm.model import ExactLM
 
 # Takes the tokens of some positions, int64 [rows], and their logits as `Sequences.placed_logits` returns them, which
@@ -16,9 +18,27 @@ from memcodec.lm.model import ExactLM
 Predict = Callable[[np.ndarray, Any], Callable[[], Predictions]]
 
 
+def is_on_device(lm: ExactLM) -> bool:
+    """Whether the coder of an LM runs on its device: there are kernels for it, and they pass their self-test.
+
+    If they fail, a warning says so, and the coder runs on the host from then on.
+    """
+    implementation: Any = lm.implementation
+    if implementation.has_coder and implementation.coder is None:
+        from memcodec.coding import gpu_check
+
+        try:
+            gpu_check.check(str(implementation.device))
+        except MachineError as error:
+            implementation.has_coder = False
+            implementation.kernels += f"; {error}"
+            warnings.warn(f"{error}: the CPU codes instead", MemcodecWarning, stacklevel=2)
+    return lm.implementation.has_coder
+
+
 def predictor_of(lm: ExactLM) -> Predict:
     """The function that computes predictions from logits, where the coder of an LM is."""
-    if lm.implementation.has_coder:
+    if is_on_device(lm):
         from memcodec.coding import gpu
 
         coder = coder_of(lm)
@@ -38,7 +58,7 @@ def thread_setup_of(lm: ExactLM) -> Callable[[], None]:
     torch has a current device and a current stream for each thread.
     """
     implementation: Any = lm.implementation
-    if not implementation.has_coder or implementation.device.type != "cuda":
+    if not is_on_device(lm) or implementation.device.type != "cuda":
         return lambda: None
     import torch
 
@@ -55,7 +75,7 @@ def thread_setup_of(lm: ExactLM) -> Callable[[], None]:
 
 def to_coder(lm: ExactLM, logits: np.ndarray) -> Any:
     """Logits of the host, int32 [rows, vocabulary], where the coder takes them, as `Sequences.placed_logits`."""
-    return coder_of(lm).placed(logits) if lm.implementation.has_coder else logits
+    return coder_of(lm).placed(logits) if is_on_device(lm) else logits
 
 
 def repeated_rows(logits: Any, count: int) -> Any:
@@ -66,7 +86,7 @@ def repeated_rows(logits: Any, count: int) -> Any:
 def decoder_of(lm: ExactLM, rows: Sequence[EncodedGroup], share: int) -> Any:
     """The decoder of groups (`corrections.Decoder`). share: of memories, in steps of 1/1024."""
     steering = Steering.of(lm.head)
-    if not lm.implementation.has_coder:
+    if not is_on_device(lm):
         return Decoder(rows, steering, share, lm.team)
     from memcodec.coding import gpu
 
@@ -74,17 +94,16 @@ def decoder_of(lm: ExactLM, rows: Sequence[EncodedGroup], share: int) -> Any:
 
 
 def coder_of(lm: ExactLM) -> Any:
-    """The coder of an LM that has kernels for it: always the same object, as long as somebody holds it.
+    """The coder of an LM whose coder `is_on_device`: always the same object, as long as somebody holds it.
 
     The LM has only a weak reference to it, since the coder refers to the LM: with two strong references, both would
-    stay in the GPU's memory until garbage is collected. Raises MachineError if its kernels do not compute exactly.
+    stay in the GPU's memory until garbage is collected.
     """
-    from memcodec.coding import gpu, gpu_check
+    from memcodec.coding import gpu
 
     implementation: Any = lm.implementation
     coder = implementation.coder() if implementation.coder else None
     if coder is None:
-        gpu_check.check(str(implementation.device))
         coder = gpu.Coder(implementation)
         implementation.coder = weakref.ref(coder)
     return coder

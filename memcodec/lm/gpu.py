@@ -355,11 +355,14 @@ class GpuSequences:
 
     def logits(self, rows: Rows) -> np.ndarray:
         """Logits of some rows of the last pass, int32 [rows, vocabulary] in units."""
-        units: np.ndarray = self.placed_logits(rows).cpu().numpy()
+        units: np.ndarray = self._logits(rows).cpu().numpy()
         return units
 
-    def placed_logits(self, rows: Rows) -> torch.Tensor:
-        """The same on the device."""
+    def placed_logits(self, rows: Rows) -> torch.Tensor | np.ndarray:
+        """As `logits`, on the device, if the coder is there."""
+        return self._logits(rows) if self.lm.has_coder else self.logits(rows)
+
+    def _logits(self, rows: Rows) -> torch.Tensor:
         lm, buffers = self.lm, self._buffers
         chosen = np.arange(self._rows)[rows]
         v = buffers.inputs[: self._rows * lm.architecture.hidden].view(self._rows, -1)

@@ -1,25 +1,28 @@
 """The search for memories on a GPU (see `search`): what the kernels of `search_kernels` need, and what they find."""
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from memcodec.coding import gpu_check
 from memcodec.coding.distribution import BLOCK, COMPETITORS, Predictions
 from memcodec.coding.gpu import Coder
 from memcodec.coding.steering import FEATURES, MOST_NEW, Steering, capped, new_bits
 from memcodec.lm.compiled import kernel
 from memcodec.lm.gpu_kernels import launch
 from memcodec.lm.gpu_sizes import power_of_two
-from memcodec.lm.team import Team
+from memcodec.lm.team import Team, team_of
 from memcodec.memory import search_kernels
 from memcodec.memory.search import memory_bytes, search
 from memcodec.memory.search_kernels import POSITION_FIELDS, RUN_FIELDS
 
 MOST_STATES = 1 << 12  # more are searched on the CPU: a program selects among all its states at one time
 _kernels: Any = search_kernels  # functions in Triton have no types
+_TESTED_SHARE, _TESTED_EFFORT = 512, 16
 
 
 class Sizes(NamedTuple):
@@ -208,3 +211,14 @@ class GpuSearch:
             len(runs.chunk_runs), effort, room, warps=warps, registers=self._sizes.registers, STATES=states, TILE=tile,
         )  # fmt: skip
         return entered
+
+
+@cache
+def check(device: str) -> None:
+    """Raise MachineError unless the search finds the memories on a device of torch that it finds on the CPU."""
+    gpu_check.require(_searches_exactly, "the search for memories", device)
+
+
+def _searches_exactly(of: gpu_check.Example) -> bool:
+    settings = of.steering, _TESTED_SHARE, _TESTED_EFFORT, team_of(1)
+    return GpuSearch(of.coder)([of.expected], *settings) == search([of.expected], *settings)

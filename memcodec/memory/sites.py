@@ -1,8 +1,10 @@
 """Making the site that settings describe."""
 
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from memcodec.errors import MachineError, MemcodecWarning
 from memcodec.memory.site import Site
 from memcodec.settings import Prompt, Readout
 
@@ -30,13 +32,23 @@ def readout_site(lm: "ExactLM", settings: Readout) -> Site:
 
 
 def _search_of(lm: "ExactLM") -> "Search | None":
-    """The search for memories on the device of the LM, if it has kernels for the coder; otherwise None."""
-    if not lm.implementation.has_coder:
-        return None
-    from memcodec.coding.placed import coder_of
-    from memcodec.memory.search_gpu import GpuSearch
+    """The search for memories on the device of the LM, if the coder is there and the search passes its self-test.
 
-    return GpuSearch(coder_of(lm))
+    Otherwise None, after a warning if it fails.
+    """
+    from memcodec.coding.placed import coder_of, is_on_device
+
+    if not is_on_device(lm):
+        return None
+    from memcodec.memory import search_gpu
+
+    implementation: Any = lm.implementation
+    try:
+        search_gpu.check(str(implementation.device))
+    except MachineError as error:
+        warnings.warn(f"{error}: the CPU searches instead", MemcodecWarning, stacklevel=2)
+        return None
+    return search_gpu.GpuSearch(coder_of(lm))
 
 
 def site_in_file(name: str, fields: tuple[int, ...], hidden: int) -> Site:
