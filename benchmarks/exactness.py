@@ -4,9 +4,10 @@
 
 For each environment (instruction sets of the kernels, of numba, oneDNN and ATen), a separate process hashes the logits
 of the default model and of a tiny model of every architecture: numba and torch, full and cached passes, batches 1, 3
-and 64, 1 and 2 threads. All hashes of a model must be equal, and so must be its identities, since each process converts
-it anew. Then the bits per token of the benchmark's texts are
-measured, with the exact LM and in float32. Writes exactness.json and exactness.md to --out.
+and 64, 1 and 2 threads; of the default model also those after a text that is longer than the groups of level 6. All
+hashes of a model must be equal, and so must be its identities, since each process converts it anew. Then the bits per
+token of the benchmark's texts are measured, with the exact LM and in float32. Writes exactness.json and exactness.md to
+--out.
 """
 
 import argparse
@@ -30,9 +31,11 @@ from memcodec.codec import Codec
 from memcodec.document import spans
 from memcodec.document.plan import cut_chunks
 from memcodec.lm import instructions
+from memcodec.lm.sequences import SequenceInput
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gpt2")
 BYTES = 20_480
+SHORT, TINY_SHORT, LONG = 10, 40, 1500  # tokens
 _ATEN: tuple[dict[str, str], ...] = ({}, {"ATEN_CPU_CAPABILITY": "default"}, {"ATEN_CPU_CAPABILITY": "avx2"})
 _ONEDNN = tuple({"ONEDNN_MAX_CPU_ISA": isa} for isa in ("SSE41", "AVX2", "AVX512_CORE"))
 # Processors for which numba compiles, with the best instructions that each has.
@@ -70,7 +73,9 @@ def main() -> None:
         "date": today(),
         "machine": machine(),
         "environments": rows,
-        "different": {name: len({h for row in rows for h in row["hashes"][name].values()}) for name in names},
+        "different": {
+            name: len({h for row in rows for h in row["hashes"][name].values()}) for name in rows[0]["hashes"]
+        },
         "different_identities": {name: len({row["identities"][name] for row in rows}) for name in names},
         "bits": bits(2048 if options.quick else BYTES),
     }
@@ -104,7 +109,8 @@ def hashes(names: dict[str, str]) -> dict[str, Any]:
     for name, folder in names.items():
         weights, _ = convert_model(resolve(folder), None)  # not from the cache
         identities[name] = weights.identity.hex()
-        count, found = (10 if name == folder else 40), {}
+        count, found = (SHORT if name == folder else TINY_SHORT), {}
+        long: dict[str, str] = {}  # hashes of the last logits
         for kernels, threads, plain in (("numba", 1, None), ("numba", 2, None), ("numba", 2, True), ("torch", 2, None)):
             if plain and name == folder:
                 continue  # it would take minutes
@@ -112,6 +118,10 @@ def hashes(names: dict[str, str]) -> dict[str, Any]:
             tokens = np.arange(1, count + 1) * 37 % lm.vocabulary
             way = f"{kernels}, {threads} threads" + (", plain products" if plain else "")
             found[f"{way}, full pass"] = digest(model.logits_of(lm, tokens))
+            if name == folder:
+                passes = lm.sequences(1, LONG, LONG)
+                passes.forward([SequenceInput(0, np.arange(1, LONG + 1) * 37 % lm.vocabulary)])
+                long[way] = digest(passes.logits(np.array([LONG - 1]))[:, : lm.vocabulary])
             for batch in (1, 3, 64):
                 sequences = lm.sequences(batch, count, batch)
                 steps = []
@@ -122,6 +132,8 @@ def hashes(names: dict[str, str]) -> dict[str, Any]:
                     name_ = f"{way}, cached, batch {batch}, row {row}"
                     found[name_] = digest(np.stack([step[row] for step in steps]))
         result[name] = found
+        if long:
+            result[f"{name}, {LONG} tokens"] = long
     return {
         "hashes": result,
         "identities": identities,

@@ -108,10 +108,12 @@ def encode(codec: Codec, data: bytes, verify: bool, rounds: int) -> dict[str, An
 
 def render(rows: list[dict[str, Any]]) -> str:
     """A table of all documents."""
-    titles = ("text", "bytes", "share", "references", "their index", "file", "without", "encode, CPU s", "without")
-    lines = [f"| {' | '.join(titles)} |", "| --- |" + " ---: |" * 8]
+    titles = ("text", "bytes", "share", "references", "their index", "found, MB/s", "file", "without", "encode, CPU s",
+              "without")  # fmt: skip
+    lines = [f"| {' | '.join(titles)} |", "| --- |" + " ---: |" * 9]
     for row in rows:
         cells = [f"{row['bytes']:,}", f"{row['share']:.1%}", f"{row['references']:,}", f"{row['index']:,}"]
+        cells.append(f"{row['bytes'] / row['find seconds'] / 1e6:.0f}")
         cells += [f"{row[name]:,}" if name in row else "" for name in ("with", "without")]
         cells += [f"{row[name]:.0f}" if name in row else "" for name in ("with seconds", "without seconds")]
         lines.append(f"| {row['text']} | {' | '.join(cells)} |")

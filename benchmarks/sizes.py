@@ -33,23 +33,28 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    named = {corpus.name: corpus for corpus in corpora.CORPORA}
-    texts = {
-        "English prose": corpora.contents(named["alice29"]),
-        "Python": corpora.contents(named["click-core"]),
-        "JSON": corpora.contents(named["json-schemas"]),
-    }
-    texts |= {name: corpora.contents(corpora.django(code, "")) for code, name in LANGUAGES.items()}
     codec = Codec.load(device="cpu")
     rows = []
     for length in map(int, options.lengths.split(",")):
-        cut = {name: Text.cut(name, whole, length, "").data for name, whole in texts.items()}
+        cut = texts(length)
         found = measure(codec, list(cut.values()))
         rows += [{"text": n, "length": length} | row for n, row in zip(cut, found, strict=True)]
         print(length, flush=True)
         about = {"date": today(), "machine": machine(), "rows": rows}
         (options.out / "sizes.json").write_text(json.dumps(about, indent=1) + "\n")
         (options.out / "sizes.md").write_text(render(rows))
+
+
+def texts(length: int) -> dict[str, bytes]:
+    """The beginnings of the eleven texts, by name."""
+    named = {corpus.name: corpus for corpus in corpora.CORPORA}
+    whole = {
+        "English prose": corpora.contents(named["alice29"]),
+        "Python": corpora.contents(named["click-core"]),
+        "JSON": corpora.contents(named["json-schemas"]),
+    }
+    whole |= {name: corpora.contents(corpora.django(code, "")) for code, name in LANGUAGES.items()}
+    return {name: Text.cut(name, data, length, "").data for name, data in whole.items()}
 
 
 def measure(codec: Codec, documents: list[bytes]) -> list[dict[str, Any]]:

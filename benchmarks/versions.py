@@ -1,6 +1,11 @@
 """The speed of this version beside another one, in turns: passes and steps of the LM, commands, and frames.
 
     python benchmarks/versions.py OLD_CHECKOUT [--turns 3] [--quick]
+    python benchmarks/versions.py OLD_CHECKOUT [--turns 1] --texts eight,ten,alice29,alice29-smallest,english
+
+With --texts, the bytes of whole texts, and the seconds to encode and decode them, are measured instead: the eight texts
+of 20 KB of the reports, the eleven texts of 10 KB of sizes.py, alice29, alice29 at --best (in version 0.2.0: --context
+max without memories), and 1 MiB of English. Decoded texts are compared.
 
 OLD_CHECKOUT is a checkout of another version with its own `.venv` (`make .venv/.ready` makes it), such as 0.2.0 (commit
 b6e8200). Each turn measures both versions, one after the other; each runs in processes and a cache of its own. Prints a
@@ -8,6 +13,7 @@ table of medians in Markdown, with the ratio to the other version, and what the 
 """
 
 import argparse
+import importlib
 import json
 import os
 import statistics
@@ -25,6 +31,7 @@ POSITION = 200  # at which steps are measured
 ROWS = (1, 4, 16, 64)
 LENGTH = 200  # tokens of each of the two sequences of a pass
 LINES = 1000  # messages
+SMALLEST = "alice29-smallest"
 TEXT = "The quick brown fox jumps over the lazy dog near the bank of the river. "
 
 
@@ -35,24 +42,31 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="the LM only")
     parser.add_argument("--text", type=Path, default=Path(__file__).parent.parent / "docs" / "messages.md")
+    parser.add_argument("--texts", help="names of whole texts, with commas between them")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--measure-texts", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.measure:
-        print(json.dumps(measure(options.quick, options.text)))
+    if options.measure or options.measure_texts:
+        sys.path.insert(0, str(Path.cwd()))
+        folder = options.measure_texts
+        print(json.dumps(of_texts(folder) if folder else measure(options.quick, options.text)))
         return
     if options.old is None:
         parser.error("give the folder of a checkout of another version")
     checkouts = {"new": Path(__file__).parent.parent.resolve(), "old": options.old.resolve()}
     found: dict[str, list[dict[str, float]]] = {name: [] for name in checkouts}
     with tempfile.TemporaryDirectory() as folder:
-        for turn in range(options.turns + 1):  # the first converts the model and compiles
+        if options.texts:
+            write_texts(options.texts.split(","), Path(folder) / "texts")
+        for turn in range(options.turns + (not options.texts)):  # the first converts the model and compiles
             for name, checkout in checkouts.items():
-                quick = ["--quick"] * options.quick
-                command = [checkout / ".venv" / "bin" / "python", Path(__file__).resolve(), "--measure", *quick,
-                           "--text", options.text.resolve()]  # fmt: skip
+                what = ["--measure", *["--quick"] * options.quick, "--text", options.text.resolve()]
+                if options.texts:
+                    what = ["--measure-texts", Path(folder) / "texts"]
+                command = [checkout / ".venv" / "bin" / "python", Path(__file__).resolve(), *what]
                 env = os.environ | {"MEMCODEC_CACHE": str(Path(folder) / name)}
                 done = subprocess.run(command, cwd=checkout, env=env, stdout=subprocess.PIPE, check=True)
-                if turn:
+                if turn or options.texts:
                     found[name].append(json.loads(done.stdout.splitlines()[-1]))
                     print(name, found[name][-1], file=sys.stderr, flush=True)
     print(render(found))
@@ -69,7 +83,6 @@ def render(found: dict[str, list[dict[str, float]]]) -> str:
 
 def measure(quick: bool, text: Path) -> dict[str, float]:
     """The figures of the version that this process imports, from the folder that it runs in."""
-    sys.path.insert(0, str(Path.cwd()))
     from memcodec import Codec
 
     codec: Any = Codec.load(device="cpu")
@@ -77,6 +90,64 @@ def measure(quick: bool, text: Path) -> dict[str, float]:
     if not quick:
         result |= of_commands(text.read_bytes()[:20_480]) | of_frames(codec)
     return result | {"memory read by two threads, GB/s": bandwidth()}
+
+
+def write_texts(names: list[str], folder: Path) -> None:
+    """Write the texts of each name to files of a folder with that name."""
+    import corpora
+    import sizes
+
+    alice = {"alice29": corpora.contents(corpora.CORPORA[0])}
+    known: dict[str, Callable[[], dict[str, bytes]]] = {
+        "eight": lambda: {text.name: text.data for text in corpora.load(20_480)},
+        "ten": lambda: sizes.texts(10_000),
+        "alice29": lambda: alice,
+        SMALLEST: lambda: alice,
+        "english": lambda: {"english": b"".join(map(corpora.contents, corpora.CORPORA[:4]))[: 1 << 20]},
+    }
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        for text, data in known[name]().items():
+            (folder / name / text).write_bytes(data)
+
+
+def of_texts(folder: Path) -> dict[str, float]:
+    """Bytes of the files of all texts of each folder, and seconds to encode and decode them."""
+    from memcodec import Codec
+
+    codec: Any = Codec.load(device="cpu")
+    codec.decode(codec.encode(TEXT.encode() * 40))  # compiles, or loads what was compiled
+    result: dict[str, float] = {}
+    for place in sorted(folder.iterdir()):
+        settings = smallest() if place.name == SMALLEST else {}
+        texts = [path.read_bytes() for path in sorted(place.iterdir())]
+        start = time.perf_counter()
+        blobs = [codec.encode(data, verify=False, **settings) for data in texts]
+        encoded = time.perf_counter()
+        if any(codec.decode(blob) != data for blob, data in zip(blobs, texts, strict=True)):
+            raise SystemExit(f"versions: error: {place.name}: a decoded text differs")
+        decoded = time.perf_counter()
+        result[f"{place.name}: bytes"] = sum(map(len, blobs))
+        result[f"{place.name}: encode, s"] = encoded - start
+        result[f"{place.name}: decode, s"] = decoded - encoded
+        if not settings:  # with verification, 0.2.0 would need as much time again as to decode
+            start = time.perf_counter()
+            for data in texts:
+                codec.encode(data)
+            result[f"{place.name}: encode and verify, s"] = time.perf_counter() - start
+        print(result, file=sys.stderr, flush=True)
+    return result
+
+
+def smallest() -> dict[str, Any]:
+    """The settings of the smallest files, in the version that this process imports."""
+    try:
+        importlib.import_module("memcodec.levels")
+    except ImportError:  # version 0.2.0
+        from memcodec.settings import Readout
+
+        return {"site": Readout(0.0), "context": "max"}
+    return {"level": 9}
 
 
 def of_lm(lm: Any) -> dict[str, float]:
