@@ -13,7 +13,7 @@ import numpy as np
 from memcodec.coding import corrections
 from memcodec.coding.corrections import EncodedGroup, live_groups
 from memcodec.coding.distribution import Predictions
-from memcodec.coding.placed import decoder_of
+from memcodec.coding.placed import decoder_of, is_on_device
 from memcodec.coding.steering import Steering
 from memcodec.document.plan import windows
 from memcodec.errors import FormatError, wrong_file
@@ -53,7 +53,7 @@ def encode_groups(
         report(predicted - finished)
 
     writing: dict[int, _Group] = {}  # groups that are not finished, by number
-    with streams(lm, groups, context, site.fits_apart and lm.implementation.has_coder, found) as (ours, stream):
+    with streams(lm, groups, context, site.fits_apart and is_on_device(lm), found) as (ours, stream):
         chunks = ((number, group, chunk) for number, group in enumerate(ours) for chunk in group)
         while batch := _next_batch(lm, site, chunks):
             tokens = [chunk for _, _, chunk in batch]
@@ -148,7 +148,8 @@ def decode_batch(
                 written = np.concatenate([written, more], axis=1)
             if t == window.start:
                 live = live_groups(ends, t)
-                written[:live, t] = decoder.step(t, _first_logits(lm, sequences, vectors if t == 0 else [None] * live))
+                given = vectors if t == 0 else [None] * live
+                written[:live, t] = decoder.step(t, _first_logits(lm, sequences, given, begins=t == 0))
                 advance(live)
                 t += 1
                 continue
@@ -163,11 +164,14 @@ def decode_batch(
     return result
 
 
-def _first_logits(lm: ExactLM, sequences: Sequences, vectors: list[np.ndarray | None]) -> Any:
-    """The logits of the first token of sequences, which stand behind the prefix and read these vectors."""
+def _first_logits(lm: ExactLM, sequences: Sequences, vectors: list[np.ndarray | None], begins: bool) -> Any:
+    """The logits of the first token of sequences that have read the prefix and then read these vectors.
+
+    begins: whether it is the first token of their groups too, and not only of a window.
+    """
     sequences.restart()
     if all(given is None for given in vectors):
-        return first_rows(lm, len(vectors))
+        return first_rows(lm, len(vectors), begins)
     sequences.forward([input_of(slot, given, _NO_TOKENS) for slot, given in enumerate(vectors)])
     return sequences.placed_logits(np.cumsum([0 if given is None else len(given) for given in vectors]) - 1)
 

@@ -104,7 +104,8 @@ def passes(lm: ExactLM, groups: list[Known], context: int, rows: int) -> Iterato
             Run(one.slot, window.first, 0, 1) for one in inputs if window.start == window.first and not _given(one)
         ]
         if first:
-            yield Pass(first, lambda taken: first_rows(lm, len(taken)), head_rows)
+            begins = window.first == 0
+            yield Pass(first, lambda taken, begins=begins: first_rows(lm, len(taken), begins), head_rows)
         done = 0
         while live := [one for one in inputs if len(one.tokens) > done]:
             left = sum(len(one.tokens) - done for one in live)
@@ -147,20 +148,23 @@ def _given(one: SequenceInput) -> int:
     return 0 if one.vectors is None else len(one.vectors)
 
 
-_firsts: WeakKeyDictionary[ExactLM, Any] = WeakKeyDictionary()
+_firsts: WeakKeyDictionary[ExactLM, dict[bool, Any]] = WeakKeyDictionary()
 
 
-def first_logits(lm: ExactLM) -> Any:
-    """The logits of the first token of a group that has no vectors before it, int32 [1, vocabulary], on its device.
+def first_logits(lm: ExactLM, begins: bool = True) -> Any:
+    """The logits of a token that has nothing but the prefix before it, int32 [1, vocabulary], on its device.
 
-    A primer is context, so that the LM needs no prior behind one.
+    begins: whether it is the first token of a group. Then the prior of tokens is applied, unless there is a primer,
+    which already is context. With a context of one token, other tokens too have only the prefix before them.
     """
-    if lm not in _firsts:
+    kept = _firsts.setdefault(lm, {})
+    has_prior = begins and lm.is_unprimed
+    if has_prior not in kept:
         logits = lm.start.logits[: lm.vocabulary]
-        _firsts[lm] = to_coder(lm, (with_prior(logits) if lm.is_unprimed else logits)[None])
-    return _firsts[lm]
+        kept[has_prior] = to_coder(lm, (with_prior(logits) if has_prior else logits)[None])
+    return kept[has_prior]
 
 
-def first_rows(lm: ExactLM, count: int) -> Any:
-    """The same for several groups, int32 [count, vocabulary]."""
-    return repeated_rows(first_logits(lm), count)
+def first_rows(lm: ExactLM, count: int, begins: bool = True) -> Any:
+    """As `first_logits` for several groups: int32 [count, vocabulary]."""
+    return repeated_rows(first_logits(lm, begins), count)

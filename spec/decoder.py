@@ -707,7 +707,7 @@ def ids_of(file: File, number: int, corrections: bytes, weights: Weights, prefix
                 lm.restart()
                 for i in [*prefix, *ids[start:]]:
                     row = lm.token(i)
-                for vector in vectors_of(memory, *file.fields) if file.site == 1 else []:
+                for vector in vectors_of(memory, *file.fields) if file.site == 1 and not ids else []:
                     row = lm.vector(vector)
             else:
                 row = lm.token(ids[-1])

@@ -39,7 +39,8 @@ def test_the_same_integers_from_the_same_floats(tiny: Codec, weights: decoder.We
 
 
 @pytest.mark.parametrize(
-    ("site", "context"), [(Readout(0), 0), (Readout(0.3, 64), "auto"), (Readout(0.1, 64), 37), (Prompt(2, 4, 2), 0)]
+    ("site", "context"),
+    [(Readout(0), 0), (Readout(0.3, 64), "auto"), (Readout(0.1, 64), 37), (Readout(0.1, 64), 1), (Prompt(2, 4, 2), 0)],
 )
 @pytest.mark.parametrize("primed", [False, True])
 def test_it_reads_what_memcodec_writes(
