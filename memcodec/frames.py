@@ -21,6 +21,7 @@ from memcodec.document.spans import is_worthwhile
 from memcodec.errors import ChecksumError, EncodeError, FormatError, wrong_file
 from memcodec.groups import decode_all, encode_all, verify_all
 from memcodec.lm.ahead import ending
+from memcodec.memory.readout import share_steps
 from memcodec.memory.sites import readout_site
 from memcodec.models.loaded import LoadedModel
 from memcodec.progress import ProgressCallback, Reporter
@@ -211,6 +212,7 @@ class Packer:
 
     def __init__(self, settings: FrameSettings) -> None:
         self._settings = settings
+        self._share = share_steps(settings.memory_share)  # 0 for one that is too small
         options: dict[str, Any] = {"level": 19, "write_content_size": False, "write_checksum": False}
         options["write_dict_id"] = False
         self._zstd = zstandard.ZstdCompressor(**options)
@@ -228,7 +230,7 @@ class Packer:
         if group is not None:
             count = group.tokens
             head = bytes([count]) if count < SHORT else bytes([_LONG]) + varint(count - SHORT)
-            if self._settings.memory_share:
+            if self._share:
                 for memory in group.memories:
                     head += varint(len(memory)) + memory
             frames.append(head + group.corrections)
@@ -258,9 +260,9 @@ class Packer:
         if not count:
             raise FormatError("damaged frame: no tokens")
         lengths = tuple(chunk_lengths(count, self._settings.chunk_tokens))
-        if self._settings.memory_share and len(lengths) > len(reader):
+        if self._share and len(lengths) > len(reader):
             raise FormatError("damaged frame: it ends too early")
-        memories = tuple(bytes(reader.take(reader.varint())) if self._settings.memory_share else b"" for _ in lengths)
+        memories = tuple(bytes(reader.take(reader.varint())) if self._share else b"" for _ in lengths)
         return EncodedGroup(lengths, memories, bytes(reader.take(len(reader))))
 
     def check_size(self, message: bytes | bytearray) -> None:

@@ -412,6 +412,12 @@ def test_options_that_are_not_there_are_refused(tiny_folders: FolderOf, change: 
     assert "\n" not in str(caught.value)
 
 
+def test_heads_of_gpt2_that_do_not_divide_its_hidden_size() -> None:
+    config = {"model_type": "gpt2", "vocab_size": 400, "n_embd": 20, "n_layer": 1, "n_head": 3}
+    with pytest.raises(ModelNotFoundError, match=r"config\.json is not supported: a hidden size of 20 for 3 heads"):
+        architecture.describe(config, "x")
+
+
 def test_a_sliding_window_bounds_the_positions(tiny_folders: FolderOf) -> None:
     assert architecture.read(tiny_folders("mistral"))[1].positions == 900
     config = json.loads((tiny_folders("mistral") / "config.json").read_text())

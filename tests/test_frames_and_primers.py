@@ -367,3 +367,11 @@ def test_a_bad_frame_among_many_is_named(tiny: Codec) -> None:
         tiny.decode_frames([b"", good[1]])
     with pytest.raises(FormatError, match=r"^a frame of 0 bytes"):
         tiny.decode_frame(b"")
+
+
+def test_a_memory_share_that_rounds_to_0_is_none(tiny: Codec) -> None:
+    """As FRAMES.md says of a share of 0: there are no memories, and no bytes for them."""
+    nearly = FrameSettings(memory_share=0.0004)
+    frame = tiny.encode_frame(TEXT[:60].encode(), nearly)
+    assert frame == tiny.encode_frame(TEXT[:60].encode())
+    assert tiny.decode_frame(frame, nearly) == TEXT[:60].encode()

@@ -746,6 +746,16 @@ def test_tokenizers_that_are_no_byte_level_bpe(broken: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_tokenizer_with_two_tokens_of_one_id(broken: Path) -> None:
+    """Their order in a vocabulary is random, and so would be the bytes of the id, and the identity."""
+    described = json.loads((broken / "tokenizer.json").read_text())
+    described["model"]["vocab"]["zz"] = described["model"]["vocab"]["a"]
+    (broken / "tokenizer.json").write_text(json.dumps(described))
+    number = described["model"]["vocab"]["a"]
+    with pytest.raises(ModelNotFoundError, match=f"its tokenizer has two tokens with the id {number}: correct"):
+        ByteTokenizer(broken)
+
+
 def test_a_tokenizer_of_vocabulary_and_merges(broken: Path) -> None:
     """vocab.json and merges.txt, which GPT-2 has in addition to tokenizer.json, and older models have alone."""
     expected = ByteTokenizer(broken)

@@ -24,7 +24,7 @@ _CONFIDENCE, _PRIOR = 704, 64
 _RARE = 100  # byte-level BPE assigns ids in the order of its merges, frequent tokens first: p ~ 1 / (id + 100)
 _MOST_BELOW = 1 << 20
 
-_FAR = np.int32((FREQUENCY_BITS + 1) << 10)  # from this many units below the best on, a frequency is 1
+FAR = np.int32((FREQUENCY_BITS + 1) << 10)  # from this many units below the best on, a frequency is 1
 _SHIFT = np.int32(arithmetic.ONE - FREQUENCY_BITS)
 _LIFT = np.int64(MOST_LIFT)
 _LOWEST = np.int32(-(2**31))
@@ -45,7 +45,7 @@ def new_tables() -> Tables:
 @subkernel
 def frequency(below, powers):
     """The frequency of a token, int64. below: units below the best; negative if steering moved it above."""
-    units = min(below, _FAR)
+    units = min(below, FAR)
     shift = np.int64(_SHIFT) + _LIFT + np.int64(units >> np.int32(10))
     return (np.int64(powers[units & np.int32(1023)]) << _LIFT >> shift) + np.int64(1)
 
@@ -85,7 +85,7 @@ def summarize_row(logits, vocabulary, tables, cells, ids, below, blocks):
         first = np.uint64(block * BLOCK)
         mass, weighted = np.int64(0), np.int64(0)
         for i in range(first, min(first + np.uint64(BLOCK), np.uint64(vocabulary))):
-            units = min(best - logits[i], _FAR)
+            units = min(best - logits[i], FAR)
             one = powers[np.uint64(units & np.int32(1023))] >> (_SHIFT + (units >> np.int32(10)))
             mass += one
             weighted += np.int64(one) * np.int64(units)
@@ -201,5 +201,5 @@ def with_prior(logits: np.ndarray) -> np.ndarray:
 
 def frequencies(below: np.ndarray) -> np.ndarray:
     """Frequencies of unsteered tokens, int64 [...]. below: units below the best, int32 [...]."""
-    units = np.minimum(below, _FAR)
+    units = np.minimum(below, FAR)
     return (arithmetic.powers()[units & 1023].astype(np.int64) >> (_SHIFT + (units >> 10))) + 1

@@ -173,6 +173,8 @@ def _gpt2(config: Config) -> Architecture:
     if not config.get("scale_attn_weights", True) or config.get("scale_attn_by_inverse_layer_idx", False):
         raise ValueError("attention that is not scaled by the size of a head")
     hidden, heads = int(config["n_embd"]), int(config["n_head"])
+    if heads < 1 or hidden % heads:
+        raise ValueError(f"a hidden size of {hidden} for {heads} heads")
     return Architecture(
         vocabulary=int(config["vocab_size"]),
         hidden=hidden,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from memcodec.coding.distribution import COMPETITORS, Predictions, Tables, frequency, log2_units, new_tables
+from memcodec.coding.distribution import COMPETITORS, FAR, Predictions, Tables, frequency, log2_units, new_tables
 from memcodec.coding.steering import (
     FEATURES,
     MOST_ENTROPY,
@@ -32,6 +32,8 @@ _QUIET_END = 10  # tokens at the end of a chunk whose entropy adds no bits, sinc
 _BUCKETS = 1 << 13  # of costs, when the cheapest states are selected
 _BUCKET_UNITS = np.int32(4)
 _SCALE_BITS = 16  # of frequencies in the search
+MOST_REST = (1 << 31) - 2  # of the frequency of all tokens that are not steered, in this scale: of flat distributions
+_MOST_REST = np.int64(MOST_REST)
 f4 = np.float32
 
 
@@ -187,9 +189,9 @@ def _costs(count, products, factors, below, rest, target, unsteered, logarithms,
         if target >= 0:
             at = base + np.uint64(target)
             move = min(max(f4(products[at]) * factors[target], -most), most)
-            cost += np.int32(np.rint(below[target] - move))
+            cost += np.int32(np.rint(min(below[target] - move, f4(FAR))))
         else:
-            cost += unsteered
+            cost += min(unsteered, FAR)
         costs[s] += cost
 
 
@@ -288,7 +290,8 @@ def _search(chunk, share, effort, steering, tables, buffers, memory):
                 if ids[t, k] == tokens[t]:
                     target = k
         unsteered = near[t, tokens[t] % near.shape[1]]
-        _costs(count, products, factors, lower, np.int32(rest >> 12) + np.int32(1), target, unsteered,
+        rest = min(rest >> np.int64(12), _MOST_REST)
+        _costs(count, products, factors, lower, np.int32(rest) + np.int32(1), target, unsteered,
                tables.logarithms, costs[now])  # fmt: skip
     best = 0
     for s in range(count):

@@ -20,6 +20,7 @@ import triton.language as tl
 
 from memcodec.coding import distribution, steering
 from memcodec.coding.gpu_kernels import frequency, log2_units, sign_words
+from memcodec.memory import search
 
 RUN_FIELDS = 3  # of a run of positions with the same states: first position, position after the last, bits that enter
 POSITION_FIELDS = 3  # of a position, see `prepare`
@@ -46,6 +47,8 @@ _UNIT = tl.constexpr(1.0 / 1024.0)
 _C1, _C2, _C3 = (tl.constexpr(float(np.float32(c)) * 4096.0) for c in (0.696065, 0.224494, 0.079441))
 _ONE = tl.constexpr(4096.0)
 _FAR_AWAY = tl.constexpr(1024.0)  # 2**20 units: `lower` of competitors that do not exist
+_FAR = tl.constexpr(int(distribution.FAR))
+_MOST_REST = tl.constexpr(search.MOST_REST)
 _NO_COST = tl.constexpr((1 << 31) - 1)
 _LAST_KEY = tl.constexpr((1 << 63) - 1)
 
@@ -112,7 +115,7 @@ def prepare(
         units = tl.load(below + source, mask=valid, other=0)
         counts = tl.where(valid, frequency(units, powers), 0)
         rest = tl.load(totals + position, mask=live, other=0) - tl.sum(counts, axis=1)
-        rest = (rest >> 12).to(tl.int32)
+        rest = tl.minimum(rest >> 12, _MOST_REST).to(tl.int32)
         least = tl.where(valid, units.to(tl.float32) * _UNIT, _FAR_AWAY)
 
         responses = _responses(t, tl.reshape(chosen, [ROWS]), head, ROWS, SIZE, DEPTH)
@@ -139,10 +142,10 @@ def prepare(
         weight = tl.full((CHUNKS, _COMPETITORS), 1, tl.int64) << (tl.floor(power).to(tl.int64) + 1)
         mass = tl.sum(weight, axis=1) + rest + 1
         near_enough = tl.max(reach, axis=1) <= _REACH
-        is_narrow = (rest >= 0) & (mass < _NO_COST)
+        is_narrow = mass < _NO_COST
         field = about + position * _POSITION_FIELDS
         tl.store(field, rest, mask=live)
-        tl.store(field + 1, tl.load(near + position, mask=live, other=0), mask=live)
+        tl.store(field + 1, tl.minimum(tl.load(near + position, mask=live, other=0), _FAR), mask=live)
         flags = tl.where(target >= 0, _HAS_TARGET, 0) + tl.where(near_enough, _IS_NEAR, 0)
         tl.store(field + 2, flags + tl.where(is_narrow, _IS_NARROW, 0), mask=live)
 
@@ -229,7 +232,7 @@ def _cost(sums, factors, lower, about, logarithms, TILE: tl.constexpr):
     cost = log2_units(mass, logarithms) - 16 * 1024
     move = (product.to(tl.float32, bitcast=True) - _BASE) * tl.load(factors)
     move = tl.minimum(tl.maximum(move, -_REACH), _REACH)
-    units = (tl.load(lower) - move) * 1024.0
+    units = tl.minimum((tl.load(lower) - move) * 1024.0, _FAR)
     up = tl.where(units < 0.0, -_WHOLE, _WHOLE)
     units = tl.where(tl.abs(units) < _WHOLE, (units + up) - up, units)
     return cost + tl.where((flags & _HAS_TARGET) != 0, units.to(tl.int32), unsteered)

@@ -44,12 +44,17 @@ class TokenBytes(NamedTuple):
 
 
 def _bytes_of_tokens(vocabulary: dict[str, int], added: set[int]) -> TokenBytes:
-    """The bytes of each token. Substitutes are replaced by their bytes; added tokens are plain text."""
+    """The bytes of each token. Substitutes are replaced by their bytes; added tokens are plain text.
+
+    Raises ValueError if two tokens have the same id, which then has no definite bytes.
+    """
     byte_of = _byte_of_character()
     substitutes = re.compile("[" + re.escape("".join(map(chr, byte_of))) + "]*")
     result: dict[int, bytes] = {}
     plain: list[tuple[str, int]] = []
     for token, token_id in sorted(vocabulary.items(), key=lambda item: item[1]):
+        if token_id in result:
+            raise ValueError(f"two tokens with the id {token_id}")
         result[token_id] = token.encode()
         if token_id not in added and substitutes.fullmatch(token):
             plain.append((token, token_id))
@@ -75,9 +80,7 @@ class ByteTokenizer:
         """
         self._folder = folder
         self.team = team_of(1)  # encodes several texts
-        self.tokens = tokens or _bytes_of_tokens(
-            self._backend.get_vocab(with_added_tokens=True), set(self._backend.get_added_tokens_decoder())
-        )
+        self.tokens = tokens or self._read_tokens()
         self._ids = self.tokens.ids.astype(np.int64)
         self._are_dense = bool(np.array_equal(self._ids, np.arange(len(self._ids))))
         # Of each token, and last of an id that the tokenizer does not have: no bytes.
@@ -85,6 +88,16 @@ class ByteTokenizer:
         self._starts = np.cumsum(self._lengths) - self._lengths
         single = self._starts[:-1][self.tokens.lengths == 1]
         self.missing_bytes = set(range(256)) - set(self.tokens.joined[single].tolist())
+
+    def _read_tokens(self) -> TokenBytes:
+        """The bytes of the tokens, from the tokenizer in the folder. Raises ModelNotFoundError."""
+        backend = self._backend
+        try:
+            return _bytes_of_tokens(backend.get_vocab(with_added_tokens=True), set(backend.get_added_tokens_decoder()))
+        except ValueError as error:
+            raise ModelNotFoundError(
+                f"{self._folder}: its tokenizer has {error}: correct its tokenizer.json"
+            ) from error
 
     @cached_property
     def _backend(self) -> Any:
