@@ -14,6 +14,7 @@ from memcodec.coding import corrections
 from memcodec.coding.corrections import EncodedGroup
 from memcodec.coding.steering import Steering
 from memcodec.container import Container
+from memcodec.document import repeats
 from memcodec.errors import EncodeError, MachineError
 from memcodec.groups import decode_all, encode_groups, verify_all
 from memcodec.lm.cpu import CpuSequences
@@ -239,6 +240,22 @@ def test_each_fault_is_noticed(tiny: Codec, monkeypatch: pytest.MonkeyPatch, fau
     store_nothing(monkeypatch)
     FAULTS[fault](monkeypatch)
     assert tiny.encode(LINES, verify=False, **arguments) != right  # the fault is one of the encoder
+
+
+@pytest.mark.parametrize("verify", VERIFY)
+def test_a_wrong_reference_is_noticed(tiny: Codec, monkeypatch: pytest.MonkeyPatch, verify: Verify) -> None:
+    def refer_elsewhere(made: Container) -> Container:
+        (reference,) = made.references
+        return replace(made, references=(replace(reference, start=reference.start + 1),))
+
+    store_nothing(monkeypatch)
+    monkeypatch.setattr(repeats, "TOKEN_BYTES", 0)  # so that short repeats that the LM sees are references
+    data = LINES + TEXT[:40].encode()
+    blob = tiny.encode(data, site=QUICK, verify=verify)
+    assert len(container.unpack(blob).references) == 1 and tiny.decode(blob) == data
+    broken(refer_elsewhere)(monkeypatch)
+    with pytest.raises(MachineError, match=r"so it was discarded.*report it"):
+        tiny.encode(data, site=QUICK, verify=verify)
 
 
 def test_nothing_is_written(monkeypatch: pytest.MonkeyPatch, run: Run, tmp_path: Path, llama_folder: Path) -> None:
