@@ -137,6 +137,15 @@ def self_test(run: Run) -> dict[str, str]:
             found[kernels] = implementation_of(weights, run.device, kernels, None, team_of(1))[1].kernels
         except Exception as error:
             found[kernels] = f"{type(error).__name__}: {error}"
+    from memcodec.coding import gpu_check
+    from memcodec.memory import search_gpu
+
+    for name, check in (("coder", gpu_check.check), ("search", search_gpu.check)):
+        try:
+            check(run.device)
+            found[name] = "exact"
+        except Exception as error:
+            found[name] = f"{type(error).__name__}: {error}"
     return found
 
 
