@@ -66,7 +66,7 @@ class Codec:
         device: "auto", "cpu", "cuda", "cuda:1", "mps" or "xpu"; threads: CPU threads, by default one per core; kernels:
         "numba" (CPU only), "triton", "torch" or "auto": implementations of the same arithmetic (docs/gpu.md). A model
         that the exact LM does not support is loaded for `fit_memory` alone. Raises ModelNotFoundError, MachineError,
-        EncodeError.
+        MissingDependencyError, EncodeError.
         """
         check_device(device)
         return cls(LoadedModel.load(registry.resolve(model, progress), device, threads, kernels, progress))

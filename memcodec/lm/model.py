@@ -23,7 +23,7 @@ class ExactLM:
     """A frozen LM whose logits are the same integers on every machine.
 
     identity: SHA-256 of everything that the results depend on; positions: the number of positions the LM can tell
-    apart; prefix: int64, the token ids before every chunk; implementation: of its layers.
+    apart; prefix: int64, the token ids before every group; implementation: the one that computes its layers.
     """
 
     def __init__(
@@ -37,8 +37,8 @@ class ExactLM:
         """device: one of `settings.DEVICES`, or "cuda:1"; threads: on the CPU, by default one for each core.
 
         kernels: "numba" (CPU only), "torch", "triton" (on the CPU only in its interpreter), or "auto"; fallback: use
-        the slower products of numba and torch, by default only on machines whose faster ones fail the self-test.
-        Raises ModelNotFoundError, MachineError, MissingDependencyError.
+        the products without 8-bit instructions, by default where the others fail the self-test, or are slow in torch.
+        Raises EncodeError, MachineError, MissingDependencyError, ModelNotFoundError.
         """
         self.architecture: Architecture = weights.architecture
         self.prefix = np.array(weights.prefix, dtype=np.int64)
@@ -63,7 +63,7 @@ class ExactLM:
         return self.implementation.sequences(slots, positions, rows)
 
     def new_sequences(self, slots: int, positions: int, rows: int) -> Sequences:
-        """The same, for sequences that have read the prefix; on the CPU they share the cache of most of it."""
+        """As `sequences`, for sequences that have read the prefix; on the CPU they share the cache of most of it."""
         return self.implementation.sequences(slots, positions, rows, self.start)
 
     @property
@@ -143,7 +143,7 @@ def find_device(name: str) -> str:
 
 
 def has_cuda_driver() -> bool:
-    """Whether there is one, so that torch may find a device."""
+    """Whether a CUDA driver is installed, so that torch may find a device."""
     try:
         ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:

@@ -32,7 +32,7 @@ _QUIET_END = 10  # tokens at the end of a chunk whose entropy adds no bits, sinc
 _BUCKETS = 1 << 13  # of costs, when the cheapest states are selected
 _BUCKET_UNITS = np.int32(4)
 _SCALE_BITS = 16  # of frequencies in the search
-f4 = np.float32
+f32 = np.float32
 
 
 class _Buffers(NamedTuple):
@@ -82,7 +82,7 @@ def memory_bytes(entropy: np.ndarray, share: int) -> int:
 
 
 def search(predictions: list[Predictions], steering: Steering, share: int, effort: int, team: Team) -> list[bytes]:
-    """For each chunk, the memory under which its tokens cost least. The same bits on every machine.
+    """Returns for each chunk the cheapest memory that a beam search finds. The same bits on every machine.
 
     share: in 1/1024; effort: states that are tried for each token.
     """
@@ -143,13 +143,13 @@ def _as_panel(responses, ids, steering, tilt, panel, factors):
         most = np.int32(1)
         for j in range(FEATURES):
             most = max(most, abs(responses[k * FEATURES + j]))
-        factor = f4(127.0) / f4(most)
+        factor = f32(127.0) / f32(most)
         for j in range(FEATURES):
-            rounded = np.int32(np.rint(f4(responses[k * FEATURES + j]) * factor))
+            rounded = np.int32(np.rint(f32(responses[k * FEATURES + j]) * factor))
             panel[j // QUAD * PANEL_ROW + QUAD * k + j % QUAD] = np.uint8(rounded + np.int32(ZERO))
-        factors[k] = f4(0.0)
+        factors[k] = f32(0.0)
         if ids[k] >= 0:
-            factors[k] = f4(np.float64(most) / 127.0 * (np.float64(steering.scale[ids[k]]) * steering.unit) * tilt)
+            factors[k] = f32(np.float64(most) / 127.0 * (np.float64(steering.scale[ids[k]]) * steering.unit) * tilt)
 
 
 @subkernel
@@ -168,25 +168,25 @@ def _costs(count, products, factors, below, rest, target, unsteered, logarithms,
     target: the competitor that is the true token, or -1; unsteered: the token's units below the best if it is none.
     """
     not_inlined()
-    most = f4(REACH)
+    most = f32(REACH)
     for s in range(count):
         base = np.uint64(s * COLUMNS)
         mass = rest
         for k in range(np.uint64(COLUMNS)):
-            move = min(max(f4(products[base + k]) * factors[k], -most), most)
-            power = (move - below[k]) * f4(1.0 / 1024.0) + f4(_SCALE_BITS)
-            power = max(power, f4(-1.0))
+            move = min(max(f32(products[base + k]) * factors[k], -most), most)
+            power = (move - below[k]) * f32(1.0 / 1024.0) + f32(_SCALE_BITS)
+            power = max(power, f32(-1.0))
             whole = np.floor(power)
             fraction = power - whole
-            value = f4(0.079441) * fraction + f4(0.224494)
-            value = value * fraction + f4(0.696065)
-            value = value * fraction + f4(1.0)
-            doubled = np.int32(np.rint(value * f4(4096.0))) << np.int32(18) >> (np.int32(30) - np.int32(whole))
+            value = f32(0.079441) * fraction + f32(0.224494)
+            value = value * fraction + f32(0.696065)
+            value = value * fraction + f32(1.0)
+            doubled = np.int32(np.rint(value * f32(4096.0))) << np.int32(18) >> (np.int32(30) - np.int32(whole))
             mass += doubled
         cost = log2_units(mass, logarithms) - np.int32(_SCALE_BITS * 1024)
         if target >= 0:
             at = base + np.uint64(target)
-            move = min(max(f4(products[at]) * factors[target], -most), most)
+            move = min(max(f32(products[at]) * factors[target], -most), most)
             cost += np.int32(np.rint(below[target] - move))
         else:
             cost += unsteered
@@ -281,10 +281,10 @@ def _search(chunk, share, effort, steering, tables, buffers, memory):
                  buffers.plain)  # fmt: skip
         rest, target = chunk.total[t], -1
         for k in range(COMPETITORS):
-            lower[k] = f4(1 << 20)
+            lower[k] = f32(1 << 20)
             if ids[t, k] >= 0:
                 rest -= frequency(below[t, k], tables.powers)
-                lower[k] = f4(below[t, k])
+                lower[k] = f32(below[t, k])
                 if ids[t, k] == tokens[t]:
                     target = k
         unsteered = near[t, tokens[t] % near.shape[1]]

@@ -108,7 +108,7 @@ class GpuSearch:
     def __call__(
         self, predictions: list[Predictions], steering: Steering, share: int, effort: int, team: Team
     ) -> list[bytes]:
-        """For each chunk, the memory under which its tokens cost least: see `search.search`."""
+        """Returns for each chunk the cheapest memory that the beam search finds: see `search.search`."""
         if effort > MOST_STATES:
             return search(predictions, steering, share, effort, team)
         sizes = [memory_bytes(predicted.entropy, share) if share else 0 for predicted in predictions]

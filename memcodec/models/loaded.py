@@ -57,7 +57,7 @@ class LoadedModel:
         """Load the model of a folder (`registry.resolve`). The settings are those of `Codec.load`.
 
         A model whose architecture the exact LM does not support is loaded for `floats` alone. Raises
-        ModelNotFoundError, MachineError, EncodeError.
+        ModelNotFoundError, MachineError, MissingDependencyError, EncodeError.
         """
         found = find_device(device)
         if refusal := registry.unsupported(folder):
