@@ -9,7 +9,7 @@ from memcodec.lm.sequences import ON_CPU, Capacity
 
 _LOGITS_BYTES = 1 << 30  # the most of the logits that exist at one time; at most 1/16 of the free memory
 _PASS_ROWS = 1 << 14  # a GPU computes some hundred tiles of products side by side
-_FITTED = 1 << 17  # tokens: some chunks for each of its processors; their predictions take 350 MB on the host
+_FITTED = 1 << 17  # tokens: some chunks for each of its processors; their predictions take 370 MB on the host
 
 
 class Tiles(NamedTuple):
