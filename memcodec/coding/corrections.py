@@ -23,7 +23,7 @@ from memcodec.coding.distribution import (
     summarize_row,
 )
 from memcodec.coding.steering import (
-    ENERGY,
+    ENTROPY_SUM,
     READER_STATE,
     USED,
     WINDOW_BITS,
@@ -187,7 +187,7 @@ def _next_chunk(position, chunks, state):
     """Move to the next chunk at the end of one."""
     if position == chunks[state[_CHUNK], _ENDS]:
         state[_CHUNK] += 1
-        state[_STARTED], state[USED], state[ENERGY], state[WINDOW_BITS] = position, 0, 0, 0
+        state[_STARTED], state[USED], state[ENTROPY_SUM], state[WINDOW_BITS] = position, 0, 0, 0
 
 
 @kernel

@@ -29,10 +29,12 @@ from memcodec.lm.seeded import word
 from memcodec.lm.team import Team
 
 _QUIET_END = 10  # tokens at the end of a chunk whose entropy adds no bits, since such bits would steer too few tokens
-_BUCKETS = 1 << 13  # of costs, when the cheapest states are selected
-_BUCKET_UNITS = np.int32(4)
-_SCALE_BITS = 16  # of frequencies in the search
+BUCKETS_BITS, UNITS_BITS = 13, 2  # of costs, when the cheapest states are selected: buckets, and units in each
+SCALE_BITS = 16  # of frequencies in the search
+POWER_OF_TWO = (0.696065, 0.224494, 0.079441)  # of a fraction: 1, and a cubic with these coefficients
+_BUCKETS, _BUCKET_UNITS = 1 << BUCKETS_BITS, np.int32(1 << UNITS_BITS)
 f32 = np.float32
+_C1, _C2, _C3 = (f32(coefficient) for coefficient in POWER_OF_TWO)
 
 
 class _Buffers(NamedTuple):
@@ -174,16 +176,16 @@ def _costs(count, products, factors, below, rest, target, unsteered, logarithms,
         mass = rest
         for k in range(np.uint64(COLUMNS)):
             move = min(max(f32(products[base + k]) * factors[k], -most), most)
-            power = (move - below[k]) * f32(1.0 / 1024.0) + f32(_SCALE_BITS)
+            power = (move - below[k]) * f32(1.0 / 1024.0) + f32(SCALE_BITS)
             power = max(power, f32(-1.0))
             whole = np.floor(power)
             fraction = power - whole
-            value = f32(0.079441) * fraction + f32(0.224494)
-            value = value * fraction + f32(0.696065)
+            value = _C3 * fraction + _C2
+            value = value * fraction + _C1
             value = value * fraction + f32(1.0)
             doubled = np.int32(np.rint(value * f32(4096.0))) << np.int32(18) >> (np.int32(30) - np.int32(whole))
             mass += doubled
-        cost = log2_units(mass, logarithms) - np.int32(_SCALE_BITS * 1024)
+        cost = log2_units(mass, logarithms) - np.int32(SCALE_BITS * 1024)
         if target >= 0:
             at = base + np.uint64(target)
             move = min(max(f32(products[at]) * factors[target], -most), most)
@@ -228,11 +230,11 @@ def _cheapest(count, wanted, costs, buckets, kept):
 @allocating
 def _trace(best, steps, share, entropy, parents, entered, memory):
     """Write the bits that led to the state `best`, from the last step to the first."""
-    used, energy, number = np.int64(0), np.int64(0), 0
+    used, entropy_sum, number = np.int64(0), np.int64(0), 0
     ranges = np.empty((steps, 2), dtype=np.int64)
     for t in range(len(entropy)):
-        energy += capped(entropy[t])
-        new = new_bits(share, energy, used, np.int64(len(memory)))
+        entropy_sum += capped(entropy[t])
+        new = new_bits(share, entropy_sum, used, np.int64(len(memory)))
         if new > 0:
             ranges[number, 0], ranges[number, 1] = used, new
             used += new
@@ -251,13 +253,13 @@ def _search(chunk, share, effort, steering, tables, buffers, memory):
     windows, costs, features, products = buffers.windows, buffers.costs, buffers.features, buffers.products
     kept, parents, entered = buffers.kept, buffers.parents, buffers.entered
     windows[0, 0], costs[0, 0] = 0, 0
-    used, energy, bits = np.int64(0), np.int64(0), np.int64(len(memory))
+    used, entropy_sum, bits = np.int64(0), np.int64(0), np.int64(len(memory))
     factors = np.empty(COMPETITORS, dtype=np.float32)
     lower = np.empty(COMPETITORS, dtype=np.float32)
     tokens, ids, below, near, entropy = chunk.tokens, chunk.ids, chunk.below, chunk.near, chunk.entropy
     for t in range(len(tokens)):
-        energy += capped(entropy[t])
-        new = new_bits(share, energy, used, bits)
+        entropy_sum += capped(entropy[t])
+        new = new_bits(share, entropy_sum, used, bits)
         if new > 0:
             used += new
             n = _cheapest(count, max(1, effort >> new), costs[now], buffers.buckets, kept)
