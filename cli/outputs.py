@@ -241,7 +241,7 @@ def check_places(inputs: set[object], *outputs: Output | None) -> None:
 
 
 def _places(output: Output) -> set[object]:
-    """What all names of a file have in common: its path without links and its number on the disk, or its URL.
+    """What identifies the file of an output: its resolved path, and its device and inode; or its URL.
 
     Raises OSError. Nothing for what several outputs may be written to: standard output, devices and pipes.
     """
@@ -254,7 +254,7 @@ def _places(output: Output) -> set[object]:
         places: set[object] = {path.resolve()}
     except RuntimeError as error:  # a link that leads to itself
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from error
-    if path.exists() and (found := path.stat()).st_nlink == 1:  # an output replaces one of several names alone
+    if path.exists() and (found := path.stat()).st_nlink == 1:  # of several hard links, an output replaces only one
         places.add((found.st_dev, found.st_ino))
     return places
 

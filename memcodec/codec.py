@@ -123,10 +123,11 @@ class Codec:
     ) -> bytes:  # fmt: skip
         """Compress bytes, text (as UTF-8), or a file open for reading, to the bytes of a .memz file.
 
-        With the readout site these are the same on every machine with the same zstd; the prompt site fits in floating
-        point. journal: keeps encoded groups on disk, so that a second run continues after them. The settings:
+        With the readout site, the bytes are the same on every machine that has the same version of zstd; with the
+        prompt site they may differ. journal: keeps encoded groups on disk, so that a second run continues after them.
+        The settings:
 
-        level: 1 (fast and large) to 9 (slow and small), by default 6: the values of what is not given or is "auto"
+        level: 1 (fast and large) to 9 (slow and small), by default 6, sets what is not given or is "auto"
         (docs/levels.md); site: where memories enter the LM, with its settings; chunk_tokens: 1 to 4096; context: the
         maximum number of tokens that the LM sees before a position: 0 for those of the same chunk only, "max" for as
         many as possible, "auto" (the default) for those of the groups of the level; verify: decode the result and

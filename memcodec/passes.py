@@ -153,7 +153,7 @@ _firsts: WeakKeyDictionary[ExactLM, Any] = WeakKeyDictionary()
 def first_logits(lm: ExactLM) -> Any:
     """The logits of the first token of a group that has no vectors before it, int32 [1, vocabulary], on its device.
 
-    A primer is context, so that the LM needs no prior behind one.
+    The prior of tokens is applied only without a primer, because a primer already is context.
     """
     if lm not in _firsts:
         logits = lm.start.logits[: lm.vocabulary]
@@ -162,5 +162,5 @@ def first_logits(lm: ExactLM) -> Any:
 
 
 def first_rows(lm: ExactLM, count: int) -> Any:
-    """The same for several groups, int32 [count, vocabulary]."""
+    """As `first_logits` for several groups: int32 [count, vocabulary]."""
     return repeated_rows(first_logits(lm), count)

@@ -176,7 +176,7 @@ def test_passes_steps_and_vectors_in_any_order(name: str, way: str) -> None:
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("length", [20, 64, 140])
 @pytest.mark.parametrize("name", SIZES)
-def test_sequences_behind_a_prefix(name: str, length: int, way: str) -> None:
+def test_sequences_after_a_prefix(name: str, length: int, way: str) -> None:
     """Steps of 1 to 65 rows, and passes of unequal lengths; most of the prefix is stored once for all sequences."""
     lm = lm_of(name, way)
     start = lm.start(some_tokens(9, length))

@@ -84,7 +84,7 @@ def test_padded_steps_give_the_same() -> None:
     both.step(tokens[20:30])
 
 
-def test_sequences_behind_a_prefix() -> None:
+def test_sequences_after_a_prefix() -> None:
     weights = weights_of("qwen3")
     lm = gpu.GpuLM(weights, DEVICE)
     prefix, tokens = some_tokens(weights, 3, 11), some_tokens(weights, 4, 6)

@@ -147,7 +147,7 @@ def test_a_batch_is_what_its_sequences_are_alone(weights: ExactWeights) -> None:
 
 
 @pytest.mark.parametrize("fixed_steps", [False, True])
-def test_sequences_behind_a_prefix(weights: ExactWeights, fixed_steps: bool) -> None:
+def test_sequences_after_a_prefix(weights: ExactWeights, fixed_steps: bool) -> None:
     lm = DeviceLM(weights, "cpu", needs_fallback("cpu"), fixed_steps)
     prefix, tokens = some_tokens(weights, 3, 20), some_tokens(weights, 4, 20)
     start = lm.start(prefix)

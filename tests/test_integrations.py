@@ -540,7 +540,7 @@ def test_a_column_from_before_types_were_kept(column: Column, tiny: Codec) -> No
         if value == b"text":
             assert tables.decode_table(table, "text", tiny)["text"].to_pylist() == ["text"]
         else:
-            with pytest.raises(FormatError, match=r"^column 'text': row 0 is no UTF-8"):
+            with pytest.raises(FormatError, match=r"^column 'text': row 0 is not UTF-8"):
                 tables.decode_table(table, "text", tiny)
 
 

@@ -341,7 +341,7 @@ def test_large_stored_spans_are_not_kept_whole() -> None:
     tracemalloc.stop()
 
 
-def test_files_with_and_without_a_primer_behind_each_other(tiny: Codec) -> None:
+def test_files_with_and_without_a_primer_after_each_other(tiny: Codec) -> None:
     primer = Primer.from_texts([TEXT], 100, tiny)
     with pytest.MonkeyPatch.context() as patch:
         store_nothing(patch)
@@ -449,7 +449,7 @@ def test_the_state_after_a_primer_is_computed_once(
     assert model is codec, "the primers are equal"
 
 
-def test_files_one_behind_the_other(tiny: Codec, blob: bytes) -> None:
+def test_files_one_after_the_other(tiny: Codec, blob: bytes) -> None:
     stored = memcodec.encode(b"\x01\x02\x03")
     both = stored + blob + stored
     whole = b"\x01\x02\x03" + WHOLE + b"\x01\x02\x03"
@@ -680,12 +680,12 @@ def test_documents_that_are_the_same_take_a_few_bits_each(tiny: Codec, tmp_path:
 @pytest.mark.parametrize(
     ("lengths", "sources", "message"),
     [
-        ([0, 4], [1], "document 0 is to be the same as one without a frame before it"),
-        ([4, 0], [1], "document 1 is to be the same as one without"),
-        ([4, 0], [5], "document 1 is to be the same as one without"),
-        ([4, 0, 0], [0, 1], "document 2 is to be the same as one without"),
+        ([0, 4], [1], "document 0 refers to a document that has no frame before it"),
+        ([4, 0], [1], "document 1 refers to a document that has no frame"),
+        ([4, 0], [5], "document 1 refers to a document that has no frame"),
+        ([4, 0, 0], [0, 1], "document 2 refers to a document that has no frame"),
         ([0], [], "ends too early"),
-        ([4, 0], [1 << 60], "document 1 is to be the same as one without"),
+        ([4, 0], [1 << 60], "document 1 refers to a document that has no frame"),
         ([5, 0], [0], "lengths do not add up"),
         ([4, 0], [], "ends too early"),
     ],
@@ -744,7 +744,7 @@ def test_the_index_of_an_archive_takes_little_memory(tmp_path: Path, keys: bool)
     columns = [container.pack_column([0, 0]), bytes(count)]
     path.write_bytes(archive_of(container.varint(count) + container.varint(len(names)) + names + b"".join(columns)))
     tracemalloc.start()
-    with pytest.raises(FormatError, match="document 0 is to be the same as one without a frame"):
+    with pytest.raises(FormatError, match="document 0 refers to a document that has no frame"):
         Archive(path)
     assert tracemalloc.get_traced_memory()[1] < (4 << 20 if keys else 100 * count)
     tracemalloc.stop()

@@ -3,7 +3,7 @@
     python training/evaluation.py                      # fetches the texts, into build/evaluation
     python training/evaluate.py [--adapter FILE] [--chunks 12] [--out build/training/evaluation.json]
 
-Chunks of 400 tokens, each behind the prefix and by itself. Converts the built-in model twice, half a minute each.
+Chunks of 400 tokens, each after the prefix and by itself. Converts the built-in model twice, half a minute each.
 """
 
 import argparse

@@ -356,7 +356,7 @@ def advance(
 ):  # fmt: skip
     """What follows `decode` in a step of one row for each group: keep its token, and move on by one position.
 
-    runs: of `decode`, int32 [rows, RUN_FIELDS], with 1 row, or 0 behind the end of a group; positions: of the LM, int32
+    runs: of `decode`, int32 [rows, RUN_FIELDS], with 1 row, or 0 after the end of a group; positions: of the LM, int32
     [rows]; ends: tokens of each group, int32 [rows]; history: int32 [HISTORY, width]; scales: what `check_numbers`
     takes, float32 [rows]; wrong: int32 [1], is set to 1 if it would raise.
     """

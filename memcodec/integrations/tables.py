@@ -372,7 +372,7 @@ def _decoded(row: int, value: bytes) -> str:
     try:
         return value.decode()
     except UnicodeDecodeError:
-        raise FormatError(f"row {row:,} is no UTF-8: decode it as a column with type='binary'") from None
+        raise FormatError(f"row {row:,} is not UTF-8: decode it as a column with type='binary'") from None
 
 
 @contextmanager

@@ -37,7 +37,7 @@ _kernels: Any = gpu_kernels  # functions in Triton have no types
 _attention: Any = gpu_attention
 
 _ROW_FIELDS = 3  # of a row: token, slot, position
-_ALIGNED = 4  # int32 in 16 bytes: Triton compiles kernels again for addresses that are no multiples of them
+_ALIGNED = 4  # int32 in 16 bytes: Triton compiles kernels again for addresses that are not multiples of them
 _STEP_REGISTERS = 72  # of a thread in attention of a step: with more, fewer programs run at one time
 _LEAST_HEIGHT, _LEAST_DEPTH = 16, 32  # of products of int8
 
@@ -359,7 +359,7 @@ class GpuSequences:
         return units
 
     def placed_logits(self, rows: Rows) -> torch.Tensor:
-        """The same on the device."""
+        """As `logits`, on the device."""
         lm, buffers = self.lm, self._buffers
         chosen = np.arange(self._rows)[rows]
         v = buffers.inputs[: self._rows * lm.architecture.hidden].view(self._rows, -1)

@@ -123,9 +123,9 @@ def _writing(a: Architecture, linear: Linear) -> Linear:
 def _stored(name: str, linear: Linear, mean: np.ndarray | None = None) -> Tensors:
     """A layer as exact tensors.
 
-    mean: of its inputs, rotated, float64 [inner]. What the rounding of the matrix does to it is made up for in the
-    bias: in an LM, half of the squares of what a norm returns belong to its mean (Nagel et al., "Data-Free Quantization
-    through Weight Equalization and Bias Correction", arXiv 1906.04721).
+    mean: of its inputs, rotated, float64 [inner]. The bias corrects the error that rounding the matrix makes at this
+    mean, which has half of the energy of a norm's outputs in an LM (Nagel et al., "Data-Free Quantization through
+    Weight Equalization and Bias Correction", arXiv 1906.04721).
     """
     integers, scale = to_rows(linear.matrix)
     result: Tensors = {name: integers, name + ".scale": scale}
