@@ -181,7 +181,7 @@ class Steps:
         self._logits = torch.empty(self._width, coder.vocabulary, dtype=torch.int32, device=device)
         self._sums = coder.new_sums(self._width)
         self._buffers = Buffers(coder.lm.architecture, self._width, device)
-        self._buffers.of_attention(self._width * sequences.positions_of_heads)  # graphs need it where it is
+        self._buffers.of_attention(self._width * sequences.positions_of_heads)  # now: a graph keeps the address
         self._graphs: dict[int, Any] = {}  # by rows
 
     def run(

@@ -36,7 +36,7 @@ class FloatPass:
 
     @classmethod
     def of(cls, architecture: Architecture, tokenizer: ByteTokenizer) -> "FloatPass":
-        """Of the prefix and TEXT, without tokens that the model does not have."""
+        """Returns a pass over the prefix and TEXT, without tokens that the model does not have."""
         tokens = np.concatenate([np.array(tokenizer.prefix(), dtype=np.int64), tokenizer.encode(TEXT)])
         return cls(architecture, tokens[tokens < architecture.vocabulary])
 
