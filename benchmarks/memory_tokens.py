@@ -211,7 +211,7 @@ def fit_texts(
         vectors = unpack(fit.memory, codec.floats.embedding_size, fitting.bits)
         (written,) = write(codec.floats, vectors[None], len(ids))
         right = written == ids
-        before = fits.behind_prefix(codec.floats, torch.from_numpy(vectors)[None].to(codec.floats.device))
+        before = fits.after_prefix(codec.floats, torch.from_numpy(vectors)[None].to(codec.floats.device))
         forced = (
             codec.floats.logits(codec.floats.hidden(torch.from_numpy(ids)[None], before))[0].argmax(dim=1).cpu().numpy()
         )

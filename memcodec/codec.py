@@ -79,7 +79,7 @@ class Codec:
         """
         other = copy(self)
         other.primer = as_primer(primer)
-        other.model = primer.put_before(self.model) if primer else self.model.behind()
+        other.model = primer.put_before(self.model) if primer else self.model.with_primer_tokens()
         return other
 
     def with_engine(self, engine: "str | Engine") -> "Codec":

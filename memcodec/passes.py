@@ -156,7 +156,7 @@ def first_logits(lm: ExactLM) -> Any:
     The prior of tokens is applied only without a primer, because a primer already is context.
     """
     if lm not in _firsts:
-        logits = lm.start.logits[: lm.vocabulary]
+        logits = lm.prefix_state.logits[: lm.vocabulary]
         _firsts[lm] = to_coder(lm, (with_prior(logits) if lm.is_unprimed else logits)[None])
     return _firsts[lm]
 

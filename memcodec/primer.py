@@ -75,7 +75,7 @@ class Primer:
         """
         if model.tokenizer.decode(self.tokens) != self.text or self.tokens.max() >= model.lm.vocabulary:
             raise ModelMismatchError(f"the primer was made for another model than {model.name!r}: make one for it")
-        return model.behind(self.tokens)
+        return model.with_primer_tokens(self.tokens)
 
     @classmethod
     def from_texts(
@@ -171,7 +171,7 @@ class Primer:
         picked = np.empty(0, dtype=np.int64)
         judges = different[: min(_JUDGES, len(different) // 2)]
         pool = [new for text in different[len(judges) :] if len(new := tokenizer.encode(text))]
-        cost = bits(loaded.behind(picked), judges)
+        cost = bits(loaded.with_primer_tokens(picked), judges)
         while pool:
             tried = [new for new in pool if len(picked) + len(new) <= tokens][:_CANDIDATES]
             if not tried:
@@ -179,7 +179,7 @@ class Primer:
             results = []
             for new in tried:
                 primer = np.concatenate([picked, new])
-                results.append((bits(loaded.behind(primer), judges), primer))
+                results.append((bits(loaded.with_primer_tokens(primer), judges), primer))
             least, best = min(results, key=lambda pair: pair[0])
             if least > cost * (1 - _LEAST_SAVING) and len(picked):
                 break

@@ -179,10 +179,10 @@ def test_passes_steps_and_vectors_in_any_order(name: str, way: str) -> None:
 def test_sequences_after_a_prefix(name: str, length: int, way: str) -> None:
     """Steps of 1 to 65 rows, and passes of unequal lengths; most of the prefix is stored once for all sequences."""
     lm = lm_of(name, way)
-    start = lm.start(some_tokens(9, length))
-    assert start.shared + lm.copied(length) == length and (start.shared > 0) == (length >= 64)
-    assert np.array_equal(start.logits[:VOCABULARY], expected_of(name, length)[1])
-    sequences = lm.sequences(65, length + 20, 70, start)
+    state = lm.prefix_state(some_tokens(9, length))
+    assert state.shared + lm.own_positions(length) == length and (state.shared > 0) == (length >= 64)
+    assert np.array_equal(state.logits[:VOCABULARY], expected_of(name, length)[1])
+    sequences = lm.sequences(65, length + 20, 70, state)
     pairs = [(3, 70), (9, 9), (0, 1), (5, 70), (70, 33)]
     for rows in (65, 1, 3, 5, 64):
         sequences.restart()
@@ -207,9 +207,9 @@ def test_prefixes_of_several_passes_and_pages() -> None:
     whole.forward([SequenceInput(0, tokens)])
     expected = whole.logits(slice(None)).copy()
     for length in (*range(1, 130, 7), 128, 192, 399):
-        start = lm.start(tokens[:length])
-        assert np.array_equal(start.logits, expected[length - 1])
-        sequences = lm.sequences(2, length + 1, 2, start)
+        state = lm.prefix_state(tokens[:length])
+        assert np.array_equal(state.logits, expected[length - 1])
+        sequences = lm.sequences(2, length + 1, 2, state)
         sequences.step(tokens[[length, length]])
         assert np.array_equal(sequences.logits(slice(0, 2)), expected[[length, length]])
 
@@ -248,7 +248,7 @@ def test_kept_weights_are_the_same(name: str, tmp_path: Path) -> None:
     flags = [tensor.flags for tensor in loaded.tensors.values()]
     assert all(f.aligned and f.writeable and f.c_contiguous for f in flags), "kernels would be compiled once more"
     expected, logits = (
-        CpuLM(each, team_of(2), False).start(some_tokens(9, 20)).logits for each in (weights, loaded)
+        CpuLM(each, team_of(2), False).prefix_state(some_tokens(9, 20)).logits for each in (weights, loaded)
     )  # fmt: skip
     assert np.array_equal(logits, expected)
 

@@ -88,10 +88,10 @@ def test_sequences_after_a_prefix() -> None:
     weights = weights_of("qwen3")
     lm = gpu.GpuLM(weights, DEVICE)
     prefix, tokens = some_tokens(weights, 3, 11), some_tokens(weights, 4, 6)
-    start = lm.start(prefix)
+    state = lm.prefix_state(prefix)
     expected = Reference(weights)([*prefix, *tokens])
-    assert np.array_equal(start.logits, expected[10])
-    sequences = lm.sequences(2, 20, 1, start)  # more rows than were announced
+    assert np.array_equal(state.logits, expected[10])
+    sequences = lm.sequences(2, 20, 1, state)  # more rows than were announced
     for _ in range(2):
         sequences.forward([SequenceInput(1, tokens)])
         assert np.array_equal(sequences.logits(slice(None)), expected[11:])

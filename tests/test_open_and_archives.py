@@ -426,13 +426,13 @@ def test_the_state_after_a_primer_is_computed_once(
     store_nothing(monkeypatch)
     primed = tiny.with_primer(primer).encode(WHOLE, site=QUICK, chunk_tokens=50, context=0)
     made = list[int]()
-    behind = LoadedModel.behind
+    original = LoadedModel.with_primer_tokens
 
     def counting(model: LoadedModel, *tokens: np.ndarray) -> LoadedModel:
         made.append(len(tokens))
-        return behind(model, *tokens)
+        return original(model, *tokens)
 
-    monkeypatch.setattr(LoadedModel, "behind", counting)
+    monkeypatch.setattr(LoadedModel, "with_primer_tokens", counting)
     monkeypatch.setattr("memcodec.files.decoded._KEPT_BYTES", 0)
     file = memcodec.open(io.BytesIO(primed), codec=tiny, primer=primer)
     for place in range(0, len(WHOLE), 200):

@@ -398,7 +398,7 @@ class _Worker:
         if model.key not in self._lms:
             if len(self._lms) >= 2 * _MODELS_KEPT:  # with many primers: the model itself stays
                 self._lms = {plain: self._lms[plain]}
-            self._lms[model.key] = self._lms[plain].behind(model.primer_tokens)
+            self._lms[model.key] = self._lms[plain].with_prefix(model.primer_tokens)
         return self._lms[model.key]
 
     def _load_floats(self, lm: ExactLM, model: _Model) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 from memcodec.errors import MachineError, MissingDependencyError, first_line, needs_torch
 from memcodec.lm import arithmetic, gpu_attention, gpu_kernels, selftest
 from memcodec.lm.architecture import Architecture
-from memcodec.lm.device import Start
+from memcodec.lm.device import PrefixState
 from memcodec.lm.gpu_attention import ROOM, TILE_FIELDS
 from memcodec.lm.gpu_kernels import launch
 from memcodec.lm.gpu_sizes import BlockSizes, block_sizes_of, capacity_of, power_of_two
@@ -75,14 +75,14 @@ class GpuLM:
         bias = t[name + ".bias"][layer] if name + ".bias" in t else None
         return Linear(t[name][layer], t[name + ".scale"][layer], bias)
 
-    def sequences(self, slots: int, positions: int, rows: int, start: Start | None = None) -> "GpuSequences":
+    def sequences(self, slots: int, positions: int, rows: int, prefix: PrefixState | None = None) -> "GpuSequences":
         """A cache for `slots` sequences of `positions` positions, and buffers for passes of up to `rows` rows.
 
-        start: the prefix that they have read already.
+        prefix: the state after the prefix that they have read already.
         """
-        return GpuSequences(self, slots, positions, rows, start)
+        return GpuSequences(self, slots, positions, rows, prefix)
 
-    def start(self, prefix: np.ndarray) -> Start:
+    def prefix_state(self, prefix: np.ndarray) -> PrefixState:
         """The state after a prefix, int64 [tokens]."""
         sequences = GpuSequences(self, 1, len(prefix), min(len(prefix), READ_ROWS))
         for first in range(0, len(prefix), READ_ROWS):
@@ -90,9 +90,9 @@ class GpuLM:
             sequences.forward([SequenceInput(0, tokens)])
         logits = sequences.logits(np.array([len(tokens) - 1]))[0]
         cache = sequences.cache
-        return Start(len(prefix), cache.integers[:, :1], cache.scales[:, :1], logits)
+        return PrefixState(len(prefix), cache.integers[:, :1], cache.scales[:, :1], logits)
 
-    def copied(self, prefix: int) -> int:
+    def own_positions(self, prefix: int) -> int:
         """The number of positions of a prefix of this length that each sequence stores itself: all."""
         return prefix
 
@@ -267,10 +267,10 @@ def multiply(
 class GpuSequences:
     """`Sequences` on a GPU. lengths: positions of each so far, int64 [slots]."""
 
-    def __init__(self, lm: GpuLM, slots: int, positions: int, rows: int, start: Start | None = None) -> None:
+    def __init__(self, lm: GpuLM, slots: int, positions: int, rows: int, prefix: PrefixState | None = None) -> None:
         a = lm.architecture
         self.lm = lm
-        self._first = 0 if start is None else start.length
+        self._first = 0 if prefix is None else prefix.length
         self.lengths = np.full(slots, self._first, dtype=np.int64)
         self._positions = min(positions, a.positions)
         room = -(-positions // ROOM) * ROOM
@@ -278,9 +278,9 @@ class GpuSequences:
         self.cache = Cache(
             torch.zeros(*shape, a.head_size, dtype=torch.int8, device=lm.device), torch.zeros(*shape, device=lm.device)
         )
-        if start is not None:
-            self.cache.integers[:, :, :, : start.length] = start.cached[:, :, :, : start.length]
-            self.cache.scales[:, :, :, : start.length] = start.scales[:, :, :, : start.length]
+        if prefix is not None:
+            self.cache.integers[:, :, :, : prefix.length] = prefix.cached[:, :, :, : prefix.length]
+            self.cache.scales[:, :, :, : prefix.length] = prefix.scales[:, :, :, : prefix.length]
         self._buffers = Buffers(a, max(rows, 1), lm.device)
         self._rows = 0  # of the last pass
         self._are_checked = False  # whether all of them are numbers

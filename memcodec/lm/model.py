@@ -45,7 +45,7 @@ class ExactLM:
         self.identity = weights.identity
         self.positions = weights.architecture.positions
         self.vocabulary = weights.architecture.vocabulary
-        self._start: Any = None
+        self._prefix_state: Any = None
         self._unprimed_length = len(self.prefix)
         self.head = weights.head
         self.team = _team_of(threads)
@@ -64,31 +64,31 @@ class ExactLM:
 
     def new_sequences(self, slots: int, positions: int, rows: int) -> Sequences:
         """As `sequences`, for sequences that have read the prefix; on the CPU they share the cache of most of it."""
-        return self.implementation.sequences(slots, positions, rows, self.start)
+        return self.implementation.sequences(slots, positions, rows, self.prefix_state)
 
     @property
-    def start(self) -> Any:
+    def prefix_state(self) -> Any:
         """The state after the prefix, for `Implementation.sequences`; `logits` are those of the token after it."""
-        if self._start is None:
-            self._start = self.implementation.start(self.prefix)
-        return self._start
+        if self._prefix_state is None:
+            self._prefix_state = self.implementation.prefix_state(self.prefix)
+        return self._prefix_state
 
     @property
     def own_prefix(self) -> int:
         """Positions of the prefix that each sequence has in its own cache; the others are stored once for all."""
-        return self.implementation.copied(len(self.prefix))
+        return self.implementation.own_positions(len(self.prefix))
 
     @property
     def is_unprimed(self) -> bool:
         """Whether the prefix is the one that all documents share, without a primer."""
         return len(self.prefix) == self._unprimed_length
 
-    def behind(self, tokens: np.ndarray) -> "ExactLM":
+    def with_prefix(self, tokens: np.ndarray) -> "ExactLM":
         """The same LM with more tokens in its prefix, int64 [tokens]. Raises EncodeError if there are too many."""
         other = copy(self)
-        other.prefix, other._start = np.concatenate([self.prefix, tokens]), None
+        other.prefix, other._prefix_state = np.concatenate([self.prefix, tokens]), None
         if len(other.prefix) >= self.positions:
-            raise EncodeError(f"a primer of {len(tokens)} tokens: this model has {self.positions} positions")
+            raise EncodeError(f"a primer of {len(tokens)} tokens: the model has {self.positions} positions: shorten it")
         return other
 
 

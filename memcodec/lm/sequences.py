@@ -91,16 +91,16 @@ class Implementation(Protocol):
     has_coder: bool
     capacity: Capacity
 
-    def sequences(self, slots: int, positions: int, rows: int, start: Any = None) -> Sequences:
+    def sequences(self, slots: int, positions: int, rows: int, prefix: Any = None) -> Sequences:
         """A cache of `slots` sequences of `positions` positions, for passes of up to `rows` rows.
 
-        start: what the method `start` returned for the prefix that the sequences have read; None without a prefix.
+        prefix: what `prefix_state` returned for the prefix that the sequences have read; None without a prefix.
         """
 
-    def start(self, prefix: np.ndarray) -> Any:
+    def prefix_state(self, prefix: np.ndarray) -> Any:
         """The state after a prefix, int64 [tokens]; its `logits` are those of the next token, int32 [columns]."""
 
-    def copied(self, prefix: int) -> int:
+    def own_positions(self, prefix: int) -> int:
         """The number of positions of a prefix of this length that each sequence stores; the others are stored once."""
 
 

@@ -78,7 +78,7 @@ class Limits:
 LIMITS = Limits()
 
 
-def behind_prefix(lm: FrozenLM, vectors: torch.Tensor) -> torch.Tensor:
+def after_prefix(lm: FrozenLM, vectors: torch.Tensor) -> torch.Tensor:
     """The embeddings before the first token: the LM's prefix, then the vectors, float32 [rows, n, dimensions].
 
     LMs attend strongly to position 0, whatever is there (an "attention sink"). A memory at that position could hardly
@@ -90,7 +90,7 @@ def behind_prefix(lm: FrozenLM, vectors: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def write(lm: FrozenLM, vectors: np.ndarray, tokens: int) -> np.ndarray:
     """The token ids, int64 [rows, tokens], that greedy decoding writes from vectors, float32 [rows, n, dimensions]."""
-    step = lm.start(len(vectors), tokens, behind_prefix(lm, torch.from_numpy(vectors).to(lm.device)))
+    step = lm.start(len(vectors), tokens, after_prefix(lm, torch.from_numpy(vectors).to(lm.device)))
     written = np.zeros((len(vectors), tokens), dtype=np.int64)
     for t in range(tokens):
         states = step(None if t == 0 else torch.from_numpy(written[:, t - 1]))
@@ -333,7 +333,7 @@ def _losses_of(
         row[: len(tokens)] = tokens
     known = torch.from_numpy(np.arange(rows.shape[1]) < np.array(lengths)[:, None]).to(lm.device)
     ids = torch.from_numpy(rows).to(lm.device)
-    states = lm.hidden(ids, behind_prefix(lm, prompts))[known]
+    states = lm.hidden(ids, after_prefix(lm, prompts))[known]
     targets = ids[known][:, None]
     count = min(_RIVALS, lm.vocabulary)
     with torch.no_grad():
