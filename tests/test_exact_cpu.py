@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from memcodec.lm import arithmetic, instructions, kept, selftest
+from memcodec.lm import arithmetic, instructions, selftest, weight_cache
 from memcodec.lm.architecture import Architecture, Rotary
 from memcodec.lm.compiled import kernel
 from memcodec.lm.cpu import CpuLM
@@ -237,13 +237,13 @@ def test_a_row_of_zeros_and_values_that_are_tiny(way: str) -> None:
 
 
 @pytest.mark.parametrize("name", LMS)
-def test_kept_weights_are_the_same(name: str, tmp_path: Path) -> None:
+def test_cached_weights_are_the_same(name: str, tmp_path: Path) -> None:
     weights = weights_of(name)
-    kept.save(tmp_path / "kept", weights, {"ids": np.arange(5, dtype=np.uint32)}, {"state": "any"})
-    loaded = kept.load(tmp_path / "kept")
+    weight_cache.save(tmp_path / "weights", weights, {"ids": np.arange(5, dtype=np.uint32)}, {"state": "any"})
+    loaded = weight_cache.load(tmp_path / "weights")
     assert loaded.identity == loaded.plain().identity == weights.identity
     assert (loaded.prefix, loaded.tokenizer) == (weights.prefix, weights.tokenizer)
-    assert loaded.beside["ids"].tolist() == [0, 1, 2, 3, 4] and loaded.about["state"] == "any"
+    assert loaded.extra_tensors["ids"].tolist() == [0, 1, 2, 3, 4] and loaded.about["state"] == "any"
     assert np.array_equal(loaded.head.integers, weights.head.integers) and loaded.head.spread == weights.head.spread
     flags = [tensor.flags for tensor in loaded.tensors.values()]
     assert all(f.aligned and f.writeable and f.c_contiguous for f in flags), "kernels would be compiled once more"
@@ -254,9 +254,9 @@ def test_kept_weights_are_the_same(name: str, tmp_path: Path) -> None:
 
 
 def test_a_change_of_the_file_needs_another_number(tmp_path: Path) -> None:
-    """A file in a user's cache is read by later versions: change `kept._FORMAT` together with this hash."""
-    kept.save(tmp_path / "kept", selftest.tiny("gated"), {}, {})
-    assert hashlib.sha256((tmp_path / "kept").read_bytes()).hexdigest() == (
+    """A file in a user's cache is read by later versions: change `weight_cache._FORMAT` together with this hash."""
+    weight_cache.save(tmp_path / "weights", selftest.tiny("gated"), {}, {})
+    assert hashlib.sha256((tmp_path / "weights").read_bytes()).hexdigest() == (
         "7e91498fc74af03f11300d85e80fd727b77cd39c37d68339b13d68bf68eb967d"
     )
 

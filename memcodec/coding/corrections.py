@@ -338,13 +338,13 @@ class Explained:
 
     winners: the index of the winner in `ids`, int64 [positions]; probability: of the token under its memory, float64
     [positions]; ids: the best tokens of the LM alone, in its order, int32 [positions, COMPETITORS + 1], -1 if there are
-    fewer; shares: their probabilities under the memory, float64 [positions, COMPETITORS + 1].
+    fewer; probabilities: theirs under the memory, float64 [positions, COMPETITORS + 1].
     """
 
     winners: np.ndarray
     probability: np.ndarray
     ids: np.ndarray
-    shares: np.ndarray
+    probabilities: np.ndarray
 
 
 @allocating

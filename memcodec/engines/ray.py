@@ -17,8 +17,8 @@ import memcodec
 from memcodec.coding.corrections import EncodedGroup
 from memcodec.errors import EncodeError, EngineError, MemcodecError, wrong_file
 from memcodec.groups import FIT_CHUNKS, batches, decode_all, encode_groups, verify_all
-from memcodec.lm.kept import AnyWeights
 from memcodec.lm.model import ExactLM
+from memcodec.lm.weight_cache import AnyWeights
 from memcodec.memory.site import Site
 from memcodec.memory.sites import site_of
 from memcodec.models import registry

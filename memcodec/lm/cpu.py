@@ -9,12 +9,12 @@ import numpy as np
 from memcodec.errors import EncodeError
 from memcodec.lm import kernels, layout, selftest
 from memcodec.lm.instructions import CHOSEN, COLUMNS
-from memcodec.lm.kept import AnyWeights
 from memcodec.lm.layout import PAGE
 from memcodec.lm.product import multiply_matrices, padded
 from memcodec.lm.rotation import rotated_vectors
 from memcodec.lm.sequences import ON_CPU, READ_ROWS, Rows, SequenceInput, check_numbers, check_pass, check_step, joined
 from memcodec.lm.team import Team
+from memcodec.lm.weight_cache import AnyWeights
 from memcodec.lm.weights import ExactWeights
 
 _kernels: Any = kernels  # compiled functions have no types

@@ -13,9 +13,9 @@ from memcodec.errors import EncodeError
 from memcodec.lm import cpu
 from memcodec.lm.architecture import Architecture
 from memcodec.lm.choice import implementation_of
-from memcodec.lm.kept import AnyWeights
 from memcodec.lm.sequences import Capacity, SequenceInput, Sequences
 from memcodec.lm.team import Team, team_of
+from memcodec.lm.weight_cache import AnyWeights
 from memcodec.settings import MAX_THREADS, check_whole
 
 

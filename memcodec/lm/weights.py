@@ -48,7 +48,7 @@ class ExactWeights:
         return Head(self.tensors["head"], self.tensors["head.scale"], float(self.tensors["spread"][0]))
 
     def plain(self) -> "ExactWeights":
-        """These weights, which are row by row already (compare `KeptWeights.plain`)."""
+        """These weights, which are row by row already (compare `CachedWeights.plain`)."""
         return self
 
     @cached_property
