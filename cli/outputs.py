@@ -24,7 +24,6 @@ from memcodec_cli.names import STANDARD_STREAM, display_name
 from memcodec_cli.options import OutputOptions
 
 _LOCAL_URL = re.compile(r"(file|local)://")
-_SPOOL_BYTES = 1 << 24  # results up to this size wait in memory until they are complete, larger ones on disk
 
 
 def check_output_options(inputs: list[tuple[str, str]], options: OutputOptions) -> None:
@@ -300,7 +299,7 @@ def is_special(path: Path) -> bool:
 
 
 def _copy(pieces: Iterable[bytes], out: BinaryIO) -> int:
-    with tempfile.SpooledTemporaryFile(_SPOOL_BYTES) as spool:
+    with tempfile.SpooledTemporaryFile(remote.SPOOLED_BYTES) as spool:
         for piece in pieces:
             spool.write(piece)
         size = spool.tell()

@@ -1,6 +1,7 @@
 """Archives and primers on the command line: `pack`, `unpack`, `primer`, and messages read from JSON lines and CSV."""
 
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -126,6 +127,18 @@ def test_too_few_messages_are_an_error_with_the_name_of_the_file(run: Run, tiny_
     assert refused(run("primer", "train", "m", "-o", "p", "--model", tiny_name)) == (
         "memcodec: error: m: 1 different message of text: give 4 or more to train a primer\n"
     )
+
+
+def test_the_fewest_messages_that_train_a_primer_leave_one_to_measure(run: Run, tiny_name: str) -> None:
+    """With fewer than 4 messages for training there is no primer, so that nothing is measured on 0 messages."""
+    lines = [f"user {i} signed in\n" for i in range(5)]
+    train = ("primer", "train", "m", "-o", "p", "--tokens", "60", "--model", tiny_name)
+    Path("m").write_text("".join(lines[:4]))
+    assert "m: 3 different messages of text: give 4 or more" in refused(run(*train))
+    Path("m").write_text("".join(lines))
+    done = run(*train)
+    found = re.search(r"needs (.*) bytes without the primer, (.*) with it \(measured on 1 other message\)", done.stderr)
+    assert done.exit_code == 0 and found is not None and min(map(float, found.groups())) > 0
 
 
 def test_csv_as_spreadsheets_write_it(run: Run, tiny_name: str, tiny: Codec) -> None:

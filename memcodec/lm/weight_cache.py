@@ -21,6 +21,7 @@ import numpy as np
 
 from memcodec.lm import layout
 from memcodec.lm.architecture import Architecture
+from memcodec.lm.instructions import LINE
 from memcodec.lm.team import team_of
 from memcodec.lm.weights import ExactWeights, Head, Tensors
 
@@ -87,7 +88,7 @@ def save(path: Path, weights: ExactWeights, extra_tensors: Tensors, more: Mappin
     for part in parts:
         digest.update(part)
     header = json.dumps({"__metadata__": about | {"sha256": digest.hexdigest()}} | table).encode()
-    header += b" " * (-(8 + len(header)) % layout.LINE)
+    header += b" " * (-(8 + len(header)) % LINE)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(6)}")
     try:
