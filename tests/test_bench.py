@@ -351,7 +351,7 @@ def test_command_refuses_an_empty_file(tmp_path: Path) -> None:
     (tmp_path / "empty").write_bytes(b"")
     result = CliRunner().invoke(main, ["bench", str(tmp_path / "empty")])
     assert result.exit_code == 1
-    assert "is empty" in result.output
+    assert "empty: is empty: name a file that has text" in result.output
 
 
 def test_packets_of_small_links(tiny: Codec, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -218,7 +218,7 @@ def test_room_for_steps_is_that_of_each_sequence() -> None:
     sequences = gpu.GpuLM(weights_of(300), DEVICE).sequences(2, 21, 2)
     sequences.lengths[:] = (1, 4)
     sequences.check_room(np.array([20, 10]))
-    with pytest.raises(EncodeError, match="there is room for 21"):
+    with pytest.raises(EncodeError, match="the cache has room for 21"):
         sequences.check_room(np.array([20, 18]))
 
 

@@ -237,7 +237,7 @@ def test_activations_beyond_float32_are_an_error(name: str, part: str) -> None:
     far = replace(weights, tensors=weights.tensors | {part: np.full_like(weights.tensors[part], 3e38)})
     sequences = gpu.GpuLM(far, DEVICE).sequences(1, 20, 20)
     sequences.forward([SequenceInput(0, np.arange(20))])
-    with pytest.raises(ModelNotFoundError, match="activations go beyond float32"):
+    with pytest.raises(ModelNotFoundError, match="activations exceed the range of float32"):
         sequences.logits(slice(None))
 
 

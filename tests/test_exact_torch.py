@@ -193,7 +193,7 @@ def test_activations_beyond_float32_are_an_error(weights: ExactWeights) -> None:
         far = replace(weights, tensors=weights.tensors | {part: np.full_like(weights.tensors[part], 3e38)})
         sequences = DeviceLM(far, "cpu", True).sequences(1, 20, 0)
         sequences.forward([SequenceInput(0, np.arange(20))])
-        with pytest.raises(ModelNotFoundError, match="activations go beyond float32"):
+        with pytest.raises(ModelNotFoundError, match="activations exceed the range of float32"):
             sequences.logits(slice(None))
 
     for part in ("embedding.scale", "up.scale", "mix.scale", "qkv.scale"):

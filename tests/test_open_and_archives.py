@@ -601,10 +601,12 @@ def test_what_is_no_list_of_documents_or_keys_is_a_type_error(tiny: Codec, tmp_p
     ("keys", "message"),
     [
         (["a", ""], "the key of document 1 is empty: give it one, or give no keys at all"),
-        (["a", "k" * 4097], "the key of document 1 has 4,097 bytes: keys have 4,096 at most"),
+        (["a", "k" * 4097], "the key of document 1 has 4,097 bytes: keys have 4,096 at most: shorten it"),
+        (["a", "b\0"], r"the key 'b\\x00' contains NUL: remove it"),
+        (["a", "\ud800"], r"the key '\\ud800' cannot be encoded as UTF-8: give another"),
         (["a"], "1 key for 2 documents: give each its own"),
     ],
-    ids=["empty", "long", "few"],
+    ids=["empty", "long", "with NUL", "not Unicode", "few"],
 )
 def test_keys_that_could_not_be_read_back_are_refused(
     tiny: Codec, tmp_path: Path, keys: list[str], message: str

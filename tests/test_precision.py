@@ -62,7 +62,7 @@ def test_a_model_that_eight_bits_do_not_hold(tiny_folders: Callable[[str], Path]
     tensors["model.embed_tokens.weight"][:, 5] += 3000
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     for _ in range(2):  # what was refused is not kept
-        with pytest.raises(ModelNotFoundError, match=r"^outlier: with eight bits it .* \d+\.\d\d bits a token"):
+        with pytest.raises(ModelNotFoundError, match=r"^outlier: its predictions are .* \d+\.\d\d bits per token"):
             registry.load_exact(registry.ModelFolder("outlier", folder))
     (tmp_path / "text").write_text("A text that is long enough for the LM. " * 20)
     result = run("compress", "--model", folder, tmp_path / "text")

@@ -64,8 +64,8 @@ class Needs:
         """Raise ModelMismatchError if this model is not the one that is needed. Its name does not matter."""
         if here.identity != self.model.identity:
             raise ModelMismatchError(
-                f"the file needs model {self.model.name!r} ({self.model.identity.hex()}); {here.name!r} is "
-                f"{here.identity.hex()}: give the right one as codec or model (--model)"
+                f"the file needs model {self.model.name!r} ({self.model.identity.hex()}), not {here.name!r} "
+                f"({here.identity.hex()}): give the right one as codec or model (--model)"
             )
 
     def check_primer(self, here: bytes) -> None:

@@ -104,7 +104,7 @@ def check(weights: ExactWeights, computed: FloatPass, name: str) -> None:
     lost = lost_bits(computed.logits, exact)
     if not lost <= MOST_LOST:  # also if it is not a number
         raise ModelNotFoundError(
-            f"{name}: with eight bits it predicts too badly: {lost:.2f} bits a token worse than in float32 "
+            f"{name}: its predictions are inaccurate with eight bits: {lost:.2f} bits per token worse than in float32 "
             f"(limit {MOST_LOST}): choose another model"
         )
 
