@@ -5,7 +5,7 @@
 Every single bit of a small file, an archive and a primer is flipped. Then a larger file is corrupted at random: changed
 bits and bytes, cuts, insertions, removed and doubled ranges, swapped chunks and corrections, and edits of the header
 with consistent lengths. In half of these cases the checksum of the file is corrected, so that the damage reaches the
-code behind the check. The files are made with the tiny model in spec/vectors. Writes faults.json.
+code after the check. The files are made with the tiny model in spec/vectors. Writes faults.json.
 """
 
 import argparse

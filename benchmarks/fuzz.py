@@ -15,9 +15,10 @@ import struct
 import subprocess
 import sys
 import tempfile
-import zlib
 from pathlib import Path
 from types import FunctionType
+
+from faults import sealed
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "spec" / "vectors" / "tiny"
@@ -59,7 +60,7 @@ def main() -> None:
     )
     if done.returncode or finds:
         print(*lines[-40:], sep="\n")
-        sys.exit(f"fuzz: error: {len(finds)} finds in {options.out}")
+        sys.exit(f"fuzz: error: {len(finds)} failing inputs in {options.out}")
 
 
 def seeds() -> list[bytes]:
@@ -125,11 +126,6 @@ def _decode(codec: object, *blobs: bytes) -> None:
                     assert len(piece) <= 1 << 20
         except MemcodecError as error:
             assert "\n" not in str(error)
-
-
-def sealed(blob: bytes) -> bytes:
-    """The same bytes with a correct checksum."""
-    return blob[:-4] + struct.pack("<I", zlib.crc32(blob[:-4]))
 
 
 def with_header(data: bytes) -> bytes:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-PATIENCE = 120.0  # seconds after which a case counts as hanging
+TIMEOUT = 120.0  # seconds after which a case counts as hanging
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def run(make: Callable[..., Iterator[tuple[str, Callable[[], str]]]], *given: ob
         name, start = "", time.monotonic()
         try:
             while True:
-                if not ours.poll(PATIENCE if name else None):
+                if not ours.poll(TIMEOUT if name else None):
                     yield Outcome(name, "hangs", time.monotonic() - start, 0)
                     break
                 message = ours.recv()

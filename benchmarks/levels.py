@@ -94,7 +94,7 @@ def render(rows: list[dict[str, Any]]) -> str:
     """The settings of the levels, with the bytes of each text and all times, in Markdown."""
     texts = list(dict.fromkeys(row["text"] for row in rows))
     times = [name for name in TIMES if name in rows[0]]
-    head = ["level", "groups, at least", "tokens of a group", "memory share", "effort", "tokens of a chunk"]
+    head = ["level", "groups aimed at", "tokens of a group, at most", "memory share", "effort", "tokens of a chunk"]
     head += [*texts, "bytes together", *(TIMES[name] for name in times)]
     lines = ["| " + " | ".join(head) + " |", "| ---: |" + " ---: |" * (len(head) - 1)]
     for level in dict.fromkeys(row["level"] for row in rows):
@@ -112,6 +112,7 @@ def render(rows: list[dict[str, Any]]) -> str:
 
 
 def _lengths(rule: GroupRule) -> str:
+    """The most tokens of a group: in a text with fewer groups than are aimed at, and in a long text."""
     return "all" if rule.longest is None else f"{rule.shortest:,} to {rule.longest:,}"
 
 

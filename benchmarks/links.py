@@ -57,7 +57,7 @@ def measure(codec: Codec, train: Sequence[bytes], test: Sequence[bytes]) -> dict
     primed = codec.with_primer(primer)
     frames = primed.encode_frames(test)
     if primed.decode_frames(frames) != list(test):
-        raise SystemExit("frames do not decode to their messages")
+        raise SystemExit("links: error: frames do not decode to their messages")
     sizes = [[len(packed) for packed in way] for way in (test, with_dictionary(train, test), frames)]
     return {
         "messages": len(test),

@@ -87,13 +87,13 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     documents = read(codec, args.files)
     names = [Path(name).name for name in args.files]
-    told = about(codec, base, objective) | {"files": names}
+    settings = about(codec, base, objective) | {"files": names}
     lengths, widths = ([int(number) for number in listed.split(",")] for listed in (args.lengths, args.bits))
     if args.compare:
         texts = cut(documents, lengths[0], args.texts, args.seed)
-        compare(codec, texts, replace(base, bits=widths[0]), objective, told, args.out)
+        compare(codec, texts, replace(base, bits=widths[0]), objective, settings, args.out)
         return
-    rows = earlier(args.out / "results.json", told)
+    rows = earlier(args.out / "results.json", settings)
     for length in lengths:
         texts = cut(documents, length, args.texts, args.seed)
         for bits in widths:
@@ -101,7 +101,7 @@ def main() -> None:
             rows = sorted(
                 rows + fit_texts(codec, texts, replace(base, bits=bits), objective), key=lambda row: row["length"]
             )
-            save(args.out / "results.json", told, rows)
+            save(args.out / "results.json", settings, rows)
             (args.out / "table.md").write_text(table(rows, ("language", "length", "bits")))
     print(table(rows, ("language", "length", "bits")))
     plot(rows, codec.name, args.out / "accuracy.png")
@@ -119,24 +119,24 @@ def arguments(about: str) -> argparse.ArgumentParser:
 
 
 def compare(
-    codec: Codec, texts: list[tuple[str, np.ndarray]], base: Prompt, objective: fits.Objective, told: dict[str, Any],
-    folder: Path,
+    codec: Codec, texts: list[tuple[str, np.ndarray]], base: Prompt, objective: fits.Objective,
+    settings: dict[str, Any], folder: Path,
 ) -> None:  # fmt: skip
     """Fit the same texts once with each of the COMPARED settings."""
     rows: list[dict[str, Any]] = []
     for name, changes in COMPARED.items():
-        settings = {key: value for key, value in changes.items() if hasattr(base, key)}
+        changed = {key: value for key, value in changes.items() if hasattr(base, key)}
         aim = {key: value for key, value in changes.items() if hasattr(objective, key)}
-        found = fit_texts(codec, texts, replace(base, **settings), replace(objective, **aim))
+        found = fit_texts(codec, texts, replace(base, **changed), replace(objective, **aim))
         rows += [row | {"setting": name} for row in found]
-        save(folder / "comparison.json", told, rows)
+        save(folder / "comparison.json", settings, rows)
         (folder / "comparison.md").write_text(table(rows, ("setting",)))
     print(table(rows, ("setting",)))
 
 
-def save(path: Path, told: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+def save(path: Path, settings: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     """Write the results, with the settings and the versions."""
-    path.write_text(json.dumps(told | {"texts": rows}, indent=1, ensure_ascii=False) + "\n")
+    path.write_text(json.dumps(settings | {"texts": rows}, indent=1, ensure_ascii=False) + "\n")
 
 
 def about(codec: Codec, base: Prompt, objective: fits.Objective) -> dict[str, Any]:
@@ -145,14 +145,14 @@ def about(codec: Codec, base: Prompt, objective: fits.Objective) -> dict[str, An
     return {"model": codec.name, "device": device_name(codec), "fitting": fitting}
 
 
-def earlier(path: Path, told: dict[str, Any]) -> list[dict[str, Any]]:
+def earlier(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows of an earlier run with the same settings, so that one table can show lengths of several runs."""
     if not path.exists():
         return []
     found = json.loads(path.read_text())
     rows: list[dict[str, Any]] = found.pop("texts")
-    if found != told:
-        raise SystemExit(f"{path} has results with other settings: give another --out")
+    if found != settings:
+        raise SystemExit(f"memory_tokens: error: {path} has results with other settings: give another --out")
     return rows
 
 
@@ -184,7 +184,9 @@ def cut(documents: dict[str, list[np.ndarray]], length: int, count: int, seed: i
         for number in range(count):
             ids = files[number % len(files)]
             if len(ids) < length:
-                raise SystemExit(f"a text of {language} has {len(ids)} tokens only: give shorter --lengths")
+                raise SystemExit(
+                    f"memory_tokens: error: a text of {language} has only {len(ids)} tokens: give shorter --lengths"
+                )
             start = int(generator.integers(0, len(ids) - length + 1))
             pieces.append((language, ids[start : start + length]))
     return pieces
@@ -211,7 +213,7 @@ def fit_texts(
         vectors = unpack(fit.memory, codec.floats.embedding_size, fitting.bits)
         (written,) = write(codec.floats, vectors[None], len(ids))
         right = written == ids
-        before = fits.behind_prefix(codec.floats, torch.from_numpy(vectors)[None].to(codec.floats.device))
+        before = fits.after_prefix(codec.floats, torch.from_numpy(vectors)[None].to(codec.floats.device))
         forced = (
             codec.floats.logits(codec.floats.hidden(torch.from_numpy(ids)[None], before))[0].argmax(dim=1).cpu().numpy()
         )

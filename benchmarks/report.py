@@ -6,7 +6,7 @@ from typing import Any
 import plots
 
 from memcodec.bench import table
-from memcodec.bench.comparison import BOUND, CONTEXT_BOUND, LIMITS, MAX_CONTEXT, Row
+from memcodec.bench.comparison import BOUND, CONTEXT_BOUND, CONTEXT_MAX_ROW, LIMITS, Row
 
 _MEASURED = """\
 How it was measured. Each codec wrote a whole file to disk; the file was read back and decompressed, and the output
@@ -160,7 +160,7 @@ def _parts(rows: Sequence[Row]) -> str:
     body = []
     for row in sorted((row for row in rows if row.codec.startswith("memcodec")), key=lambda row: (row.text, row.codec)):
         parts = row.result["parts"]
-        bound = bounds[CONTEXT_BOUND if row.codec == MAX_CONTEXT else BOUND, row.text]
+        bound = bounds[CONTEXT_BOUND if row.codec == CONTEXT_MAX_ROW else BOUND, row.text]
         memory, fixes, stored = (parts.get(name, 0) for name in ("memories", "corrections", "stored"))
         share = "-" if stored else f"{(memory + fixes) / bound:.3f}"
         seconds = [f"{row.result[f'{way}_seconds']:.1f}" for way in ("encode", "decode")]

@@ -19,7 +19,7 @@ import plots
 import report
 
 from memcodec.bench import rivals, table
-from memcodec.bench.comparison import MAX_CONTEXT, Bench, Row, Text, worth
+from memcodec.bench.comparison import CONTEXT_MAX_ROW, Bench, Row, Text, memory_benefit
 from memcodec.bench.results import Store, digest, machine, today
 from memcodec.codec import Codec
 from memcodec.errors import MemcodecError
@@ -85,7 +85,7 @@ def measure(bench: Bench, texts: list[Text], sizes: list[int]) -> dict[str, Any]
     """Everything that the report shows. Fast measurements come first, so that an interrupted run has most rows."""
     rows = list(bench.compare(texts))
     rows += [bench.memcodec(text, Readout(0), NO_CONTEXT, context=0) for text in texts]
-    rows += [bench.memcodec(text, Readout(0), MAX_CONTEXT, context="max") for text in texts]
+    rows += [bench.memcodec(text, Readout(0), CONTEXT_MAX_ROW, context="max") for text in texts]
     sample = texts[0]
     books = b"".join(text.whole for text in texts if text.name in ENGLISH)  # the first is the whole text of the sample
     by_size = [Text.cut(sample.name, books, size) for size in sizes if size <= len(books)]
@@ -135,7 +135,7 @@ def measure(bench: Bench, texts: list[Text], sizes: list[int]) -> dict[str, Any]
 def curve(bench: Bench, text: Text, shares: Sequence[float] = CURVE_SHARES) -> list[dict[str, Any]]:
     """Bits of memory and corrections per token, efficiency and hits, by memory share."""
     rows = [bench.memcodec(text, Readout(share)) for share in shares]
-    return [worth(share, row, rows[0]) for share, row in zip(shares, rows, strict=True)]
+    return [memory_benefit(share, row, rows[0]) for share, row in zip(shares, rows, strict=True)]
 
 
 def break_even(rows: Sequence[Row], wholes: Sequence[tuple[int, int]], model_bytes: int, codec: str) -> float | None:

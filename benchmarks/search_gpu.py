@@ -26,7 +26,7 @@ SHARE = 102  # 0.1
 
 
 def chunk_of(seed: int, vocabulary: int) -> Predictions:
-    """Competitors whose logits fall evenly, in steps of another size at each position; tokens drawn from them."""
+    """Returns random predictions: logits of competitors fall by random steps; tokens are drawn from them."""
     random = np.random.default_rng(seed)
     ids = np.stack([random.choice(vocabulary, COMPETITORS + 1, replace=False) for _ in range(TOKENS)]).astype(np.int32)
     steps = random.exponential(random.uniform(50, 900, (TOKENS, 1)), (TOKENS, COMPETITORS + 1))
@@ -55,7 +55,7 @@ def coder_of(head: Head, device: torch.device) -> Any:
 
 
 def main() -> None:
-    """For efforts of some levels."""
+    """Compare and time the search at the efforts of some levels."""
     given = dict(enumerate(sys.argv[1:]))
     chunks, vocabulary = int(given.get(0, 1250)), int(given.get(1, 49152))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -131,9 +131,11 @@ def _check_records(records: list[Record]) -> None:
         if key in seen:
             raise click.ClickException(f"{where}: its key {key!r} is also that of {seen[key]}: give each its own")
         if "\0" in key:
-            raise click.ClickException(f"{where}: its key {key!r} contains NUL")
+            raise click.ClickException(f"{where}: its key {key!r} contains NUL: remove it")
         if (size := len(key.encode())) > MAX_KEY_BYTES:
-            raise click.ClickException(f"{where}: its key has {size:,} bytes: keys have {MAX_KEY_BYTES:,} at most")
+            raise click.ClickException(
+                f"{where}: its key has {size:,} bytes: keys have {MAX_KEY_BYTES:,} at most: shorten it"
+            )
         seen[key] = where
 
 

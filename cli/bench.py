@@ -100,7 +100,7 @@ def _read_files(paths: tuple[str, ...]) -> list[tuple[str, bytes]]:
     contents = [(display_name(path), inputs.read(path)) for path in paths]
     for name, data in contents:
         if not data:
-            raise click.ClickException(f"{name}: is empty")
+            raise click.ClickException(f"{name}: is empty: name a file that has text")
     return contents
 
 

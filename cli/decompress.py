@@ -106,7 +106,7 @@ def decompress(
         raise click.UsageError("--range is for a single FILE, without --rm")
     codecs = DecodingCodecs(model, compute)
     bar = ProgressBar(progress.quiet, progress.no_progress)
-    # Not those that are refused, since they have no default name, and that another one's output may replace.
+    # Inputs that will be refused for lack of a default output name are left out: another output may replace them.
     read = [name for name, _ in files if output.output or output.to_stdout or name.endswith(inputs.EXTENSION)]
     taken = outputs.places_of([*read, model.primer])
     if options.salvage or options.report is not None:

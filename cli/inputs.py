@@ -45,9 +45,9 @@ def find_inputs(names: tuple[str, ...], recursive: bool, compressed: bool) -> li
             without.append(name)
     kind = f"no {EXTENSION} files" if compressed else f"no files other than {EXTENSION} files"
     if compressed and not inputs:
-        raise click.ClickException(f"{', '.join(map(display_name, without))}: there are {kind} in it")
+        raise click.ClickException(f"{kind} in {', '.join(map(display_name, without))}: name other files")
     for name in without:
-        print_warning(f"{display_name(name)}: there are {kind} in it")
+        print_warning(f"{kind} in {display_name(name)}")
     return inputs
 
 

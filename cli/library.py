@@ -200,7 +200,7 @@ def decode_range(
     start, length = byte_range
     size = sum(parsed.size for parsed in containers)
     if start > size:
-        raise EncodeError(f"range starts at byte {start:,}, but the document has {counted(size, 'byte')}")
+        raise EncodeError(f"--range starts at byte {start:,} of {counted(size, 'byte')}: give a smaller START")
     reader = Decoded(containers, lambda parsed: codecs.codec_for(parsed.needs, bar))
     reader.seek(start)
     remaining = size - start if length is None else min(length, size - start)

@@ -101,9 +101,9 @@ def context_option() -> Any:
         envvar="MEMCODEC_CONTEXT",
         show_envvar=True,
         metavar="N",
-        help="Number of preceding tokens that the model sees before each token, 0 to "
-        f"{MAX_CONTEXT}. The model may have fewer (the built-in one has 8,191). 0 limits it to the tokens of the "
-        "same chunk; auto uses as much as the level says; max is slow, and makes smaller files.",
+        help=f"Maximum number of preceding tokens that the model sees before each token, 0 to {MAX_CONTEXT}; at most "
+        "the positions of the model (8,191 with the built-in one). 0 limits it to the tokens of the same chunk; auto "
+        "limits it to the groups of the level; max makes smaller files and is slow.",
     )
 
 
@@ -247,8 +247,8 @@ class ComputeOptions:
         envvar="MEMCODEC_BATCH",
         show_envvar=True,
         metavar="N",
-        help="Number of groups of chunks that are decoded in parallel (default: as many as suit the device, up to "
-        "64 on a CPU). More is faster and needs more memory; the result is the same.",
+        help="Number of groups of chunks that are decoded in parallel. More is faster and needs more memory; the "
+        "result is the same.  [default: as many as suit the device, up to 64 on a CPU]",
     )
     threads: int | None = option(
         "-T",

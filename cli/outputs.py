@@ -24,7 +24,6 @@ from memcodec_cli.names import STANDARD_STREAM, display_name
 from memcodec_cli.options import OutputOptions
 
 _LOCAL_URL = re.compile(r"(file|local)://")
-_SPOOL_BYTES = 1 << 24  # results up to this size wait in memory until they are complete, larger ones on disk
 
 
 def check_output_options(inputs: list[tuple[str, str]], options: OutputOptions) -> None:
@@ -241,7 +240,7 @@ def check_places(inputs: set[object], *outputs: Output | None) -> None:
 
 
 def _places(output: Output) -> set[object]:
-    """What all names of a file have in common: its path without links and its number on the disk, or its URL.
+    """What identifies the file of an output: its resolved path, and its device and inode; or its URL.
 
     Raises OSError. Nothing for what several outputs may be written to: standard output, devices and pipes.
     """
@@ -254,7 +253,7 @@ def _places(output: Output) -> set[object]:
         places: set[object] = {path.resolve()}
     except RuntimeError as error:  # a link that leads to itself
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from error
-    if path.exists() and (found := path.stat()).st_nlink == 1:  # an output replaces one of several names alone
+    if path.exists() and (found := path.stat()).st_nlink == 1:  # of several hard links, an output replaces only one
         places.add((found.st_dev, found.st_ino))
     return places
 
@@ -300,7 +299,7 @@ def is_special(path: Path) -> bool:
 
 
 def _copy(pieces: Iterable[bytes], out: BinaryIO) -> int:
-    with tempfile.SpooledTemporaryFile(_SPOOL_BYTES) as spool:
+    with tempfile.SpooledTemporaryFile(remote.SPOOLED_BYTES) as spool:
         for piece in pieces:
             spool.write(piece)
         size = spool.tell()

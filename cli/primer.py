@@ -68,7 +68,7 @@ def train(
     target.check(binary=True)
     check_places(places_of(record_files(names)), target)
     random.Random(1).shuffle(messages)
-    test = messages[: min(TEST_MESSAGES, len(messages) // 4)]
+    test = messages[: min(TEST_MESSAGES, len(messages) // 4)]  # at least one, if there are enough to train
     with ProgressBar(progress.quiet) as bar:
         bar.activity("loading")
         from memcodec.primer import Primer, bits
@@ -83,10 +83,10 @@ def train(
         before, after = bits(codec, test), bits(codec.with_primer(trained), test)
     target.write([trained.to_bytes()])
     if not progress.quiet:
-        bits_of_all = 8 * max(len(test), 1)
+        mean_before, mean_after = (bits_of_test / 8 / len(test) for bits_of_test in (before, after))
         click.echo(
             f"{target.name}: {counted(len(trained.tokens), 'token')}; the average message needs "
-            f"{before / bits_of_all:.1f} bytes without the primer, {after / bits_of_all:.1f} with it (measured on "
+            f"{mean_before:.1f} bytes without the primer, {mean_after:.1f} with it (measured on "
             f"{counted(len(test), 'other message')})",
             err=True,
         )

@@ -106,7 +106,7 @@ class Program(click.Group):
         name = args[0]
         if name not in self.commands and Path(name).exists() and not ctx.resilient_parsing:
             command = "decompress" if name.endswith(EXTENSION) else "compress"
-            raise click.UsageError(f"{display_name(name)} is no command: use memcodec {command} FILE", ctx)
+            raise click.UsageError(f"{display_name(name)} is not a command: use memcodec {command} FILE", ctx)
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -228,8 +228,8 @@ def main() -> None:
 
     As with gzip, options can come instead of the command, alone or combined as in -dc: -d is decompress, -t is verify
     --decode, -l is list, and -z or none of these is compress. Without any argument, memcodec compresses standard
-    input, unless that or standard output is a terminal. So tar can use it: tar -I memcodec -cf notes.tar.memz notes,
-    and the same with -xf.
+    input, unless that or standard output is a terminal. This is how tar uses it: tar -I memcodec -cf notes.tar.memz
+    notes, and tar -I memcodec -xf notes.tar.memz.
 
     Exit status: 0, success; 1, an error, possibly in only some of several files; 2, wrong usage; 3, --salvage lost
     part of the document; 130, interrupted by Ctrl-C; 143, terminated.

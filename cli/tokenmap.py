@@ -1,4 +1,4 @@
-"""Token maps: who wrote each token of a file and at what cost, as text with colours or marks, and as a page."""
+"""Token maps: what wrote each token of a file, and its cost in bits, as text with colours or marks, and as a page."""
 
 import os
 import sys

@@ -42,7 +42,7 @@ def token_bits(lm: ExactLM, tokens: np.ndarray, skip: int = 0) -> np.ndarray:
         start = max(start, skip)
         if start >= end:
             continue
-        logits = sequences.logits(slice(start - 1, end - 1)) if start else lm.start.logits[None]
+        logits = sequences.logits(slice(start - 1, end - 1)) if start else lm.prefix_state.logits[None]
         units = logits[:, : lm.vocabulary].astype(np.float64)
         nats = units * (math.log(2) / arithmetic.UNIT)
         top = nats.max(axis=1)

@@ -66,7 +66,7 @@ class Codec:
         device: "auto", "cpu", "cuda", "cuda:1", "mps" or "xpu"; threads: CPU threads, by default one per core; kernels:
         "numba" (CPU only), "triton", "torch" or "auto": implementations of the same arithmetic (docs/gpu.md). A model
         that the exact LM does not support is loaded for `fit_memory` alone. Raises ModelNotFoundError, MachineError,
-        EncodeError.
+        MissingDependencyError, EncodeError.
         """
         check_device(device)
         return cls(LoadedModel.load(registry.resolve(model, progress), device, threads, kernels, progress))
@@ -79,7 +79,7 @@ class Codec:
         """
         other = copy(self)
         other.primer = as_primer(primer)
-        other.model = primer.put_before(self.model) if primer else self.model.behind()
+        other.model = primer.put_before(self.model) if primer else self.model.with_primer_tokens()
         return other
 
     def with_engine(self, engine: "str | Engine") -> "Codec":
@@ -123,10 +123,11 @@ class Codec:
     ) -> bytes:  # fmt: skip
         """Compress bytes, text (as UTF-8), or a file open for reading, to the bytes of a .memz file.
 
-        With the readout site these are the same on every machine with the same zstd; the prompt site fits in floating
-        point. journal: keeps encoded groups on disk, so that a second run continues after them. The settings:
+        With the readout site, the bytes are the same on every machine that has the same version of zstd; with the
+        prompt site they may differ. journal: keeps encoded groups on disk, so that a second run continues after them.
+        The settings:
 
-        level: 1 (fast and large) to 9 (slow and small), by default 6: the values of what is not given or is "auto"
+        level: 1 (fast and large) to 9 (slow and small), by default 6, sets what is not given or is "auto"
         (docs/levels.md); site: where memories enter the LM, with its settings; chunk_tokens: 1 to 4096; context: the
         maximum number of tokens that the LM sees before a position: 0 for those of the same chunk only, "max" for as
         many as possible, "auto" (the default) for those of the groups of the level; verify: decode the result and

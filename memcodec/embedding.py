@@ -39,7 +39,10 @@ class MemoryEmbedding:
         room = floats.max_positions
         needed = len(floats.prefix) + len(self.vectors) + fit.tokens
         if room is not None and needed > room:
-            raise FormatError(f"a memory of {fit.tokens} tokens: the model has {room} positions")
+            raise FormatError(
+                f"a memory of {fit.tokens} tokens: the model has {room} positions: give the model that it was fitted "
+                "with"
+            )
 
     @classmethod
     def fit_to(
@@ -127,7 +130,7 @@ class MemoryEmbedding:
         curves = losses.dtype == accuracies.dtype == np.float32 and losses.shape == accuracies.shape == (steps,)
         counts = 0 <= prefix <= written <= tokens and 1 <= tokens <= MAX_CHUNK_TOKENS
         if not (curves and counts and bits in MEMORY_BITS and memory.dtype == np.uint8 and memory.ndim == 1):
-            raise FormatError(f"{path}: damaged memory embedding")
+            raise FormatError(f"{path}: damaged memory embedding: fit it again")
         history = losses.tolist(), accuracies.tolist()
         fit = Fit(tokens, memory.tobytes(), written, prefix, steps, *history)
         try:

@@ -14,9 +14,10 @@ from memcodec.models.loaded import LoadedModel
 from memcodec.progress import Progress, ProgressCallback, Reporter
 from memcodec.settings import MAX_CONTEXT, EncodeSettings, Readout
 
-# In units of the time that it takes to decode one token in a full batch.
+# In units of the time of one token in a full pass of the LM, which `seconds_to_encode` measures.
 _FIT_TIME = {"readout": 1.1, "prompt": 100.0}  # fitting and encoding one token
 _PASS_TIME = 1.0  # verifying one token in a full pass
+_STEP_TIME = 1.0  # verifying one token in a step with many rows
 _SINGLE_ROW_TIME = 3.5  # additional time for each step of the decoder, divided among its rows
 
 _BYTES_PER_TOKEN = 4
@@ -38,7 +39,7 @@ def _times(size: int, settings: EncodeSettings) -> dict[str, float]:
     fit = _FIT_TIME["readout" if isinstance(settings.site, Readout) else "prompt"]
     verify = _PASS_TIME if settings.verify else 0.0
     if settings.verify == "steps":
-        verify = 1 + _SINGLE_ROW_TIME / _rows_verified(size, settings)
+        verify = _STEP_TIME + _SINGLE_ROW_TIME / _rows_verified(size, settings)
     return {"fit": fit, "verify": verify}
 
 

@@ -1,6 +1,6 @@
 """Frames: short messages without a container; both sides agree once on model and settings (spec/FRAMES.md).
 
-If the LM carries the message, the first byte is its number of tokens, up to 223; other values of the first byte say
+If the LM encodes the message, the first byte is its number of tokens, up to 223; other values of the first byte say
 how the rest is packed.
 """
 
@@ -50,8 +50,8 @@ class FrameSettings:
     """What the two sides agree on besides the model and the primer.
 
     checksum: bytes of the message's CRC-32 at the end of each frame, 0 to 4; dictionary: a zstd dictionary for messages
-    that the LM does not carry; memory_share, effort: as in `Readout`; chunk_tokens: tokens of one memory; max_bytes: of
-    a message: both sides refuse larger ones.
+    that the LM does not encode; memory_share, effort: as in `Readout`; chunk_tokens: tokens of one memory; max_bytes:
+    of a message: both sides refuse larger ones.
     """
 
     checksum: int = 1
@@ -197,7 +197,7 @@ def _context(model: LoadedModel) -> int:
 
 
 def _tokens_of(message: bytes, model: LoadedModel) -> np.ndarray:
-    """The tokens of a message, int64; empty if they would not restore it, or if the LM is not to carry it."""
+    """The tokens of a message, int64; empty if they would not restore it, or if the LM should not encode it."""
     try:
         tokens = model.tokenizer.encode(message.decode())
     except UnicodeDecodeError:
@@ -222,7 +222,7 @@ class Packer:
         )
 
     def pack(self, message: bytes, group: EncodedGroup | None) -> bytes:
-        """The shortest frame of a message: from the LM (`group`), if it carries it; from zstd; or raw."""
+        """Returns the shortest frame of a message: from the LM (`group`), if it encodes it; from zstd; or raw."""
         frames = [bytes([_RAW]) + message, bytes([_ZSTD]) + _without_magic(self._zstd.compress(message))]
         if self._zstd_with_dictionary is not None:
             packed = self._zstd_with_dictionary.compress(message)

@@ -165,7 +165,7 @@ def decode_batch(
 
 
 def _first_logits(lm: ExactLM, sequences: Sequences, vectors: list[np.ndarray | None], begins: bool) -> Any:
-    """The logits of the first token of sequences that have read the prefix and then read these vectors.
+    """Returns the logits of the first token of sequences that have read the prefix and then read these vectors.
 
     begins: whether it is the first token of their groups too, and not only of a window.
     """
@@ -205,7 +205,7 @@ def decode_all(
 
 
 def capacity_to_verify(capacity: Capacity) -> Capacity:
-    """How much is verified at one time: in other passes than the encoder's, which shows an LM that depends on them.
+    """The capacity for verification: other passes than the encoder's, so that a result that depends on them is noticed.
 
     On a CPU, eight groups side by side are enough for several workers, and take little memory.
     """
@@ -225,10 +225,10 @@ def verify_all(
     context: int,
     reporter: Reporter,
 ) -> Iterator[np.ndarray]:
-    """Decode groups whose tokens are known in full passes: the same as `decode_all` returns, as fast as encoding.
+    """Verify in full passes, as fast as encoding, that groups decode to known tokens, and return these as `decode_all`.
 
     known: the chunks of each group, int64 [tokens] each. The decoder chooses each token after the known ones before it.
-    If it chooses the known ones everywhere, it would have read exactly these. Raises MachineError if not, FormatError.
+    If every choice is the known token, decoding in steps makes the same choices. Raises MachineError, FormatError.
     """
     waiting, most = iter(known), capacity_to_verify(lm.capacity)
     for together in batches(lm, site, groups, context, most.sequences, most.positions):

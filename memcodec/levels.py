@@ -9,8 +9,8 @@ from memcodec.errors import EncodeError
 class GroupRule:
     """How many groups a text is cut into with `context="auto"`.
 
-    As many as it takes for groups of at most `longest` tokens (None: no limit). If these are less than `fewest`, then
-    more, so that a step of the decoder has more rows: up to `fewest`, as long as groups are longer than `shortest`.
+    The fewest of at most `longest` tokens each (None: no limit). If that is less than `fewest`, the fewest of at most
+    `shortest` tokens, but no more than `fewest`: then a step of the decoder has more rows.
     """
 
     fewest: int
@@ -40,8 +40,8 @@ class Level:
     chunk_tokens: int = 200
 
 
-# Chunks of 2 to 4 are as long as the longest or the shortest groups: otherwise these would be cut in two, and each half
-# would have a memory of its own.
+# Chunks of levels 2 to 4 are as long as the longest groups, or as `shortest`: otherwise such a group would be cut into
+# two chunks, each with a memory of its own.
 LEVELS = {
     1: Level(GroupRule(64, 100, 200), 0.1, 64),
     2: Level(GroupRule(64, 130, 260), 0.1, 128, 260),

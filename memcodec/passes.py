@@ -160,7 +160,7 @@ def first_logits(lm: ExactLM, begins: bool = True) -> Any:
     kept = _firsts.setdefault(lm, {})
     has_prior = begins and lm.is_unprimed
     if has_prior not in kept:
-        logits = lm.start.logits[: lm.vocabulary]
+        logits = lm.prefix_state.logits[: lm.vocabulary]
         kept[has_prior] = to_coder(lm, (with_prior(logits) if has_prior else logits)[None])
     return kept[has_prior]
 

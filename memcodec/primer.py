@@ -27,8 +27,8 @@ from memcodec.storage.write import replace
 from memcodec.wording import counted
 
 _CANDIDATES = 5  # messages that each round of training tries
-_JUDGES = 12  # messages that the candidates are judged by
-_LEAST_SAVING = 0.003  # share of the judges' bits that another message must save
+_VALIDATION_MESSAGES = 12  # messages that the candidates are tried on
+_LEAST_SAVING = 0.003  # share of the bits of the validation messages that another message must save
 _MAX_FILE_BYTES = 1 << 24
 
 
@@ -75,7 +75,7 @@ class Primer:
         """
         if model.tokenizer.decode(self.tokens) != self.text or self.tokens.max() >= model.lm.vocabulary:
             raise ModelMismatchError(f"the primer was made for another model than {model.name!r}: make one for it")
-        return model.behind(self.tokens)
+        return model.with_primer_tokens(self.tokens)
 
     @classmethod
     def from_texts(
@@ -169,9 +169,9 @@ class Primer:
                 f"{counted(len(different), 'different message')} of text: give 4 or more to train a primer"
             )
         picked = np.empty(0, dtype=np.int64)
-        judges = different[: min(_JUDGES, len(different) // 2)]
-        pool = [new for text in different[len(judges) :] if len(new := tokenizer.encode(text))]
-        cost = bits(loaded.behind(picked), judges)
+        validation = different[: min(_VALIDATION_MESSAGES, len(different) // 2)]
+        pool = [new for text in different[len(validation) :] if len(new := tokenizer.encode(text))]
+        cost = bits(loaded.with_primer_tokens(picked), validation)
         while pool:
             tried = [new for new in pool if len(picked) + len(new) <= tokens][:_CANDIDATES]
             if not tried:
@@ -179,7 +179,7 @@ class Primer:
             results = []
             for new in tried:
                 primer = np.concatenate([picked, new])
-                results.append((bits(loaded.behind(primer), judges), primer))
+                results.append((bits(loaded.with_primer_tokens(primer), validation), primer))
             least, best = min(results, key=lambda pair: pair[0])
             if least > cost * (1 - _LEAST_SAVING) and len(picked):
                 break

@@ -262,7 +262,7 @@ class GGUF:
 
 
 class Adapted:
-    """The same with what adapter.safetensors adds."""
+    """Float weights, with the additions of adapter.safetensors."""
 
     def __init__(self, source: Safetensors | GGUF, path: Path) -> None:
         self.source, self.config = source, source.config

@@ -29,7 +29,7 @@ it, and to institute new Government, laying its foundation on such principles an
 to them shall seem most likely to effect their Safety and Happiness.
 """
 
-# References to earlier text and into a stored span, one behind another.
+# References to earlier text and into a stored span, one after another.
 REPEATING = (
     ENGLISH[:420].encode() + bytes(range(200, 230)) + (MIXED * 2 + ENGLISH[20:300] + MIXED + ENGLISH[7:190]).encode()
 )

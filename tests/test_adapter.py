@@ -147,7 +147,7 @@ def put(name: str, values: np.ndarray) -> Callable[[Tensors], Any]:
         (put(f"{GATE}.b", np.zeros((9, 2), dtype=np.float32)), r"is float32 \[9, 2\], and should be"),
         (put(f"{GATE}.b", np.zeros((9, 0), dtype=np.float32)), "has the rank 0"),
         (put(f"{NORM}.add", np.full(64, np.nan, dtype=np.float32)), "not finite"),
-        (put("model.norm.weight", np.zeros(64, dtype=np.float32)), "no part of an adapter"),
+        (put("model.norm.weight", np.zeros(64, dtype=np.float32)), "do not belong to an adapter"),
         (put("model.other.weight.add", np.zeros(64, dtype=np.float32)), "changes model.other.weight"),
     ],
 )

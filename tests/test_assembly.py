@@ -69,7 +69,7 @@ TEXTS["mixed"] = b"".join(text[:20_000] for text in TEXTS.values())
 
 
 def run_of(data: bytes, gains: list[float]) -> list[assembly._SegmentBytes]:
-    """A run of groups that the LM makes smaller by these factors than zstd's best level, for each group behind all."""
+    """A run of groups that the LM makes smaller by these factors than zstd -19 makes each, after all before it."""
     run, before = [], 0
     for number, start in enumerate(range(0, min(len(data), RUN_GROUPS * GROUP_BYTES), GROUP_BYTES)):
         piece = data[start : start + GROUP_BYTES]

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 import memcodec.codec
 from memcodec.bench import comparison, measure, rivals, stages, table
-from memcodec.bench.comparison import BOUND, CONTEXT_BOUND, Bench, Row, Text, worth
+from memcodec.bench.comparison import BOUND, CONTEXT_BOUND, Bench, Row, Text, memory_benefit
 from memcodec.bench.results import Store
 from memcodec.bench.rivals import BenchError
 from memcodec.codec import Codec
@@ -208,7 +208,7 @@ def test_memory_efficiency_is_bits_saved_by_bits_spent() -> None:
         return Row("t", "c", 900, {"tokens": 200, "memory_bytes": memory, "correction_bytes": corrections,
                                    "hits": hits, "file_bytes": 300})  # fmt: skip
 
-    found = worth(0.1, row(25, 110, 120), row(0, 130, 76))
+    found = memory_benefit(0.1, row(25, 110, 120), row(0, 130, 76))
     assert (found["efficiency"], found["memory"], found["total"], found["hits"]) == (0.8, 1.0, 5.4, 0.6)
 
 
@@ -351,7 +351,7 @@ def test_command_refuses_an_empty_file(tmp_path: Path) -> None:
     (tmp_path / "empty").write_bytes(b"")
     result = CliRunner().invoke(main, ["bench", str(tmp_path / "empty")])
     assert result.exit_code == 1
-    assert "is empty" in result.output
+    assert "empty: is empty: name a file that has text" in result.output
 
 
 def test_packets_of_small_links(tiny: Codec, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -489,7 +489,7 @@ def test_a_file_without_a_command(run: Run) -> None:
     Path("a").write_bytes(b"a")
     Path("a.memz").write_bytes(RESULT)
     for name, command in (("a", "compress"), ("a.memz", "decompress")):
-        message = f"{name} is no command: use memcodec {command} FILE (see memcodec --help)"
+        message = f"{name} is not a command: use memcodec {command} FILE (see memcodec --help)"
         assert refused(run(name), 2) == f"memcodec: error: {message}\n"
 
 

@@ -1,6 +1,7 @@
 """Archives and primers on the command line: `pack`, `unpack`, `primer`, and messages read from JSON lines and CSV."""
 
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -128,6 +129,18 @@ def test_too_few_messages_are_an_error_with_the_name_of_the_file(run: Run, tiny_
     )
 
 
+def test_the_fewest_messages_that_train_a_primer_leave_one_to_measure(run: Run, tiny_name: str) -> None:
+    """With fewer than 4 messages for training there is no primer, so that nothing is measured on 0 messages."""
+    lines = [f"user {i} signed in\n" for i in range(5)]
+    train = ("primer", "train", "m", "-o", "p", "--tokens", "60", "--model", tiny_name)
+    Path("m").write_text("".join(lines[:4]))
+    assert "m: 3 different messages of text: give 4 or more" in refused(run(*train))
+    Path("m").write_text("".join(lines))
+    done = run(*train)
+    found = re.search(r"needs (.*) bytes without the primer, (.*) with it \(measured on 1 other message\)", done.stderr)
+    assert done.exit_code == 0 and found is not None and min(map(float, found.groups())) > 0
+
+
 def test_csv_as_spreadsheets_write_it(run: Run, tiny_name: str, tiny: Codec) -> None:
     """With a byte-order mark; the only column besides the key is the document."""
     Path("m.CSV").write_bytes("\ufeffid,text\r\na,one\r\nb,two\r\n".encode())
@@ -177,8 +190,8 @@ def test_records_that_an_archive_cannot_have_are_named(run: Run) -> None:
     for lines, message in (
         (["a", "b", "a"], "m.jsonl, line 3: its key 'a' is also that of m.jsonl, line 1: give each its own"),
         (["a", ""], "m.jsonl, line 2: its key is empty: give it one, or pack without --key"),
-        (["a", "k" * 5000], "m.jsonl, line 2: its key has 5,000 bytes: keys have 4,096 at most"),
-        (["a", "b\0"], "m.jsonl, line 2: its key 'b\\x00' contains NUL"),
+        (["a", "k" * 5000], "m.jsonl, line 2: its key has 5,000 bytes: keys have 4,096 at most: shorten it"),
+        (["a", "b\0"], "m.jsonl, line 2: its key 'b\\x00' contains NUL: remove it"),
         (["a", "\ud800"], "m.jsonl, line 2: its key '\\ud800' is not valid Unicode: give it another"),
     ):
         Path("m.jsonl").write_text("".join(json.dumps({"id": key}) + "\n" for key in lines))

@@ -402,12 +402,12 @@ def test_a_folder_without_files_to_read_is_named(run: Run, command: str) -> None
     Path("empty").mkdir()
     Path("other").mkdir()
     Path("other/a").write_bytes(RESULT)
-    message = "empty: there are no .memz files in it\n"
-    assert refused(run(command, "-r", "empty")) == f"memcodec: error: {message}"
-    assert "empty, other: there are no .memz files" in refused(run(command, "-r", "empty", "other"))
+    message = "no .memz files in empty"
+    assert refused(run(command, "-r", "empty")) == f"memcodec: error: {message}: name other files\n"
+    assert "no .memz files in empty, other: name other files" in refused(run(command, "-r", "empty", "other"))
     Path("other/a").rename("other/a.memz")
     done = run(command, "-r", "empty", "other")
-    assert (done.exit_code, done.stderr) == (0, f"memcodec: warning: {message}")
+    assert (done.exit_code, done.stderr) == (0, f"memcodec: warning: {message}\n")
 
 
 def test_nothing_to_compress_is_a_warning(run: Run) -> None:
@@ -415,7 +415,7 @@ def test_nothing_to_compress_is_a_warning(run: Run) -> None:
     Path("in").mkdir()
     Path("in/a.memz").write_bytes(RESULT)
     done = run("compress", "-r", "in")
-    message = "memcodec: warning: in: there are no files other than .memz files in it\n"
+    message = "memcodec: warning: no files other than .memz files in in\n"
     assert (done.exit_code, done.stderr) == (0, message)
 
 

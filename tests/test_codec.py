@@ -306,7 +306,7 @@ def test_a_decoder_written_from_the_page_agrees(
     assert len(parsed.chunks) >= 4 and len(parsed.parts) > len(parsed.segments)
     assert parsed.sizes["corrections"] > 40
     if context:
-        assert len(parsed.groups) < len(parsed.segments) < len(parsed.chunks), "a group goes on behind what is stored"
+        assert len(parsed.groups) < len(parsed.segments) < len(parsed.chunks), "a group goes on after what is stored"
     known: Any = SimpleNamespace(
         head=weights.tensors["head"], head_scale=weights.tensors["head.scale"], t=weights.tensors,
         prefix=list(weights.prefix),

@@ -46,8 +46,8 @@ def weights_of(vocabulary: int) -> ExactWeights:
     return replace(tiny, architecture=replace(tiny.architecture, vocabulary=vocabulary), tensors=tiny.tensors | head)
 
 
-def coder_of(vocabulary: int, tiles: gpu_sizes.Tiles | None = None) -> gpu_coding.Coder:
-    return gpu_coding.Coder(gpu.GpuLM(weights_of(vocabulary), DEVICE, tiles))
+def coder_of(vocabulary: int, sizes: gpu_sizes.BlockSizes | None = None) -> gpu_coding.Coder:
+    return gpu_coding.Coder(gpu.GpuLM(weights_of(vocabulary), DEVICE, sizes))
 
 
 def some_logits(rows: int, vocabulary: int) -> np.ndarray:
@@ -63,14 +63,14 @@ def some_logits(rows: int, vocabulary: int) -> np.ndarray:
 # ---- distributions
 
 
-@pytest.mark.parametrize("tiles", [None, gpu_sizes.ON_GPU._replace(entries=64)])
+@pytest.mark.parametrize("sizes", [None, gpu_sizes.ON_GPU._replace(entries=64)])
 @pytest.mark.parametrize("vocabulary", [20, 71, 1000])
-def test_predictions(vocabulary: int, tiles: gpu_sizes.Tiles | None) -> None:
+def test_predictions(vocabulary: int, sizes: gpu_sizes.BlockSizes | None) -> None:
     logits = some_logits(5, vocabulary)
     tokens = np.random.default_rng(1).integers(0, vocabulary, 5)
     expected = Predictions.empty(tokens, vocabulary)
     expected.fill(0, logits, vocabulary, team_of(1))
-    found = gpu_coding.predictions(tokens, torch.from_numpy(logits).to(DEVICE), coder_of(vocabulary, tiles))()
+    found = gpu_coding.predictions(tokens, torch.from_numpy(logits).to(DEVICE), coder_of(vocabulary, sizes))()
     there = expected.ids >= 0
     for name in ("tokens", "ids", "total", "entropy", "blocks"):
         assert np.array_equal(getattr(found, name), getattr(expected, name)), name
@@ -220,7 +220,7 @@ def test_room_for_steps_is_that_of_each_sequence() -> None:
     sequences = gpu.GpuLM(weights_of(300), DEVICE).sequences(2, 21, 2)
     sequences.lengths[:] = (1, 4)
     sequences.check_room(np.array([20, 10]))
-    with pytest.raises(EncodeError, match="there is room for 21"):
+    with pytest.raises(EncodeError, match="the cache has room for 21"):
         sequences.check_room(np.array([20, 18]))
 
 

@@ -59,7 +59,7 @@ def reseal(blob: bytes) -> bytes:
 
 
 def with_header(blob: bytes, change: Callable[[dict], object]) -> bytes:
-    """The same tensors behind another header."""
+    """The same tensors with another header."""
     (length,) = struct.unpack("<Q", blob[:8])
     header = json.loads(blob[8 : 8 + length])
     change(header)
@@ -94,7 +94,7 @@ def test_mixed_spans_keep_their_order() -> None:
         assert unpack(pack(container)) == container
 
 
-def test_groups_go_on_behind_stored_spans() -> None:
+def test_groups_go_on_after_stored_spans() -> None:
     span = StoredSpan.of(b"between")
     for parts in (
         [segment(1, 3), span, segment(2, 2, continues=True), segment(3)],
@@ -315,7 +315,7 @@ def test_stored_spans_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("memcodec.container.read.MAX_SPANS", 2)
     with pytest.raises(FormatError, match="more stored spans than the file has room for"):
         unpack(blob)
-    with pytest.raises(EncodeError, match="more than 2 stretches of bytes that are no text"):
+    with pytest.raises(EncodeError, match="more than 2 stretches of bytes that are not text"):
         pack(Container(3, bytes(16), [one] * 3))
 
 

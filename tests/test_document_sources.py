@@ -227,7 +227,7 @@ def test_memory_does_not_follow_the_document(
 
 
 def test_blocks_that_wait_hold_no_stored_bytes(tiny: Codec, small_blocks: None) -> None:
-    """The encoder looks for more groups through all that is stored behind a text."""
+    """The encoder looks for more groups through all that is stored after a text."""
     text, noise = TEXT.encode() * 3, bytes(range(128, 256)) * 800
     cutting = Cutting(50, "auto", LEVELS[6].rule, 400, 1 << 20, False)
     blocks = list(read_blocks(Source.of(text + noise), tiny.tokenizer, cutting))

@@ -139,7 +139,7 @@ def test_a_worker_that_never_starts_is_not_waited_for(tiny: Codec) -> None:
         assert far.decode_many(list(far.encode_many(documents))) == documents
     more = ray.remote(_Taken).options(num_cpus=1).remote()
     ray.get(more.there.remote(), timeout=60)
-    with RayEngine(patience=3) as engine, pytest.raises(EngineError, match="no worker starts in 3 s"):
+    with RayEngine(start_timeout=3) as engine, pytest.raises(EngineError, match="no worker starts in 3 s"):
         tiny.with_engine(engine).encode(DOCUMENT)
     for actor in (taken, more):
         ray.kill(actor)
@@ -269,7 +269,7 @@ def test_refusals(tiny: Codec, llama_folder: Path, run: Run, monkeypatch: pytest
 
 def test_an_engine_pickles_as_its_settings(tiny: Codec) -> None:
     """Workers and locks stay where they are; a codec with an engine can go elsewhere, and a copy of it shares them."""
-    engine = RayEngine(2, 3, "cpu", patience=5.0)
+    engine = RayEngine(2, 3, "cpu", start_timeout=5.0)
     again = pickle.loads(pickle.dumps(tiny.with_engine(engine))).engine
     assert again.__reduce__() == engine.__reduce__() == (RayEngine, (2, 3, "cpu", None, 5.0))
     assert copy.deepcopy(tiny.with_engine(engine)).engine is engine

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from memcodec.lm import arithmetic, instructions, kept, selftest
+from memcodec.lm import arithmetic, instructions, selftest, weight_cache
 from memcodec.lm.architecture import Architecture, Rotary
 from memcodec.lm.compiled import kernel
 from memcodec.lm.cpu import CpuLM
@@ -176,13 +176,13 @@ def test_passes_steps_and_vectors_in_any_order(name: str, way: str) -> None:
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("length", [20, 64, 140])
 @pytest.mark.parametrize("name", SIZES)
-def test_sequences_behind_a_prefix(name: str, length: int, way: str) -> None:
+def test_sequences_after_a_prefix(name: str, length: int, way: str) -> None:
     """Steps of 1 to 65 rows, and passes of unequal lengths; most of the prefix is stored once for all sequences."""
     lm = lm_of(name, way)
-    start = lm.start(some_tokens(9, length))
-    assert start.shared + lm.copied(length) == length and (start.shared > 0) == (length >= 64)
-    assert np.array_equal(start.logits[:VOCABULARY], expected_of(name, length)[1])
-    sequences = lm.sequences(65, length + 20, 70, start)
+    state = lm.prefix_state(some_tokens(9, length))
+    assert state.shared + lm.own_positions(length) == length and (state.shared > 0) == (length >= 64)
+    assert np.array_equal(state.logits[:VOCABULARY], expected_of(name, length)[1])
+    sequences = lm.sequences(65, length + 20, 70, state)
     pairs = [(3, 70), (9, 9), (0, 1), (5, 70), (70, 33)]
     for rows in (65, 1, 3, 5, 64):
         sequences.restart()
@@ -207,9 +207,9 @@ def test_prefixes_of_several_passes_and_pages() -> None:
     whole.forward([SequenceInput(0, tokens)])
     expected = whole.logits(slice(None)).copy()
     for length in (*range(1, 130, 7), 128, 192, 399):
-        start = lm.start(tokens[:length])
-        assert np.array_equal(start.logits, expected[length - 1])
-        sequences = lm.sequences(2, length + 1, 2, start)
+        state = lm.prefix_state(tokens[:length])
+        assert np.array_equal(state.logits, expected[length - 1])
+        sequences = lm.sequences(2, length + 1, 2, state)
         sequences.step(tokens[[length, length]])
         assert np.array_equal(sequences.logits(slice(0, 2)), expected[[length, length]])
 
@@ -237,26 +237,26 @@ def test_a_row_of_zeros_and_values_that_are_tiny(way: str) -> None:
 
 
 @pytest.mark.parametrize("name", LMS)
-def test_kept_weights_are_the_same(name: str, tmp_path: Path) -> None:
+def test_cached_weights_are_the_same(name: str, tmp_path: Path) -> None:
     weights = weights_of(name)
-    kept.save(tmp_path / "kept", weights, {"ids": np.arange(5, dtype=np.uint32)}, {"state": "any"})
-    loaded = kept.load(tmp_path / "kept")
+    weight_cache.save(tmp_path / "weights", weights, {"ids": np.arange(5, dtype=np.uint32)}, {"state": "any"})
+    loaded = weight_cache.load(tmp_path / "weights")
     assert loaded.identity == loaded.plain().identity == weights.identity
     assert (loaded.prefix, loaded.tokenizer) == (weights.prefix, weights.tokenizer)
-    assert loaded.beside["ids"].tolist() == [0, 1, 2, 3, 4] and loaded.about["state"] == "any"
+    assert loaded.extra_tensors["ids"].tolist() == [0, 1, 2, 3, 4] and loaded.about["state"] == "any"
     assert np.array_equal(loaded.head.integers, weights.head.integers) and loaded.head.spread == weights.head.spread
     flags = [tensor.flags for tensor in loaded.tensors.values()]
     assert all(f.aligned and f.writeable and f.c_contiguous for f in flags), "kernels would be compiled once more"
     expected, logits = (
-        CpuLM(each, team_of(2), False).start(some_tokens(9, 20)).logits for each in (weights, loaded)
+        CpuLM(each, team_of(2), False).prefix_state(some_tokens(9, 20)).logits for each in (weights, loaded)
     )  # fmt: skip
     assert np.array_equal(logits, expected)
 
 
 def test_a_change_of_the_file_needs_another_number(tmp_path: Path) -> None:
-    """A file in a user's cache is read by later versions: change `kept._FORMAT` together with this hash."""
-    kept.save(tmp_path / "kept", selftest.tiny("gated"), {}, {})
-    assert hashlib.sha256((tmp_path / "kept").read_bytes()).hexdigest() == (
+    """A file in a user's cache is read by later versions: change `weight_cache._FORMAT` together with this hash."""
+    weight_cache.save(tmp_path / "weights", selftest.tiny("gated"), {}, {})
+    assert hashlib.sha256((tmp_path / "weights").read_bytes()).hexdigest() == (
         "7e91498fc74af03f11300d85e80fd727b77cd39c37d68339b13d68bf68eb967d"
     )
 

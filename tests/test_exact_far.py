@@ -89,7 +89,7 @@ def test_far_positions(way: str, is_flat: bool) -> None:
             for slot in range(2):
                 assert np.array_equal(parts.logits(np.array([700 * slot + row]))[0, :VOCABULARY], wanted[i])
 
-    steps = lm.sequences(3, LENGTH, 3, lm.start(tokens()[:PREFIX]))
+    steps = lm.sequences(3, LENGTH, 3, lm.prefix_state(tokens()[:PREFIX]))
     for position in range(PREFIX, LENGTH):
         steps.step(np.repeat(tokens()[position], 3))
         if position in ROWS:

@@ -28,13 +28,13 @@ pytest.importorskip("triton", reason="Triton is not installed: it has wheels for
 from memcodec.lm import gpu, gpu_kernels, gpu_sizes
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SMALL = gpu_sizes.Tiles(
+SMALL = gpu_sizes.BlockSizes(
     entries=256, gate=16, panel=16, queries=16, step_panel=16, span=32, rows=16, columns=64, depth=32
 )  # many blocks, cut at edges
 
 
-def lm_of(name: str, tiles: gpu_sizes.Tiles | None = None) -> gpu.GpuLM:
-    return gpu.GpuLM(random_weights(name) if name in SIZES else weights_of(name), DEVICE, tiles)
+def lm_of(name: str, sizes: gpu_sizes.BlockSizes | None = None) -> gpu.GpuLM:
+    return gpu.GpuLM(random_weights(name) if name in SIZES else weights_of(name), DEVICE, sizes)
 
 
 def test_the_self_test_passes() -> None:
@@ -66,7 +66,7 @@ def test_passes_steps_and_vectors_in_any_order(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["80", "plain"])
-def test_small_tiles_give_the_same(name: str) -> None:
+def test_small_block_sizes_give_the_same(name: str) -> None:
     weights = random_weights(name) if name in SIZES else weights_of(name)
     both = Checked(lm_of(name, SMALL), weights, 2)
     tokens = some_tokens(weights, 1, 30)
@@ -84,14 +84,14 @@ def test_padded_steps_give_the_same() -> None:
     both.step(tokens[20:30])
 
 
-def test_sequences_behind_a_prefix() -> None:
+def test_sequences_after_a_prefix() -> None:
     weights = weights_of("qwen3")
     lm = gpu.GpuLM(weights, DEVICE)
     prefix, tokens = some_tokens(weights, 3, 11), some_tokens(weights, 4, 6)
-    start = lm.start(prefix)
+    state = lm.prefix_state(prefix)
     expected = Reference(weights)([*prefix, *tokens])
-    assert np.array_equal(start.logits, expected[10])
-    sequences = lm.sequences(2, 20, 1, start)  # more rows than were announced
+    assert np.array_equal(state.logits, expected[10])
+    sequences = lm.sequences(2, 20, 1, state)  # more rows than were announced
     for _ in range(2):
         sequences.forward([SequenceInput(1, tokens)])
         assert np.array_equal(sequences.logits(slice(None)), expected[11:])
@@ -126,10 +126,10 @@ def as_inputs(found: tuple[np.ndarray, np.float32]) -> tuple[list[int], float]:
     return found[0].tolist(), float(found[1])
 
 
-@pytest.mark.parametrize("tiles", [gpu_sizes.ON_GPU, SMALL])
+@pytest.mark.parametrize("sizes", [gpu_sizes.ON_GPU, SMALL])
 @pytest.mark.parametrize("size", [2, 34, 130])
-def test_quantize_and_norm(size: int, tiles: gpu_sizes.Tiles) -> None:
-    lm, x = lm_of("34", tiles), random_rows(9, size)
+def test_quantize_and_norm(size: int, sizes: gpu_sizes.BlockSizes) -> None:
+    lm, x = lm_of("34", sizes), random_rows(9, size)
     for norm in (False, True):
         buffers = buffers_of(lm, 200)
         lm.quantize(torch.from_numpy(x).to(lm.device), buffers, 9, size, norm)
@@ -190,13 +190,13 @@ def test_gate(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "tiles", "largest"),
-    [(name, tiles, 3) for name in (*SIZES, "gated", "qwen3") for tiles in (None, SMALL)]
+    ("name", "sizes", "largest"),
+    [(name, sizes, 3) for name in (*SIZES, "gated", "qwen3") for sizes in (None, SMALL)]
     + [("gated", SMALL, 300), ("gated", SMALL, 3e5)],  # logits of about 1e8 units, and more than there are
 )
-def test_heads_and_attention(name: str, tiles: gpu_sizes.Tiles | None, largest: float) -> None:
+def test_heads_and_attention(name: str, sizes: gpu_sizes.BlockSizes | None, largest: float) -> None:
     """Two passes of the two sequences, so that queries attend to keys of both."""
-    lm = lm_of(name, tiles)
+    lm = lm_of(name, sizes)
     a, plain = lm.architecture, Reference(random_weights(name) if name in SIZES else weights_of(name))
     sequences = lm.sequences(2, 40, 30)
     caches: list[list[tuple[list, list]]] = [[([], []) for _ in range(a.key_heads)] for _ in range(2)]
@@ -237,7 +237,7 @@ def test_activations_beyond_float32_are_an_error(name: str, part: str) -> None:
     far = replace(weights, tensors=weights.tensors | {part: np.full_like(weights.tensors[part], 3e38)})
     sequences = gpu.GpuLM(far, DEVICE).sequences(1, 20, 20)
     sequences.forward([SequenceInput(0, np.arange(20))])
-    with pytest.raises(ModelNotFoundError, match="activations go beyond float32"):
+    with pytest.raises(ModelNotFoundError, match="activations exceed the range of float32"):
         sequences.logits(slice(None))
 
 

@@ -147,13 +147,13 @@ def test_a_batch_is_what_its_sequences_are_alone(weights: ExactWeights) -> None:
 
 
 @pytest.mark.parametrize("fixed_steps", [False, True])
-def test_sequences_behind_a_prefix(weights: ExactWeights, fixed_steps: bool) -> None:
+def test_sequences_after_a_prefix(weights: ExactWeights, fixed_steps: bool) -> None:
     lm = DeviceLM(weights, "cpu", needs_fallback("cpu"), fixed_steps)
     prefix, tokens = some_tokens(weights, 3, 20), some_tokens(weights, 4, 20)
-    start = lm.start(prefix)
+    state = lm.prefix_state(prefix)
     expected = Reference(weights)([*prefix, *tokens])
-    assert np.array_equal(start.logits, expected[19])
-    sequences = lm.sequences(2, 40, 0, start)
+    assert np.array_equal(state.logits, expected[19])
+    sequences = lm.sequences(2, 40, 0, state)
     sequences.forward([SequenceInput(1, tokens)])
     assert np.array_equal(sequences.logits(slice(None)), expected[20:])
     for i in range(20):
@@ -164,14 +164,14 @@ def test_sequences_behind_a_prefix(weights: ExactWeights, fixed_steps: bool) -> 
 
 
 def test_a_prefix_of_more_than_one_pass() -> None:
-    """More positions than `exact_product` multiplies at once, and than `start` reads at once."""
+    """More positions than `exact_product` multiplies at once, and than `prefix_state` reads at once."""
     weights = weights_of("llama")
     lm = DeviceLM(weights, "cpu", needs_fallback("cpu"))
     tokens = some_tokens(weights, 5, 1000)
     parts = lm.sequences(1, 1000, 0)
     for start in range(0, 1000, 250):
         parts.forward([SequenceInput(0, tokens[start : start + 250])])
-    assert np.array_equal(lm.start(tokens).logits, parts.logits(np.array([249]))[0])
+    assert np.array_equal(lm.prefix_state(tokens).logits, parts.logits(np.array([249]))[0])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -193,7 +193,7 @@ def test_activations_beyond_float32_are_an_error(weights: ExactWeights) -> None:
         far = replace(weights, tensors=weights.tensors | {part: np.full_like(weights.tensors[part], 3e38)})
         sequences = DeviceLM(far, "cpu", True).sequences(1, 20, 0)
         sequences.forward([SequenceInput(0, np.arange(20))])
-        with pytest.raises(ModelNotFoundError, match="activations go beyond float32"):
+        with pytest.raises(ModelNotFoundError, match="activations exceed the range of float32"):
             sequences.logits(slice(None))
 
     for part in ("embedding.scale", "up.scale", "mix.scale", "qkv.scale"):

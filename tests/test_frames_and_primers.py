@@ -67,7 +67,7 @@ def test_frames_round_trip(tiny: Codec, primed: Codec, name: str, with_primer: b
     assert all(len(f) <= len(m) + 1 + used.checksum for f, m in zip(frames, MESSAGES, strict=True))
     one = codec.encode_frame(LINES[0], used)
     assert one == frames[2] and codec.decode_frame(one, used) == LINES[0].encode()
-    assert min(frame[0] for frame in frames) < 224, "the LM carries some"
+    assert min(frame[0] for frame in frames) < 224, "the LM encodes some"
 
 
 @given(st.one_of(st.text(max_size=60), st.binary(max_size=60)))
@@ -296,7 +296,7 @@ def test_primers_that_do_not_fit_are_refused(tiny: Codec) -> None:
         tiny.with_primer(Primer(b"text", np.array([9, 9])))
 
 
-def test_an_estimate_behind_a_long_primer(tiny: Codec) -> None:
+def test_an_estimate_after_a_long_primer(tiny: Codec) -> None:
     """It measured 200 tokens, whether there was room for them or not."""
     tokens = np.full(900, 30)
     primed = tiny.with_primer(Primer(tiny.tokenizer.decode(tokens), tokens))

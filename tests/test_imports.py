@@ -85,8 +85,9 @@ ALLOWED = {
 # The modules of the exact LM in order: each may import those before it.
 LM_ORDER = [
     "instructions", "amx", "tiles", "compiled", "team", "ahead", "transfer", "architecture", "arithmetic", "seeded",
-    "rotation", "weights", "sequences", "selftest", "exp2", "product", "quantize", "layout", "kept", "attention",
-    "kernels", "cpu", "operations", "device", "gpu_kernels", "gpu_attention", "gpu_sizes", "gpu", "choice", "model",
+    "rotation", "weights", "sequences", "selftest", "exp2", "product", "quantize", "layout", "weight_cache",
+    "attention", "kernels", "cpu", "operations", "device", "gpu_kernels", "gpu_attention", "gpu_sizes", "gpu", "choice",
+    "model",
 ]  # fmt: skip
 
 

@@ -388,7 +388,7 @@ def test_a_model_and_its_state_after_a_primer_are_made_once_for_all_tables(
     table = pyarrow.table({"text": TEXTS})
     packed = tables.encode_table(table, "text", column)
     calls = list[str]()
-    load, behind = LoadedModel.load, LoadedModel.behind
+    load, prime = LoadedModel.load, LoadedModel.with_primer_tokens
 
     def loading_(*given: Any, **options: Any) -> LoadedModel:
         calls.append("load")
@@ -396,10 +396,10 @@ def test_a_model_and_its_state_after_a_primer_are_made_once_for_all_tables(
 
     def priming(*given: Any) -> LoadedModel:
         calls.append("prime")
-        return behind(*given)
+        return prime(*given)
 
     monkeypatch.setattr(LoadedModel, "load", loading_)
-    monkeypatch.setattr(LoadedModel, "behind", priming)
+    monkeypatch.setattr(LoadedModel, "with_primer_tokens", priming)
     monkeypatch.setattr(registry, "resolve_named", lambda *_: registry.resolve(str(llama_folder)))
     monkeypatch.setattr(loading, "_loaded", {})
     monkeypatch.setattr(tables, "_recent", loading.RecentCodecs(8))
@@ -540,7 +540,7 @@ def test_a_column_from_before_types_were_kept(column: Column, tiny: Codec) -> No
         if value == b"text":
             assert tables.decode_table(table, "text", tiny)["text"].to_pylist() == ["text"]
         else:
-            with pytest.raises(FormatError, match=r"^column 'text': row 0 is no UTF-8"):
+            with pytest.raises(FormatError, match=r"^column 'text': row 0 is not UTF-8"):
                 tables.decode_table(table, "text", tiny)
 
 

@@ -28,8 +28,8 @@ from transformers import BertConfig, BertModel
 import memcodec
 from memcodec.codec import Codec
 from memcodec.errors import ModelNotFoundError
-from memcodec.lm import kept, weights
-from memcodec.lm.kept import AnyWeights
+from memcodec.lm import weight_cache, weights
+from memcodec.lm.weight_cache import AnyWeights
 from memcodec.models import convert, registry
 from memcodec.models import hub as hub_
 from memcodec.models.floats import FrozenLM
@@ -456,10 +456,10 @@ def test_integers_are_made_once(broken: Path, conversions: list[Path]) -> None:
 
 def test_a_tokenizer_whose_bytes_are_known_encodes_the_same(broken: Path, cache: Path) -> None:
     folder = registry.ModelFolder("broken", broken)
-    made, kept_ = registry.load_exact(folder)[1], registry.load_exact(folder)[1]
-    assert kept_.decode(kept_.encode(TEXT)) == TEXT.encode() and kept_.tokens.digest == made.tokens.digest
-    assert np.array_equal(kept_.encode(TEXT), made.encode(TEXT)) and kept_.missing_bytes == made.missing_bytes
-    assert kept_.decode(np.array([-1, 10**9])) == b""
+    made, cached = registry.load_exact(folder)[1], registry.load_exact(folder)[1]
+    assert cached.decode(cached.encode(TEXT)) == TEXT.encode() and cached.tokens.digest == made.tokens.digest
+    assert np.array_equal(cached.encode(TEXT), made.encode(TEXT)) and cached.missing_bytes == made.missing_bytes
+    assert cached.decode(np.array([-1, 10**9])) == b""
 
 
 def test_weights_that_change_are_noticed(broken: Path, conversions: list[Path]) -> None:
@@ -497,7 +497,7 @@ def test_a_cache_that_cannot_be_written_costs_time_alone(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(kept, "save", full)
+    monkeypatch.setattr(weight_cache, "save", full)
     message = r"exact cannot be written \(No space left on device\), so that the model is converted again at each start"
     with pytest.warns(RuntimeWarning, match=message):
         first, again = exact_of(broken), exact_of(broken)
@@ -508,7 +508,7 @@ def test_a_cache_that_cannot_be_written_costs_time_alone(
 def test_the_command_line_warns_of_a_cache_that_cannot_be_written(
     broken: Path, cache: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kept, "save", Mock(side_effect=OSError(28, "No space left on device")))
+    monkeypatch.setattr(weight_cache, "save", Mock(side_effect=OSError(28, "No space left on device")))
     Path("a").write_text("a text")
     done = run("compress", "a", "--model", broken, "--no-verify", "--quiet")
     assert done.exit_code == 0 and Path("a.memz").exists()
@@ -826,7 +826,7 @@ def gguf_folder(llama_folder: Path, tmp_path: Path) -> Path:
 def test_a_gguf_file_is_the_same_model(gguf_folder: Path, llama_folder: Path, cache: Path) -> None:
     identity = registry.convert_folder(gguf_folder, None)
     expected = exact_of(llama_folder)
-    found = kept.load(gguf_folder / "exact.safetensors")
+    found = weight_cache.load(gguf_folder / "exact.safetensors")
     assert found.identity == identity
     tensors = found.plain().tensors
     assert {n: t.tolist() for n, t in tensors.items()} == {n: t.tolist() for n, t in expected.plain().tensors.items()}
@@ -898,10 +898,11 @@ def test_a_damaged_built_in_model_is_made_anew_or_refused(
     conversions.clear()
     assert registry.load_exact(fake)[0].identity.hex() == identity and not conversions
     path = folder / "exact.safetensors"
-    found = kept.load(path)
+    found = weight_cache.load(path)
     plain = found.plain()
     doubled = plain.tensors | {"head.scale": plain.tensors["head.scale"] * 2}
-    kept.save(path, replace(plain, tensors=doubled), found.beside, {})  # undamaged, but not as on other machines
+    # Undamaged, but not as on other machines.
+    weight_cache.save(path, replace(plain, tensors=doubled), found.extra_tensors, {})
     assert registry.load_exact(fake)[0].identity.hex() == identity and len(conversions) == 1
     assert registry.load_exact(fake)[0].identity.hex() == identity and len(conversions) == 1
     monkeypatch.setitem(registry.BUILT_IN, "fake", registry.BuiltIn("fake", "1", "", 7, "gguf", "00" * 32, ""))

@@ -341,7 +341,7 @@ def test_large_stored_spans_are_not_kept_whole() -> None:
     tracemalloc.stop()
 
 
-def test_files_with_and_without_a_primer_behind_each_other(tiny: Codec) -> None:
+def test_files_with_and_without_a_primer_after_each_other(tiny: Codec) -> None:
     primer = Primer.from_texts([TEXT], 100, tiny)
     with pytest.MonkeyPatch.context() as patch:
         store_nothing(patch)
@@ -426,13 +426,13 @@ def test_the_state_after_a_primer_is_computed_once(
     store_nothing(monkeypatch)
     primed = tiny.with_primer(primer).encode(WHOLE, site=QUICK, chunk_tokens=50, context=0)
     made = list[int]()
-    behind = LoadedModel.behind
+    original = LoadedModel.with_primer_tokens
 
     def counting(model: LoadedModel, *tokens: np.ndarray) -> LoadedModel:
         made.append(len(tokens))
-        return behind(model, *tokens)
+        return original(model, *tokens)
 
-    monkeypatch.setattr(LoadedModel, "behind", counting)
+    monkeypatch.setattr(LoadedModel, "with_primer_tokens", counting)
     monkeypatch.setattr("memcodec.files.decoded._KEPT_BYTES", 0)
     file = memcodec.open(io.BytesIO(primed), codec=tiny, primer=primer)
     for place in range(0, len(WHOLE), 200):
@@ -449,7 +449,7 @@ def test_the_state_after_a_primer_is_computed_once(
     assert model is codec, "the primers are equal"
 
 
-def test_files_one_behind_the_other(tiny: Codec, blob: bytes) -> None:
+def test_files_one_after_the_other(tiny: Codec, blob: bytes) -> None:
     stored = memcodec.encode(b"\x01\x02\x03")
     both = stored + blob + stored
     whole = b"\x01\x02\x03" + WHOLE + b"\x01\x02\x03"
@@ -601,10 +601,12 @@ def test_what_is_no_list_of_documents_or_keys_is_a_type_error(tiny: Codec, tmp_p
     ("keys", "message"),
     [
         (["a", ""], "the key of document 1 is empty: give it one, or give no keys at all"),
-        (["a", "k" * 4097], "the key of document 1 has 4,097 bytes: keys have 4,096 at most"),
+        (["a", "k" * 4097], "the key of document 1 has 4,097 bytes: keys have 4,096 at most: shorten it"),
+        (["a", "b\0"], r"the key 'b\\x00' contains NUL: remove it"),
+        (["a", "\ud800"], r"the key '\\ud800' cannot be encoded as UTF-8: give another"),
         (["a"], "1 key for 2 documents: give each its own"),
     ],
-    ids=["empty", "long", "few"],
+    ids=["empty", "long", "with NUL", "not Unicode", "few"],
 )
 def test_keys_that_could_not_be_read_back_are_refused(
     tiny: Codec, tmp_path: Path, keys: list[str], message: str
@@ -680,12 +682,12 @@ def test_documents_that_are_the_same_take_a_few_bits_each(tiny: Codec, tmp_path:
 @pytest.mark.parametrize(
     ("lengths", "sources", "message"),
     [
-        ([0, 4], [1], "document 0 is to be the same as one without a frame before it"),
-        ([4, 0], [1], "document 1 is to be the same as one without"),
-        ([4, 0], [5], "document 1 is to be the same as one without"),
-        ([4, 0, 0], [0, 1], "document 2 is to be the same as one without"),
+        ([0, 4], [1], "document 0 refers to a document that has no frame before it"),
+        ([4, 0], [1], "document 1 refers to a document that has no frame"),
+        ([4, 0], [5], "document 1 refers to a document that has no frame"),
+        ([4, 0, 0], [0, 1], "document 2 refers to a document that has no frame"),
         ([0], [], "ends too early"),
-        ([4, 0], [1 << 60], "document 1 is to be the same as one without"),
+        ([4, 0], [1 << 60], "document 1 refers to a document that has no frame"),
         ([5, 0], [0], "lengths do not add up"),
         ([4, 0], [], "ends too early"),
     ],
@@ -744,7 +746,7 @@ def test_the_index_of_an_archive_takes_little_memory(tmp_path: Path, keys: bool)
     columns = [container.pack_column([0, 0]), bytes(count)]
     path.write_bytes(archive_of(container.varint(count) + container.varint(len(names)) + names + b"".join(columns)))
     tracemalloc.start()
-    with pytest.raises(FormatError, match="document 0 is to be the same as one without a frame"):
+    with pytest.raises(FormatError, match="document 0 refers to a document that has no frame"):
         Archive(path)
     assert tracemalloc.get_traced_memory()[1] < (4 << 20 if keys else 100 * count)
     tracemalloc.stop()

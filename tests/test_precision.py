@@ -24,23 +24,25 @@ def test_the_float_pass_is_that_of_transformers(kind: str, tiny_folders: Callabl
     folder = tiny_folders(kind)
     family, described = architecture.read(folder)
     tokenizer = ByteTokenizer(folder)
-    beside = precision.FloatPass.of(described, tokenizer)
+    float_pass = precision.FloatPass.of(described, tokenizer)
     weights = checkpoint.open_checkpoint(folder)
-    exact = convert.convert(described, family, weights, kind, tokenizer.prefix(), tokenizer.tokens.digest, None, beside)
+    exact = convert.convert(
+        described, family, weights, kind, tokenizer.prefix(), tokenizer.tokens.digest, None, float_pass
+    )
     lm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
-        expected = lm(torch.from_numpy(beside.tokens)[None]).logits[0].numpy()
-    assert len(beside.tokens) > 100 and expected.std() > 1
-    assert np.abs(beside.logits - expected).max() < 0.01
+        expected = lm(torch.from_numpy(float_pass.tokens)[None]).logits[0].numpy()
+    assert len(float_pass.tokens) > 100 and expected.std() > 1
+    assert np.abs(float_pass.logits - expected).max() < 0.01
     assert exact.identity == registry.load_exact(registry.ModelFolder(kind, folder))[0].identity
-    precision.check(exact, beside, kind)
+    precision.check(exact, float_pass, kind)
 
 
 def test_tokens_that_the_model_does_not_have_are_left_out(tiny_folders: Callable[[str], Path]) -> None:
     folder = tiny_folders("llama")
     described = replace(architecture.read(folder)[1], vocabulary=150)
-    beside = precision.FloatPass.of(described, ByteTokenizer(folder))
-    assert len(beside.tokens) > 20 and beside.tokens.max() < 150
+    float_pass = precision.FloatPass.of(described, ByteTokenizer(folder))
+    assert len(float_pass.tokens) > 20 and float_pass.tokens.max() < 150
 
 
 def test_lost_bits() -> None:
@@ -60,7 +62,7 @@ def test_a_model_that_eight_bits_do_not_hold(tiny_folders: Callable[[str], Path]
     tensors["model.embed_tokens.weight"][:, 5] += 3000
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     for _ in range(2):  # what was refused is not kept
-        with pytest.raises(ModelNotFoundError, match=r"^outlier: with eight bits it .* \d+\.\d\d bits a token"):
+        with pytest.raises(ModelNotFoundError, match=r"^outlier: its predictions are .* \d+\.\d\d bits per token"):
             registry.load_exact(registry.ModelFolder("outlier", folder))
     (tmp_path / "text").write_text("A text that is long enough for the LM. " * 20)
     result = run("compress", "--model", folder, tmp_path / "text")

@@ -257,7 +257,7 @@ def test_references_come_back() -> None:
         [Reference(40, 9, 32)],  # overlaps itself
         [Reference(40, 50, 32)],  # forward
         [Reference(40, -1, 32)],  # before the document
-        [Reference(301, 0, 33)],  # behind the document
+        [Reference(301, 0, 33)],  # after the document
         [Reference(40, 0, 33), Reference(301, 5, 1 << 40)],
         [Reference(1 << 61, 0, 33)],
     ],

@@ -80,9 +80,9 @@ def test_vectors_of_the_tiny_model() -> None:
     assert len(names) >= 6
     for name in names:
         blob, data = ((TINY / f"{name}.{kind}").read_bytes() for kind in ("memz", "bin"))
-        behind = primer if "primer" in name else None
-        assert decoder.decode(blob, tiny, behind.tokens.tolist() if behind else None) == data
-        assert codec.with_primer(behind).decode(blob) == data
+        used = primer if "primer" in name else None
+        assert decoder.decode(blob, tiny, used.tokens.tolist() if used else None) == data
+        assert codec.with_primer(used).decode(blob) == data
     blob = (TINY / "share-0.1.memz").read_bytes()
     rng = np.random.default_rng(0)
     for bit in rng.integers(0, 8 * len(blob), 200):

@@ -36,7 +36,7 @@ def documents() -> data.Documents:
     )
 
 
-def test_a_batch_is_full_of_sequences_behind_the_prefix(documents: data.Documents) -> None:
+def test_a_batch_is_full_of_sequences_after_the_prefix(documents: data.Documents) -> None:
     batches = iter(data.Sampler(documents, PREFIX, 4096, seed=0))
     for _ in range(3):
         batch = next(batches)

@@ -126,7 +126,7 @@ def package_name(name: str) -> str:
 
 
 def build(wanted: list[Source], folders: list[Path]) -> None:
-    """Makes the corpus and its report."""
+    """Make the corpus and its report."""
     measured = screen.Measured(screen.measured_texts(folders))
     print(f"measured: {measured.count} texts, {measured.bytes:,} characters, {len(measured.grams):,} runs", flush=True)
     maker = Maker(measured)
@@ -218,7 +218,7 @@ class Maker:
         return "" if self.repeats.often(text, most) else text
 
     def kept(self, text: str, take: Take) -> str:
-        """What is left of a document without what was there before and what is measured; may be nothing."""
+        """Returns a document without text that earlier documents or measured texts have; may be empty."""
         lone = take.reader in readers.MESSAGES
         if not lone:
             text = self.without_repeats(text, take.kind)
@@ -314,7 +314,7 @@ def cut(text: str) -> Iterator[str]:
 
 
 def runs(messages: Iterable[str], gap: str | None, rng: random.Random) -> Iterator[str]:
-    """Messages alone, and runs of the others in their order, of all lengths."""
+    """Yields messages alone, and runs of the other messages in their order, of all lengths."""
     run: list[str] = []
     size, wanted = 0, 0.0
     for message in messages:

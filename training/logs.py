@@ -220,7 +220,7 @@ class Machine:
         self.pids = [rng.randrange(300, 60_000) for _ in range(6)]
 
     def tick(self) -> None:
-        """Time passes."""
+        """Advance the clock by a random interval."""
         self.now += timedelta(seconds=self.rng.expovariate(1) * self.step)
 
     def fill(self, template: str) -> str:
@@ -232,7 +232,7 @@ class Machine:
         )
 
     def value(self, name: str) -> str:
-        """One of them."""
+        """Returns a random value for a placeholder of a template."""
         rng = self.rng
         if name.startswith("hex"):
             return f"{rng.getrandbits(4 * int(name[3:])):0{int(name[3:])}x}"
@@ -259,7 +259,7 @@ class Machine:
         return values[name]()
 
     def uuid(self) -> str:
-        """A random one."""
+        """Returns a random UUID."""
         digits = f"{self.rng.getrandbits(128):032x}"
         return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
 

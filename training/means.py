@@ -21,7 +21,7 @@ from memcodec.models.checkpoint import open_checkpoint
 from memcodec.models.floats import FrozenLM
 from memcodec.models.tokenizer import ByteTokenizer
 
-SEQUENCE = 400  # tokens behind the prefix
+SEQUENCE = 400  # tokens after the prefix
 GRID = 2.0**-8  # to which means are rounded, so that the file packs well
 
 

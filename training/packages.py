@@ -42,12 +42,12 @@ class Package:
         if not self.path.exists():
             done = subprocess.run(self._command(), cwd=self.path.parent, capture_output=True, text=True)
             if not self.path.exists():
-                raise SystemExit(f"error: {self.name} {self.version}: {done.stderr.strip()[-500:]}")
+                raise SystemExit(f"packages: error: {self.name} {self.version}: {done.stderr.strip()[-500:]}")
             print(f"fetched {self.file}", file=sys.stderr, flush=True)
         with self.path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != self.sha256:
-            raise SystemExit(f"error: {self.file} has SHA-256 {found[:16]}..., not {self.sha256[:16]}...")
+            raise SystemExit(f"packages: error: {self.file} has SHA-256 {found[:16]}..., not {self.sha256[:16]}...")
 
     def _command(self) -> list[str]:
         """The command that downloads it into the folder in which it runs."""

@@ -18,7 +18,7 @@ Hashes = npt.NDArray[np.uint64]
 GRAM = 13
 UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # kana and Chinese characters: words of one character
 WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
-PRIME = np.uint64(0x9E3779B97F4A7C15)
+MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 REPOSITORY = Path(__file__).resolve().parent.parent
 TEXTUAL = re.compile(r"\.(py|txt|md|pot?|json|html|js|css|xml|csv|rst|toml|cfg|yml)$")
 # Not the licence, which packages of the corpus have too; tests compress it, but no figure is measured with it.
@@ -53,13 +53,13 @@ def grams(words: Hashes, size: int = GRAM) -> Hashes:
         return np.empty(0, np.uint64)
     found = words[:count].copy()
     for i in range(1, size):
-        found *= PRIME
+        found *= MULTIPLIER
         found += words[i : count + i]
     return found ^ (found >> np.uint64(29))
 
 
 class Seen:
-    """A set of hashes that may take a new one for an old one: about one time in a hundred when it is full."""
+    """A set of hashes with false positives: about one in a hundred when it is full."""
 
     def __init__(self, bits: int):
         self.mask = np.uint64((1 << bits) - 1)
@@ -70,7 +70,7 @@ class Seen:
         return self.table[found & self.mask]
 
     def add(self, found: Hashes) -> None:
-        """Takes them in."""
+        """Add some hashes."""
         self.table[found & self.mask] = True
 
 

@@ -29,7 +29,7 @@ Texts = dict[str, list[np.ndarray]]  # chunks of token ids, by the name of a tex
 
 @dataclass
 class Options:
-    """What a run is: see the help."""
+    """The settings of a run: see the help of the command."""
 
     minutes: float
     out: Path
@@ -48,7 +48,7 @@ class Options:
 
 
 def schedule(fraction: float, step: int) -> float:
-    """What part of the learning rate counts: a short warm-up, then a cosine to 2 %."""
+    """Returns the factor of the learning rate: a short warm-up, then a cosine down to 2 %."""
     return min(1.0, (step + 1) / 30) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(fraction, 1.0))))
 
 

@@ -16,7 +16,7 @@ SHARES = (0.0, 0.1, 0.2)
 EFFORTS = (256, 1024, 4096, 16384)
 BOUND = "bound"
 CONTEXT_BOUND = "bound, context of 2048"
-MAX_CONTEXT = "memcodec 0, context max"
+CONTEXT_MAX_ROW = "memcodec 0, context max"
 PROMPT = "memcodec, prompt site"
 PROMPT_TOKENS = 48  # per chunk; one memory token of the default model can hold more (docs/memory_tokens.md)
 PROMPT_STEPS = 400
@@ -175,7 +175,7 @@ class Bench:
         for effort in efforts:
             row = self.memcodec(text, Readout(share, effort), f"memcodec {share:g}, effort {effort}")
             seconds = row.result["encode_seconds"]
-            result.append({"effort": effort, "encode_seconds": seconds} | worth(share, row, none))
+            result.append({"effort": effort, "encode_seconds": seconds} | memory_benefit(share, row, none))
         return result
 
     def prompt(self, text: Text, steps: int = PROMPT_STEPS) -> Row | str:
@@ -194,7 +194,7 @@ class Bench:
         return {"model": lm.identity.hex(), "machine": machine()} | running
 
 
-def worth(share: float, row: Row, without: Row) -> dict[str, Any]:
+def memory_benefit(share: float, row: Row, without: Row) -> dict[str, Any]:
     """The benefit of a memory, compared with the same text `without` one. Bits are per token that the LM encodes.
 
     efficiency: bits of corrections saved, divided by the bits of the memory; None without a memory.

@@ -75,7 +75,7 @@ def machine() -> dict[str, Any]:
 
 
 def _version(name: str) -> str:
-    """Of a package; "?" if it is used without being installed, as memcodec from its repository."""
+    """Returns the installed version of a package; "?" if it is not installed, as memcodec in its repository."""
     try:
         return version(name)
     except PackageNotFoundError:

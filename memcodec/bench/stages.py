@@ -39,7 +39,7 @@ _STAGES: dict[str, _Functions] = {
     "corrections, read": [(corrections.Decoder, "step")],
     "zstd": [
         (spans, "zstd_size"),
-        *((assembly, name) for name in ("zstd_size", "least_size", "least_sizes")),
+        *((assembly, name) for name in ("zstd_size", "estimated_size", "estimated_sizes")),
         (layout, "compress"),
     ],
     "container": [(container, "pack"), (assembly, "pack"), (container, "unpack_all")],

@@ -23,7 +23,7 @@ from memcodec.coding.distribution import (
     summarize_row,
 )
 from memcodec.coding.steering import (
-    ENERGY,
+    ENTROPY_SUM,
     READER_STATE,
     USED,
     WINDOW_BITS,
@@ -187,7 +187,7 @@ def _next_chunk(position, chunks, state):
     """Move to the next chunk at the end of one."""
     if position == chunks[state[_CHUNK], _ENDS]:
         state[_CHUNK] += 1
-        state[_STARTED], state[USED], state[ENERGY], state[WINDOW_BITS] = position, 0, 0, 0
+        state[_STARTED], state[USED], state[ENTROPY_SUM], state[WINDOW_BITS] = position, 0, 0, 0
 
 
 @kernel
@@ -338,13 +338,13 @@ class Explained:
 
     winners: the index of the winner in `ids`, int64 [positions]; probability: of the token under its memory, float64
     [positions]; ids: the best tokens of the LM alone, in its order, int32 [positions, COMPETITORS + 1], -1 if there are
-    fewer; shares: their probabilities under the memory, float64 [positions, COMPETITORS + 1].
+    fewer; probabilities: theirs under the memory, float64 [positions, COMPETITORS + 1].
     """
 
     winners: np.ndarray
     probability: np.ndarray
     ids: np.ndarray
-    shares: np.ndarray
+    probabilities: np.ndarray
 
 
 @allocating

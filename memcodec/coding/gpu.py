@@ -42,7 +42,7 @@ class Coder:
         self.lm = lm
         self.vocabulary = lm.vocabulary
         self.powers, self.logarithms = self.tensor(arithmetic.powers()), self.tensor(arithmetic.logarithms())
-        cells, blocks = -(-lm.vocabulary // gpu_kernels.CELL), -(-lm.vocabulary // BLOCK)
+        cells, blocks = -(-lm.vocabulary // gpu_kernels.GPU_CELL), -(-lm.vocabulary // BLOCK)
         self.sizes = {
             "VOCABULARY": lm.vocabulary, "CELLS": cells, "WIDTH": power_of_two(cells), "BLOCKS": blocks,
         }  # fmt: skip
@@ -65,12 +65,12 @@ class Coder:
         """The sums of logits, int32 [rows, vocabulary], in two launches. into: written to, instead of new ones."""
         rows, cells, blocks = len(logits), self.sizes["CELLS"], self.sizes["BLOCKS"]
         keys, masses, moments = found = self.new_sums(rows) if into is None else into
-        piece = min(max(self.lm.tiles.entries * 2 // gpu_kernels.CELL, 1), self.sizes["WIDTH"])
+        piece = min(max(self.lm.block_sizes.entries * 2 // gpu_kernels.GPU_CELL, 1), self.sizes["WIDTH"])
         launch(
             _kernels.cells, (rows, -(-cells // piece)), logits, keys,
             VOCABULARY=self.vocabulary, CELLS=cells, PIECE=piece,
         )  # fmt: skip
-        piece = min(max(self.lm.tiles.entries * 2 // BLOCK, 1), self.block_width)
+        piece = min(max(self.lm.block_sizes.entries * 2 // BLOCK, 1), self.block_width)
         launch(
             _kernels.blocks, (rows, -(-blocks // piece)), logits, keys, self.powers, masses, moments,
             **self.sizes, PIECE=piece,
@@ -181,7 +181,7 @@ class Steps:
         self._logits = torch.empty(self._width, coder.vocabulary, dtype=torch.int32, device=device)
         self._sums = coder.new_sums(self._width)
         self._buffers = Buffers(coder.lm.architecture, self._width, device)
-        self._buffers.of_attention(self._width * sequences.positions_of_heads)  # graphs need it where it is
+        self._buffers.of_attention(self._width * sequences.positions_of_heads)  # now: a graph keeps the address
         self._graphs: dict[int, Any] = {}  # by rows
 
     def run(

@@ -11,11 +11,11 @@ import triton.language as tl
 from memcodec.coding import distribution, rangecoder, steering
 from memcodec.lm import arithmetic, seeded
 
-CELL = 64  # tokens whose best key is kept
+GPU_CELL = 64  # tokens whose best key is kept
 RUN_FIELDS = 4  # of a run of `decode`: group, position, first row, rows
 LIST = 64  # entries of a program's list of the best tokens: a power of two above COMPETITORS
 
-_CELL, _LIST, _LAST = tl.constexpr(CELL), tl.constexpr(LIST), tl.constexpr(LIST - 1)
+_CELL, _LIST, _LAST = tl.constexpr(GPU_CELL), tl.constexpr(LIST), tl.constexpr(LIST - 1)
 _RUN_FIELDS = tl.constexpr(RUN_FIELDS)
 _COMPETITORS = tl.constexpr(distribution.COMPETITORS)
 _BLOCK = tl.constexpr(distribution.BLOCK)
@@ -37,7 +37,7 @@ _ID_BITS, _ID_ONE, _ID_MASK = tl.constexpr(20), tl.constexpr(1 << 20), tl.conste
 _NO_KEY = tl.constexpr(-(1 << 62))
 _PROBABILITY_BITS = tl.constexpr(rangecoder.PROBABILITY_BITS)
 _MOST_PROBABLE = tl.constexpr((1 << rangecoder.PROBABILITY_BITS) - 1)
-_TOP, _MASK = tl.constexpr(1 << 24), tl.constexpr(0xFFFFFFFF)
+_TOP, _MASK = tl.constexpr(rangecoder.TOP), tl.constexpr(rangecoder.MASK)
 
 
 # ---- frequencies
@@ -60,7 +60,7 @@ def log2_units(value, logarithms):
 
 @triton.jit
 def cells(logits, keys, VOCABULARY: tl.constexpr, CELLS: tl.constexpr, PIECE: tl.constexpr):
-    """The best key of each cell of CELL tokens. logits: int32 [rows, VOCABULARY]; keys: int64 [rows, CELLS].
+    """The best key of each cell of GPU_CELL tokens. logits: int32 [rows, VOCABULARY]; keys: int64 [rows, CELLS].
 
     A key orders tokens as competitors are ordered: by logits, and the lower id first among equals.
     """
@@ -254,23 +254,24 @@ def _steered(
     SIZE: tl.constexpr, DEPTH: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     """Take in the new bits of a memory: the moves of a list of tokens. state: of a group, int64 [5]; it is changed."""
-    used, energy, window = tl.load(state), tl.load(state + 1), tl.load(state + 2)
+    used, entropy_sum, window = tl.load(state), tl.load(state + 1), tl.load(state + 2)
     chunk, started = tl.load(state + 3), tl.load(state + 4)
     is_next = position == tl.load(chunks + chunk * 3 + 2)
     chunk += is_next.to(tl.int64)
     started = tl.where(is_next, position, started)
-    used, energy, window = tl.where(is_next, 0, used), tl.where(is_next, 0, energy), tl.where(is_next, 0, window)
+    used, window = tl.where(is_next, 0, used), tl.where(is_next, 0, window)
+    entropy_sum = tl.where(is_next, 0, entropy_sum)
     first, count = tl.load(chunks + chunk * 3), tl.load(chunks + chunk * 3 + 1)
     capped = tl.minimum(entropy, _MOST_ENTROPY).to(tl.int64)
-    energy += capped
-    new = tl.minimum(tl.minimum((share * energy) >> 20, count) - used, _MOST_NEW)
+    entropy_sum += capped
+    new = tl.minimum(tl.minimum((share * entropy_sum) >> 20, count) - used, _MOST_NEW)
     for i in tl.static_range(_MOST_NEW):
         place = first + used + i
         bit = (tl.load(memories + (place >> 3), mask=i < new, other=0).to(tl.int64) >> (place & 7)) & 1
         window = tl.where(i < new, ((window << 1) | bit) & _WINDOW, window)
     tl.debug_barrier()  # all threads have read the state
     tl.store(state, used + new)
-    tl.store(state + 1, energy)
+    tl.store(state + 1, entropy_sum)
     tl.store(state + 2, window)
     tl.store(state + 3, chunk)
     tl.store(state + 4, started)
@@ -355,7 +356,7 @@ def advance(
 ):  # fmt: skip
     """What follows `decode` in a step of one row for each group: keep its token, and move on by one position.
 
-    runs: of `decode`, int32 [rows, RUN_FIELDS], with 1 row, or 0 behind the end of a group; positions: of the LM, int32
+    runs: of `decode`, int32 [rows, RUN_FIELDS], with 1 row, or 0 after the end of a group; positions: of the LM, int32
     [rows]; ends: tokens of each group, int32 [rows]; history: int32 [HISTORY, width]; scales: what `check_numbers`
     takes, float32 [rows]; wrong: int32 [1], is set to 1 if it would raise.
     """

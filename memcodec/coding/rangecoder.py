@@ -19,20 +19,20 @@ ENCODER_STATE = 5
 CODE, POSITION, END = 0, 2, 3
 DECODER_STATE = 4
 
-_TOP = 1 << 24
-_MASK = 0xFFFFFFFF
+TOP = 1 << 24
+MASK = 0xFFFFFFFF
 
 
 @subkernel
 def start_encoder(state):
     """state: int64 [ENCODER_STATE]."""
-    state[LOW], state[RANGE], state[HELD], state[PENDING], state[WRITTEN] = 0, _MASK, 0, 1, 0
+    state[LOW], state[RANGE], state[HELD], state[PENDING], state[WRITTEN] = 0, MASK, 0, 1, 0
 
 
 @subkernel
 def _shift(state, out):
     low = state[LOW]
-    if low < 0xFF000000 or low > _MASK:
+    if low < 0xFF000000 or low > MASK:
         carry = low >> 32
         held = state[HELD] + carry
         for i in range(state[PENDING]):
@@ -42,7 +42,7 @@ def _shift(state, out):
         state[PENDING] = 0
         state[HELD] = (low >> 24) & 0xFF
     state[PENDING] += 1
-    state[LOW] = (low << 8) & _MASK
+    state[LOW] = (low << 8) & MASK
 
 
 @subkernel
@@ -54,7 +54,7 @@ def encode_bit(state, out, bit, zero):
         state[RANGE] -= bound
     else:
         state[RANGE] = bound
-    while state[RANGE] < _TOP:
+    while state[RANGE] < TOP:
         state[RANGE] <<= 8
         _shift(state, out)
 
@@ -81,7 +81,7 @@ def finish_encoder(state, out):
 @subkernel
 def start_decoder(state, data, start, end):
     """state: int64 [DECODER_STATE]; the bytes are data[start:end]."""
-    state[CODE], state[RANGE], state[POSITION], state[END] = 0, _MASK, start, end
+    state[CODE], state[RANGE], state[POSITION], state[END] = 0, MASK, start, end
     for _ in range(4):
         _next(state, data)
 
@@ -92,7 +92,7 @@ def _next(state, data):
     if state[POSITION] < state[END]:
         byte = np.int64(data[state[POSITION]])
         state[POSITION] += 1
-    state[CODE] = ((state[CODE] << 8) | byte) & _MASK
+    state[CODE] = ((state[CODE] << 8) | byte) & MASK
 
 
 @subkernel
@@ -106,7 +106,7 @@ def decode_bit(state, data, zero):
         state[CODE] -= bound
         state[RANGE] -= bound
         bit = np.int64(1)
-    while state[RANGE] < _TOP:
+    while state[RANGE] < TOP:
         state[RANGE] <<= 8
         _next(state, data)
     return bit

@@ -31,7 +31,7 @@ class Steering(NamedTuple):
 
     @classmethod
     def of(cls, head: Head) -> "Steering":
-        """From the head of an LM (`ExactLM.head`)."""
+        """Returns the data for steering, from the head of an LM (`ExactLM.head`)."""
         unit = 1.0 / np.sqrt(FEATURES * max(head.spread, 1e-30))
         return cls(head.integers, head.scale, unit, parity_tables())
 
@@ -47,8 +47,8 @@ def parity_tables() -> np.ndarray:
     return tables
 
 
-# The state of a reader of memory bits, an int64 array: bits read, entropy so far (capped), window.
-USED, ENERGY, WINDOW_BITS = range(3)
+# The state of a reader of memory bits, an int64 array: bits read, the sum of capped entropies, window.
+USED, ENTROPY_SUM, WINDOW_BITS = range(3)
 READER_STATE = 3
 
 
@@ -59,9 +59,9 @@ def capped(entropy):
 
 
 @subkernel
-def new_bits(share, energy, used, count):
-    """The number of bits that enter at a position. energy: sum of capped entropies; used, count: bits read, of all."""
-    return min(min(share * energy >> 20, count) - used, MOST_NEW)
+def new_bits(share, entropy_sum, used, count):
+    """The number of bits that enter at a position. entropy_sum: of capped entropies; used, count: bits read, of all."""
+    return min(min(share * entropy_sum >> 20, count) - used, MOST_NEW)
 
 
 @subkernel
@@ -71,8 +71,8 @@ def read_bits(share, entropy, memories, first, count, state):
     The memory has `count` bits from bit `first` of `memories` on, uint8, the lowest bit of a byte first. They stay
     packed, since a hostile file may have any number of them.
     """
-    state[ENERGY] += capped(entropy)
-    new = new_bits(share, state[ENERGY], state[USED], count)
+    state[ENTROPY_SUM] += capped(entropy)
+    new = new_bits(share, state[ENTROPY_SUM], state[USED], count)
     for i in range(new):
         place = first + state[USED] + i
         bit = np.int64(memories[place >> 3]) >> (place & 7) & 1

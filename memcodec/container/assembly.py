@@ -22,7 +22,7 @@ from memcodec.container.layout import (
     chunk_checksum,
 )
 from memcodec.container.write import describe, pack
-from memcodec.container.zstd_bound import least_size, least_sizes
+from memcodec.container.zstd_estimate import estimated_size, estimated_sizes
 from memcodec.document.blocks import Block
 from memcodec.document.references import CarriedBytes, Reference
 from memcodec.document.references import joined as joined_references
@@ -114,7 +114,7 @@ def _storable(run: list[_SegmentBytes], ends: bool) -> list[tuple[list[_SegmentB
 def _store_smaller(run: list[_SegmentBytes], team: Team) -> list[Segment | SourceRange]:
     """A run of whole groups, stored where zstd makes it smaller: all of it, or in its halves, and so on."""
     lm_sizes = [_lm_size(one.segment) for one in run]
-    least = least_sizes([one.data for one in run])  # what zstd needs at least for each, behind those before it
+    least = estimated_sizes([one.data for one in run])  # the least that zstd needs for each, after those before it
     stored: list[range] = []
     left = [range(len(run))]
     while left:
@@ -173,7 +173,7 @@ def stored(source: Source) -> Container:
 
 def smaller_of(source: Source, blob: bytes) -> bytes:
     """The file of a document that the LM encoded, or the file that stores it whole if that is not larger."""
-    if not STORE_SMALLER or least_size(source) > len(blob):
+    if not STORE_SMALLER or estimated_size(source) > len(blob):
         return blob
     whole = pack(stored(source))
     return whole if len(whole) <= len(blob) else blob

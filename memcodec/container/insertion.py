@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from memcodec.document.references import Reference
+from memcodec.document.source import SPOOLED_BYTES
 
-_SPOOLED = 1 << 22  # bytes of sources that are kept in memory; more go to disk
 _PIECE = 1 << 20  # bytes of a reference that are handled at one time
 
 
@@ -55,7 +55,7 @@ class Sources:
 
     def _write(self, start: int, data: bytes) -> None:
         if self._file is None:
-            self._file = tempfile.SpooledTemporaryFile(_SPOOLED)  # noqa: SIM115 (open as long as this is)
+            self._file = tempfile.SpooledTemporaryFile(SPOOLED_BYTES)  # noqa: SIM115 (open as long as this is)
         self._file.seek(self._size)
         self._file.write(data)
         before = self._kept[-1] if self._kept else (0, -1, 0)

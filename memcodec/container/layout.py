@@ -34,7 +34,7 @@ SITES = ("readout", "prompt")  # their numbers in the index
 PRIMED = 2  # is added to the number of the site if the file needs a primer
 
 ZSTD_WINDOW = 27  # the largest window of zstd that a decoder must support, in bits
-SLOW_ZSTD_BYTES = 1 << 24  # from this size on zstd's best level takes longer than 15 seconds
+SLOW_ZSTD_BYTES = 1 << 24  # from this size on, zstd -19 takes longer than 15 seconds
 _ZSTD_LEVEL, _ZSTD_FAST_LEVEL = 19, 12
 _TRIAL_BYTES = 1 << 18  # from this size on, a fast run decides whether the best level is tried
 _PIECE = 1 << 20  # bytes of stored data that are handled at one time
@@ -64,8 +64,8 @@ class Needs:
         """Raise ModelMismatchError if this model is not the one that is needed. Its name does not matter."""
         if here.identity != self.model.identity:
             raise ModelMismatchError(
-                f"the file needs model {self.model.name!r} ({self.model.identity.hex()}); {here.name!r} is "
-                f"{here.identity.hex()}: give the right one as codec or model (--model)"
+                f"the file needs model {self.model.name!r} ({self.model.identity.hex()}), not {here.name!r} "
+                f"({here.identity.hex()}): give the right one as codec or model (--model)"
             )
 
     def check_primer(self, here: bytes) -> None:

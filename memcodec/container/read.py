@@ -204,7 +204,7 @@ def read_tensors(
 
 
 def _refuse_rest(rest: memoryview) -> NoReturn:
-    """Raise the FormatError about bytes behind a file, which may be another file."""
+    """Raise the FormatError about bytes after a file, which may be another file."""
     try:
         check_start(bytes(rest[:START]))
     except FormatError:
@@ -250,7 +250,7 @@ def _read_index(reader: "Reader", apart: "Reader | None", model_name: str | None
     if carried + sum(one.size for one in references) != size:
         raise FormatError("damaged index: lengths do not add up to the document's")
     if references and references[-1].at > carried:
-        raise FormatError("damaged index: a reference behind the end of the document")
+        raise FormatError("damaged index: a reference after the end of the document")
     for rest in (reader, apart):
         if rest is not None:
             rest.end()

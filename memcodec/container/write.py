@@ -44,7 +44,7 @@ def pack(container: Container) -> bytes:
     memories = b"".join(chunk.memory for chunk in container.chunks)
     stored = [part for part in container.parts if isinstance(part, StoredSpan)]
     if len(stored) > MAX_SPANS:
-        raise EncodeError(f"more than {MAX_SPANS:,} stretches of bytes that are no text: compress a part of the file")
+        raise EncodeError(f"more than {MAX_SPANS:,} stretches of bytes that are not text: compress a part of the file")
     apart = len(memories) >= MEMORIES_APART
     pieces = [_pack_index(container), b"" if apart else memories, *(span.packed for span in stored)]
     pieces += [segment.corrections for segment in container.segments if segment.corrections is not None]

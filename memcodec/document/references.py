@@ -1,6 +1,6 @@
 """References: bytes of a document that are not carried, because they repeat carried bytes that stand before them.
 
-The carried bytes are those that the LM carries or that are stored, in order and without a gap. The document is the
+The carried bytes are those that the LM encodes or that are stored, in order and without a gap. The document is the
 carried bytes with the bytes of each reference inserted. Nothing refers to inserted bytes, so there are no chains.
 """
 

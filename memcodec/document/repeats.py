@@ -14,14 +14,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from memcodec.document.places import MULTIPLIER, POSITION_BITS, POSITION_MASK
 from memcodec.document.references import MAX_REFERENCES, Reference
 from memcodec.document.source import Source
+from memcodec.document.table_entries import MARK_MULTIPLIER, MULTIPLIER, POSITION_BITS, POSITION_MASK
 from memcodec.document.unseen import Grams, is_unseen, skip
 from memcodec.lm.compiled import kernel, subkernel
 
 SAMPLE_BYTES = 48
-LEAST_BYTES = 2 * SAMPLE_BYTES  # of a reference: none of them is missed
+LEAST_BYTES = 2 * SAMPLE_BYTES  # of a reference: a repeat of this length always contains a whole sample
 UNSEEN_BYTES = 64  # of these, at least, that the LM does not see (docs/context.md)
 TOKEN_BYTES = 4  # of text in a token, about
 WINDOW_BYTES = 1 << 24  # of the document that are kept in memory; what is farther back is read again
@@ -160,7 +160,7 @@ def _bucket(value, table):
 @subkernel
 def _mark(value):
     """The bits of a hash that an entry of the table has above its position."""
-    mixed = (value ^ (value >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (value ^ (value >> np.uint64(29))) * np.uint64(MARK_MULTIPLIER)
     return mixed & ~np.uint64(POSITION_MASK)
 
 
@@ -229,8 +229,8 @@ def _extend(ours, done, at, theirs, there, low, high, longest):
 def _next_repeat(window, done, at, fresh, origin, table, starts, ends, least, unseen, seen, grams):
     """The next repeat in text from byte `at` of the window on, which begins at `origin` of the document.
 
-    done: up to there, text is in a reference or no part of this text; fresh: the next sample to be entered, which is
-    done SAMPLE_BYTES behind: a repeat may begin so much before the sample that is found. starts, ends: of the
+    done: the end of the last reference, or the start of this text; fresh: the next sample to be entered, SAMPLE_BYTES
+    late, because a repeat may begin up to that many bytes before the sample that is found. starts, ends: of the
     references so far; least: bytes of a repeat; unseen, seen, grams: see `unseen.is_unseen`. Returns where the sample
     is, the first byte and the size of the repeat, where the sample occurred in the document (-1 if nowhere; before the
     window, its repeat is not known yet), and `fresh`.
@@ -266,5 +266,5 @@ def _next_repeat(window, done, at, fresh, origin, table, starts, ends, least, un
             window, first, size, origin, starts, ends, unseen, seen, grams
         ):  # fmt: skip
             return at, first, size, place, fresh
-        at = max(at, first + size - SAMPLE_BYTES) + 1  # behind the samples that are a part of this repeat
+        at = max(at, first + size - SAMPLE_BYTES) + 1  # after the samples that are a part of this repeat
     return at, 0, 0, -1, fresh

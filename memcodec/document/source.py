@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 from memcodec.errors import EncodeError
 
 PIECE_BYTES = 1 << 20  # read at one time
-_SPOOLED = 1 << 22  # bytes of a pipe that are kept in memory; more go to disk
+SPOOLED_BYTES = 1 << 22  # of a temporary file that stay in memory; more go to disk
 
 
 class Source:
@@ -33,7 +33,7 @@ class Source:
             self._first = file.tell()
             self.size = file.seek(0, os.SEEK_END) - self._first
         except (OSError, ValueError, AttributeError):  # a pipe, or an object that has only `read`
-            copy: Any = tempfile.SpooledTemporaryFile(_SPOOLED)  # noqa: SIM115 (open as long as this is)
+            copy: Any = tempfile.SpooledTemporaryFile(SPOOLED_BYTES)  # noqa: SIM115 (open as long as this is)
             shutil.copyfileobj(file, copy)
             self._copy = file = copy
             self._first, self.size = 0, copy.tell()

@@ -18,7 +18,7 @@ BLOCK_BYTES = 1 << 20  # tokenized at one time
 
 PIECE_CHARACTERS = 1 << 16  # text is tokenized in pieces of this size, to limit the tokenizer's memory
 MIN_TEXT_BYTES = 160  # shorter text between stored bytes is stored with them, because a span costs about 20 bytes
-MAX_ZSTD_RATIO = 20  # text that zstd makes smaller than this is stored: the LM needs 5 bytes a chunk at least
+MAX_ZSTD_RATIO = 20  # text that zstd compresses by a larger factor is stored: the LM needs at least 5 bytes per chunk
 MAX_LOSS = 0.1  # a block is binary if more than this share of its bytes is not UTF-8
 MAX_CONTROLS = 0.05  # a block is binary if more than this share of its characters occurs in binary data only
 
@@ -94,7 +94,7 @@ def find_text(data: bytes) -> list[str | bytes]:
 def is_worthwhile(message: bytes, tokens: int) -> bool:
     """Whether the LM encodes a message without a container that has this number of tokens.
 
-    Not if it is long and no text, as in a file, or has many tokens for its length.
+    Not if it is long and contains bytes that are not text, or has many tokens for its length.
     """
     if tokens <= ALWAYS_TRIED:
         return True

@@ -1,21 +1,21 @@
-"""How much of a repeat the LM does not see: text that is neither shortly before the repeat nor earlier in it.
+"""Finds how much of a repeat the LM does not see, because it occurs neither in the context nor earlier in the repeat.
 
 Text is compared in grams, GRAM_BYTES from each byte on, by their hashes: a table says where each gram occurred last. It
-is brought up to date only when a repeat is looked at, so that text without repeats takes no time. What the LM never
-sees, references and stored bytes, is not in the table, and makes no text farther away.
+is brought up to date only when a repeat is examined, so that text without repeats takes no time. References and stored
+bytes, which the LM does not read, are not in the table and do not count in distances.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-from memcodec.document.places import MULTIPLIER, POSITION_BITS, POSITION_MASK
+from memcodec.document.table_entries import MULTIPLIER, POSITION_BITS, POSITION_MASK
 from memcodec.lm.compiled import kernel, subkernel
 
 GRAM_BYTES = 8
 
 _SLOTS = 4  # of the table, at least, for each gram: of two with the same slot, the later one is kept
-_CHANGES = 1024  # grams of a repeat that are entered while it is looked at; its later ones are compared with no more
+_CHANGES = 1024  # grams of a repeat that are entered while it is examined; its later ones are compared with no more
 
 
 class Grams(NamedTuple):
@@ -23,7 +23,7 @@ class Grams(NamedTuple):
 
     places: entries of grams (see `_entry`), uint64 [slots]; entered: the byte of the document up to which grams are in
     the table, how many references are before it, and how many bytes that the LM does not read, int64 [3]; changes:
-    slots and what was in them, while a repeat is looked at, uint64 [_CHANGES, 2].
+    slots and what was in them, while a repeat is examined, uint64 [_CHANGES, 2].
     """
 
     places: np.ndarray
@@ -32,7 +32,7 @@ class Grams(NamedTuple):
 
     @classmethod
     def of(cls, seen: int) -> "Grams":
-        """Without any text. seen: how many bytes of text before a repeat the LM sees."""
+        """Returns an empty table. seen: how many bytes of text before a repeat the LM sees."""
         places = np.zeros(1 << (_SLOTS * (seen + _CHANGES)).bit_length(), dtype=np.uint64)
         return cls(places, np.zeros(3, dtype=np.int64), np.empty((_CHANGES, 2), dtype=np.uint64))
 

@@ -17,8 +17,8 @@ import memcodec
 from memcodec.coding.corrections import EncodedGroup
 from memcodec.errors import EncodeError, EngineError, MemcodecError, wrong_file
 from memcodec.groups import FIT_CHUNKS, batches, decode_all, encode_groups, verify_all
-from memcodec.lm.kept import AnyWeights
 from memcodec.lm.model import ExactLM
+from memcodec.lm.weight_cache import AnyWeights
 from memcodec.memory.site import Site
 from memcodec.memory.sites import site_of
 from memcodec.models import registry
@@ -46,13 +46,13 @@ class RayEngine:
 
     def __init__(
         self, workers: int | None = None, threads: int | None = None, device: str = "auto", address: str | None = None,
-        patience: float = 600.0,
+        start_timeout: float = 600.0,
     ) -> None:  # fmt: skip
         """workers: by default as many as the cluster has room for now. threads: CPU threads of each, by default 1.
 
         device: "cuda" for a GPU for each; "cpu"; "auto" for GPUs if the cluster has any. address: as for `ray.init`,
         which looks for a cluster, and starts one on this machine if there is none; an engine that connected to it
-        disconnects when it is closed. patience: seconds to wait for the first worker. Raises EncodeError.
+        disconnects when it is closed. start_timeout: seconds to wait for the first worker. Raises EncodeError.
         """
         if workers is not None:
             check_whole("workers", workers, 1, None, "1 or more")
@@ -64,7 +64,7 @@ class RayEngine:
         self._threads = threads or 1
         self._device = device
         self._address = address
-        self._patience = patience
+        self._start_timeout = start_timeout
         self._connected = False
         self._pool: list[Any] = []
         self._weights: dict[bytes, Any] = {}  # by identity; as long as they are here, Ray keeps them for new workers
@@ -136,7 +136,7 @@ class RayEngine:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Its settings: where it is unpickled, it starts workers of its own."""
-        return RayEngine, (self._count, self._threads, self._device, self._address, self._patience)
+        return RayEngine, (self._count, self._threads, self._device, self._address, self._start_timeout)
 
     def __enter__(self) -> "RayEngine":
         return self
@@ -269,9 +269,9 @@ class RayEngine:
     def _next(self, running: "dict[Any, tuple[Any, _Task | None]]") -> "tuple[Any, _Task | None, Any]":
         """The next worker to finish, its task, and the result or Ray's error."""
         started = any(task is not None for _, task in running.values())
-        ready, _ = ray.wait(list(running), timeout=None if started else self._patience)
+        ready, _ = ray.wait(list(running), timeout=None if started else self._start_timeout)
         if not ready:
-            raise self._no_worker(f" in {self._patience:g} s: its CPUs or GPUs are in use")
+            raise self._no_worker(f" in {self._start_timeout:g} s: its CPUs or GPUs are in use")
         worker, task = running.pop(ready[0])
         try:
             return worker, task, ray.get(ready[0])
@@ -398,7 +398,7 @@ class _Worker:
         if model.key not in self._lms:
             if len(self._lms) >= 2 * _MODELS_KEPT:  # with many primers: the model itself stays
                 self._lms = {plain: self._lms[plain]}
-            self._lms[model.key] = self._lms[plain].behind(model.primer_tokens)
+            self._lms[model.key] = self._lms[plain].with_prefix(model.primer_tokens)
         return self._lms[model.key]
 
     def _load_floats(self, lm: ExactLM, model: _Model) -> Any:

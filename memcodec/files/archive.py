@@ -106,12 +106,12 @@ class Archive(Sequence[bytes]):
         """Write an archive. keys: one for each document, or none at all.
 
         codec: a loaded one (default: the built-in model); primer: instead of the codec's; with_primer: put the primer
-        into the file; overwrite: replace a file that exists. settings: level (default 9), whose memory share and effort
-        apply where memory_share and effort, as in `Readout`, are None (documents have all context at each level);
-        verify (default true): as in `Codec.encode`, in steps with `batch` documents side by side; progress. Documents
-        that are the same are encoded and kept once. Raises FileExistsError; EncodeError for keys that are not one for
-        each document, empty, too long, the same, or with NUL, and for settings out of range; TypeError for keys that
-        are not str, and for one document instead of several; MachineError; OSError.
+        into the file; overwrite: replace a file that exists. settings: memory_share and effort, as in `Readout`, by
+        default those of `level` (default 9; every level uses the whole document as context); verify (default True), as
+        in `Codec.encode`; batch: documents decoded side by side in steps; progress. Equal documents are stored once.
+        Raises FileExistsError; EncodeError for settings out of range, and for keys that are not one for each document,
+        or are empty, too long, the same, or contain NUL; TypeError for keys that are not str, and for one document
+        instead of several; MachineError; OSError.
         """
         if unknown := settings.keys() - ArchiveOptions.__annotations__.keys():
             raise TypeError(f"{', '.join(sorted(unknown))}: not a setting of an archive")

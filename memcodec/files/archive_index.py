@@ -31,7 +31,7 @@ def read_count(reader: Reader) -> int:
 def read_places(reader: Reader, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Where the frame of each document ends, int64, and the number of the document whose frame it has, int32.
 
-    That is its own, or an earlier one's, and then its own frame is empty. Raises FormatError.
+    A document has its own frame, or that of an earlier document; its own frame is then empty. Raises FormatError.
     """
     lengths = reader.array(count) if count else np.empty(0, dtype=np.int64)
     sources = np.arange(count, dtype=np.int32)
@@ -41,7 +41,7 @@ def read_places(reader: Reader, count: int) -> tuple[np.ndarray, np.ndarray]:
         wrong = (earlier >= repeats) | (lengths[np.minimum(earlier, repeats)] == 0)
         if wrong.any():
             number = repeats[wrong.argmax()]
-            raise FormatError(f"damaged archive: document {number} is to be the same as one without a frame before it")
+            raise FormatError(f"damaged archive: document {number} refers to a document that has no frame before it")
         sources[repeats] = earlier
     if lengths.max(initial=0) > len(reader) or lengths.sum() != len(reader):  # without the first, the sum could wrap
         raise FormatError("damaged archive: lengths do not add up to the file's")

@@ -90,7 +90,7 @@ class Decoded(io.RawIOBase):
         kept = next(self._sources.read(start, start + most))
         if isinstance(kept, bytes):
             return kept
-        order = self._reads_in_order, self._next_part  # reading continues behind the reference
+        order = self._reads_in_order, self._next_part  # reading continues after the reference
         self._reads_in_order, self._next_part = -1, 0
         try:
             return self._carried(start, kept.end - start)

@@ -37,18 +37,19 @@ def check_keys(keys: Sequence[str], count: int) -> None:
         try:
             encoded = key.encode()
         except UnicodeEncodeError as error:
-            raise EncodeError(f"the key {key!r} cannot be encoded as UTF-8") from error
+            raise EncodeError(f"the key {key!r} cannot be encoded as UTF-8: give another") from error
         if b"\0" in encoded:
-            raise EncodeError(f"the key {key!r} contains NUL")
+            raise EncodeError(f"the key {key!r} contains NUL: remove it")
         if not encoded:
             raise EncodeError(f"the key of document {number} is empty: give it one, or give no keys at all")
         if len(encoded) > MAX_KEY_BYTES:
             raise EncodeError(
-                f"the key of document {number} has {len(encoded):,} bytes: keys have {MAX_KEY_BYTES:,} at most"
+                f"the key of document {number} has {len(encoded):,} bytes: keys have {MAX_KEY_BYTES:,} at most: "
+                "shorten it"
             )
         size += len(encoded) + 1
     if size > _MAX_KEYS_BYTES:
-        raise EncodeError(f"the keys have {size:,} bytes: all together have {_MAX_KEYS_BYTES:,} at most")
+        raise EncodeError(f"the keys have {size:,} bytes: all together have {_MAX_KEYS_BYTES:,} at most: shorten them")
 
 
 def pack_keys(keys: Sequence[str]) -> bytes:

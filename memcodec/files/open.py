@@ -13,15 +13,13 @@ from memcodec.codec import Codec, codec_for
 from memcodec.container import Container, Needs
 from memcodec.container.assembly import without_model
 from memcodec.document.inputs import check_type
-from memcodec.document.source import Source
+from memcodec.document.source import SPOOLED_BYTES, Source
 from memcodec.errors import ChecksumError, FormatError, MemcodecError
 from memcodec.files.decoded import Decoded
 from memcodec.primer import Primer, as_primer
 from memcodec.settings import EncodeOptions, EncodeSettings
 from memcodec.storage import remote
 from memcodec.storage.write import check_writable, replace
-
-_SPOOLED = 1 << 22  # written bytes that are kept in memory; more go to disk
 
 PathOrFile = str | os.PathLike[str] | BinaryIO
 
@@ -137,7 +135,7 @@ class MemzFile(io.BufferedIOBase):
             if mode == "x" and Path(file).exists():
                 raise FileExistsError(f"{os.fspath(file)} exists")
             check_writable(file)
-        self._spool = tempfile.SpooledTemporaryFile(_SPOOLED)  # noqa: SIM115 (closed with this)
+        self._spool = tempfile.SpooledTemporaryFile(SPOOLED_BYTES)  # noqa: SIM115 (closed with this)
 
     # ---- the methods of a binary file
 

@@ -85,7 +85,7 @@ def _text(message: bytes) -> str:
     try:
         return message.decode()
     except UnicodeDecodeError:
-        raise FormatError(f"a frame of bytes that are no UTF-8: {DECODE} gives text; use Codec.decode_frame") from None
+        raise FormatError(f"{DECODE}: the message is not UTF-8: use Codec.decode_frame, which returns bytes") from None
 
 
 def _add_to_sqlite(

@@ -183,11 +183,11 @@ class Column:
 
 @dataclass(frozen=True)
 class MapColumn:
-    """A function of batches (dictionaries of lists) that returns the new column. forth: text to frames, else back."""
+    """Maps batches (dictionaries of lists) to the new column. encodes: from text to frames; otherwise back."""
 
     column: Column
     name: str
-    forth: bool
+    encodes: bool
 
     def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         """The changed column. Raises as `Column.encode` and `Column.decode`; TypeError for a row instead of a batch."""
@@ -195,7 +195,7 @@ class MapColumn:
         if values is None or isinstance(values, str | bytes):  # a row, whose characters would become the rows
             raise TypeError(f"column {self.name!r}: call map with batched=True")
         with _naming(f"column {self.name!r}"):
-            return {self.name: (self.column.encode if self.forth else self.column.decode)(list(values))}
+            return {self.name: (self.column.encode if self.encodes else self.column.decode)(list(values))}
 
 
 # ---- Arrow
@@ -372,7 +372,7 @@ def _decoded(row: int, value: bytes) -> str:
     try:
         return value.decode()
     except UnicodeDecodeError:
-        raise FormatError(f"row {row:,} is no UTF-8: decode it as a column with type='binary'") from None
+        raise FormatError(f"row {row:,} is not UTF-8: decode it as a column with type='binary'") from None
 
 
 @contextmanager

@@ -23,10 +23,10 @@ def ending(items: Iterator[Any]) -> Iterator[None]:
 
 
 class Ahead(Generic[T]):
-    """The items of an iterator, in order, which a thread of their own computes in advance. Close it when it is done.
+    """The items of an iterator, in order, computed in advance by a separate thread. Close it when it is done.
 
-    The thread ends with the iterator, with its first error, which is raised after the items before it, and when this is
-    closed. It is a daemon, so that a program can end while it waits: it is told to end then.
+    The thread ends with the iterator, after its first error, which is raised after the items before it, or when this is
+    closed, at the latest at the exit of the program: it is a daemon thread, which does not keep the program running.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Ahead(Generic[T]):
         try:
             raise error
         finally:
-            del error  # whose traceback has this frame, and so all that the thread had in memory
+            del error  # its traceback refers to this frame, which would keep the thread's data in memory
 
     def close(self) -> None:
         """Let the thread end with the item that it is computing, and wait for that."""
@@ -81,7 +81,7 @@ class Ahead(Generic[T]):
             self._closed = True
             self._ready.clear()
             self._changed.notify_all()
-        if threading.current_thread() is not self._thread:  # in which garbage may be collected
+        if threading.current_thread() is not self._thread:  # the garbage collector may call this in the thread itself
             self._thread.join()
         atexit.unregister(self.close)
 

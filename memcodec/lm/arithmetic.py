@@ -45,9 +45,10 @@ def attention_scale(head_size: int) -> np.float32:
 
 
 def exp2(below: np.ndarray) -> np.ndarray:
-    """2**(20 - below / 1024) as an integer, with a relative error below 1e-4; integers >= 0, int64.
+    """Returns about 2**(20 - below / 1024), rounded down to an integer, for integers >= 0, int64.
 
-    A cubic in integers, because vectors of processors have products and no tables.
+    A cubic in integers, with a relative error below 1e-4 before the last shift rounds it down: vector instructions have
+    products, but no table look-ups.
     """
     below = np.minimum(below, EXP2_END)
     fraction = below & 1023

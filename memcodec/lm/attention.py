@@ -9,10 +9,10 @@ from memcodec.lm.instructions import COLUMNS, PANEL_ROW, QUAD
 from memcodec.lm.product import TILE_ROWS, multiply, multiply_shares
 from memcodec.lm.quantize import root_scale, rotary, to_integers, transform
 
-f4 = np.float32
-u8 = np.uint64  # for indices in inner loops (see `quantize`)
-_LARGEST, _SHARE = f4(arithmetic.LARGEST), f4(arithmetic.SHARE)
-_FAR, _INFINITY = f4(arithmetic.FAR), f4(np.inf)
+f32 = np.float32
+u64 = np.uint64  # for indices in inner loops (see `kernels`)
+_LARGEST, _SHARE = f32(arithmetic.LARGEST), f32(arithmetic.SHARE)
+_FAR, _INFINITY = f32(arithmetic.FAR), f32(np.inf)
 _ZEROS = np.uint32(0x80808080)  # added to the bytes of a quad without a carry, 128 each
 _SUMMED = 1024  # weights whose sum fits 32 bits
 _ZERO, _COLUMNS = np.int64(0), np.int64(COLUMNS)  # not literals, since numba gives each literal a type of its own
@@ -26,7 +26,7 @@ def _positioned(sizes, head, gain, cosine, sine, integers):
     """A head of a query or key, in place: normed, turned to its position, and transformed; returns a factor of its
     scale. Addresses of float32; integers: of a buffer of bytes."""
     size = sizes.head_size
-    scale = f4(1.0)
+    scale = f32(1.0)
     if sizes.head_norm:
         most, _, squares = to_integers(head, size, integers)
         scale = root_scale(most, squares, size, sizes.epsilon)
@@ -43,10 +43,10 @@ def _positioned(sizes, head, gain, cosine, sine, integers):
 def _store_key(integers, size, keys, base, position):
     """Write a key into the panels that begin at `base`, where it is a column."""
     whole = (size + QUAD - 1) // QUAD * QUAD
-    at = u8(base + position // COLUMNS * (COLUMNS * whole) + position % COLUMNS * QUAD) // u8(QUAD)
+    at = u64(base + position // COLUMNS * (COLUMNS * whole) + position % COLUMNS * QUAD) // u64(QUAD)
     quads, stored = integers.view(np.uint32), keys.view(np.uint32)
-    for i in range(u8(whole // QUAD)):
-        stored[at + i * u8(COLUMNS)] = quads[i] ^ _ZEROS
+    for i in range(u64(whole // QUAD)):
+        stored[at + i * u64(COLUMNS)] = quads[i] ^ _ZEROS
 
 
 @subkernel
@@ -54,9 +54,9 @@ def _store_value(integers, size, store, base, position, positions):
     """Write a value into the panels that begin at `base`, where it is every fourth byte of the row of a quad."""
     at = base + position // QUAD * PANEL_ROW + position % QUAD
     for d0 in range(0, size, COLUMNS):
-        panel = u8(d0 * positions + at)
-        for i in range(u8(min(COLUMNS, size - d0))):
-            store[panel + u8(QUAD) * i] = integers[u8(d0) + i]
+        panel = u64(d0 * positions + at)
+        for i in range(u64(min(COLUMNS, size - d0))):
+            store[panel + u64(QUAD) * i] = integers[u64(d0) + i]
 
 
 @subkernel
@@ -91,7 +91,7 @@ def _head_rows(sizes, weights, cache, space, rows, layer, group, m, integers):
     for e in range(repeat):
         sound = sound and space.query_scale[(group * len(space.x) + m) * repeat + e] < _INFINITY
     if not sound:  # softmax could hide it, so that it would not reach the last scale, which is checked
-        space.x[m, 0] = f4(np.nan)
+        space.x[m, 0] = f32(np.nan)
 
 
 @subkernel
@@ -118,22 +118,22 @@ def _softmax(scores, at, count, factor, key_scale, value_scale, portions, shares
     from `at` on.
     """
     not_inlined()
-    at = u8(at)
-    count = u8(count)
+    at = u64(at)
+    count = u64(count)
     most = np.int32(-(2**31))
     for n in range(count):
-        y = f4(scores[at + n]) * factor * key_scale[n]
+        y = f32(scores[at + n]) * factor * key_scale[n]
         unit = np.int32(np.rint(min(max(y, -_FAR), _FAR)))
         scores[at + n] = unit
         most = max(most, unit)
     bits = portions.view(np.int32)
     total, top = np.int64(0), np.int32(0)
-    for first in range(u8(0), count, u8(_SUMMED)):
+    for first in range(u64(0), count, u64(_SUMMED)):
         part = np.int32(0)
-        for n in range(first, min(count, first + u8(_SUMMED))):
+        for n in range(first, min(count, first + u64(_SUMMED))):
             weight = exp2(np.int32(most - scores[at + n]))
             part = np.int32(part + weight)
-            portions[n] = f4(weight) * value_scale[n]
+            portions[n] = f32(weight) * value_scale[n]
         total += np.int64(part)
     for n in range(count):
         top = max(top, bits[n])  # the bits of portions, none of which is negative
@@ -141,7 +141,7 @@ def _softmax(scores, at, count, factor, key_scale, value_scale, portions, shares
     factor = _SHARE / c
     for n in range(count):
         shares[at + n] = np.uint8(np.int32(np.rint(portions[n] * factor)))
-    return f4(np.float64(c) / (np.float64(_SHARE) * np.float64(total)))
+    return f32(np.float64(c) / (np.float64(_SHARE) * np.float64(total)))
 
 
 @subkernel
@@ -210,13 +210,13 @@ def _attend(sizes, cache, space, rows, layer, group, first, count, worker):
                             row * COLUMNS, _COLUMNS, plain)  # fmt: skip
             at += alike
         if shared:
-            for i in range(u8(count * repeat * COLUMNS)):
-                tile[i] = np.int32(tile[i] + tile[u8(second) + i])
+            for i in range(u64(count * repeat * COLUMNS)):
+                tile[i] = np.int32(tile[i] + tile[u64(second) + i])
         for r in range(count * repeat):
             y, scale = space.outputs[first + r // repeat], scales[r]
-            to, t = u8((group * repeat + r % repeat) * size + d0), u8(r * COLUMNS)
-            for j in range(u8(min(COLUMNS, size - d0))):
-                y[to + j] = f4(tile[t + j]) * scale
+            to, t = u64((group * repeat + r % repeat) * size + d0), u64(r * COLUMNS)
+            for j in range(u64(min(COLUMNS, size - d0))):
+                y[to + j] = f32(tile[t + j]) * scale
 
 
 @subkernel

@@ -4,9 +4,9 @@ import warnings
 
 from memcodec.errors import MachineError, MemcodecWarning, MissingDependencyError, first_line
 from memcodec.lm import cpu
-from memcodec.lm.kept import AnyWeights
 from memcodec.lm.sequences import Implementation
 from memcodec.lm.team import Team
+from memcodec.lm.weight_cache import AnyWeights
 
 
 def implementation_of(

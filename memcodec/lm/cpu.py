@@ -9,19 +9,19 @@ import numpy as np
 from memcodec.errors import EncodeError
 from memcodec.lm import kernels, layout, selftest
 from memcodec.lm.instructions import CHOSEN, COLUMNS
-from memcodec.lm.kept import AnyWeights
 from memcodec.lm.layout import PAGE
 from memcodec.lm.product import multiply_matrices, padded
 from memcodec.lm.rotation import rotated_vectors
 from memcodec.lm.sequences import ON_CPU, READ_ROWS, Rows, SequenceInput, check_numbers, check_pass, check_step, joined
 from memcodec.lm.team import Team
+from memcodec.lm.weight_cache import AnyWeights
 from memcodec.lm.weights import ExactWeights
 
 _kernels: Any = kernels  # compiled functions have no types
 
 
 @dataclass(frozen=True)
-class Start:
+class PrefixState:
     """The state after a prefix: its keys and values, as in `layout.Cache`, [layers, key_heads, ...].
 
     shared: its positions in whole pages, whose keys and values are stored once for all sequences; each sequence has a
@@ -53,14 +53,14 @@ class CpuLM:
         self.sizes = layout.sizes_of(weights.architecture, plain)
         self.weights = layout.pack(weights.architecture, weights.tensors, team)
 
-    def sequences(self, slots: int, positions: int, rows: int, start: Start | None = None) -> "CpuSequences":
+    def sequences(self, slots: int, positions: int, rows: int, prefix: PrefixState | None = None) -> "CpuSequences":
         """A cache for `slots` sequences of `positions` positions, and buffers for passes of up to `rows` rows.
 
-        start: the prefix that they have read already.
+        prefix: the state after the prefix that they have read already.
         """
-        return CpuSequences(self, slots, positions, rows, start)
+        return CpuSequences(self, slots, positions, rows, prefix)
 
-    def start(self, prefix: np.ndarray) -> Start:
+    def prefix_state(self, prefix: np.ndarray) -> PrefixState:
         """The state after a prefix, int64 [tokens]."""
         a, n = self.architecture, len(prefix)
         sequences = CpuSequences(self, 1, n, min(n, READ_ROWS))
@@ -76,13 +76,13 @@ class CpuLM:
         if n > shared:
             rest_keys[:] = keys[..., shared * size :]
             rest_values[:] = values[..., shared * COLUMNS :]
-        return Start(
+        return PrefixState(
             n, shared, np.ascontiguousarray(keys[..., : shared * size]),
             np.ascontiguousarray(values[..., : shared * COLUMNS]), rest_keys, rest_values,
             cached.key_scale[:, 0, :, :n].copy(), cached.value_scale[:, 0, :, :n].copy(), logits,
         )  # fmt: skip
 
-    def copied(self, prefix: int) -> int:
+    def own_positions(self, prefix: int) -> int:
         """The number of positions of a prefix of this length that each sequence stores itself."""
         return prefix % PAGE
 
@@ -90,30 +90,30 @@ class CpuLM:
 class CpuSequences:
     """`Sequences` on a CPU."""
 
-    def __init__(self, lm: CpuLM, slots: int, positions: int, rows: int, start: Start | None = None) -> None:
+    def __init__(self, lm: CpuLM, slots: int, positions: int, rows: int, prefix: PrefixState | None = None) -> None:
         a = lm.architecture
         self._lm = lm
         self._positions = min(positions, a.positions)
-        self._first = 0 if start is None else start.length
+        self._first = 0 if prefix is None else prefix.length
         self._lengths = np.full(slots, self._first, dtype=np.int64)
-        shared = 0 if start is None else start.shared
+        shared = 0 if prefix is None else prefix.shared
         own = max(1, -(-(positions - shared) // PAGE)) * PAGE
         self.cache = layout.new_cache(a, slots, own, shared)
-        if start is not None:
-            self._copy(start, own)
+        if prefix is not None:
+            self._copy(prefix, own)
         self._space = layout.new_workspace(a, lm.team.workers, rows, shared + own)
         self._count = 0  # rows of the last pass
         self._logits = np.empty((0, len(lm.weights.head_scale)), dtype=np.int32)
 
-    def _copy(self, start: Start, own: int) -> None:
+    def _copy(self, prefix: PrefixState, own: int) -> None:
         """Copy the state after a prefix into every slot."""
         a, c = self._lm.architecture, self.cache
-        self.cache = c._replace(shared_keys=start.keys.reshape(-1), shared_values=start.values.reshape(-1))
-        c.keys[..., : PAGE * padded(a.head_size)] = start.rest_keys[:, None]
+        self.cache = c._replace(shared_keys=prefix.keys.reshape(-1), shared_values=prefix.values.reshape(-1))
+        c.keys[..., : PAGE * padded(a.head_size)] = prefix.rest_keys[:, None]
         values = c.values.reshape(*c.values.shape[:3], -1, own * COLUMNS)
-        values[..., : PAGE * COLUMNS] = start.rest_values[:, None]
-        c.key_scale[..., : start.length] = start.key_scale[:, None]
-        c.value_scale[..., : start.length] = start.value_scale[:, None]
+        values[..., : PAGE * COLUMNS] = prefix.rest_values[:, None]
+        c.key_scale[..., : prefix.length] = prefix.key_scale[:, None]
+        c.value_scale[..., : prefix.length] = prefix.value_scale[:, None]
 
     def forward(self, inputs: list[SequenceInput]) -> None:
         """One pass."""

@@ -21,7 +21,7 @@ except ImportError as error:
 
 
 @dataclass(frozen=True)
-class Start:
+class PrefixState:
     """The state after a prefix: keys and values, their scales, and the logits of the next token, int32 [vocabulary]."""
 
     length: int
@@ -50,23 +50,23 @@ class DeviceLM:
         self.vocabulary = weights.architecture.vocabulary
         self.operations = Operations(weights, self.device, fallback)
 
-    def sequences(self, slots: int, positions: int, rows: int, start: Start | None = None) -> "DeviceSequences":
+    def sequences(self, slots: int, positions: int, rows: int, prefix: PrefixState | None = None) -> "DeviceSequences":
         """A cache for `slots` sequences of `positions` positions. rows: not used, since any number of rows fits.
 
-        start: the prefix that they have read already.
+        prefix: the state after the prefix that they have read already.
         """
-        return DeviceSequences(self, slots, positions, start)
+        return DeviceSequences(self, slots, positions, prefix)
 
-    def start(self, prefix: np.ndarray) -> Start:
+    def prefix_state(self, prefix: np.ndarray) -> PrefixState:
         """The state after a prefix, int64 [tokens]."""
         sequences = DeviceSequences(self, 1, len(prefix))
         for first in range(0, len(prefix), READ_ROWS):
             tokens = prefix[first : first + READ_ROWS]
             sequences.forward([SequenceInput(0, tokens)])
         logits = sequences.logits(np.array([len(tokens) - 1]))[0]
-        return Start(len(prefix), sequences.cached, sequences.scales, logits)
+        return PrefixState(len(prefix), sequences.cached, sequences.scales, logits)
 
-    def copied(self, prefix: int) -> int:
+    def own_positions(self, prefix: int) -> int:
         """The number of positions of a prefix of this length that each sequence stores itself: all."""
         return prefix
 
@@ -78,18 +78,18 @@ class DeviceSequences:
     axis of 1.
     """
 
-    def __init__(self, lm: DeviceLM, slots: int, positions: int, start: Start | None = None) -> None:
+    def __init__(self, lm: DeviceLM, slots: int, positions: int, prefix: PrefixState | None = None) -> None:
         a = lm.architecture
         self.lm = lm
-        self._first = 0 if start is None else start.length
+        self._first = 0 if prefix is None else prefix.length
         self._lengths = np.full(slots, self._first, dtype=np.int64)
         self._positions = min(positions, a.positions)
         shape = (a.layers, slots, 2 * a.key_heads, positions)
         self.cached = torch.zeros(*shape, a.head_size, dtype=torch.int8, device=lm.device)
         self.scales = torch.zeros(*shape, 1, device=lm.device)
-        if start is not None:
-            self.cached[:, :, :, : start.length] = start.cached[:, :, :, : start.length]
-            self.scales[:, :, :, : start.length] = start.scales[:, :, :, : start.length]
+        if prefix is not None:
+            self.cached[:, :, :, : prefix.length] = prefix.cached[:, :, :, : prefix.length]
+            self.scales[:, :, :, : prefix.length] = prefix.scales[:, :, :, : prefix.length]
         self._rows = np.empty(0, dtype=np.int64)  # of the last pass: the index of each row with padding
         self._integers: tuple[torch.Tensor, torch.Tensor] | None = None
         self._steps: dict[int, _Step] = {}

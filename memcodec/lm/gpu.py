@@ -9,10 +9,10 @@ import numpy as np
 from memcodec.errors import MachineError, MissingDependencyError, first_line, needs_torch
 from memcodec.lm import arithmetic, gpu_attention, gpu_kernels, selftest
 from memcodec.lm.architecture import Architecture
-from memcodec.lm.device import Start
+from memcodec.lm.device import PrefixState
 from memcodec.lm.gpu_attention import ROOM, TILE_FIELDS
 from memcodec.lm.gpu_kernels import launch
-from memcodec.lm.gpu_sizes import Tiles, capacity_of, power_of_two, tiles_of
+from memcodec.lm.gpu_sizes import BlockSizes, block_sizes_of, capacity_of, power_of_two
 from memcodec.lm.rotation import rotated_vectors
 from memcodec.lm.sequences import (
     READ_ROWS,
@@ -37,7 +37,7 @@ _kernels: Any = gpu_kernels  # functions in Triton have no types
 _attention: Any = gpu_attention
 
 _ROW_FIELDS = 3  # of a row: token, slot, position
-_ALIGNED = 4  # int32 in 16 bytes: Triton compiles kernels again for addresses that are no multiples of them
+_ALIGNED = 4  # int32 in 16 bytes: Triton compiles kernels again for addresses that are not multiples of them
 _STEP_REGISTERS = 72  # of a thread in attention of a step: with more, fewer programs run at one time
 _LEAST_HEIGHT, _LEAST_DEPTH = 16, 32  # of products of int8
 
@@ -54,10 +54,10 @@ class Linear:
 class GpuLM:
     """The layers on a GPU, or in Triton's interpreter on the CPU."""
 
-    def __init__(self, weights: ExactWeights, device: str, tiles: Tiles | None = None) -> None:
+    def __init__(self, weights: ExactWeights, device: str, block_sizes: BlockSizes | None = None) -> None:
         """device: of torch."""
         self.device = torch.device(device)
-        self.tiles = tiles or tiles_of(device)
+        self.block_sizes = block_sizes or block_sizes_of(device)
         self.kernels = f"triton on {device}"
         self.has_coder = True
         self.coder: Any = None  # a weak reference to that of `memcodec.coding.placed`, which makes it
@@ -75,14 +75,14 @@ class GpuLM:
         bias = t[name + ".bias"][layer] if name + ".bias" in t else None
         return Linear(t[name][layer], t[name + ".scale"][layer], bias)
 
-    def sequences(self, slots: int, positions: int, rows: int, start: Start | None = None) -> "GpuSequences":
+    def sequences(self, slots: int, positions: int, rows: int, prefix: PrefixState | None = None) -> "GpuSequences":
         """A cache for `slots` sequences of `positions` positions, and buffers for passes of up to `rows` rows.
 
-        start: the prefix that they have read already.
+        prefix: the state after the prefix that they have read already.
         """
-        return GpuSequences(self, slots, positions, rows, start)
+        return GpuSequences(self, slots, positions, rows, prefix)
 
-    def start(self, prefix: np.ndarray) -> Start:
+    def prefix_state(self, prefix: np.ndarray) -> PrefixState:
         """The state after a prefix, int64 [tokens]."""
         sequences = GpuSequences(self, 1, len(prefix), min(len(prefix), READ_ROWS))
         for first in range(0, len(prefix), READ_ROWS):
@@ -90,9 +90,9 @@ class GpuLM:
             sequences.forward([SequenceInput(0, tokens)])
         logits = sequences.logits(np.array([len(tokens) - 1]))[0]
         cache = sequences.cache
-        return Start(len(prefix), cache.integers[:, :1], cache.scales[:, :1], logits)
+        return PrefixState(len(prefix), cache.integers[:, :1], cache.scales[:, :1], logits)
 
-    def copied(self, prefix: int) -> int:
+    def own_positions(self, prefix: int) -> int:
         """The number of positions of a prefix of this length that each sequence stores itself: all."""
         return prefix
 
@@ -100,7 +100,7 @@ class GpuLM:
         """The residual stream before the first layer."""
         a, t, rows = self.architecture, self.tensors, pass_.rows
         width = power_of_two(a.hidden)
-        block = max(1, self.tiles.entries // width)
+        block = max(1, self.block_sizes.entries // width)
         launch(
             _kernels.embed, (-(-rows // block),), pass_.tokens, pass_.positions, t["embedding"], t["embedding.scale"],
             vectors, t.get("position", buffers.x), buffers.x, rows,
@@ -110,7 +110,7 @@ class GpuLM:
     def quantize(self, x: torch.Tensor, buffers: "Buffers", rows: int, size: int, norm: bool) -> None:
         """quantize(x), or norm(x), of some rows of `size` entries, as the inputs of the next product."""
         width = power_of_two(size)
-        block = max(1, self.tiles.entries // width)
+        block = max(1, self.block_sizes.entries // width)
         launch(
             _kernels.quantize, (-(-rows // block),), x, buffers.inputs, buffers.input_scale, rows,
             SIZE=size, WIDTH=width, ROWS=block, NORM=norm, EPSILON=self.architecture.epsilon,
@@ -119,13 +119,13 @@ class GpuLM:
 
     def linear(self, linear: Linear, buffers: "Buffers", out: torch.Tensor, rows: int, kind: int) -> None:
         """linear(v, s, W) of the inputs into `out`. kind: of `gpu_kernels.product`."""
-        multiply(linear, buffers.inputs, buffers.input_scale, out, rows, kind, self.tiles)
+        multiply(linear, buffers.inputs, buffers.input_scale, out, rows, kind, self.block_sizes)
 
     def heads(self, pass_: "Pass", buffers: "Buffers", layer: int, cached: torch.Tensor, scales: torch.Tensor) -> None:
         """Queries into the buffers, keys and values into the cache."""
         a, t = self.architecture, self.tensors
         width, nothing = power_of_two(a.head_size), buffers.x
-        block = max(1, self.tiles.entries // width)
+        block = max(1, self.block_sizes.entries // width)
         gains = (t["query.gain"][layer], t["key.gain"][layer]) if a.head_norm else (nothing, nothing)
         rotation = (t["cosine"], t["sine"]) if a.rotary is not None else (nothing, nothing)
         pairs = pass_.rows * (a.heads + 2 * a.key_heads)
@@ -149,7 +149,7 @@ class GpuLM:
             launch(
                 _attention.attend, (len(pass_.tiles), a.key_heads), buffers.q, buffers.q_scale, cached, scales,
                 pass_.tiles, buffers.y, room,
-                **about, ROWS=pass_.tile_height, PANEL=self.tiles.panel,
+                **about, ROWS=pass_.tile_height, PANEL=self.block_sizes.panel,
             )  # fmt: skip
             return
         logits, shares = buffers.of_attention(pass_.rows * room * a.heads)
@@ -158,7 +158,7 @@ class GpuLM:
             _attention.attend_step, (pass_.rows, a.key_heads), buffers.q, buffers.q_scale, cached, scales, pass_.slots,
             pass_.positions, logits, shares, buffers.y, room,
             **about, ROWS=power_of_two(repeat), HEIGHT=max(power_of_two(repeat + 1), _LEAST_HEIGHT),
-            PANEL=self.tiles.step_panel, SPAN=self.tiles.span,
+            PANEL=self.block_sizes.step_panel, SPAN=self.block_sizes.span,
             registers=_STEP_REGISTERS if about["WIDTH"] <= 64 else None,
         )  # fmt: skip
 
@@ -167,8 +167,8 @@ class GpuLM:
         a = self.architecture
         first, second = map(float, arithmetic.gate(a.gate))
         block_of_transform = arithmetic.block_of(a.inner, arithmetic.MOST_ROTATED)
-        width = max(min(power_of_two(a.inner), self.tiles.gate), block_of_transform)
-        block = max(1, self.tiles.entries // width)
+        width = max(min(power_of_two(a.inner), self.block_sizes.gate), block_of_transform)
+        block = max(1, self.block_sizes.entries // width)
         launch(
             _kernels.gate, (-(-rows // block),), buffers.y, buffers.inputs, buffers.input_scale, rows,
             INNER=a.inner, GATED=a.gated, A=first, B=second, ROWS=block, WIDTH=width,
@@ -195,7 +195,7 @@ class GpuLM:
 
     def write_logits(self, buffers: "Buffers", out: torch.Tensor) -> None:
         """The logits of the first rows of the last pass in units, int32 [rows, vocabulary]."""
-        multiply(self.head, buffers.inputs, buffers.input_scale, out, len(out), gpu_kernels.UNITS, self.tiles)
+        multiply(self.head, buffers.inputs, buffers.input_scale, out, len(out), gpu_kernels.UNITS, self.block_sizes)
 
 
 @dataclass(frozen=True)
@@ -251,26 +251,26 @@ class Buffers:
 
 
 def multiply(
-    linear: Linear, v: torch.Tensor, s: torch.Tensor, out: torch.Tensor, rows: int, kind: int, tiles: Tiles
+    linear: Linear, v: torch.Tensor, s: torch.Tensor, out: torch.Tensor, rows: int, kind: int, sizes: BlockSizes
 ) -> None:
     """linear(v, s, W) of int8 [rows, inner] and float32 [rows] into `out`. kind: of `gpu_kernels.product`."""
     columns, inner = linear.matrix.shape
-    height, width = min(max(power_of_two(rows), _LEAST_HEIGHT), tiles.rows), tiles.columns
+    height, width = min(max(power_of_two(rows), _LEAST_HEIGHT), sizes.rows), sizes.columns
     launch(
         _kernels.product, (-(-rows // height), -(-columns // width)),
         v, s, linear.matrix, linear.scale, linear.scale if linear.bias is None else linear.bias, out, rows,
         COLUMNS=columns, INNER=inner, BIAS=linear.bias is not None, KIND=kind, ROWS=height, WIDTH=width,
-        DEPTH=min(max(power_of_two(inner), _LEAST_DEPTH), tiles.depth), stages=4,
+        DEPTH=min(max(power_of_two(inner), _LEAST_DEPTH), sizes.depth), stages=4,
     )  # fmt: skip
 
 
 class GpuSequences:
     """`Sequences` on a GPU. lengths: positions of each so far, int64 [slots]."""
 
-    def __init__(self, lm: GpuLM, slots: int, positions: int, rows: int, start: Start | None = None) -> None:
+    def __init__(self, lm: GpuLM, slots: int, positions: int, rows: int, prefix: PrefixState | None = None) -> None:
         a = lm.architecture
         self.lm = lm
-        self._first = 0 if start is None else start.length
+        self._first = 0 if prefix is None else prefix.length
         self.lengths = np.full(slots, self._first, dtype=np.int64)
         self._positions = min(positions, a.positions)
         room = -(-positions // ROOM) * ROOM
@@ -278,9 +278,9 @@ class GpuSequences:
         self.cache = Cache(
             torch.zeros(*shape, a.head_size, dtype=torch.int8, device=lm.device), torch.zeros(*shape, device=lm.device)
         )
-        if start is not None:
-            self.cache.integers[:, :, :, : start.length] = start.cached[:, :, :, : start.length]
-            self.cache.scales[:, :, :, : start.length] = start.scales[:, :, :, : start.length]
+        if prefix is not None:
+            self.cache.integers[:, :, :, : prefix.length] = prefix.cached[:, :, :, : prefix.length]
+            self.cache.scales[:, :, :, : prefix.length] = prefix.scales[:, :, :, : prefix.length]
         self._buffers = Buffers(a, max(rows, 1), lm.device)
         self._rows = 0  # of the last pass
         self._are_checked = False  # whether all of them are numbers
@@ -326,7 +326,7 @@ class GpuSequences:
         """Copy the rows of a pass to the device. Arrays by sequence, but for the tokens."""
         a, rows = self.lm.architecture, len(tokens)
         repeat, is_step = a.heads // a.key_heads, counts.max() == 1
-        height = power_of_two(max(repeat, self.lm.tiles.queries))
+        height = power_of_two(max(repeat, self.lm.block_sizes.queries))
         first = np.cumsum(counts) - counts
         positions = np.arange(rows) - np.repeat(first - starts, counts)
         in_tile = height // repeat
@@ -372,7 +372,7 @@ class GpuSequences:
             v, s = v[index], s[index]
         scales = None if self._are_checked else to_host([buffers.input_scale[: self._rows]])
         out = torch.empty(len(chosen), lm.vocabulary, dtype=torch.int32, device=lm.device)
-        multiply(lm.head, v, s, out, len(chosen), gpu_kernels.UNITS, lm.tiles)
+        multiply(lm.head, v, s, out, len(chosen), gpu_kernels.UNITS, lm.block_sizes)
         if scales is not None:  # once a pass, and while the device computes the logits
             check_numbers(scales()[0])
             self._are_checked = True
@@ -401,7 +401,7 @@ def check(device: str) -> None:
         matrix, v = torch.from_numpy(right).to(device), torch.from_numpy(left.astype(np.int8)).to(device)
         ones = torch.ones(max(left.shape[0], right.shape[0]), device=device)
         out = torch.empty(len(left), len(right), dtype=torch.int32, device=device)
-        multiply(Linear(matrix, ones, None), v, ones, out, len(left), gpu_kernels.SUMS, tiles_of(device))
+        multiply(Linear(matrix, ones, None), v, ones, out, len(left), gpu_kernels.SUMS, block_sizes_of(device))
         sums: np.ndarray = out.cpu().numpy()
         return sums
 

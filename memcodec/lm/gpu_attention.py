@@ -43,7 +43,7 @@ def _mixed(
     queries, factor, keys, scales, values, value_scales, top, last, end,
     SIZE: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, PANEL: tl.constexpr, NEAR: tl.constexpr,
 ):  # fmt: skip
-    """What `attend` computes from the largest logit of each row, int32 [ROWS], float32 [ROWS, WIDTH]."""
+    """Outputs of `attend`, float32 [ROWS, WIDTH], from the largest logit of each row in units, top: int32 [ROWS]."""
     i, panel = tl.arange(0, WIDTH), tl.arange(0, PANEL)
     most = tl.zeros((ROWS,), dtype=tl.float32)
     total = tl.zeros((ROWS,), dtype=tl.int64)
@@ -149,9 +149,9 @@ def attend_step(
     """`attend` for rows that are one position of a sequence each: keys and values are read once.
 
     Products of keys and of values have HEIGHT rows, of which ROWS, a power of two, hold the queries of a head of keys;
-    what lies between these products is computed for ROWS rows. It goes through memory, as logits, float32 [rows, HEADS,
-    room], and shares, int8 of the same shape, since the threads that read it are not those that wrote it. slots,
-    positions: int32 [rows]; SPAN: positions that are computed at one time; in products, they are PANEL.
+    the computation between them is for ROWS rows. Logits, float32 [rows, HEADS, room], and shares, int8 of the same
+    shape, are exchanged through global memory, since other threads read them than wrote them. slots, positions: int32
+    [rows]; PANEL: positions in a product; SPAN: positions at one time between products.
     """
     REPEAT: tl.constexpr = HEADS // KEY_HEADS
     LAST: tl.constexpr = HEIGHT - 1

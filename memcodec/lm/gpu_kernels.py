@@ -30,9 +30,9 @@ _END = tl.constexpr(arithmetic.EXP2_END)
 _C1, _C2, _C3 = (tl.constexpr(coefficient) for coefficient in arithmetic.EXP2[1:])
 _LOGIT_SCALE = tl.constexpr(float(arithmetic.LOGIT_SCALE))
 _REACH = tl.constexpr(float(arithmetic.GATE_REACH))
-_MAGIC = tl.constexpr(1.5 * 2.0**23)  # x + _MAGIC has no bits below 1, so that the addition rounds x to an integer
-_MAGIC_BITS = tl.constexpr(0x4B400000)  # of _MAGIC as float32
-_WHOLE = tl.constexpr(2.0**23)  # from here on, a float32 is an integer
+MAGIC = tl.constexpr(1.5 * 2.0**23)  # x + MAGIC has no bits below 1, so that the addition rounds x to an integer
+MAGIC_BITS = tl.constexpr(0x4B400000)  # of MAGIC as float32
+WHOLE = tl.constexpr(2.0**23)  # from here on, a float32 is an integer
 
 # What `product` does with its results.
 STORE, ADD, UNITS, SUMS = 0, 1, 2, 3
@@ -70,15 +70,15 @@ def launch(
 @triton.jit
 def rounded(x):
     """round(x) as int32, for |x| up to 2**22; any integer for a NaN."""
-    return (x + _MAGIC).to(tl.int32, bitcast=True) - _MAGIC_BITS
+    return (x + MAGIC).to(tl.int32, bitcast=True) - MAGIC_BITS
 
 
 @triton.jit
 def in_units(x):
     """round(clamp(x, 2**29)) as int32; 0 for a NaN."""
     x = tl.where(x == x, tl.minimum(tl.maximum(x, -_FAR), _FAR), 0.0)
-    up = tl.where(x < 0.0, -_WHOLE, _WHOLE)
-    return tl.where(tl.abs(x) < _WHOLE, (x + up) - up, x).to(tl.int32)
+    up = tl.where(x < 0.0, -WHOLE, WHOLE)
+    return tl.where(tl.abs(x) < WHOLE, (x + up) - up, x).to(tl.int32)
 
 
 @triton.jit

@@ -8,16 +8,16 @@ from memcodec.lm.architecture import Architecture
 from memcodec.lm.sequences import ON_CPU, Capacity
 
 _LOGITS_BYTES = 1 << 30  # the most of the logits that exist at one time; at most 1/16 of the free memory
-_PASS_ROWS = 1 << 14  # a GPU computes some hundred tiles of products side by side
-_FITTED = 1 << 17  # tokens: some chunks for each of its processors; their predictions take 350 MB on the host
+_PASS_ROWS = 1 << 14  # a GPU computes some hundred blocks of products side by side
+_FITTED = 1 << 17  # tokens: some chunks for each of its processors; their predictions take 370 MB on the host
 
 
-class Tiles(NamedTuple):
-    """How much of its work a program takes: no result depends on it. Powers of two.
+class BlockSizes(NamedTuple):
+    """The block sizes of the kernels, powers of two. No result depends on them.
 
-    entries: of vectors, at least one row; gate: entries of a row at one time; panel, queries: positions of the cache at
-    one time in attention of a full pass, and rows of a tile; step_panel, span: positions in products of attention in a
-    step, and between them; columns, depth: of a product, and its most rows.
+    entries: of vectors, at least one row; gate: entries of a row at one time; panel, queries: in attention of a full
+    pass, positions of the cache and rows of queries; step_panel, span: in attention of a step, positions in a product
+    and between products; rows (at most), columns, depth: of a product.
     """
 
     entries: int
@@ -31,15 +31,17 @@ class Tiles(NamedTuple):
     depth: int
 
 
-ON_GPU = Tiles(entries=1024, gate=2048, panel=64, queries=64, step_panel=128, span=512, rows=128, columns=64, depth=64)
+ON_GPU = BlockSizes(
+    entries=1024, gate=2048, panel=64, queries=64, step_panel=128, span=512, rows=128, columns=64, depth=64
+)
 # The interpreter takes the same time for a large block as for a small one.
-INTERPRETED = Tiles(
+INTERPRETED = BlockSizes(
     entries=1 << 15, gate=1 << 15, panel=128, queries=256, step_panel=256, span=512, rows=256, columns=512, depth=512
 )
 
 
-def tiles_of(device: str) -> Tiles:
-    """The tiles that suit a device of torch."""
+def block_sizes_of(device: str) -> BlockSizes:
+    """The block sizes that suit a device of torch."""
     return INTERPRETED if device == "cpu" else ON_GPU
 
 

@@ -113,9 +113,11 @@ class Extended(Instructions):
     """Products of 16-bit integers: those of the even bytes of all quads, and those of the odd bytes."""
 
     def load_row(self, b: Any, address: Any, unsigned: bool) -> Any:
+        """As in the base class, but a pair of vectors: the even and the odd bytes, extended to 16 bits."""
         return self._extended(b, super().load_row(b, address, unsigned), unsigned)
 
     def load_columns(self, b: Any, address: Any, unsigned: bool) -> Any:
+        """As in the base class, but a pair of vectors: the even and the odd bytes, extended to 16 bits."""
         return self._extended(b, super().load_columns(b, address, unsigned), unsigned)
 
     def _extended(self, b: Any, quads: Any, unsigned: bool) -> tuple[Any, Any]:

@@ -17,10 +17,10 @@ from memcodec.lm.layout import FEW_ROWS, STAGES
 from memcodec.lm.product import TILE_ROWS, multiply
 from memcodec.lm.quantize import root_scale, to_integers, transform
 
-f4 = np.float32
-u8 = np.uint64  # for indices in inner loops: numba checks an index that may be negative, and then does not vectorize
-_FAR, _LARGEST = f4(arithmetic.FAR), f4(arithmetic.LARGEST)
-_GATE_REACH = f4(arithmetic.GATE_REACH)
+f32 = np.float32
+u64 = np.uint64  # for indices in inner loops: numba checks an index that may be negative, and then does not vectorize
+_FAR, _LARGEST = f32(arithmetic.FAR), f32(arithmetic.LARGEST)
+_GATE_REACH = f32(arithmetic.GATE_REACH)
 _LOGIT_SCALE = arithmetic.LOGIT_SCALE
 _UNITS = 12  # units of work of a stage for each worker that are aimed at
 # Not literals, since numba gives each integer literal a type of its own.
@@ -80,9 +80,9 @@ def _product_stage(
                      column * whole, whole // QUAD, tile, _ZERO, _COLUMNS, plain)  # fmt: skip
             for r in range(count):
                 s = space.input_scale[first + m0 + r]
-                t, c, row = u8(r * COLUMNS), u8(column), out[m0 + r]
-                for j in range(u8(min(COLUMNS, width - column))):
-                    y = f4(tile[t + j]) * s * scale[c + j] + bias[c + j]
+                t, c, row = u64(r * COLUMNS), u64(column), out[m0 + r]
+                for j in range(u64(min(COLUMNS, width - column))):
+                    y = f32(tile[t + j]) * s * scale[c + j] + bias[c + j]
                     if adding:
                         row[c + j] += y
                     else:
@@ -97,8 +97,8 @@ def _up_stage(sizes, space, first, rows, weights, scale, bias, stage, worker, wo
     stride, tile, out, gates = space.inputs.shape[1], space.tile[worker], space.outputs, space.gates[worker]
     panels, whole = len(scale) // COLUMNS, (sizes.hidden + QUAD - 1) // QUAD * QUAD
     ranges, height = _units_of(panels, rows, workers)
-    gated, half = sizes.gated, u8(COLUMNS // 2)
-    width = half if gated else u8(COLUMNS)
+    gated, half = sizes.gated, u64(COLUMNS // 2)
+    width = half if gated else u64(COLUMNS)
     few, units = rows <= FEW_ROWS, panels * ranges
     unit = _next_unit(space.counters, stage, -1, units, few, worker, workers)
     while unit < units:
@@ -109,16 +109,16 @@ def _up_stage(sizes, space, first, rows, weights, scale, bias, stage, worker, wo
                      column * whole, whole // QUAD, tile, _ZERO, _COLUMNS, sizes.plain)  # fmt: skip
             for r in range(count):
                 s = space.input_scale[first + m0 + r]
-                t, c, row = u8(r * COLUMNS), u8(column), out[m0 + r]
-                for j in range(u8(COLUMNS)):
-                    gates[j] = f4(tile[t + j]) * s * scale[c + j] + bias[c + j]
-                to = c >> u8(1) if gated else c
+                t, c, row = u64(r * COLUMNS), u64(column), out[m0 + r]
+                for j in range(u64(COLUMNS)):
+                    gates[j] = f32(tile[t + j]) * s * scale[c + j] + bias[c + j]
+                to = c >> u64(1) if gated else c
                 for j in range(width):
                     g = gates[j]
                     near = min(max(g, -_GATE_REACH), _GATE_REACH)
                     u = near * (sizes.gate_first + sizes.gate_second * (near * near))
                     e = exp2(np.int32(np.rint(abs(u) * _LOGIT_SCALE)))
-                    z = g * (f4(e if u < f4(0.0) else EXP2_ONE) / f4(np.int32(e + EXP2_ONE)))
+                    z = g * (f32(e if u < f32(0.0) else EXP2_ONE) / f32(np.int32(e + EXP2_ONE)))
                     row[to + j] = z * gates[half + j] if gated else z
         unit = _next_unit(space.counters, stage, unit, units, few, worker, workers)
 
@@ -137,20 +137,20 @@ def _inputs_stage(sizes, space, rows, source, few, worker, workers):
         base = len(space.x) + worker * FEW_ROWS
     x, outputs = space.x.ctypes.data, space.outputs.ctypes.data
     inputs, stride = space.inputs.ctypes.data, space.inputs.shape[1]
-    count, most, offset, squares = sizes.hidden, f4(0.0), np.int32(0), np.int32(0)
+    count, most, offset, squares = sizes.hidden, f32(0.0), np.int32(0), np.int32(0)
     for m in range(first, rows, step):
-        out = inputs + u8((base + m) * stride)
-        root = f4(1.0)
+        out = inputs + u64((base + m) * stride)
+        root = f32(1.0)
         if source == _NORMED:
-            most, offset, squares = to_integers(x + u8(4 * m * sizes.hidden), count, out)
+            most, offset, squares = to_integers(x + u64(4 * m * sizes.hidden), count, out)
             root = root_scale(most, squares, count, sizes.epsilon)
         elif source == _MIXED:
             count = sizes.heads * sizes.head_size
-            most, offset, _ = to_integers(outputs + u8(4 * m * space.outputs.shape[1]), count, out)
+            most, offset, _ = to_integers(outputs + u64(4 * m * space.outputs.shape[1]), count, out)
         else:
             count, row = sizes.inner, space.row[worker]
             y = space.outputs[m]
-            for i in range(u8(count)):
+            for i in range(u64(count)):
                 row[i] = y[i]
             transform(row.ctypes.data, count, sizes.inner_block)
             most, offset, _ = to_integers(row.ctypes.data, count, out)
@@ -185,9 +185,9 @@ def logits_of(sizes, head, head_scale, head_bias, space, rows, out, worker, work
                      whole // QUAD, tile, _ZERO, _COLUMNS, sizes.plain)  # fmt: skip
             for r in range(count):
                 s = space.input_scale[first + r]
-                t, c, row = u8(r * COLUMNS), u8(column), out[m0 + r]
-                for j in range(u8(COLUMNS)):
-                    y = f4(tile[t + j]) * s * head_scale[c + j] + head_bias[c + j]
+                t, c, row = u64(r * COLUMNS), u64(column), out[m0 + r]
+                for j in range(u64(COLUMNS)):
+                    y = f32(tile[t + j]) * s * head_scale[c + j] + head_bias[c + j]
                     row[c + j] = np.int32(np.rint(min(max(y * _LOGIT_SCALE, -_FAR), _FAR)))
             m0 += count
         unit = _next_unit(space.counters, _HEAD_STAGE, unit, units, few, worker, workers)
@@ -200,15 +200,15 @@ def _embed(sizes, weights, space, rows, worker, workers):
     for m in range(worker, len(rows.tokens), workers):
         token = rows.tokens[m]
         if token < 0:
-            for i in range(u8(sizes.hidden)):
+            for i in range(u64(sizes.hidden)):
                 x[m, i] = rows.vectors[-1 - token, i]
         else:
             scale, row = weights.embedding_scale[token], weights.embedding[token]
-            for i in range(u8(sizes.hidden)):
-                x[m, i] = f4(row[i]) * scale
+            for i in range(u64(sizes.hidden)):
+                x[m, i] = f32(row[i]) * scale
         if not sizes.rotary:
             position = weights.position[rows.position[m]]
-            for i in range(u8(sizes.hidden)):
+            for i in range(u64(sizes.hidden)):
                 x[m, i] += position[i]
 
 

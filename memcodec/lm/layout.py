@@ -10,14 +10,13 @@ import numpy as np
 from memcodec.lm import arithmetic
 from memcodec.lm.architecture import Architecture
 from memcodec.lm.compiled import COUNTERS_APART
-from memcodec.lm.instructions import COLUMNS
+from memcodec.lm.instructions import COLUMNS, LINE
 from memcodec.lm.product import TILE_ROWS, columns_of, padded, panels, rows_in
 from memcodec.lm.team import Team
 from memcodec.lm.weights import Tensors
 
 PAGE = 2 * COLUMNS  # the positions of a cache are a multiple of this
 FEW_ROWS = 4  # up to this many, each worker makes the inputs of products by itself, instead of waiting for others
-LINE = 64  # bytes of a cache line
 
 
 class Sizes(NamedTuple):

@@ -13,9 +13,9 @@ from memcodec.errors import EncodeError
 from memcodec.lm import cpu
 from memcodec.lm.architecture import Architecture
 from memcodec.lm.choice import implementation_of
-from memcodec.lm.kept import AnyWeights
 from memcodec.lm.sequences import Capacity, SequenceInput, Sequences
 from memcodec.lm.team import Team, team_of
+from memcodec.lm.weight_cache import AnyWeights
 from memcodec.settings import MAX_THREADS, check_whole
 
 
@@ -23,7 +23,7 @@ class ExactLM:
     """A frozen LM whose logits are the same integers on every machine.
 
     identity: SHA-256 of everything that the results depend on; positions: the number of positions the LM can tell
-    apart; prefix: int64, the token ids before every chunk; implementation: of its layers.
+    apart; prefix: int64, the token ids before every group; implementation: the one that computes its layers.
     """
 
     def __init__(
@@ -37,15 +37,15 @@ class ExactLM:
         """device: one of `settings.DEVICES`, or "cuda:1"; threads: on the CPU, by default one for each core.
 
         kernels: "numba" (CPU only), "torch", "triton" (on the CPU only in its interpreter), or "auto"; fallback: use
-        the slower products of numba and torch, by default only on machines whose faster ones fail the self-test.
-        Raises ModelNotFoundError, MachineError, MissingDependencyError.
+        the products without 8-bit instructions, by default where the others fail the self-test, or are slow in torch.
+        Raises EncodeError, MachineError, MissingDependencyError, ModelNotFoundError.
         """
         self.architecture: Architecture = weights.architecture
         self.prefix = np.array(weights.prefix, dtype=np.int64)
         self.identity = weights.identity
         self.positions = weights.architecture.positions
         self.vocabulary = weights.architecture.vocabulary
-        self._start: Any = None
+        self._prefix_state: Any = None
         self._unprimed_length = len(self.prefix)
         self.head = weights.head
         self.team = _team_of(threads)
@@ -63,32 +63,32 @@ class ExactLM:
         return self.implementation.sequences(slots, positions, rows)
 
     def new_sequences(self, slots: int, positions: int, rows: int) -> Sequences:
-        """The same, for sequences that have read the prefix; on the CPU they share the cache of most of it."""
-        return self.implementation.sequences(slots, positions, rows, self.start)
+        """As `sequences`, for sequences that have read the prefix; on the CPU they share the cache of most of it."""
+        return self.implementation.sequences(slots, positions, rows, self.prefix_state)
 
     @property
-    def start(self) -> Any:
+    def prefix_state(self) -> Any:
         """The state after the prefix, for `Implementation.sequences`; `logits` are those of the token after it."""
-        if self._start is None:
-            self._start = self.implementation.start(self.prefix)
-        return self._start
+        if self._prefix_state is None:
+            self._prefix_state = self.implementation.prefix_state(self.prefix)
+        return self._prefix_state
 
     @property
     def own_prefix(self) -> int:
         """Positions of the prefix that each sequence has in its own cache; the others are stored once for all."""
-        return self.implementation.copied(len(self.prefix))
+        return self.implementation.own_positions(len(self.prefix))
 
     @property
     def is_unprimed(self) -> bool:
         """Whether the prefix is the one that all documents share, without a primer."""
         return len(self.prefix) == self._unprimed_length
 
-    def behind(self, tokens: np.ndarray) -> "ExactLM":
+    def with_prefix(self, tokens: np.ndarray) -> "ExactLM":
         """The same LM with more tokens in its prefix, int64 [tokens]. Raises EncodeError if there are too many."""
         other = copy(self)
-        other.prefix, other._start = np.concatenate([self.prefix, tokens]), None
+        other.prefix, other._prefix_state = np.concatenate([self.prefix, tokens]), None
         if len(other.prefix) >= self.positions:
-            raise EncodeError(f"a primer of {len(tokens)} tokens: this model has {self.positions} positions")
+            raise EncodeError(f"a primer of {len(tokens)} tokens: the model has {self.positions} positions: shorten it")
         return other
 
 
@@ -143,7 +143,7 @@ def find_device(name: str) -> str:
 
 
 def has_cuda_driver() -> bool:
-    """Whether there is one, so that torch may find a device."""
+    """Whether a CUDA driver is installed, so that torch may find a device."""
     try:
         ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:

@@ -16,8 +16,8 @@ from memcodec.lm.compiled import float_at, not_inlined, put_byte, put_float, sub
 from memcodec.lm.instructions import QUAD
 from memcodec.lm.product import ZERO
 
-f4 = np.float32
-_LARGEST = f4(arithmetic.LARGEST)
+f32 = np.float32
+_LARGEST = f32(arithmetic.LARGEST)
 _LANES = 16
 _I8, _I32 = ir.IntType(8), ir.IntType(32)
 _FLOATS, _BITS = ir.VectorType(ir.FloatType(), _LANES), ir.VectorType(_I32, _LANES)
@@ -146,7 +146,7 @@ def to_integers(values, count, out):
 def root_scale(most, squares, count, epsilon):
     """1 / sqrt(mean square + epsilon), float32, from the results of `to_integers`."""
     unit = np.float64(most) / np.float64(_LARGEST)
-    return f4(1.0 / math.sqrt(np.float64(squares) / np.float64(count) * (unit * unit) + epsilon))
+    return f32(1.0 / math.sqrt(np.float64(squares) / np.float64(count) * (unit * unit) + epsilon))
 
 
 # ---- the Hadamard transform

@@ -16,7 +16,7 @@ from memcodec.lm.compiled import kernel, not_inlined, subkernel
 from memcodec.lm.seeded import words
 
 SIGNS_STREAM = 26  # of eight that were tried, the one with the least loss (docs/exact.md)
-u8 = np.uint64  # for indices in inner loops (see `quantize`)
+u64 = np.uint64  # for indices in inner loops (see `kernels`)
 
 
 def rotate(rows: np.ndarray) -> np.ndarray:
@@ -92,10 +92,10 @@ def _butterflies(x, n, step):
     not_inlined()
     while step < n:
         for start in range(0, n, 2 * step):
-            for i in range(u8(start), u8(start + step)):
-                a, b = x[i], x[i + u8(step)]
+            for i in range(u64(start), u64(start + step)):
+                a, b = x[i], x[i + u64(step)]
                 x[i] = a + b
-                x[i + u8(step)] = a - b
+                x[i + u64(step)] = a - b
         step *= 2
 
 

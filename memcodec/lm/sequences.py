@@ -91,16 +91,16 @@ class Implementation(Protocol):
     has_coder: bool
     capacity: Capacity
 
-    def sequences(self, slots: int, positions: int, rows: int, start: Any = None) -> Sequences:
+    def sequences(self, slots: int, positions: int, rows: int, prefix: Any = None) -> Sequences:
         """A cache of `slots` sequences of `positions` positions, for passes of up to `rows` rows.
 
-        start: what the method `start` returned for the prefix that the sequences have read; None without a prefix.
+        prefix: what `prefix_state` returned for the prefix that the sequences have read; None without a prefix.
         """
 
-    def start(self, prefix: np.ndarray) -> Any:
+    def prefix_state(self, prefix: np.ndarray) -> Any:
         """The state after a prefix, int64 [tokens]; its `logits` are those of the next token, int32 [columns]."""
 
-    def copied(self, prefix: int) -> int:
+    def own_positions(self, prefix: int) -> int:
         """The number of positions of a prefix of this length that each sequence stores; the others are stored once."""
 
 
@@ -110,17 +110,17 @@ def check_numbers(scales: np.ndarray) -> None:
     scales: of the rows, float32 [rows].
     """
     if not np.isfinite(scales).all():
-        raise ModelNotFoundError("the model's activations go beyond float32: memcodec cannot use it")
+        raise ModelNotFoundError("the model's activations exceed the range of float32: choose another model")
 
 
 def check_step(tokens: np.ndarray, lengths: np.ndarray, limit: int, vocabulary: int) -> None:
     """Like `check_pass`, for a step."""
     if len(tokens) > len(lengths):
-        raise EncodeError(f"{len(tokens)} sequences: there is room for {len(lengths)}")
+        raise EncodeError(f"{len(tokens)} sequences in a step: the cache has room for {len(lengths)}")
     if lengths[: len(tokens)].max(initial=0) >= limit:
-        raise EncodeError(f"{limit + 1} positions: there is room for {limit}")
+        raise EncodeError(f"{limit + 1} positions in a sequence: the cache has room for {limit}")
     if not 0 <= tokens.min() <= tokens.max() < vocabulary:
-        raise EncodeError(f"a token that the model does not have: it has {vocabulary}")
+        raise EncodeError(f"a token id out of range: give 0 to {vocabulary - 1}")
 
 
 def check_pass(inputs: list[SequenceInput], lengths: np.ndarray, limit: int, vocabulary: int) -> None:
@@ -133,7 +133,8 @@ def check_pass(inputs: list[SequenceInput], lengths: np.ndarray, limit: int, voc
         raise EncodeError(f"slots {slots[:10]}: give them in ascending order, from 0 to {len(lengths) - 1}")
     for one in inputs:
         if lengths[one.slot] + len(one.tokens) > limit:
-            raise EncodeError(f"{lengths[one.slot] + len(one.tokens)} positions: there is room for {limit}")
+            size = lengths[one.slot] + len(one.tokens)
+            raise EncodeError(f"{size} positions in a sequence: the cache has room for {limit}")
         vectors = 0 if one.vectors is None else len(one.vectors)
         if len(one.tokens) and not -vectors <= one.tokens.min() <= one.tokens.max() < vocabulary:
-            raise EncodeError(f"a token that the model does not have: it has {vocabulary}")
+            raise EncodeError(f"a token id out of range: give 0 to {vocabulary - 1}")

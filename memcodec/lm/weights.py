@@ -34,7 +34,7 @@ class ExactWeights:
     """Integers, scales and tables of one LM.
 
     tensors, with all layers stacked: matrices, int8 [layers, rows, inner]; their scales and biases, float32 [layers,
-    rows]; learned positions and gains of heads, float32. prefix: the token ids before every chunk; tokenizer: its hash.
+    rows]; learned positions and gains of heads, float32. prefix: the token ids before every group; tokenizer: its hash.
     """
 
     architecture: Architecture
@@ -48,7 +48,7 @@ class ExactWeights:
         return Head(self.tensors["head"], self.tensors["head.scale"], float(self.tensors["spread"][0]))
 
     def plain(self) -> "ExactWeights":
-        """These weights, which are row by row already (compare `KeptWeights.plain`)."""
+        """These weights, which are row by row already (compare `CachedWeights.plain`)."""
         return self
 
     @cached_property

@@ -37,8 +37,8 @@ AUTO = (1, 2, 4, 8, 16, 32, 64)  # numbers of vectors that are tried in turn
 class Objective:
     """The aim of a fit.
 
-    ahead: how many tokens are in the loss after the longest prefix that the memory writes, None for all; slack: the
-    margin, in logits, at which a token leaves the loss; sure: the margin at which a token counts as written.
+    ahead: how many tokens are in the loss after the longest prefix that the memory writes, None for all; sure: the
+    margin, in logits, at which a token counts as written; slack: it leaves the loss at a margin of sure + slack.
     """
 
     ahead: int | None = 16
@@ -53,9 +53,9 @@ class Objective:
             raise EncodeError(f"slack {self.slack:g}, sure {self.sure:g}: give numbers from 0 to below 10,000")
 
     def prefers(self, new: tuple[int, int], old: tuple[int, int]) -> bool:
-        """Whether a memory is better than another, by the tokens each writes: (all, those before the first miss).
+        """Whether a memory is better than another, by two counts: (tokens written, tokens before the first miss).
 
-        While the target grows, tokens after the first miss are hardly in the loss, so that the prefix counts.
+        With `ahead`, the second count decides first, since few tokens after the first miss are in the loss.
         """
         return new > old if self.ahead is None else new[::-1] > old[::-1]
 
@@ -65,7 +65,7 @@ OBJECTIVE = Objective()
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of the memory that a fit uses: 1.7 GB with the default model.
+    """Limits of the main memory (RAM) that a fit uses: 1.7 GB with the default model.
 
     pass_positions: the most positions in one pass with gradients, including padding; head_positions: the most whose
     logits exist at the same time (256 are 50 MB at a vocabulary of 49152).
@@ -78,7 +78,7 @@ class Limits:
 LIMITS = Limits()
 
 
-def behind_prefix(lm: FrozenLM, vectors: torch.Tensor) -> torch.Tensor:
+def after_prefix(lm: FrozenLM, vectors: torch.Tensor) -> torch.Tensor:
     """The embeddings before the first token: the LM's prefix, then the vectors, float32 [rows, n, dimensions].
 
     LMs attend strongly to position 0, whatever is there (an "attention sink"). A memory at that position could hardly
@@ -90,7 +90,7 @@ def behind_prefix(lm: FrozenLM, vectors: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def write(lm: FrozenLM, vectors: np.ndarray, tokens: int) -> np.ndarray:
     """The token ids, int64 [rows, tokens], that greedy decoding writes from vectors, float32 [rows, n, dimensions]."""
-    step = lm.start(len(vectors), tokens, behind_prefix(lm, torch.from_numpy(vectors).to(lm.device)))
+    step = lm.start(len(vectors), tokens, after_prefix(lm, torch.from_numpy(vectors).to(lm.device)))
     written = np.zeros((len(vectors), tokens), dtype=np.int64)
     for t in range(tokens):
         states = step(None if t == 0 else torch.from_numpy(written[:, t - 1]))
@@ -272,7 +272,7 @@ class _Batch:
         for rows in _passes(lengths, self.limits.pass_positions):
             numbers = [live[r] for r in rows]
             targets = [self.chunks[i][: goals[r]] for i, r in zip(numbers, rows, strict=True)]
-            with _bounded_memory(lm, max(lengths[r] for r in rows), self.limits.pass_positions):
+            with _limited_ram(lm, max(lengths[r] for r in rows), self.limits.pass_positions):
                 vectors = quantized(torch.stack([memories[i] for i in numbers]), bits)
                 losses = _losses_of(lm, vectors, targets, self.objective, self.limits.head_positions)
                 losses.total.backward()  # type: ignore[no-untyped-call]
@@ -309,7 +309,7 @@ def _passes(lengths: list[int], most: int) -> list[list[int]]:
 
 
 @contextmanager
-def _bounded_memory(lm: FrozenLM, longest: int, most: int) -> Iterator[None]:
+def _limited_ram(lm: FrozenLM, longest: int, most: int) -> Iterator[None]:
     """Settings for a pass with gradients over rows of up to `longest` positions. most: positions of a usual pass."""
     with ExitStack() as contexts:
         if longest > most:
@@ -333,7 +333,7 @@ def _losses_of(
         row[: len(tokens)] = tokens
     known = torch.from_numpy(np.arange(rows.shape[1]) < np.array(lengths)[:, None]).to(lm.device)
     ids = torch.from_numpy(rows).to(lm.device)
-    states = lm.hidden(ids, behind_prefix(lm, prompts))[known]
+    states = lm.hidden(ids, after_prefix(lm, prompts))[known]
     targets = ids[known][:, None]
     count = min(_RIVALS, lm.vocabulary)
     with torch.no_grad():

@@ -29,12 +29,14 @@ from memcodec.lm.seeded import word
 from memcodec.lm.team import Team
 
 _QUIET_END = 10  # tokens at the end of a chunk whose entropy adds no bits, since such bits would steer too few tokens
-_BUCKETS = 1 << 13  # of costs, when the cheapest states are selected
-_BUCKET_UNITS = np.int32(4)
-_SCALE_BITS = 16  # of frequencies in the search
+BUCKETS_BITS, UNITS_BITS = 13, 2  # of costs, when the cheapest states are selected: buckets, and units in each
+SCALE_BITS = 16  # of frequencies in the search
+POWER_OF_TWO = (0.696065, 0.224494, 0.079441)  # of a fraction: 1, and a cubic with these coefficients
 MOST_REST = (1 << 31) - 2  # of the frequency of all tokens that are not steered, in this scale: of flat distributions
+_BUCKETS, _BUCKET_UNITS = 1 << BUCKETS_BITS, np.int32(1 << UNITS_BITS)
 _MOST_REST = np.int64(MOST_REST)
-f4 = np.float32
+f32 = np.float32
+_C1, _C2, _C3 = (f32(coefficient) for coefficient in POWER_OF_TWO)
 
 
 class _Buffers(NamedTuple):
@@ -84,7 +86,7 @@ def memory_bytes(entropy: np.ndarray, share: int) -> int:
 
 
 def search(predictions: list[Predictions], steering: Steering, share: int, effort: int, team: Team) -> list[bytes]:
-    """For each chunk, the memory under which its tokens cost least. The same bits on every machine.
+    """Returns for each chunk the cheapest memory that a beam search finds. The same bits on every machine.
 
     share: in 1/1024; effort: states that are tried for each token.
     """
@@ -145,13 +147,13 @@ def _as_panel(responses, ids, steering, tilt, panel, factors):
         most = np.int32(1)
         for j in range(FEATURES):
             most = max(most, abs(responses[k * FEATURES + j]))
-        factor = f4(127.0) / f4(most)
+        factor = f32(127.0) / f32(most)
         for j in range(FEATURES):
-            rounded = np.int32(np.rint(f4(responses[k * FEATURES + j]) * factor))
+            rounded = np.int32(np.rint(f32(responses[k * FEATURES + j]) * factor))
             panel[j // QUAD * PANEL_ROW + QUAD * k + j % QUAD] = np.uint8(rounded + np.int32(ZERO))
-        factors[k] = f4(0.0)
+        factors[k] = f32(0.0)
         if ids[k] >= 0:
-            factors[k] = f4(np.float64(most) / 127.0 * (np.float64(steering.scale[ids[k]]) * steering.unit) * tilt)
+            factors[k] = f32(np.float64(most) / 127.0 * (np.float64(steering.scale[ids[k]]) * steering.unit) * tilt)
 
 
 @subkernel
@@ -170,26 +172,26 @@ def _costs(count, products, factors, below, rest, target, unsteered, logarithms,
     target: the competitor that is the true token, or -1; unsteered: the token's units below the best if it is none.
     """
     not_inlined()
-    most = f4(REACH)
+    most = f32(REACH)
     for s in range(count):
         base = np.uint64(s * COLUMNS)
         mass = rest
         for k in range(np.uint64(COLUMNS)):
-            move = min(max(f4(products[base + k]) * factors[k], -most), most)
-            power = (move - below[k]) * f4(1.0 / 1024.0) + f4(_SCALE_BITS)
-            power = max(power, f4(-1.0))
+            move = min(max(f32(products[base + k]) * factors[k], -most), most)
+            power = (move - below[k]) * f32(1.0 / 1024.0) + f32(SCALE_BITS)
+            power = max(power, f32(-1.0))
             whole = np.floor(power)
             fraction = power - whole
-            value = f4(0.079441) * fraction + f4(0.224494)
-            value = value * fraction + f4(0.696065)
-            value = value * fraction + f4(1.0)
-            doubled = np.int32(np.rint(value * f4(4096.0))) << np.int32(18) >> (np.int32(30) - np.int32(whole))
+            value = _C3 * fraction + _C2
+            value = value * fraction + _C1
+            value = value * fraction + f32(1.0)
+            doubled = np.int32(np.rint(value * f32(4096.0))) << np.int32(18) >> (np.int32(30) - np.int32(whole))
             mass += doubled
-        cost = log2_units(mass, logarithms) - np.int32(_SCALE_BITS * 1024)
+        cost = log2_units(mass, logarithms) - np.int32(SCALE_BITS * 1024)
         if target >= 0:
             at = base + np.uint64(target)
-            move = min(max(f4(products[at]) * factors[target], -most), most)
-            cost += np.int32(np.rint(min(below[target] - move, f4(FAR))))
+            move = min(max(f32(products[at]) * factors[target], -most), most)
+            cost += np.int32(np.rint(min(below[target] - move, f32(FAR))))
         else:
             cost += min(unsteered, FAR)
         costs[s] += cost
@@ -230,11 +232,11 @@ def _cheapest(count, wanted, costs, buckets, kept):
 @allocating
 def _trace(best, steps, share, entropy, parents, entered, memory):
     """Write the bits that led to the state `best`, from the last step to the first."""
-    used, energy, number = np.int64(0), np.int64(0), 0
+    used, entropy_sum, number = np.int64(0), np.int64(0), 0
     ranges = np.empty((steps, 2), dtype=np.int64)
     for t in range(len(entropy)):
-        energy += capped(entropy[t])
-        new = new_bits(share, energy, used, np.int64(len(memory)))
+        entropy_sum += capped(entropy[t])
+        new = new_bits(share, entropy_sum, used, np.int64(len(memory)))
         if new > 0:
             ranges[number, 0], ranges[number, 1] = used, new
             used += new
@@ -253,13 +255,13 @@ def _search(chunk, share, effort, steering, tables, buffers, memory):
     windows, costs, features, products = buffers.windows, buffers.costs, buffers.features, buffers.products
     kept, parents, entered = buffers.kept, buffers.parents, buffers.entered
     windows[0, 0], costs[0, 0] = 0, 0
-    used, energy, bits = np.int64(0), np.int64(0), np.int64(len(memory))
+    used, entropy_sum, bits = np.int64(0), np.int64(0), np.int64(len(memory))
     factors = np.empty(COMPETITORS, dtype=np.float32)
     lower = np.empty(COMPETITORS, dtype=np.float32)
     tokens, ids, below, near, entropy = chunk.tokens, chunk.ids, chunk.below, chunk.near, chunk.entropy
     for t in range(len(tokens)):
-        energy += capped(entropy[t])
-        new = new_bits(share, energy, used, bits)
+        entropy_sum += capped(entropy[t])
+        new = new_bits(share, entropy_sum, used, bits)
         if new > 0:
             used += new
             n = _cheapest(count, max(1, effort >> new), costs[now], buffers.buckets, kept)
@@ -283,10 +285,10 @@ def _search(chunk, share, effort, steering, tables, buffers, memory):
                  buffers.plain)  # fmt: skip
         rest, target = chunk.total[t], -1
         for k in range(COMPETITORS):
-            lower[k] = f4(1 << 20)
+            lower[k] = f32(1 << 20)
             if ids[t, k] >= 0:
                 rest -= frequency(below[t, k], tables.powers)
-                lower[k] = f4(below[t, k])
+                lower[k] = f32(below[t, k])
                 if ids[t, k] == tokens[t]:
                     target = k
         unsteered = near[t, tokens[t] % near.shape[1]]

@@ -74,11 +74,11 @@ def _find_runs(share, entropies, starts, lengths, sizes, runs, chunk_runs, bits)
     """Fill arrays that have room for a run at each position; returns how many runs there are. sizes: int64, bytes."""
     count, before = 0, np.int64(0)
     for chunk in range(len(starts)):
-        used, energy, room = np.int64(0), np.int64(0), 8 * sizes[chunk]
+        used, entropy_sum, room = np.int64(0), np.int64(0), 8 * sizes[chunk]
         chunk_runs[chunk, 0] = count
         for t in range(starts[chunk], starts[chunk] + lengths[chunk]):
-            energy += capped(entropies[t])
-            new = new_bits(share, energy, used, room)
+            entropy_sum += capped(entropies[t])
+            new = new_bits(share, entropy_sum, used, room)
             if new > 0 or t == starts[chunk]:
                 runs[count, 0], runs[count, 2], bits[count] = t, new, before + used
                 count += 1
@@ -111,7 +111,7 @@ class GpuSearch:
     def __call__(
         self, predictions: list[Predictions], steering: Steering, share: int, effort: int, team: Team
     ) -> list[bytes]:
-        """For each chunk, the memory under which its tokens cost least: see `search.search`."""
+        """Returns for each chunk the cheapest memory that the beam search finds: see `search.search`."""
         if effort > MOST_STATES:
             return search(predictions, steering, share, effort, team)
         sizes = [memory_bytes(predicted.entropy, share) if share else 0 for predicted in predictions]

@@ -3,8 +3,8 @@
 `prepare` computes what does not depend on states, for all positions of all chunks side by side; `beam` is the search:
 a program takes a chunk, then another one. Every result that states are compared by is the same as on the CPU:
 
-- Moves, `lower` and powers are in 1024 units here, which changes exponents only, since it is a power of two; so are the
-  frequencies of `_masses`, by 4,096. Each of its other operations is rounded as on the CPU.
+- Moves, `lower` and powers are in bits here (1,024 units), and the frequencies of `_masses` are multiplied by 4,096:
+  factors that are powers of two change exponents only. Every other operation is rounded as on the CPU.
 - Signs are 64 and -64, and sums of products begin with the bits of a float32 that has units of 1/64. So a sum is the
   bits of this float32 plus the product, and needs no conversion. Features are in another order (see `_feature`).
 - The competitor that is the true token changes places with the first one. Only integers are summed over competitors.
@@ -20,11 +20,11 @@ import triton.language as tl
 
 from memcodec.coding import distribution, steering
 from memcodec.coding.gpu_kernels import frequency, log2_units, sign_words
+from memcodec.lm.gpu_kernels import MAGIC, MAGIC_BITS, WHOLE
 from memcodec.memory import search
 
 RUN_FIELDS = 3  # of a run of positions with the same states: first position, position after the last, bits that enter
 POSITION_FIELDS = 3  # of a position, see `prepare`
-BUCKETS_BITS, UNITS_BITS = 13, 2  # of the costs when states are selected, see `search`
 
 _COMPETITORS = tl.constexpr(distribution.COMPETITORS)
 _LISTED = tl.constexpr(distribution.COMPETITORS + 1)
@@ -36,18 +36,17 @@ _REACH = tl.constexpr(float(steering.REACH) / 1024)
 _TILT = tl.constexpr(steering.TILT)
 _WINDOW = tl.constexpr((1 << steering.WINDOW) - 1)
 _RUN_FIELDS, _POSITION_FIELDS = tl.constexpr(RUN_FIELDS), tl.constexpr(POSITION_FIELDS)
-_BUCKETS_BITS, _UNITS_BITS = tl.constexpr(BUCKETS_BITS), tl.constexpr(UNITS_BITS)
-_BUCKETS = tl.constexpr(1 << BUCKETS_BITS)
+_BUCKETS_BITS, _UNITS_BITS = tl.constexpr(search.BUCKETS_BITS), tl.constexpr(search.UNITS_BITS)
+_BUCKETS = tl.constexpr(1 << search.BUCKETS_BITS)
 
-_MAGIC, _MAGIC_BITS = tl.constexpr(1.5 * 2.0**23), tl.constexpr(0x4B400000)  # see `lm.gpu_kernels`
-_WHOLE = tl.constexpr(2.0**23)  # from here on, a float32 is an integer
 _BASE, _BASE_BITS = tl.constexpr(1.5 * 2.0**17), tl.constexpr(0x48400000)  # a float32 with units of 1/64
 _TOP_BITS, _SIGN_BITS = tl.constexpr(0x80808080 - (1 << 32)), tl.constexpr(0x40404040)
 _UNIT = tl.constexpr(1.0 / 1024.0)
-_C1, _C2, _C3 = (tl.constexpr(float(np.float32(c)) * 4096.0) for c in (0.696065, 0.224494, 0.079441))
+_SCALE_BITS, _SCALE_UNITS = tl.constexpr(float(search.SCALE_BITS)), tl.constexpr(search.SCALE_BITS * 1024)
+_C1, _C2, _C3 = (tl.constexpr(float(np.float32(coefficient)) * 4096.0) for coefficient in search.POWER_OF_TWO)
 _ONE = tl.constexpr(4096.0)
 _FAR_AWAY = tl.constexpr(1024.0)  # 2**20 units: `lower` of competitors that do not exist
-_FAR = tl.constexpr(int(distribution.FAR))
+_FAR, _FAR_UNITS = tl.constexpr(int(distribution.FAR)), tl.constexpr(float(distribution.FAR))
 _MOST_REST = tl.constexpr(search.MOST_REST)
 _NO_COST = tl.constexpr((1 << 31) - 1)
 _LAST_KEY = tl.constexpr((1 << 63) - 1)
@@ -93,8 +92,8 @@ def prepare(
     lengths: int32 [chunks]. head: int8 [vocabulary, SIZE]; scale: float32 [vocabulary].
 
     Writes `panel`, int8 [positions, COMPETITORS, FEATURES]; factors and lower, float32 [positions, COMPETITORS], in
-    1024 units; about: int32 [positions, POSITION_FIELDS]: `rest` less 1, `unsteered`, and flags: HAS_TARGET if the true
-    token is steered; IS_NEAR if no move can be beyond REACH; IS_NARROW if no sum of frequencies can be beyond int32.
+    bits; about: int32 [positions, POSITION_FIELDS]: `rest` less 1, `unsteered`, and flags: HAS_TARGET if the true token
+    is steered; IS_NEAR if no move can be beyond REACH; IS_NARROW if no sum of frequencies can be beyond int32.
     """
     ROWS: tl.constexpr = CHUNKS * _COMPETITORS
     t = tl.program_id(0)
@@ -121,7 +120,7 @@ def prepare(
         responses = _responses(t, tl.reshape(chosen, [ROWS]), head, ROWS, SIZE, DEPTH)
         most = tl.maximum(tl.max(tl.abs(responses), axis=1), 1)
         scaled = responses.to(tl.float32) * tl.div_rn(127.0, most.to(tl.float32))[:, None]
-        rounded = (scaled + _MAGIC).to(tl.int32, bitcast=True) - _MAGIC_BITS
+        rounded = (scaled + MAGIC).to(tl.int32, bitcast=True) - MAGIC_BITS
         column = position[:, None] * _COMPETITORS + k
         row = tl.reshape(column, [ROWS]) * _FEATURES
         place = tl.arange(0, _FEATURES)[None, :]
@@ -138,7 +137,7 @@ def prepare(
         tl.store(lower + column, least, mask=live[:, None])
 
         reach = tl.reshape(tl.sum(tl.abs(rounded), axis=1), [CHUNKS, _COMPETITORS]).to(tl.float32) * tl.abs(factor)
-        power = tl.maximum((tl.minimum(reach, _REACH) - least) + 16.0, -1.0)
+        power = tl.maximum((tl.minimum(reach, _REACH) - least) + _SCALE_BITS, -1.0)
         weight = tl.full((CHUNKS, _COMPETITORS), 1, tl.int64) << (tl.floor(power).to(tl.int64) + 1)
         mass = tl.sum(weight, axis=1) + rest + 1
         near_enough = tl.max(reach, axis=1) <= _REACH
@@ -196,14 +195,14 @@ def _masses(sums, factor, lower, rest, NEAR: tl.constexpr, NARROW: tl.constexpr)
     move = (sums.to(tl.float32, bitcast=True) - _BASE) * factor[None, :]
     if not NEAR:
         move = tl.minimum(tl.maximum(move, -_REACH), _REACH)
-    power = tl.maximum((move - lower[None, :]) + 16.0, -1.0)
+    power = tl.maximum((move - lower[None, :]) + _SCALE_BITS, -1.0)
     whole = tl.floor(power)
     fraction = power - whole
     value = _C3 * fraction + _C2
     value = value * fraction + _C1
     value = value * fraction + _ONE
-    bits = (value + _MAGIC).to(tl.uint32, bitcast=True) << 18  # the bits of _MAGIC are gone
-    shift = tl.full((), _MAGIC_BITS + 30, tl.int32) - (whole + _MAGIC).to(tl.int32, bitcast=True)  # 30 - whole
+    bits = (value + MAGIC).to(tl.uint32, bitcast=True) << 18  # the bits of MAGIC are gone
+    shift = tl.full((), MAGIC_BITS + 30, tl.int32) - (whole + MAGIC).to(tl.int32, bitcast=True)  # 30 - whole
     count = bits >> shift.to(tl.uint32, bitcast=True)
     if NARROW:
         mass = (tl.sum(count.to(tl.int32, bitcast=True), axis=1) + (rest + 1)).to(tl.float32)
@@ -229,12 +228,12 @@ def _cost(sums, factors, lower, about, logarithms, TILE: tl.constexpr):
     both = (product.to(tl.int64) << 32) | (mass.to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF)
     both = tl.gather(both, tl.arange(0, TILE), 0)
     product, mass = (both >> 32).to(tl.int32), both.to(tl.int32).to(tl.float32, bitcast=True)
-    cost = log2_units(mass, logarithms) - 16 * 1024
+    cost = log2_units(mass, logarithms) - _SCALE_UNITS
     move = (product.to(tl.float32, bitcast=True) - _BASE) * tl.load(factors)
     move = tl.minimum(tl.maximum(move, -_REACH), _REACH)
-    units = tl.minimum((tl.load(lower) - move) * 1024.0, _FAR)
-    up = tl.where(units < 0.0, -_WHOLE, _WHOLE)
-    units = tl.where(tl.abs(units) < _WHOLE, (units + up) - up, units)
+    units = tl.minimum((tl.load(lower) - move) * 1024.0, _FAR_UNITS)
+    up = tl.where(units < 0.0, -WHOLE, WHOLE)
+    units = tl.where(tl.abs(units) < WHOLE, (units + up) - up, units)
     return cost + tl.where((flags & _HAS_TARGET) != 0, units.to(tl.int32), unsteered)
 
 

@@ -30,7 +30,7 @@ class Adapter:
         self._shared: dict[str, str] = shared  # names of matrices by the names of those whose factor `a` they use
         kinds = {name.rpartition(".")[2] for name in self._tensors}
         if not kinds <= {"a", "b", "scale", "add", "mean"}:
-            raise ModelNotFoundError(f"{path}: it has tensors that are no part of an adapter")
+            raise ModelNotFoundError(f"{path}: it has tensors that do not belong to an adapter")
         for name, values in self._tensors.items():
             if values.dtype == np.float32 and not np.isfinite(values).all():
                 raise ModelNotFoundError(f"{path}: {name} has entries that are not finite")

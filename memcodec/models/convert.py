@@ -29,12 +29,12 @@ def convert(
     prefix: tuple[int, ...],
     tokenizer: bytes,
     progress: ByteProgress | None = None,
-    beside: FloatPass | None = None,
+    float_pass: FloatPass | None = None,
 ) -> ExactWeights:
     """Convert the float weights of an LM.
 
-    family: see `architecture.FAMILIES`; name: for messages; prefix: token ids; tokenizer: its hash; beside: it passes
-    through the layers as they are read. Raises ModelNotFoundError.
+    family: see `architecture.FAMILIES`; name: for messages; prefix: token ids; tokenizer: its hash; float_pass: it
+    passes through the layers as they are read. Raises ModelNotFoundError.
     """
     a = architecture
     if not prefix or max(prefix) >= a.vocabulary:
@@ -45,15 +45,15 @@ def convert(
     position = checkpoint.read(names.position, (None, a.hidden))[: a.positions] if names.position else None
     if position is not None and len(position) < a.positions:
         raise ModelNotFoundError(f"{name}: {names.position} has fewer rows than config.json has positions")
-    if beside is not None:
-        beside.start(checkpoint.read(names.embedding, (a.vocabulary, a.hidden)), position)
+    if float_pass is not None:
+        float_pass.start(checkpoint.read(names.embedding, (a.vocabulary, a.hidden)), position)
     stacked: dict[str, list[np.ndarray]] = {}
     for number in range(a.layers):
         if progress is not None:
             progress("converting the weights", number, a.layers + 4)
         layer = layer_of(a, checkpoint, number)
-        if beside is not None:
-            beside.layer(layer)
+        if float_pass is not None:
+            float_pass.layer(layer)
         for key, values in _rotated(a, layer).items():
             stacked.setdefault(key, []).append(values)
     tensors: Tensors = {key: np.stack(stacked.pop(key)) for key in list(stacked)}
@@ -65,8 +65,8 @@ def convert(
         progress("converting the weights", a.layers + 2, a.layers + 4)
     head = embedding if a.tied else checkpoint.read(names.head, (a.vocabulary, a.hidden))
     norm = norm_of(a, checkpoint, names.norm)
-    if beside is not None:
-        beside.finish(head, norm)
+    if float_pass is not None:
+        float_pass.finish(head, norm)
     tensors |= _stored_in_blocks("head", head, lambda rows: _read(Linear(rows), norm), norm.mean)
     if position is not None:
         tensors["position"] = _written(a, position).astype(np.float32)
@@ -123,9 +123,9 @@ def _writing(a: Architecture, linear: Linear) -> Linear:
 def _stored(name: str, linear: Linear, mean: np.ndarray | None = None) -> Tensors:
     """A layer as exact tensors.
 
-    mean: of its inputs, rotated, float64 [inner]. What the rounding of the matrix does to it is made up for in the
-    bias: in an LM, half of the squares of what a norm returns belong to its mean (Nagel et al., "Data-Free Quantization
-    through Weight Equalization and Bias Correction", arXiv 1906.04721).
+    mean: of its inputs, rotated, float64 [inner]. The bias corrects the error that rounding the matrix makes at this
+    mean, which has half of the energy of a norm's outputs in an LM (Nagel et al., "Data-Free Quantization through
+    Weight Equalization and Bias Correction", arXiv 1906.04721).
     """
     integers, scale = to_rows(linear.matrix)
     result: Tensors = {name: integers, name + ".scale": scale}

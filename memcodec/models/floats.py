@@ -34,7 +34,7 @@ class FrozenLM:
     """A Hugging Face causal LM in float32, frozen: a body and a linear head."""
 
     def __init__(self, model: Any, prefix: list[int]) -> None:
-        """prefix: the token ids before every chunk, at least one; they are never stored."""
+        """prefix: the token ids before every group, at least one; they are never stored."""
         self.model = model.eval().requires_grad_(False)
         head = model.get_output_embeddings()
         if head is None or not isinstance(head, torch.nn.Linear):

@@ -55,6 +55,7 @@ class NamedTensors:
             self._base = "transformer."
 
     def has(self, name: str) -> bool:
+        """Whether the checkpoint has a tensor of this name, with or without the prefix of the family."""
         return name in self._names or self._base + name in self._names
 
     def _full(self, name: str) -> str:
@@ -68,12 +69,16 @@ class NamedTensors:
         """A tensor of this shape, in which None stands for any length. Raises ModelNotFoundError."""
         full = self._full(name)
         if full not in self._names:
-            raise ModelNotFoundError(f"{self._folder}: its weights lack {full}")
+            raise ModelNotFoundError(f"{self._folder}: its weights lack {full}: download the model again")
         tensor = self._source.read(full)
         if tensor.ndim != len(shape) or any(n not in (None, m) for n, m in zip(shape, tensor.shape, strict=True)):
-            raise ModelNotFoundError(f"{self._folder}: {full} has the shape {tensor.shape}, not {shape}")
+            raise ModelNotFoundError(
+                f"{self._folder}: {full} has the shape {tensor.shape}, not {shape}: download the model again"
+            )
         if not np.isfinite(tensor).all():
-            raise ModelNotFoundError(f"{self._folder}: {full} has entries that are not finite")
+            raise ModelNotFoundError(
+                f"{self._folder}: {full} has entries that are not finite: download the model again, or choose another"
+            )
         return tensor
 
 
@@ -96,6 +101,7 @@ NAMES = dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), Names("embed_token
 
 
 def norm_of(a: Architecture, c: NamedTensors, name: str) -> Norm:
+    """Returns a norm of hidden states by the name of its tensors, with its mean rotated. Raises ModelNotFoundError."""
     gain = c.read(name + ".weight", (a.hidden,))
     shift = c.read(name + ".bias", (a.hidden,)) if a.layer_norm else None
     mean = c.mean(name + ".weight", a.hidden)
@@ -111,6 +117,7 @@ def _linear(c: NamedTensors, parts: dict[str, int], inner: int) -> Linear:
 
 
 def llama_layer(a: Architecture, c: NamedTensors, layer: int) -> Layer:
+    """Returns one layer of a model of the Llama, Mistral or Qwen family. Raises ModelNotFoundError."""
     at = f"layers.{layer}."
     attention, mlp = at + "self_attn.", at + "mlp."
     widths = {"q": a.heads * a.head_size, "k": a.key_heads * a.head_size, "v": a.key_heads * a.head_size}
@@ -131,6 +138,7 @@ def llama_layer(a: Architecture, c: NamedTensors, layer: int) -> Layer:
 
 
 def gpt2_layer(a: Architecture, c: NamedTensors, layer: int) -> Layer:
+    """Returns one layer of a GPT-2 model, with its matrices as [rows, inner]. Raises ModelNotFoundError."""
     at = f"h.{layer}."
 
     def linear(name: str, rows: int, inner: int) -> Linear:

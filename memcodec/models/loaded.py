@@ -57,7 +57,7 @@ class LoadedModel:
         """Load the model of a folder (`registry.resolve`). The settings are those of `Codec.load`.
 
         A model whose architecture the exact LM does not support is loaded for `floats` alone. Raises
-        ModelNotFoundError, MachineError, EncodeError.
+        ModelNotFoundError, MachineError, MissingDependencyError, EncodeError.
         """
         found = find_device(device)
         if refusal := registry.unsupported(folder):
@@ -116,7 +116,7 @@ class LoadedModel:
             self._floats = FrozenLM.load(self.folder.path, list(prefix), self.device)
         return self._floats
 
-    def behind(self, primer_tokens: np.ndarray = _NO_TOKENS) -> "LoadedModel":
+    def with_primer_tokens(self, primer_tokens: np.ndarray = _NO_TOKENS) -> "LoadedModel":
         """The same model with a primer, int64 [tokens], instead of the one it has; without tokens, with none.
 
         Shares the weights. Raises ModelNotFoundError without an exact LM; EncodeError if the model has too few
@@ -125,7 +125,7 @@ class LoadedModel:
         other = self.__copy__()
         other.primer_tokens, other._floats, other._lm = primer_tokens, None, self._lm_without_primer
         if len(primer_tokens):
-            other._lm = other.lm.behind(primer_tokens)
+            other._lm = other.lm.with_prefix(primer_tokens)
         return other
 
     # ---- copies, here and in other processes
@@ -170,7 +170,7 @@ def _loaded_again(
                 )
             _kept.clear()
             _kept[key] = loaded
-    return loaded.behind(primer_tokens) if len(primer_tokens) else loaded
+    return loaded.with_primer_tokens(primer_tokens) if len(primer_tokens) else loaded
 
 
 class HasModel(Protocol):

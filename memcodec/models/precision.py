@@ -36,7 +36,7 @@ class FloatPass:
 
     @classmethod
     def of(cls, architecture: Architecture, tokenizer: ByteTokenizer) -> "FloatPass":
-        """Of the prefix and TEXT, without tokens that the model does not have."""
+        """Returns a pass over the prefix and TEXT, without tokens that the model does not have."""
         tokens = np.concatenate([np.array(tokenizer.prefix(), dtype=np.int64), tokenizer.encode(TEXT)])
         return cls(architecture, tokens[tokens < architecture.vocabulary])
 
@@ -104,7 +104,7 @@ def check(weights: ExactWeights, computed: FloatPass, name: str) -> None:
     lost = lost_bits(computed.logits, exact)
     if not lost <= MOST_LOST:  # also if it is not a number
         raise ModelNotFoundError(
-            f"{name}: with eight bits it predicts too badly: {lost:.2f} bits a token worse than in float32 "
+            f"{name}: its predictions are inaccurate with eight bits: {lost:.2f} bits per token worse than in float32 "
             f"(limit {MOST_LOST}): choose another model"
         )
 

@@ -30,7 +30,7 @@ from memcodec.progress import ByteProgress
 from memcodec.settings import DEFAULT_MODEL as DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from memcodec.lm.kept import AnyWeights, KeptWeights
+    from memcodec.lm.weight_cache import AnyWeights, CachedWeights
     from memcodec.lm.weights import ExactWeights
     from memcodec.models.tokenizer import ByteTokenizer
 
@@ -272,12 +272,12 @@ def _size(folder: Path) -> int:
 
 def convert_folder(folder: Path, progress: ByteProgress | None) -> bytes:
     """Write config.json, tokenizer.json and the exact LM of the GGUF file in a folder; returns the identity."""
-    from memcodec.lm import kept
+    from memcodec.lm import weight_cache
     from memcodec.models import gguf
 
     gguf.describe(folder / gguf.FILE_NAME, folder)
-    weights, tokenizer = convert_model(ModelFolder(folder.name, folder), progress, known=True)
-    kept.save(folder / _EXACT, weights, tokenizer.tokens._asdict(), {})
+    weights, tokenizer = convert_model(ModelFolder(folder.name, folder), progress, skip_precision_check=True)
+    weight_cache.save(folder / _EXACT, weights, tokenizer.tokens._asdict(), {})
     return weights.identity
 
 
@@ -305,27 +305,27 @@ def load_exact(
 
     meanwhile: called while another thread reads the weights and checks their hash.
     """
-    from memcodec.lm import kept
+    from memcodec.lm import weight_cache
 
     with ThreadPoolExecutor(1) as pool:
-        found = pool.submit(_kept, model)
+        found = pool.submit(_cached, model)
         if meanwhile is not None:
             meanwhile()
         if exact := found.result():
             return exact
-    path = _kept_file(model)
+    path = _cached_file(model)
     with ExitStack() as held:
         with suppress(OSError):  # the cache cannot be written, as saving will find out
             path.parent.mkdir(parents=True, exist_ok=True)
             held.enter_context(process_lock(path.with_name(path.name + ".lock"), progress))
             for abandoned in path.parent.glob(f".{path.name}-*"):  # by a process that was killed: this one has the lock
                 abandoned.unlink()
-        if exact := _kept(model):  # converted by another process, meanwhile
+        if exact := _cached(model):  # converted by another process, meanwhile
             return exact
         state = _state(model.path)
         weights, tokenizer = convert_model(model, progress)
         try:
-            kept.save(path, weights, tokenizer.tokens._asdict(), {"state": state})
+            weight_cache.save(path, weights, tokenizer.tokens._asdict(), {"state": state})
         except OSError as error:
             warnings.warn(
                 f"the cache {path.parent} cannot be written ({error.strerror or error}), so that the model is "
@@ -339,35 +339,35 @@ def load_exact(
         return weights, tokenizer
 
 
-def _kept_file(model: ModelFolder) -> Path:
+def _cached_file(model: ModelFolder) -> Path:
     if model.built_in:
         return model.path / _EXACT
     return cache_folder() / "exact" / f"{_path_hash(model.path)}.safetensors"
 
 
-def _kept(model: ModelFolder) -> "tuple[KeptWeights, ByteTokenizer] | None":
+def _cached(model: ModelFolder) -> "tuple[CachedWeights, ByteTokenizer] | None":
     """What the cache has of a model, if it is undamaged and not older than the model."""
-    from memcodec.lm import kept
+    from memcodec.lm import weight_cache
     from memcodec.models.tokenizer import ByteTokenizer, TokenBytes
 
     with suppress(OSError, ValueError, TypeError):
-        weights = kept.load(_kept_file(model))
+        weights = weight_cache.load(_cached_file(model))
         pinned = model.built_in.identity if model.built_in else weights.identity.hex()
         if weights.identity.hex() == pinned and (model.built_in or weights.about.get("state") == _state(model.path)):
             if not model.built_in:
                 with suppress(OSError):  # the cache cannot be written
-                    os.utime(_kept_file(model))  # for `remove_unused`
-            return weights, ByteTokenizer(model.path, TokenBytes(**weights.beside))
+                    os.utime(_cached_file(model))  # for `remove_unused`
+            return weights, ByteTokenizer(model.path, TokenBytes(**weights.extra_tensors))
     return None
 
 
 def convert_model(
-    model: ModelFolder, progress: ByteProgress | None, known: bool = False
+    model: ModelFolder, progress: ByteProgress | None, skip_precision_check: bool = False
 ) -> "tuple[ExactWeights, ByteTokenizer]":
     """Convert the weights of a model folder, and load its tokenizer.
 
-    known: it is a built-in model, whose loss by eight bits has been measured. Other models are refused if they lose too
-    much. Raises ModelNotFoundError.
+    Models are refused if they lose too much by eight bits. skip_precision_check: it is a built-in model, whose loss has
+    been measured. Raises ModelNotFoundError.
     """
     from memcodec.lm import architecture
     from memcodec.models import checkpoint, convert, precision
@@ -378,14 +378,15 @@ def convert_model(
     family, described = architecture.read(model.path)
     tokenizer = ByteTokenizer(model.path)
     weights = checkpoint.open_checkpoint(model.path)
-    beside = None if known or model.built_in else precision.FloatPass.of(described, tokenizer)
+    is_measured = skip_precision_check or model.built_in
+    float_pass = None if is_measured else precision.FloatPass.of(described, tokenizer)
     exact = convert.convert(
-        described, family, weights, model.id, tokenizer.prefix(), tokenizer.tokens.digest, progress, beside
+        described, family, weights, model.id, tokenizer.prefix(), tokenizer.tokens.digest, progress, float_pass
     )
     if model.built_in:
         _check_pinned(model.id, exact.identity)
-    if beside is not None:
-        precision.check(exact, beside, model.id)
+    if float_pass is not None:
+        precision.check(exact, float_pass, model.id)
     return exact, tokenizer
 
 

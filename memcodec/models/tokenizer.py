@@ -16,7 +16,7 @@ from memcodec.models.placeholders import check_content
 
 FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "vocab.txt")  # one at least
 _ALONE = 1 << 14  # characters: so little text is encoded by one thread
-PREFIX = "..."  # the text before every chunk, since most chunks begin in the middle of a text
+PREFIX = "..."  # the text before every group, since most groups begin in the middle of a text
 
 
 def _byte_of_character() -> dict[int, int]:
@@ -143,7 +143,7 @@ class ByteTokenizer:
         return [end - start for start, end in pairwise([0, *ends])]
 
     def _places(self, ids: np.ndarray) -> np.ndarray:
-        """Where token ids are among the tokens; behind all of them for those that the tokenizer does not have."""
+        """Where token ids are among the tokens; after all of them for those that the tokenizer does not have."""
         count = len(self._ids)
         if self._are_dense:
             return np.where((ids >= 0) & (ids < count), ids, count)
@@ -164,7 +164,7 @@ class ByteTokenizer:
         return found
 
     def prefix(self) -> tuple[int, ...]:
-        """Token ids of the text before every chunk."""
+        """Token ids of the text before every group."""
         return tuple(self.encode(PREFIX).tolist())
 
 

@@ -98,9 +98,9 @@ def _tokens(
         winner = int(chunk.winners[t])
         first_choice = LM if winner == 0 else MEMORY
         writer = first_choice if chunk.ids[t, winner] == token else CORRECTION
-        order = np.argsort(-chunk.shares[t], kind="stable")[:_ALTERNATIVES]
+        order = np.argsort(-chunk.probabilities[t], kind="stable")[:_ALTERNATIVES]
         others = tuple(
-            (tokenizer.decode(chunk.ids[t, k : k + 1].astype(np.int64)), float(chunk.shares[t, k]))
+            (tokenizer.decode(chunk.ids[t, k : k + 1].astype(np.int64)), float(chunk.probabilities[t, k]))
             for k in order
             if chunk.ids[t, k] >= 0
         )

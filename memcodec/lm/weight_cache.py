@@ -1,4 +1,4 @@
-"""The file in which the weights of an LM are kept: as they lie in memory, so that a start only reads and checks it.
+"""The file in the cache that has the weights of an LM, as they lie in memory: a start only reads and checks it.
 
 It is a safetensors file that ends with the matrices in panels, in the layout of the kernels for the CPU, which is the
 same for all processors. These are read into memory, which the system maps in larger pages than a file. The rest stays
@@ -21,21 +21,22 @@ import numpy as np
 
 from memcodec.lm import layout
 from memcodec.lm.architecture import Architecture
+from memcodec.lm.instructions import LINE
 from memcodec.lm.team import team_of
 from memcodec.lm.weights import ExactWeights, Head, Tensors
 
 _FORMAT = "3"  # to be changed with the layout of panels or tensors: a file of another format is converted again
-_BESIDE = "beside."  # before the names of tensors of the caller
+_EXTRA = "beside."  # before the names of tensors of the caller
 _DTYPES = {"I8": np.int8, "U8": np.uint8, "U32": np.uint32, "F32": np.float32, "F64": np.float64}
 _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 
 
 @dataclass(frozen=True)
-class KeptWeights:
+class CachedWeights:
     """The weights of an LM, as the file has them.
 
-    tensors: those of `ExactWeights`, in the form of `layout.in_panels`; beside, about: tensors and metadata of the
-    caller.
+    tensors: those of `ExactWeights`, in the form of `layout.in_panels`; extra_tensors, about: tensors and metadata of
+    the caller.
     """
 
     architecture: Architecture
@@ -43,7 +44,7 @@ class KeptWeights:
     prefix: tuple[int, ...]
     tokenizer: bytes
     identity: bytes
-    beside: Tensors
+    extra_tensors: Tensors
     about: dict[str, str]
 
     @property
@@ -57,13 +58,16 @@ class KeptWeights:
         return ExactWeights(self.architecture, tensors, self.prefix, self.tokenizer)
 
 
-AnyWeights = ExactWeights | KeptWeights
+AnyWeights = ExactWeights | CachedWeights
 
 
-def save(path: Path, weights: ExactWeights, beside: Tensors, more: Mapping[str, str]) -> None:
-    """Write the file, completely or not at all. beside, more: tensors and metadata of the caller. Raises OSError."""
+def save(path: Path, weights: ExactWeights, extra_tensors: Tensors, more: Mapping[str, str]) -> None:
+    """Write the file, completely or not at all. Raises OSError.
+
+    extra_tensors, more: tensors and metadata of the caller.
+    """
     stored = layout.in_panels(weights.architecture, weights.tensors, team_of(1))
-    stored |= {_BESIDE + name: tensor for name, tensor in beside.items()}
+    stored |= {_EXTRA + name: tensor for name, tensor in extra_tensors.items()}
     about = dict(more) | {
         "format": _FORMAT,
         "architecture": weights.architecture.to_json(),
@@ -84,7 +88,7 @@ def save(path: Path, weights: ExactWeights, beside: Tensors, more: Mapping[str, 
     for part in parts:
         digest.update(part)
     header = json.dumps({"__metadata__": about | {"sha256": digest.hexdigest()}} | table).encode()
-    header += b" " * (-(8 + len(header)) % layout.LINE)
+    header += b" " * (-(8 + len(header)) % LINE)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(6)}")
     try:
@@ -95,7 +99,7 @@ def save(path: Path, weights: ExactWeights, beside: Tensors, more: Mapping[str, 
         temporary.unlink(missing_ok=True)
 
 
-def load(path: Path) -> KeptWeights:
+def load(path: Path) -> CachedWeights:
     """Read what `save` wrote. Raises OSError, and ValueError if it is damaged or of another version.
 
     Most of the time is spent in three calls that release the interpreter lock: reading, and two of hashing.
@@ -121,13 +125,13 @@ def load(path: Path) -> KeptWeights:
         if digest.hexdigest() != expected:
             raise ValueError("damaged: its hash does not match")
         tensors = {name: _tensor(rest, panels, **described) for name, described in table.items()}
-        return KeptWeights(
+        return CachedWeights(
             Architecture.from_json(about["architecture"]),
-            {name: tensor for name, tensor in tensors.items() if not name.startswith(_BESIDE)},
+            {name: tensor for name, tensor in tensors.items() if not name.startswith(_EXTRA)},
             tuple(int(i) for i in json.loads(about["prefix"])),
             bytes.fromhex(about["tokenizer"]),
             bytes.fromhex(about["identity"]),
-            {name[len(_BESIDE) :]: tensor for name, tensor in tensors.items() if name.startswith(_BESIDE)},
+            {name[len(_EXTRA) :]: tensor for name, tensor in tensors.items() if name.startswith(_EXTRA)},
             about,
         )
     except (LookupError, TypeError, AttributeError) as error:
