@@ -144,7 +144,7 @@ def smallest() -> dict[str, Any]:
     try:
         importlib.import_module("memcodec.levels")
     except ImportError:  # version 0.2.0
-        from memcodec.settings import Readout
+        from memcodec import Readout
 
         return {"site": Readout(0.0), "context": "max"}
     return {"level": 9}

@@ -148,7 +148,7 @@ def decode_batch(
                 written = np.concatenate([written, more], axis=1)
             if t == window.start:
                 live = live_groups(ends, t)
-                given = vectors if t == 0 else [None] * live
+                given: list[np.ndarray | None] = vectors if t == 0 else [None] * live
                 written[:live, t] = decoder.step(t, _first_logits(lm, sequences, given, begins=t == 0))
                 advance(live)
                 t += 1

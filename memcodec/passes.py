@@ -6,6 +6,7 @@ into passes changes no logit.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -104,8 +105,7 @@ def passes(lm: ExactLM, groups: list[Known], context: int, rows: int) -> Iterato
             Run(one.slot, window.first, 0, 1) for one in inputs if window.start == window.first and not _given(one)
         ]
         if first:
-            begins = window.first == 0
-            yield Pass(first, lambda taken, begins=begins: first_rows(lm, len(taken), begins), head_rows)
+            yield Pass(first, partial(_first_rows, lm, window.first == 0), head_rows)
         done = 0
         while live := [one for one in inputs if len(one.tokens) > done]:
             left = sum(len(one.tokens) - done for one in live)
@@ -163,6 +163,11 @@ def first_logits(lm: ExactLM, begins: bool = True) -> Any:
         logits = lm.prefix_state.logits[: lm.vocabulary]
         kept[has_prior] = to_coder(lm, (with_prior(logits) if has_prior else logits)[None])
     return kept[has_prior]
+
+
+def _first_rows(lm: ExactLM, begins: bool, rows: np.ndarray) -> Any:
+    """As `first_rows`, for as many groups as rows are asked for."""
+    return first_rows(lm, len(rows), begins)
 
 
 def first_rows(lm: ExactLM, count: int, begins: bool = True) -> Any:

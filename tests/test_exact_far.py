@@ -20,7 +20,7 @@ from .test_exact_cpu import VOCABULARY, random_weights
 
 LENGTH = 2100  # the largest weights of so many positions have a sum beyond 2**31
 ROWS = [1022, 1023, 1024, 1025, 2046, 2047, 2048, LENGTH - 2, LENGTH - 1]  # that are compared
-PREFIX = 1500
+PREFIX = 2040  # positions before the steps
 
 
 def in_triton(weights: ExactWeights) -> Implementation:

@@ -248,9 +248,9 @@ def test_a_wrong_reference_is_noticed(tiny: Codec, monkeypatch: pytest.MonkeyPat
         (reference,) = made.references
         return replace(made, references=(replace(reference, start=reference.start + 1),))
 
-    store_nothing(monkeypatch)
+    store_nothing(monkeypatch, references=True)
     monkeypatch.setattr(repeats, "TOKEN_BYTES", 0)  # so that short repeats that the LM sees are references
-    data = LINES + TEXT[:40].encode()
+    data = f"{TEXT}Something else.\n{TEXT}".encode()
     blob = tiny.encode(data, site=QUICK, verify=verify)
     assert len(container.unpack(blob).references) == 1 and tiny.decode(blob) == data
     broken(refer_elsewhere)(monkeypatch)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ def example(device: str) -> Example:
     vocabulary = weights.architecture.vocabulary
     expected = Predictions.empty(tokens, vocabulary)
     expected.fill(0, sequences.logits(slice(None))[:, :vocabulary], vocabulary, team_of(1))
-    logits = sequences.placed_logits(slice(None))
+    logits: Any = sequences.placed_logits(slice(None))
     return Example(Coder(lm), Steering.of(weights.head), tokens, logits, expected)
 
 
