@@ -105,7 +105,7 @@ def passes(lm: ExactLM, groups: list[Known], context: int, rows: int) -> Iterato
             Run(one.slot, window.first, 0, 1) for one in inputs if window.start == window.first and not _given(one)
         ]
         if first:
-            yield Pass(first, partial(_first_rows, lm, window.first == 0), head_rows)
+            yield Pass(first, partial(_first_rows, lm, begins=window.first == 0), head_rows)
         done = 0
         while live := [one for one in inputs if len(one.tokens) > done]:
             left = sum(len(one.tokens) - done for one in live)
@@ -151,7 +151,7 @@ def _given(one: SequenceInput) -> int:
 _firsts: WeakKeyDictionary[ExactLM, dict[bool, Any]] = WeakKeyDictionary()
 
 
-def first_logits(lm: ExactLM, begins: bool = True) -> Any:
+def first_logits(lm: ExactLM, begins: bool) -> Any:
     """The logits of a token that has nothing but the prefix before it, int32 [1, vocabulary], on its device.
 
     begins: whether it is the first token of a group. Then the prior of tokens is applied, unless there is a primer,
@@ -165,11 +165,11 @@ def first_logits(lm: ExactLM, begins: bool = True) -> Any:
     return kept[has_prior]
 
 
-def _first_rows(lm: ExactLM, begins: bool, rows: np.ndarray) -> Any:
+def _first_rows(lm: ExactLM, rows: np.ndarray, begins: bool) -> Any:
     """As `first_rows`, for as many groups as rows are asked for."""
     return first_rows(lm, len(rows), begins)
 
 
-def first_rows(lm: ExactLM, count: int, begins: bool = True) -> Any:
+def first_rows(lm: ExactLM, count: int, begins: bool) -> Any:
     """As `first_logits` for several groups: int32 [count, vocabulary]."""
     return repeated_rows(first_logits(lm, begins), count)

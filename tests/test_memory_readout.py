@@ -189,9 +189,9 @@ def test_search_is_as_wide_as_told_and_works_without_anything_to_do() -> None:
 
 def test_a_flat_distribution_over_many_tokens() -> None:
     """The sum of its frequencies does not fit the 32 bits of the search, which still finds what saves bits."""
-    steering = steering_of(49_152, 64)
-    tokens = np.random.default_rng(3).integers(0, 32, 24)  # competitors, since lower ids come first among equals
-    chunk = predict(np.zeros((24, 49_152), dtype=np.int32), tokens)
+    steering = steering_of(65_536, 64)
+    tokens = np.random.default_rng(3).integers(0, 32, 40)  # competitors, since lower ids come first among equals
+    chunk = predict(np.zeros((40, 65_536), dtype=np.int32), tokens)
     assert chunk.total[0] >> 12 > 1 << 31
     (memory,) = search([chunk], steering, 512, 256, TEAM)
 
@@ -200,18 +200,18 @@ def test_a_flat_distribution_over_many_tokens() -> None:
         encoder.write(chunk, some)
         return len(encoder.finish())
 
-    others = [coded(np.random.default_rng(i).bytes(len(memory))) for i in range(6)]
+    others = [coded(np.random.default_rng(i).bytes(len(memory))) for i in range(4)]
     assert len(memory) > 10 and coded(memory) < min(others) - 3
 
 
 def test_tokens_that_are_hardly_possible_cost_what_the_coder_takes() -> None:
     """Not more, so that they do not decide the search, and that the costs of many of them have a sum of 32 bits."""
-    logits = spread_logits(5, 2000, 200)
+    logits = spread_logits(5, 2000, 30)  # all tokens are competitors
     tokens = np.argsort(logits, axis=1)[:, -2]
-    tokens[::2] = 199
+    tokens[::2] = 29
     found = []
-    for lowest in (-40_000, -(1 << 29)):  # both have the least frequency
-        logits[:, 199] = lowest
-        (memory,) = search([predict(logits, tokens)], steering_of(200), 300, 16, TEAM)
+    for lowest in (-60_000, -(1 << 29)):  # both have the least frequency, whatever the memory
+        logits[:, 29] = lowest
+        (memory,) = search([predict(logits, tokens)], steering_of(30), 300, 16, TEAM)
         found.append(memory)
     assert found[0] == found[1] and len(found[0]) > 50

@@ -42,8 +42,8 @@ def test_predictions_of_groups_are_those_of_each_alone(tiny: Codec) -> None:
 
 def test_the_first_logits_are_computed_once_for_each_prefix(tiny: Codec) -> None:
     other = tiny.lm.with_prefix(tiny.tokenizer.encode(TEXT)[:5])
-    assert first_logits(tiny.lm) is first_logits(tiny.lm)
-    assert not np.array_equal(first_logits(other), first_logits(tiny.lm))
+    assert first_logits(tiny.lm, True) is first_logits(tiny.lm, True)
+    assert not np.array_equal(first_logits(other, True), first_logits(tiny.lm, True))
 
 
 def test_caches_of_groups_of_different_lengths_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:

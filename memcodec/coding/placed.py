@@ -10,8 +10,9 @@ import numpy as np
 from memcodec.coding.corrections import Decoder, EncodedGroup
 from memcodec.coding.distribution import Predictions
 from memcodec.coding.steering import Steering
-from memcodec.errors import MachineError, MemcodecWarning
+from memcodec.errors import MemcodecWarning
 from memcodec.lm.model import ExactLM
+from memcodec.lm.sequences import ON_CPU
 
 # Takes the tokens of some positions, int64 [rows], and their logits as `Sequences.placed_logits` returns them, which
 # may be overwritten afterwards. Calling the result waits for the predictions.
@@ -27,12 +28,10 @@ def is_on_device(lm: ExactLM) -> bool:
     if implementation.has_coder and implementation.coder is None:
         from memcodec.coding import gpu_check
 
-        try:
-            gpu_check.check(str(implementation.device))
-        except MachineError as error:
-            implementation.has_coder = False
-            implementation.kernels += f"; {error}"
-            warnings.warn(f"{error}: the CPU codes instead", MemcodecWarning, stacklevel=2)
+        if failure := gpu_check.failure_of_coder(str(implementation.device)):
+            implementation.has_coder, implementation.capacity = False, ON_CPU  # since the host takes all logits
+            implementation.kernels += f"; {failure}"
+            warnings.warn(f"{failure}: the CPU codes instead; report it", MemcodecWarning, stacklevel=2)
     return lm.implementation.has_coder
 
 

@@ -83,7 +83,7 @@ class Implementation(Protocol):
     """An implementation of the exact LM: for the CPU, in Triton, or in torch.
 
     kernels: a description of what computes its products, for measurements; has_coder: whether it has kernels for the
-    coder, which then runs on the device where the logits are, not on the host (false from then on if they fail their
+    coder, which then runs on the device where the logits are, not on the host (it becomes false if they fail their
     self-test); capacity: how much it computes at one time.
     """
 

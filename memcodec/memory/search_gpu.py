@@ -22,7 +22,7 @@ from memcodec.memory.search_kernels import POSITION_FIELDS, RUN_FIELDS
 
 MOST_STATES = 1 << 12  # more are searched on the CPU: a program selects among all its states at one time
 _kernels: Any = search_kernels  # functions in Triton have no types
-_TESTED_SHARE, _TESTED_EFFORT = 512, 16
+_TESTED_SHARE = 512
 
 
 class Sizes(NamedTuple):
@@ -214,11 +214,14 @@ class GpuSearch:
 
 
 @cache
-def check(device: str) -> None:
-    """Raise MachineError unless the search finds the memories on a device of torch that it finds on the CPU."""
-    gpu_check.require(_searches_exactly, "the search for memories", device)
+def failure(device: str) -> str:
+    """Why the search cannot be used on a device of torch; empty if it finds what the search on the CPU finds.
+
+    With the effort whose kernels are those of the default.
+    """
+    return gpu_check.failure(_searches_exactly, "the search for memories", device)
 
 
 def _searches_exactly(of: gpu_check.Example) -> bool:
-    settings = of.steering, _TESTED_SHARE, _TESTED_EFFORT, team_of(1)
+    settings = of.steering, _TESTED_SHARE, MOST_STATES, team_of(1)
     return GpuSearch(of.coder)([of.expected], *settings) == search([of.expected], *settings)

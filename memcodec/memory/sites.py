@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from memcodec.errors import MachineError, MemcodecWarning
+from memcodec.errors import MemcodecWarning
 from memcodec.memory.site import Site
 from memcodec.settings import Prompt, Readout
 
@@ -28,7 +28,9 @@ def readout_site(lm: "ExactLM", settings: Readout) -> Site:
     from memcodec.memory.readout import ReadoutSite, share_steps
 
     assert settings.share is not None and settings.effort is not None  # `EncodeSettings` and frames give them
-    return ReadoutSite(share_steps(settings.share), settings.effort, Steering.of(lm.head), lm.team, _search_of(lm))
+    share = share_steps(settings.share)
+    find = _search_of(lm) if share else None
+    return ReadoutSite(share, settings.effort, Steering.of(lm.head), lm.team, find)
 
 
 def _search_of(lm: "ExactLM") -> "Search | None":
@@ -43,10 +45,10 @@ def _search_of(lm: "ExactLM") -> "Search | None":
     from memcodec.memory import search_gpu
 
     implementation: Any = lm.implementation
-    try:
-        search_gpu.check(str(implementation.device))
-    except MachineError as error:
-        warnings.warn(f"{error}: the CPU searches instead", MemcodecWarning, stacklevel=2)
+    if failure := search_gpu.failure(str(implementation.device)):
+        if failure not in implementation.kernels:  # once for each LM
+            implementation.kernels += f"; {failure}"
+            warnings.warn(f"{failure}: the CPU searches instead; report it", MemcodecWarning, stacklevel=2)
         return None
     return search_gpu.GpuSearch(coder_of(lm))
 
