@@ -1,7 +1,7 @@
 """The speed of this version beside another one, in turns: passes and steps of the LM, commands, and frames.
 
     python benchmarks/versions.py OLD_CHECKOUT [--turns 3] [--quick]
-    python benchmarks/versions.py OLD_CHECKOUT [--turns 1] --texts eight,ten,alice29,alice29-smallest,english
+    python benchmarks/versions.py OLD_CHECKOUT [--turns 1] --texts eight,eleven,alice29,alice29-smallest,english
 
 With --texts, the bytes of whole texts, and the seconds to encode and decode them, are measured instead: the eight texts
 of 20 KB of the reports, the eleven texts of 10 KB of sizes.py, alice29, alice29 at --best (in version 0.2.0: --context
@@ -100,11 +100,13 @@ def write_texts(names: list[str], folder: Path) -> None:
     alice = {"alice29": corpora.contents(corpora.CORPORA[0])}
     known: dict[str, Callable[[], dict[str, bytes]]] = {
         "eight": lambda: {text.name: text.data for text in corpora.load(20_480)},
-        "ten": lambda: sizes.texts(10_000),
+        "eleven": lambda: sizes.texts(10_000),
         "alice29": lambda: alice,
         SMALLEST: lambda: alice,
         "english": lambda: {"english": b"".join(map(corpora.contents, corpora.CORPORA[:4]))[: 1 << 20]},
     }
+    if unknown := [name for name in names if name not in known]:
+        sys.exit(f"versions: error: no texts are called {unknown[0]!r}: give {', '.join(known)}")
     for name in names:
         (folder / name).mkdir(parents=True)
         for text, data in known[name]().items():

@@ -595,15 +595,15 @@ class Readout:
         self.bits = [byte >> i & 1 for byte in memory for i in range(8)]
         self.share, self.head, self.scale = share, weights.t["head"], weights.t["head.scale"]
         self.unit = 1 / math.sqrt(64 * max(float(weights.t["spread"][0]), 1e-30))
-        self.energy = self.used = self.window = 0
+        self.entropy_sum = self.used = self.window = 0
 
     def moves(self, t: int, units: int, competitors: list[int]) -> list[int]:
         """The move of each competitor at token t of the chunk, in units."""
         if not self.share:
             return [0] * len(competitors)
         capped = min(units, 6144)
-        self.energy += capped
-        wanted = min(self.share * self.energy >> 20, len(self.bits))
+        self.entropy_sum += capped
+        wanted = min(self.share * self.entropy_sum >> 20, len(self.bits))
         for _ in range(min(wanted - self.used, 4)):
             self.window = (self.window * 2 + self.bits[self.used]) % 2**24
             self.used += 1

@@ -75,7 +75,7 @@ def expected(is_flat: bool) -> np.ndarray:
 @pytest.mark.parametrize("is_flat", [False, True])
 @pytest.mark.parametrize("way", WAYS)
 def test_far_positions(way: str, is_flat: bool) -> None:
-    """In one pass; in passes of 700; in steps behind a prefix that is stored once for all sequences."""
+    """In one pass; in passes of 700; in steps after a prefix that is stored once for all sequences."""
     lm, wanted = WAYS[way](one_layer(is_flat)), expected(is_flat)
     whole = lm.sequences(1, LENGTH, LENGTH)
     whole.forward([SequenceInput(0, tokens())])
