@@ -18,7 +18,7 @@ from memcodec.lm.weights import ExactWeights
 from .reference import Stepping
 from .test_exact_cpu import VOCABULARY, random_weights
 
-LENGTH = 2100  # the largest weights of so many positions have a sum beyond 2**31
+LENGTH = 2100  # tokens; if all attention weights are equal, 2**20 each, their sum exceeds 2**31
 ROWS = [1022, 1023, 1024, 1025, 2046, 2047, 2048, LENGTH - 2, LENGTH - 1]  # that are compared
 PREFIX = 2040  # positions before the steps
 
@@ -42,7 +42,7 @@ WAYS: dict[str, Callable[[ExactWeights], Implementation]] = {
 
 @cache
 def one_layer(is_flat: bool) -> ExactWeights:
-    """An LM of one layer. is_flat: queries are 0, so that all positions have the largest weight."""
+    """An LM of one layer. is_flat: queries are 0, so that all attention weights are equal."""
     weights = random_weights("96")
     a = replace(weights.architecture, layers=1, positions=LENGTH)
     tensors = {name: value[:1] if value.shape[:1] == (2,) else value for name, value in weights.tensors.items()}

@@ -1,6 +1,5 @@
 """The coder where the logits are: on the host, or on the device of an LM that has kernels for it."""
 
-import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,7 +9,7 @@ import numpy as np
 from memcodec.coding.corrections import Decoder, EncodedGroup
 from memcodec.coding.distribution import Predictions
 from memcodec.coding.steering import Steering
-from memcodec.errors import MemcodecWarning
+from memcodec.lm.choice import tell_failure
 from memcodec.lm.model import ExactLM
 from memcodec.lm.sequences import ON_CPU
 
@@ -30,8 +29,7 @@ def is_on_device(lm: ExactLM) -> bool:
 
         if failure := gpu_check.failure_of_coder(str(implementation.device)):
             implementation.has_coder, implementation.capacity = False, ON_CPU  # since the host takes all logits
-            implementation.kernels += f"; {failure}"
-            warnings.warn(f"{failure}: the CPU codes instead; report it", MemcodecWarning, stacklevel=2)
+            tell_failure(implementation, failure, "the CPU codes")
     return lm.implementation.has_coder
 
 

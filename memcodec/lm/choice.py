@@ -38,9 +38,14 @@ def implementation_of(
 def _told(found: Implementation, failures: list[str]) -> Implementation:
     """The implementation, with what was tried before it."""
     for failure in failures:
-        found.kernels += f"; {failure}"
-        warnings.warn(f"{failure}: {found.kernels.split(';')[0]} instead", MemcodecWarning, stacklevel=2)
+        tell_failure(found, failure, found.kernels.split(";")[0])
     return found
+
+
+def tell_failure(implementation: Implementation, failure: str, instead: str) -> None:
+    """Add a failed test to the description of an implementation, and warn. instead: what does the work."""
+    implementation.kernels += f"; {failure}"
+    warnings.warn(f"{failure}: {instead} instead", MemcodecWarning, stacklevel=3)
 
 
 def _on_cpu(weights: AnyWeights, fallback: bool | None, team: Team) -> Implementation:

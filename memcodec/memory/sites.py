@@ -1,10 +1,9 @@
 """Making the site that settings describe."""
 
-import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from memcodec.errors import MemcodecWarning
+from memcodec.lm.choice import tell_failure
 from memcodec.memory.site import Site
 from memcodec.settings import Prompt, Readout
 
@@ -47,8 +46,7 @@ def _search_of(lm: "ExactLM") -> "Search | None":
     implementation: Any = lm.implementation
     if failure := search_gpu.failure(str(implementation.device)):
         if failure not in implementation.kernels:  # once for each LM
-            implementation.kernels += f"; {failure}"
-            warnings.warn(f"{failure}: the CPU searches instead; report it", MemcodecWarning, stacklevel=2)
+            tell_failure(implementation, failure, "the CPU searches")
         return None
     return search_gpu.GpuSearch(coder_of(lm))
 
