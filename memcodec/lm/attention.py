@@ -15,6 +15,7 @@ _LARGEST, _SHARE = f32(arithmetic.LARGEST), f32(arithmetic.SHARE)
 _FAR, _INFINITY = f32(arithmetic.FAR), f32(np.inf)
 _ZEROS = np.uint32(0x80808080)  # added to the bytes of a quad without a carry, 128 each
 _SUMMED = 1024  # weights whose sum fits 32 bits
+_UNITS = 4  # units of work for each worker that are aimed at, where rows can be taken separately
 _ZERO, _COLUMNS = np.int64(0), np.int64(COLUMNS)  # not literals, since numba gives each literal a type of its own
 
 
@@ -220,22 +221,25 @@ def _attend(sizes, cache, space, rows, layer, group, first, count, worker):
 
 
 @subkernel
-def attention_stage(sizes, weights, cache, space, rows, layer, stage, worker, with_heads):
+def attention_stage(sizes, weights, cache, space, rows, layer, stage, worker, workers, single):
     """Attention into the outputs: each new position attends to all keys and values of its sequence so far.
 
-    A unit of work is one key head and a few rows. with_heads: do the work of `head_stage` for the same rows, which is
-    possible if no sequence has more than one.
+    A unit of work is one key head and a few rows. single: no sequence has more than one row, so that rows have nothing
+    in common but a shared prefix, and this does the work of `head_stage` for them too.
     """
     not_inlined()
     n = len(rows.slot)
-    at_once = max(1, TILE_ROWS // (sizes.heads // sizes.key_heads))
+    at_once = TILE_ROWS // (sizes.heads // sizes.key_heads)
+    if single:
+        at_once = min(at_once, n * sizes.key_heads // (_UNITS * workers))
+    at_once = max(1, at_once)
     blocks = (n + at_once - 1) // at_once
     integers = space.shares[worker].view(np.int8)
     unit = taken(space.counters, stage)
     while unit < blocks * sizes.key_heads:
         first, group = unit // sizes.key_heads * at_once, unit % sizes.key_heads
         count = min(at_once, n - first)
-        if with_heads:
+        if single:
             for m in range(first, first + count):
                 _head_rows(sizes, weights, cache, space, rows, layer, group, m, integers)
         _attend(sizes, cache, space, rows, layer, group, first, count, worker)

@@ -233,7 +233,7 @@ def forward(sizes, weights, cache, space, rows, worker, workers):
         if not single:
             head_stage(sizes, weights, cache, space, rows, layer, stage + 1, worker)
             wait_for_all(barrier, workers)
-        attention_stage(sizes, weights, cache, space, rows, layer, stage + 2, worker, single)
+        attention_stage(sizes, weights, cache, space, rows, layer, stage + 2, worker, workers, single)
         wait_for_all(barrier, workers)
         first = _inputs_stage(sizes, space, n, _MIXED, few, worker, workers)
         _product_stage(plain, space, first, n, mixed, weights.mix[layer], weights.mix_scale[layer],
