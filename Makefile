@@ -43,6 +43,7 @@ adapter: $(READY)
 		--corpus build/training/tokens.safetensors build/training/generated.safetensors
 	$(BIN)/python training/export.py build/training/run/adapter.safetensors build/training/adapter.safetensors \
 		--scale $(SCALE)
+	$(BIN)/python training/means.py build/training/adapter.safetensors
 	$(BIN)/python training/evaluate.py --adapter build/training/adapter.safetensors
 
 clean:

@@ -1,5 +1,6 @@
 """The scripts in training/: sequences as the codec sees them, right gradients, and an export that memcodec loads."""
 
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -7,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
+from memcodec.codec import Codec
 from memcodec.models.adapter import Adapter
 
 TRAINING = Path(__file__).parent.parent / "training"
@@ -16,6 +18,7 @@ sys.path.insert(0, str(TRAINING))
 try:
     import data
     import export
+    import means
     import own
     import screen
     import train
@@ -197,3 +200,26 @@ def test_own_texts_are_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(data, "tokenize", lambda texts: data.Documents.of([(name, ids[:20]) for name, _ in texts]))
     with pytest.raises(ValueError, match="at least 1,000"):
         own.split([first])
+
+
+def test_means_are_measured_on_the_first_long_document_of_the_names_that_are_read_most() -> None:
+    short, long = "a" * (means.LEAST - 1), "b" * means.LEAST
+    documents = [("prose/en", short), ("prose/en", long), ("prose/en", long + "c"), ("log/none", long + "d"),
+                 ("code/python", long + "e"), ("json/none", short)]  # fmt: skip
+    assert means.chosen(documents) == [long, long + "e", long + "d"]
+    assert means.chosen(documents, 1) == [long]
+
+
+def test_means_are_added_to_an_adapter_and_change_the_model(
+    llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, folder = tmp_path / "text", tmp_path / "model"
+    text.write_text("The mean of what each norm returns over some text. " * 20)
+    shutil.copytree(llama_folder, folder)
+    adapter = folder / "adapter.safetensors"
+    monkeypatch.setattr(sys, "argv", ["means.py", str(adapter), str(text), "--model", str(folder)])
+    means.main()
+    written = load_file(adapter)
+    assert all(name.endswith("norm.weight.mean") and values.any() for name, values in written.items())
+    assert len(written) == 2 * len(Codec.load(str(folder), device="cpu").model.floats.model.layers) + 1
+    assert Codec.load(str(folder), device="cpu").lm.identity != Codec.load(str(llama_folder), device="cpu").lm.identity

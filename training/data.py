@@ -89,10 +89,10 @@ class Documents:
 def shares(documents: Documents, mix: Mapping[str, float] = MIX) -> np.ndarray:
     """How often a sequence is of each group, float64 [groups]. mix: of the kinds, as MIX."""
     sizes = np.bincount(documents.group, np.diff(documents.starts), len(documents.names))
-    return _shares(documents.names, sizes, mix)
+    return shares_of(documents.names, sizes, mix)
 
 
-def _shares(names: list[str], sizes: np.ndarray, mix: Mapping[str, float] = MIX) -> np.ndarray:
+def shares_of(names: list[str], sizes: np.ndarray, mix: Mapping[str, float] = MIX) -> np.ndarray:
     """The mix for kinds; in a kind, English as ENGLISH says, the rest by OFTEN and the square root of their size."""
     kinds = defaultdict(list)
     for i, name in enumerate(names):
@@ -213,7 +213,7 @@ def select(most: int) -> None:
     for name, text in read(ROOT / "corpus" / "train.jsonl.zst"):
         sizes[name] += len(text.encode())
     names = list(sizes)
-    wanted = dict(zip(names, most * _shares(names, np.array([sizes[name] for name in names])), strict=True))
+    wanted = dict(zip(names, most * shares_of(names, np.array([sizes[name] for name in names])), strict=True))
     random = np.random.default_rng(0)
     kept = Counter[str]()
     compressor = zstandard.ZstdCompressor(level=12, threads=2)
