@@ -74,9 +74,33 @@ def seeds() -> list[bytes]:
         memories = header.get("memories", {"data_offsets": [0, 0]})["data_offsets"][1]
         body = blob[8 + length : -4]
         found.append(b"\1" + struct.pack("<H", memories) + body)
+    found += [b"\3" + body for body in archives()]
     found.append(b"\4" + (TINY / "primer.safetensors").read_bytes())
     for path in sorted((ROOT / "spec" / "frames").glob("*.json")):
         found += [b"\5" + bytes.fromhex(case["frame"]) for case in json.loads(path.read_text())["frames"]]
+    return found
+
+
+def archives() -> list[bytes]:
+    """What follows the identity in some archives: without keys, with keys, for a primer, at a level with memories."""
+    from memcodec import Archive, Codec, Primer, container
+
+    codec = Codec.load(str(TINY / "model"), device="cpu", threads=1)
+    primer = Primer.load(TINY / "primer.safetensors")
+    texts = ["first", "second", "first", "\0" * 40]
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        for keys, more in (
+            ([], {}),
+            (list("abcd"), {}),
+            ([], {"primer": primer, "with_primer": False}),
+            ([], {"level": 6}),
+        ):
+            path = Path(folder) / f"{len(found)}"
+            Archive.create(path, texts, keys, codec=codec, **more)
+            blob = path.read_bytes()
+            (length,) = struct.unpack("<Q", blob[:8])
+            found.append(blob[8 + length + container.IDENTITY_BYTES : -4])
     return found
 
 

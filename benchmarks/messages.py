@@ -184,7 +184,7 @@ def records() -> list[bytes]:
 
 
 def chat() -> list[bytes]:
-    """Direct speech of a novel and a poem: short sentences, as in a chat."""
+    """Direct speech of a novel, and quotations in proceedings: short sentences, as in a chat."""
     texts = (_canterbury("alice29"), _canterbury("lcet10"))
     found = [" ".join(quote.split()) for text in texts for quote in re.findall(r"`([^`']{20,160}[.!?,])'", text)]
     return [quote.encode() for quote in found[:COUNT]]

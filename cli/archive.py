@@ -14,7 +14,7 @@ import click
 from click.core import ParameterSource
 
 from memcodec.levels import BEST
-from memcodec.storage.write import replace
+from memcodec.storage.write import replace, resolved
 from memcodec.wording import counted
 from memcodec_cli.errors import FileErrors
 from memcodec_cli.library import load_codec, open_archive, read_primer
@@ -57,7 +57,7 @@ class PackOptions(VerificationOptions):
         show_default=True,
     )
     append: bool = option(
-        "-a", "--append", is_flag=True, help="Append to an existing archive, with its level and its primer."
+        "-a", "--append", is_flag=True, help="Append to an existing archive, with its memory share and its primer."
     )
     force: bool = option("-f", "--force", is_flag=True, help="Overwrite an existing archive.")
     no_primer_inside: bool = option(
@@ -92,7 +92,9 @@ def pack(
         if target.path is None or is_special(target.path):
             raise click.UsageError("-a is for an ARCHIVE that is a file")
         if click.get_current_context().get_parameter_source("level") is ParameterSource.COMMANDLINE:
-            raise click.UsageError("--level is for a new ARCHIVE: -a keeps that of the archive")
+            raise click.UsageError("--level is for a new ARCHIVE: -a keeps the memory share of the archive")
+        if options.no_primer_inside:
+            raise click.UsageError("--no-primer-inside is for a new ARCHIVE: -a leaves the primer where it is")
         check_places(places_of([*record_files(names), model.primer]), target)
         _check_appended(target, documents)
     elif target.path is not None and target.path.is_file() and not options.force:
@@ -227,13 +229,17 @@ def unpack(
       memcodec unpack messages.archive 17 18
       memcodec unpack notes.archive -o notes
     """
+    to_files = options.output is not None and options.output != STANDARD_STREAM
+    if to_files and options.lines:
+        raise click.UsageError("--lines is for standard output: leave out -o or --lines")
     with ProgressBar(progress.quiet) as bar, FileErrors(several=False).caught(archive_name):
         bar.activity("loading")
         archive = open_archive(archive_name, read_primer(model.primer))
         keys = archive.keys()
         numbers = [_number(archive_name, key, keys, len(archive)) for key in selection] or list(range(len(archive)))
         targets: list[Path] | None = None
-        if options.output is not None and options.output != STANDARD_STREAM:
+        if to_files:
+            assert options.output is not None
             digits = len(str(len(archive)))
             names = [keys[number] if keys else f"{number:0{digits}}" for number in numbers]
             targets = _find_targets(Path(options.output), names)
@@ -318,7 +324,7 @@ def _find_targets(directory: Path, keys: list[str]) -> list[Path]:
             if folder.exists():
                 if not folder.is_dir():
                     raise click.ClickException(
-                        f"{display_name(str(folder))} is not a folder: unpack into another directory"
+                        f"{display_name(str(folder))} is not a directory: unpack into another one"
                     )
                 break
     return list(targets)
@@ -332,7 +338,7 @@ def _check_missing(target: Path, name: str) -> None:
 
 def _target(directory: Path, key: str) -> Path:
     """The file of a document. Raises ClickException if its key leads out of the directory."""
-    inside = directory.resolve()
+    inside = resolved(directory)
     try:
         os.fsencode(key)
         target = None if "\0" in key else (inside / key).resolve()

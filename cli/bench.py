@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import click
 
@@ -21,6 +22,9 @@ from memcodec_cli.options import (
 )
 from memcodec_cli.progress import ProgressBar
 from memcodec_cli.records import read_records
+
+if TYPE_CHECKING:
+    from memcodec.bench.comparison import Text
 
 DEFAULT_BYTES = 16_384
 MIN_TRAINING_MESSAGES = 8
@@ -104,18 +108,31 @@ def _read_files(paths: tuple[str, ...]) -> list[tuple[str, bytes]]:
     return contents
 
 
+def _texts(contents: list[tuple[str, bytes]], options: BenchOptions) -> "list[Text]":
+    """The beginnings of texts that are measured. Raises ClickException if one has no whole character."""
+    from memcodec.bench.comparison import Text
+
+    texts = [Text.cut(name, data, None if options.full else options.bytes) for name, data in contents]
+    for text in texts:
+        if not text.data:
+            raise click.ClickException(
+                f"{text.name}: its first character has more than {options.bytes} bytes: raise --bytes"
+            )
+    return texts
+
+
 def _measure_files(
     contents: list[tuple[str, bytes]], options: BenchOptions, model: EncodingModelOptions, compute: ComputeOptions,
     bar: ProgressBar,
 ) -> str:  # fmt: skip
     from memcodec.bench import table
-    from memcodec.bench.comparison import Bench, Text
+    from memcodec.bench.comparison import Bench
     from memcodec.bench.results import Store, machine
 
     codec = load_codec(model.model, compute, bar)
     bar.close()
     log = (lambda what: click.echo(f"measuring {what}", err=True)) if bar.is_shown else (lambda _: None)
-    texts = [Text.cut(name, data, None if options.full else options.bytes) for name, data in contents]
+    texts = _texts(contents, options)
     bench = Bench(codec, Store(fresh=options.fresh), log, compute.batch)
     rows = list(bench.compare(texts, options.memory_share, context=options.context))
     if not options.as_json:
@@ -132,12 +149,11 @@ def _profile(
     bar: ProgressBar,
 ) -> str:  # fmt: skip
     from memcodec.bench import stages
-    from memcodec.bench.comparison import Text
     from memcodec.bench.results import machine
 
     codec = load_codec(model.model, compute, bar)
     bar.close()
-    texts = [Text.cut(name, data, None if options.full else options.bytes) for name, data in contents]
+    texts = _texts(contents, options)
     seconds = {text.name: stages.profile(codec, text.data, options.context, compute.batch) for text in texts}
     if options.as_json:
         return json.dumps({"machine": machine(), "kernels": codec.lm.implementation.kernels, "seconds": seconds})

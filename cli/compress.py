@@ -101,7 +101,7 @@ def compress(
         )  # fmt: skip
         bar.activity("loading")
         for first in range(0, len(targets), FILES_AT_ONCE):
-            compressor.compress(targets[first : first + FILES_AT_ONCE])
+            compressor.compress(targets[first : first + FILES_AT_ONCE], len(targets))
     errors.exit_if_any(len(files))
 
 
@@ -123,6 +123,11 @@ def _find_targets(
                 raise click.UsageError("--resume needs outputs that are files")
             distinct.add(target)
             if resume and target.is_complete(name):
+                from memcodec.storage.journal import discard
+
+                discard(target.side_file)  # of a process that was killed after it had written the output
+                if page is not None:
+                    print_warning(f"{target.name} is complete, so there is no page: use memcodec inspect --html")
                 if options.removes_inputs:
                     outputs.remove_input(name, target)
                 continue
@@ -179,8 +184,8 @@ class _Compressor:
     removes_inputs: bool
     resume: bool
 
-    def compress(self, targets: list[tuple[str, Output]]) -> None:
-        """Compress some inputs to their outputs, in common batches."""
+    def compress(self, targets: list[tuple[str, Output]], total: int) -> None:
+        """Compress some inputs to their outputs, in common batches. total: the number of inputs of the command."""
         from memcodec.container.assembly import without_model
 
         watch = _Stopwatch()
@@ -197,7 +202,8 @@ class _Compressor:
                     else:
                         documents.append(document)
             if documents:
-                self._print_estimate(sum(document.source.size for document in documents))
+                what = "" if len(targets) == total else f"{len(targets)} of {total:,} files, "
+                self._print_estimate(what, sum(document.source.size for document in documents))
                 self._encode(documents, watch)
 
     def _encode(self, documents: list[_Document], watch: _Stopwatch) -> None:
@@ -263,8 +269,8 @@ class _Compressor:
         items = tokenmap.items(parsed, codec, self.settings["batch"], self.bar)
         page.write([tokenmap.page(display_name(name), parsed, items)])
 
-    def _print_estimate(self, size: int) -> None:
-        """Print the expected time of a long run on a terminal; size: bytes to encode."""
+    def _print_estimate(self, what: str, size: int) -> None:
+        """Print the expected time of a long run on a terminal. what: is printed first; size: bytes to encode."""
         from memcodec.engines.local import Local
 
         codec = self.encoder.codec
@@ -275,4 +281,4 @@ class _Compressor:
             except Exception:  # what is wrong is said when the files are encoded, if that fails too
                 return
             duration = f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{max(1, round(seconds / 60))} min"
-            click.echo(f"{size / 1e6:.1f} MB: about {duration}", err=True)
+            click.echo(f"{what}{size / 1e6:.1f} MB: about {duration}", err=True)

@@ -159,8 +159,9 @@ class _Decompressor:
                     target = _target(name, directory, self.output)
                     target.check(binary=False)
                     outputs.check_places(self.taken, target)
-                    distinct.add(target)
-                    batch.append(_File(name, target, inputs.read_containers(name)))
+                    containers = inputs.read_containers(name)
+                    distinct.add(target)  # after it was read: a file that cannot be read has no output
+                    batch.append(_File(name, target, containers))
             self._decompress(batch)
 
     def _decompress(self, batch: list[_File]) -> None:

@@ -24,10 +24,10 @@ SIDE_EXTENSION = ".part"
 def find_inputs(names: tuple[str, ...], recursive: bool, compressed: bool) -> list[tuple[str, str]]:
     """Pairs of a file and the directory argument that it was found in ("" if it was named itself).
 
-    Without names: standard input. recursive: also the files in directories, those that end in .memz if `compressed`,
-    all others if not, and subdirectories that cannot be read, whose errors then have their names. Links in directories
-    are left out. A directory without such files is an error if nothing else is read, otherwise a warning. Raises
-    UsageError, ClickException.
+    Without names: standard input. recursive: also the files in directories, without links: those that end in .memz if
+    `compressed`, otherwise all others. A directory that cannot be read is returned as well, so that reading it reports
+    the error with its name. A directory without such files is a warning; if `compressed`, and nothing else is read, it
+    is an error. Raises UsageError, ClickException.
     """
     if not names:
         if sys.stdin is not None and sys.stdin.isatty():

@@ -82,6 +82,8 @@ def inspect(
     for name in names:
         with errors.caught(name):
             files += [(name, facts) for facts in inspect_all(inputs.read_compressed(name))]
+    if not files:
+        errors.exit_if_any(len(names))
     single = len(files) == 1 and len(names) == 1
     if options.as_json:
         named = [{"file": name} | facts for name, facts in files]

@@ -39,9 +39,10 @@ def read_primer(name: str | None) -> "Primer | None":
     """The primer in a file, None without a name. Raises MemcodecError, and OSError with the name of the file."""
     if name is None:
         return None
-    from memcodec.primer import Primer
+    from memcodec.primer import MAX_FILE_BYTES, Primer
 
-    return Primer.from_bytes(inputs.read(name), display_name(name))
+    with inputs.opened(name) as source:
+        return Primer.from_bytes(source.read(0, min(source.size, MAX_FILE_BYTES + 1)), display_name(name))
 
 
 def open_archive(

@@ -4,7 +4,6 @@ import errno
 import os
 import re
 import shutil
-import stat
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -17,7 +16,7 @@ import click
 
 from memcodec import MemcodecError, container
 from memcodec.storage import remote
-from memcodec.storage.write import replace
+from memcodec.storage.write import permissions, replace, resolved
 from memcodec_cli.errors import reason_of, with_file_name
 from memcodec_cli.inputs import EXTENSION, SIDE_EXTENSION, has_own_name, opened, read_containers
 from memcodec_cli.names import STANDARD_STREAM, display_name
@@ -151,7 +150,7 @@ class Output:
 
     def _existing_folder(self, path: Path) -> Path:
         """The folder of the output, or, if `write` makes that, the one to make it in."""
-        folder = path.resolve().parent
+        folder = resolved(path).parent
         if self.makes_folder and not folder.is_dir():
             return next(above for above in path.parents if above.exists())
         return folder
@@ -186,7 +185,7 @@ class Output:
     def _before_renaming(self, temporary: Path) -> None:
         self._refuse_existing()
         if self.like is not None:
-            temporary.chmod(stat.S_IMODE(self.like.st_mode))
+            temporary.chmod(permissions(self.like))
             os.utime(temporary, ns=(self.like.st_atime_ns, self.like.st_mtime_ns))
 
     def _refuse_existing(self) -> None:
@@ -249,10 +248,7 @@ def _places(output: Output) -> set[object]:
         return {output.url} if output.url else set()
     if is_special(path):
         return set()
-    try:
-        places: set[object] = {path.resolve()}
-    except RuntimeError as error:  # a link that leads to itself
-        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from error
+    places: set[object] = {resolved(path)}
     if path.exists() and (found := path.stat()).st_nlink == 1:  # of several hard links, an output replaces only one
         places.add((found.st_dev, found.st_ino))
     return places
@@ -299,7 +295,7 @@ def is_special(path: Path) -> bool:
 
 
 def _copy(pieces: Iterable[bytes], out: BinaryIO) -> int:
-    with tempfile.SpooledTemporaryFile(remote.SPOOLED_BYTES) as spool:
+    with tempfile.SpooledTemporaryFile(remote.WAITING_BYTES) as spool:
         for piece in pieces:
             spool.write(piece)
         size = spool.tell()

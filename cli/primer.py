@@ -68,15 +68,17 @@ def train(
     target.check(binary=True)
     check_places(places_of(record_files(names)), target)
     random.Random(1).shuffle(messages)
-    test = messages[: min(TEST_MESSAGES, len(messages) // 4)]  # at least one, if there are enough to train
+    distinct = list(dict.fromkeys(messages))
+    test = distinct[: min(TEST_MESSAGES, len(distinct) // 4)]  # at least one, if there are enough to train
+    kept = set(distinct[len(test) :])  # no message is used both for training and to measure
     with ProgressBar(progress.quiet) as bar:
         bar.activity("loading")
         from memcodec.primer import Primer, bits
 
         codec = load_codec(model.model, compute, bar)
-        with FileErrors(several=False).caught(names[0]):
+        with FileErrors(several=False).caught(names[0] if len(names) == 1 else f"{len(names)} files"):
             trained = Primer.train(
-                codec, messages[len(test) :], options.tokens,
+                codec, [message for message in messages if message in kept], options.tokens,
                 progress=lambda done, total: bar.count("choosing messages", done, total),
             )  # fmt: skip
         bar.activity("measuring")

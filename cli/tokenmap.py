@@ -149,11 +149,12 @@ def _style(text: str, background: int | None, underline: bool | None = None, bol
     return click.style(text, bg=background, fg=foreground, underline=underline, bold=bold)
 
 
-def page(name: str, parsed: Container, items: "list[Item]", original: bytes | None = None) -> bytes:
-    """An HTML page about a file; original: the document, to compare with other compressors (default: from `items`)."""
+def page(name: str, parsed: Container, items: "list[Item]") -> bytes:
+    """An HTML page about a file."""
     from memcodec.view import report
 
-    if original is None and parsed.size < SLOW_ZSTD_BYTES:
+    original = None  # to compare with other compressors
+    if parsed.size < SLOW_ZSTD_BYTES:
         original = b"".join(_document_of(parsed, items))
     return report.page(name, parsed, items, original).encode()
 

@@ -29,7 +29,7 @@ from memcodec.wording import counted
 _CANDIDATES = 5  # messages that each round of training tries
 _VALIDATION_MESSAGES = 12  # messages that the candidates are tried on
 _LEAST_SAVING = 0.003  # share of the bits of the validation messages that another message must save
-_MAX_FILE_BYTES = 1 << 24
+MAX_FILE_BYTES = 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,16 +106,17 @@ class Primer:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Primer":
         """Read a primer file. Raises FormatError if it is not a primer file or is damaged; OSError."""
-        name = os.fspath(path)
-        if Path(path).stat().st_size > _MAX_FILE_BYTES:
-            raise FormatError(f"{name}: not a primer")
-        return cls.from_bytes(Path(path).read_bytes(), name)
+        with Path(path).open("rb") as file:
+            return cls.from_bytes(file.read(MAX_FILE_BYTES + 1), os.fspath(path))
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str = "primer") -> "Primer":
         """The primer from what `to_bytes` returned. name: for error messages. Raises FormatError."""
+        data = as_binary(data, "data")
         try:
-            tensors = safetensors.numpy.load(as_binary(data, "data"))
+            if len(data) > MAX_FILE_BYTES:
+                raise ValueError("it is longer than any primer")
+            tensors = safetensors.numpy.load(data)
             text, tokens = tensors["text"], tensors["tokens"]
         except (safetensors.SafetensorError, KeyError, ValueError) as error:
             raise FormatError(f"{name}: not a primer: make one with memcodec primer train") from error

@@ -77,14 +77,19 @@ def test_context_bound_scores_every_token_once(tiny: Codec, llama_folder: Path) 
     tokens = tiny.tokenizer.encode(STORY.decode())
     found = measure.context_bits(tiny, tokens, 2048)
     assert found == pytest.approx(plain_bits(llama_folder, tiny, tokens), rel=5e-3)
-    window, expected = 64, 0.0
-    for start in range(0, len(tokens), window // 2):
-        whole = plain_bits(llama_folder, tiny, tokens[start : start + window])
-        known = plain_bits(llama_folder, tiny, tokens[start : start + window // 2]) if start else 0.0
-        expected += whole - known
-        if start + window >= len(tokens):
-            break
-    assert measure.context_bits(tiny, tokens, window) == pytest.approx(expected, rel=5e-3)
+    for window in (64, 5):
+        scored: list[int] = []
+        expected = 0.0
+        for start in range(0, len(tokens), window // 2):
+            seen = window - window // 2 if start else 0
+            whole = plain_bits(llama_folder, tiny, tokens[start : start + window])
+            known = plain_bits(llama_folder, tiny, tokens[start : start + seen]) if start else 0.0
+            expected += whole - known
+            scored += range(start + seen, min(start + window, len(tokens)))
+            if start + window >= len(tokens):
+                break
+        assert scored == list(range(len(tokens)))
+        assert measure.context_bits(tiny, tokens, window) == pytest.approx(expected, rel=5e-3)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5])
@@ -352,6 +357,14 @@ def test_command_refuses_an_empty_file(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["bench", str(tmp_path / "empty")])
     assert result.exit_code == 1
     assert "empty: is empty: name a file that has text" in result.output
+
+
+def test_command_refuses_a_size_without_a_whole_character(tmp_path: Path, llama_folder: Path) -> None:
+    (tmp_path / "text").write_text("☃ and more")
+    for options in ((), ("--profile",)):
+        command = ["bench", str(tmp_path / "text"), "--bytes", "2", "--model", str(llama_folder), "--device", "cpu"]
+        result = CliRunner().invoke(main, [*command, *options])
+        assert result.exit_code == 1 and "raise --bytes" in result.output
 
 
 def test_packets_of_small_links(tiny: Codec, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -638,6 +638,10 @@ def test_models_lists_and_locates_built_in_models(run: Run, tmp_path: Path, monk
     folder.mkdir(parents=True)
     (folder / "exact.safetensors").write_bytes(b"")
     assert run("models", "list").stdout.startswith("smollm2-135m  not cached, default  "), "without its adapter"
+    assert run("models", "rm", "smollm2-135m").stdout == "smollm2-135m: removed, 0 MB\n" and not folder.exists()
+    assert "not in the cache" in refused(run("models", "rm", "smollm2-135m"))
+    folder.mkdir()
+    (folder / "exact.safetensors").write_bytes(b"")
     adapter = registry.BUILT_IN["smollm2-135m"].adapter
     shutil.copy(Path(registry.__file__).parent / adapter, folder / FILE_NAME)
     assert run("models", "list").stdout.startswith("smollm2-135m  cached, default  ")

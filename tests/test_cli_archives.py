@@ -106,6 +106,9 @@ def test_what_a_primer_made_needs_the_same_primer(run: Run, tiny_name: str) -> N
     done = run("primer", "train", "m", "-o", "p", "--tokens", "60", "--model", tiny_name)
     assert done.exit_code == 0 and "tokens; the average message needs" in done.stderr
     assert "with it (measured on 10 other messages)" in done.stderr
+    again = run("primer", "train", "m", "m", "-o", "q", "--tokens", "60", "--model", tiny_name)
+    assert "with it (measured on 10 other messages)" in again.stderr, "equal messages are not used for both"
+    Path("q").unlink()
     assert run("primer", "show", "p").stdout.startswith("user ") and len(Primer.load("p").tokens) <= 60
     assert "p exists" in refused(run("primer", "train", "m", "-o", "p"))
     Path("a").write_text(TEXT)
@@ -118,6 +121,8 @@ def test_what_a_primer_made_needs_the_same_primer(run: Run, tiny_name: str) -> N
     assert run("unpack", "x", "--lines", "--model", tiny_name).stdout == Path("m").read_text()
     assert run("pack", "m", "-o", "y", "--primer", "p", "--no-primer-inside", "--model", tiny_name).exit_code == 0
     assert "needs the primer" in refused(run("unpack", "y", "--model", tiny_name))
+    assert "for a new ARCHIVE" in refused(run("pack", "m", "-a", "-o", "x", "--no-primer-inside"), 2)
+    assert "--lines is for standard output" in refused(run("unpack", "x", "--lines", "-o", "out"), 2)
     args = ("unpack", "y", "--lines", "--model", tiny_name, "--primer", "p")
     assert run(*args).stdout == Path("m").read_text()
 
@@ -224,7 +229,7 @@ def test_a_key_that_the_archive_has_already_is_named(run: Run, tiny_name: str, t
         (["a", "../a"], "'../a': not written, because this key leads out of out"),
         (["a", "x" * 256], "is too long for the name of a file"),
         (["a", "there"], "out/there exists: unpack into another directory"),
-        (["a", "there/b"], "out/there is not a folder: unpack into another directory"),
+        (["a", "there/b"], "out/there is not a directory: unpack into another one"),
     ],
     ids=lambda value: str(value)[:20],
 )

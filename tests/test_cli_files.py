@@ -14,7 +14,7 @@ import pytest
 import memcodec
 from memcodec import Codec, Readout, refusals
 from memcodec.container import Container
-from memcodec.models import registry
+from memcodec.storage import write
 from memcodec_cli.outputs import Output
 
 from .conftest import TEXT, Run
@@ -174,6 +174,17 @@ def test_rm_removes_inputs_and_outputs_keep_their_times(run: Run) -> None:
     assert run("compress", "--rm", "-k", "a").exit_code == 0 and names() == ["a", "a.memz"]
 
 
+def test_outputs_are_never_setuid_or_setgid(run: Run) -> None:
+    """The owner of an output is who runs the command: root, for example, for the file of a user."""
+    Path("a").write_bytes(NOISE)
+    for command in (("compress", "a"), ("decompress", "-f", "a.memz"), ("compress", "-f", "a")):
+        for path in Path().iterdir():
+            path.chmod(0o6755)
+        assert run(*command).exit_code == 0
+        written = "a" if command[0] == "decompress" else "a.memz"
+        assert stat.S_IMODE(Path(written).stat().st_mode) == 0o755, command
+
+
 def test_an_input_is_removed_only_when_its_output_is_safe(run: Run, llama_folder: Path) -> None:
     for name in ("a/x", "b/x"):
         Path(name).parent.mkdir()
@@ -242,9 +253,34 @@ def test_decompressing_all_files_of_a_folder_overwrites_those_that_are_not_read(
 
 def test_a_link_to_itself_is_an_error_of_one_line(run: Run) -> None:
     Path("a").write_bytes(NOISE)
-    Path("loop").symlink_to("loop")
-    for command in ("compress a -o loop", "inspect --html loop a"):
-        assert "loop" in refused(run(*command.split()))
+    Path("a.memz").write_bytes(RESULT)
+    Path("b").symlink_to("b")
+    for command in (
+        "compress a -o b", "inspect --html b a.memz", "decompress a.memz -o b", "decompress a.memz -o b/c",
+        "decompress --salvage a.memz -o b", "decompress a.memz -o c --report b --salvage", "pack a -o b",
+        "pack a -o b -f", "primer train a -o b", "unpack a -o b",
+    ):  # fmt: skip
+        refused(run(*command.split()))
+        assert names() == ["a", "a.memz", "b"], command
+    with pytest.raises(OSError, match="Too many levels of symbolic links"):
+        write.replace(Path("b"), [b""])
+
+
+def test_an_input_that_cannot_be_read_reserves_no_output(run: Run) -> None:
+    for folder, content in (("x", b"damaged"), ("y", RESULT)):
+        Path(folder).mkdir()
+        Path(folder, "a.memz").write_bytes(content)
+    done = run("decompress", "x/a.memz", "y/a.memz", "--output-dir", "out")
+    assert done.exit_code == 1 and "1 of 2 files failed" in done.stderr
+    assert Path("out/a").read_bytes() == memcodec.decode(RESULT)
+
+
+def test_inspect_prints_nothing_if_every_file_fails(run: Run) -> None:
+    for name in ("a", "b"):
+        Path(name).write_bytes(b"damaged")
+    for options in ((), ("--json",)):
+        done = run("inspect", "a", "b", *options)
+        assert (done.exit_code, done.stdout) == (1, "") and "2 of 2 files failed" in done.stderr
 
 
 def test_devices_may_be_named_twice(run: Run) -> None:
@@ -380,9 +416,8 @@ def test_python_m_memcodec_runs_the_program(tmp_path: Path) -> None:
 def test_models_rm_removes_a_model(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEMCODEC_CACHE", str(tmp_path / "cache"))
     assert "is not in the cache" in refused(run("models", "rm", "smollm2-135m"))
-    folder = tmp_path / "cache"
-    monkeypatch.setattr(registry, "cached", lambda name: folder)
-    folder.mkdir()
+    folder = tmp_path / "cache" / "models" / "smollm2-135m"
+    folder.mkdir(parents=True)
     (folder / "weights").write_bytes(bytes(2_000_000))
     assert run("models", "rm", "smollm2-135m").stdout == "smollm2-135m: removed, 2 MB\n" and not folder.exists()
 

@@ -181,10 +181,14 @@ def test_resume_on_the_command_line(
         run(*usual, "--resume")
     monkeypatch.setattr(local, "encode_all", _REAL)
     assert names() == ["a", "a.memz.part", "whole"]
+    side_file = Path("a.memz.part").read_bytes()
     assert run(*usual, "--resume").exit_code == 0
     assert Path("a.memz").read_bytes() == Path("whole").read_bytes()
     assert names() == ["a", "a.memz", "whole"]
-    assert run(*usual, "--resume").exit_code == 0  # it is there
+    Path("a.memz.part").write_bytes(side_file)
+    done = run(*usual, "--resume", "--report", "page")  # killed after the output had its name
+    assert done.exit_code == 0 and "inspect --html" in done.stderr
+    assert names() == ["a", "a.memz", "whole"]
     assert "exists" in refused(run(*usual))
     Path("a").write_bytes(LONG[1:])
     assert "exists" in refused(run(*usual, "--resume"))

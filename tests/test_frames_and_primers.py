@@ -26,7 +26,7 @@ from memcodec import (
 from memcodec.codec import Codec
 from memcodec.frames import FrameSettings
 from memcodec.lm.layout import PAGE
-from memcodec.primer import Primer, bits
+from memcodec.primer import MAX_FILE_BYTES, Primer, bits
 from memcodec.settings import Context
 
 from .conftest import TEXT, TINY, store_nothing
@@ -119,6 +119,14 @@ def test_every_flip_is_noticed_with_a_checksum_of_four_bytes(tiny: Codec) -> Non
 def test_bad_frames_are_refused(tiny: Codec, frame: bytes, message: str) -> None:
     with pytest.raises(FormatError, match=message):
         tiny.decode_frame(frame)
+
+
+def test_a_damaged_dictionary_is_refused(tiny: Codec) -> None:
+    used = FrameSettings(dictionary=b"\x37\xa4\x30\xec" + b"no dictionary" * 9)
+    with pytest.raises(EncodeError, match="dictionary is damaged"):
+        tiny.encode_frame("text", used)
+    with pytest.raises(EncodeError, match="dictionary is damaged"):
+        tiny.decode_frame(b"\xfenonsense", used)
 
 
 def test_frames_of_zstd_end_where_zstd_does(tiny: Codec) -> None:
@@ -265,7 +273,7 @@ def test_primers_are_saved_and_loaded(tiny: Codec, primer: Primer, tmp_path: Pat
     (tmp_path / "p").write_bytes(blob)
     with pytest.raises(FormatError, match="damaged primer"):
         Primer.load(tmp_path / "p")
-    for data in (b"", b"text", b"\xff" * 100):
+    for data in (b"", b"text", b"\xff" * 100, bytes(MAX_FILE_BYTES + 9)):
         (tmp_path / "p").write_bytes(data)
         with pytest.raises(FormatError, match="not a primer"):
             Primer.load(tmp_path / "p")

@@ -356,9 +356,6 @@ def _blocks(text: str) -> Iterator[str]:
             yield from block.splitlines(keepends=True)
 
 
-# ---- the whole
-
-
 # ---- check
 
 

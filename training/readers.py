@@ -221,16 +221,18 @@ def _quoted(message: str) -> str:
     return '""\n' + "\n".join(f'"{part}"' for part in escaped)
 
 
-def po(data: bytes) -> list[str]:
-    """The translations of a gettext .po file."""
-    found = re.findall(r'^msgstr(?:\[\d\])? ((?:".*"\n)+)', decoded(data) + "\n", re.MULTILINE)
-    messages = []
-    for message in found[1:]:  # the first is the file's header
+def translations(text: str) -> Iterator[str]:
+    """The translations in the text of a gettext .po file; the first is the file's header."""
+    for message in re.findall(r'^msgstr(?:\[\d\])? ((?:".*"\n)+)', text, re.MULTILINE):
         try:
-            messages.append("".join(ast.literal_eval(line) for line in message.splitlines()))
+            yield "".join(ast.literal_eval(line) for line in message.splitlines())
         except (SyntaxError, ValueError):
             continue
-    return [message for message in messages if message]
+
+
+def po(data: bytes) -> list[str]:
+    """The translations of a gettext .po file."""
+    return [message for message in list(translations(decoded(data) + "\n"))[1:] if message]
 
 
 def json_values(data: bytes) -> list[str]:
@@ -264,7 +266,7 @@ def quoted(data: bytes) -> list[str]:
 
 
 def ticked(data: bytes) -> list[str]:
-    """What stands in backquotes, or else in quotation marks, in the data of Endless Sky: one message each."""
+    """What stands in backquotes in the data of Endless Sky: one message each."""
     found = re.findall(r"`([^`\n]{20,})`", decoded(data))
     return [part.strip() for part in found]
 

@@ -1,6 +1,5 @@
 """Words of texts as hashes: finds what the corpus has already, and what it must not have (texts that are measured)."""
 
-import ast
 import hashlib
 import re
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import readers
 
 Hashes = npt.NDArray[np.uint64]
 
@@ -163,7 +163,7 @@ def _archived(archive: Path) -> Iterator[tuple[str, str]]:
         text = data.decode("utf-8", "replace")
         yield name, text
         if name.endswith(".po"):
-            yield name, "\n".join(_translations(text))
+            yield name, "\n".join(readers.translations(text))
 
 
 def _members(archive: Path) -> Iterator[tuple[str, bytes]]:
@@ -176,11 +176,3 @@ def _members(archive: Path) -> Iterator[tuple[str, bytes]]:
         for member in sdist:
             if member.isfile() and (file := sdist.extractfile(member)):
                 yield member.name, file.read()
-
-
-def _translations(po: str) -> Iterator[str]:
-    for message in re.findall(r'^msgstr(?:\[\d\])? ((?:".*"\n)+)', po, re.MULTILINE):
-        try:
-            yield "".join(ast.literal_eval(line) for line in message.splitlines())
-        except (SyntaxError, ValueError):
-            continue

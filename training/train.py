@@ -215,7 +215,7 @@ def check_attention(model: Transformer, documents: data.Documents, prefix: int) 
     kept, model.attention = model.attention, attention_by_sequence
     plain = model.bits(batch)[counts]
     model.attention = kept
-    return float((used - plain).abs().mean())
+    return float((used - plain).abs().max())
 
 
 def main() -> None:

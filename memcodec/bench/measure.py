@@ -123,5 +123,5 @@ def context_bits(codec: Codec, tokens: np.ndarray, context_tokens: int) -> float
     stride = window // 2
     total = 0.0
     for start in range(0, max(1, len(tokens) - stride), stride):
-        total += float(codec.token_bits(tokens[start : start + window], stride if start else 0).sum())
+        total += float(codec.token_bits(tokens[start : start + window], window - stride if start else 0).sum())
     return total

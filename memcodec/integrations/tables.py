@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from memcodec.codec import Codec, codec_for
 from memcodec.container import ModelId, Needs
-from memcodec.document.inputs import as_bytes, check_type
+from memcodec.document.inputs import as_binary, as_bytes, check_type
 from memcodec.errors import ChecksumError, EncodeError, FormatError
-from memcodec.frames import FrameSettings
+from memcodec.frames import FrameSettings, decode
 from memcodec.integrations import column_types
 from memcodec.integrations.loading import RecentCodecs, loaded, named
 from memcodec.primer import Primer
@@ -118,7 +118,9 @@ class Column:
 
     def decode(self, frames: list[bytes | None]) -> "list[Any]":
         """The texts (or bytes) of frames; None stays None. Raises FormatError, ChecksumError."""
-        found = iter(self.codec.decode_frames([frame for frame in frames if frame is not None], self.settings))
+        given = {row: as_binary(frame, f"row {row:,}") for row, frame in enumerate(frames) if frame is not None}
+        labels = [f"row {row:,}" for row in given]
+        found = iter(decode(self.codec.model, list(given.values()), self.settings, None, labels=labels))
         values = [None if frame is None else next(found) for frame in frames]
         if column_types.is_binary(self.type):
             return values

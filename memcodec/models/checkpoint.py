@@ -65,8 +65,12 @@ class SafetensorsCheckpoint(Checkpoint):
         kind = np.dtype(kinds[entry["dtype"]]) if entry["dtype"] in kinds else None
         start, end = entry["data_offsets"]
         shape = tuple(entry["shape"])
-        if kind is None or int(np.prod(shape)) * kind.itemsize != end - start:
+        if kind is None:
             raise ModelNotFoundError(f"{path}: {name} has the type {entry['dtype']}, which memcodec does not support")
+        if (needed := int(np.prod(shape)) * kind.itemsize) != end - start:
+            raise ModelNotFoundError(
+                f"{path}: {name} has {end - start:,} bytes, but needs {needed:,}: download the model again"
+            )
         raw = np.fromfile(path, dtype=kind, count=(end - start) // kind.itemsize, offset=base + start).reshape(shape)
         if entry["dtype"] == "BF16":
             return (raw.astype(np.uint32) << np.uint32(16)).view(np.float32)

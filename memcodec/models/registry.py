@@ -138,11 +138,16 @@ def resolve_named(name: str, allow_download: bool = False, progress: ByteProgres
     return ModelFolder(name, fetch(name, progress, offline=not allow_download))
 
 
-def cached(name: str) -> Path | None:
-    """The folder of a built-in model if it is in the cache. Raises ModelNotFoundError for unknown names."""
+def place_of(name: str) -> Path:
+    """Where a built-in model is in the cache, or would be. Raises ModelNotFoundError for unknown names."""
     if name not in BUILT_IN:
         raise ModelNotFoundError(f"no built-in model {name!r}; there is {', '.join(BUILT_IN)}")
-    folder = cache_folder() / "models" / name
+    return cache_folder() / "models" / name
+
+
+def cached(name: str) -> Path | None:
+    """The folder of a built-in model if it is in the cache. Raises ModelNotFoundError for unknown names."""
+    folder = place_of(name)
     complete = (folder / _EXACT).is_file() and _has_adapter(folder, BUILT_IN[name])
     return folder if complete else None
 

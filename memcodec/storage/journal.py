@@ -69,11 +69,14 @@ class Journal:
         return file
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        assert self._file is not None
-        if kind is None or not self._file.seek(0, os.SEEK_END):
-            self.path.unlink(missing_ok=True)
-        self._file.close()
-        self._file = None
+        file, self._file = self._file, None
+        assert file is not None
+        try:
+            if kind is None or not os.fstat(file.fileno()).st_size:
+                self.path.unlink(missing_ok=True)
+        finally:
+            with suppress(OSError):  # what could not be written before cannot be written now either
+                file.close()
 
     @property
     def groups(self) -> int:

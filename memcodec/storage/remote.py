@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, cast
 from memcodec.storage.write import replace
 
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+(::[a-zA-Z0-9+.-]+)*://")
-SPOOLED_BYTES = 1 << 24  # of a result that wait in memory until the last one has arrived; more go to disk
+WAITING_BYTES = 1 << 24  # of a result that wait in memory until the last one has arrived; more go to disk
 _PIECE = 1 << 20  # bytes that are written at one time
 
 
@@ -71,7 +71,7 @@ def write(url: str, pieces: Iterable[bytes], before: Callable[[], object] = lamb
     After an error or Ctrl-C there is no part of it: a local file, an object in memory or one in a bucket stays as it
     was; a file that some other system has written to already is removed if it is new.
     """
-    with tempfile.SpooledTemporaryFile(SPOOLED_BYTES) as spool:
+    with tempfile.SpooledTemporaryFile(WAITING_BYTES) as spool:
         for piece in pieces:
             spool.write(piece)
         size = spool.tell()

@@ -16,10 +16,23 @@ except ImportError:  # Windows, where a file that is open cannot be removed
     fcntl = None  # type: ignore[assignment]
 
 
+def resolved(path: str | os.PathLike[str]) -> Path:
+    """A path without links. Raises OSError for a link that leads to itself."""
+    try:
+        return Path(path).resolve()
+    except RuntimeError as error:
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), os.fspath(path)) from error
+
+
+def permissions(found: os.stat_result) -> int:
+    """The permissions of a file for another one, which may get another owner: without setuid, setgid and sticky."""
+    return stat.S_IMODE(found.st_mode) & 0o777
+
+
 def check_writable(path: str | os.PathLike[str]) -> None:
     """Raise the OSError of what `replace` cannot write: the folder is not there, or the path is one, or not allowed."""
     name = os.fspath(path)
-    target = Path(path).resolve()
+    target = resolved(path)
     if not name or not target.parent.exists():
         number = errno.ENOENT
     elif not target.parent.is_dir():
@@ -58,7 +71,7 @@ def replace(
 
 
 def _replace(path: Path, pieces: Iterable[bytes], mode: int, before: Callable[[Path], object]) -> int:
-    target = path.resolve()
+    target = resolved(path)
     old = target.stat() if target.exists() else None
     if old is not None and not stat.S_ISREG(old.st_mode):  # a device or a pipe: a rename would replace it
         with target.open("wb") as device:
@@ -74,7 +87,7 @@ def _replace(path: Path, pieces: Iterable[bytes], mode: int, before: Callable[[P
         if fcntl is None:
             file.close()
         if old is not None:
-            temporary.chmod(stat.S_IMODE(old.st_mode))
+            temporary.chmod(permissions(old))
         before(temporary)
         temporary.replace(target)
         _flush(target.parent)
