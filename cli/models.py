@@ -44,7 +44,7 @@ def pull(name: str, progress: QuietOptions) -> None:
 @click.argument("name", metavar="NAME")
 def remove(name: str) -> None:
     """Remove the built-in model NAME from the cache, and print the size freed in MB."""
-    folder = registry.place_of(name)  # also of what another version has left there, or an unfinished download
+    folder = registry.place_of(name)  # also what another version has left there
     if not folder.is_dir():
         raise click.ClickException(f"{name} is not in the cache")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
