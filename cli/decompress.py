@@ -13,7 +13,7 @@ from memcodec import FormatError, container
 from memcodec.wording import counted
 from memcodec_cli import inputs, outputs
 from memcodec_cli.errors import FileErrors
-from memcodec_cli.library import DecodingCodecs, decode, decode_range, decode_small, salvage
+from memcodec_cli.library import DecodingCodecs, batched, decode_range, documents_of, salvage, size_of
 from memcodec_cli.options import (
     ComputeOptions,
     DecodingModelOptions,
@@ -28,9 +28,6 @@ from memcodec_cli.options import (
 )
 from memcodec_cli.outputs import Output
 from memcodec_cli.progress import ProgressBar, print_summary, wants_summary
-
-BATCH_FILES = 200  # files that are read at the same time; small ones are decoded in common batches
-BATCH_BYTES = 1 << 26  # total size of .memz files in memory after which no further file is read
 
 
 @dataclass(frozen=True)
@@ -132,7 +129,7 @@ class _File:
     @property
     def size(self) -> int:
         """Size of the .memz file in bytes."""
-        return sum(sum(parsed.sizes.values()) for parsed in self.containers)
+        return size_of(self.containers)
 
 
 @dataclass(frozen=True)
@@ -149,32 +146,32 @@ class _Decompressor:
 
     def decompress(self, files: list[tuple[str, str]]) -> None:
         """Decompress files; each comes with the directory argument that it was found in, or ""."""
-        distinct = outputs.DistinctOutputs()
-        waiting = list(files)
-        while waiting:
-            batch: list[_File] = []
-            while waiting and len(batch) < BATCH_FILES and sum(file.size for file in batch) < BATCH_BYTES:
-                name, directory = waiting.pop(0)
-                with self.errors.caught(name):
-                    target = _target(name, directory, self.output)
-                    target.check(binary=False)
-                    outputs.check_places(self.taken, target)
-                    containers = inputs.read_containers(name)
-                    distinct.add(target)  # after it was read: a file that cannot be read has no output
-                    batch.append(_File(name, target, containers))
+        for batch in batched(self._read(files), lambda file: file.size):
             self._decompress(batch)
+
+    def _read(self, files: list[tuple[str, str]]) -> Iterator[_File]:
+        distinct = outputs.DistinctOutputs()
+        for name, directory in files:
+            read: _File | None = None
+            with self.errors.caught(name):
+                target = _target(name, directory, self.output)
+                target.check(binary=False)
+                outputs.check_places(self.taken, target)
+                read = _File(name, target, inputs.read_containers(name))
+                distinct.add(target)  # after it was read: a file that cannot be read has no output
+            if read is not None:
+                yield read
 
     def _decompress(self, batch: list[_File]) -> None:
         start = time.monotonic()
         self.bar.activity("loading")
-        documents = decode_small([file.containers for file in batch], self.codecs, self.bar)
+        if self.byte_range is None:
+            documents = documents_of([file.containers for file in batch], self.codecs, self.bar)
+        else:
+            documents = [decode_range(file.containers, self.byte_range, self.codecs, self.bar) for file in batch]
         for file, document in zip(batch, documents, strict=True):
             with self.errors.caught(file.name):
-                if self.byte_range is not None:
-                    pieces = decode_range(file.containers, self.byte_range, self.codecs, self.bar)
-                else:
-                    pieces = iter(document) if document else decode(file.containers, self.codecs, self.bar)
-                size = file.target.write(pieces)
+                size = file.target.write(document)
                 if self.output.removes_inputs:
                     outputs.remove_input(file.name, file.target)
                 if self.shows_summary:
@@ -272,8 +269,21 @@ def cat(
     target = Output(None, force=True)
     files = inputs.find_inputs(names, recursive=False, compressed=True)
     errors = FileErrors(len(files) > 1)
+    read = _read([name for name, _ in files], errors)
     with ProgressBar(progress.quiet) as bar:
-        for name, _ in files:
-            with errors.caught(name):
-                target.write(decode(inputs.read_containers(name), codecs, bar))
+        for batch in batched(read, lambda file: size_of(file[1])):
+            documents = documents_of([containers for _, containers in batch], codecs, bar)
+            for (name, _), document in zip(batch, documents, strict=True):
+                with errors.caught(name):
+                    target.write(document)
     errors.exit_if_any(len(files))
+
+
+def _read(names: list[str], errors: FileErrors) -> Iterator[tuple[str, list[container.Container]]]:
+    """Names and containers of files; an error of one of several is printed."""
+    for name in names:
+        containers: list[container.Container] | None = None
+        with errors.caught(name):
+            containers = inputs.read_containers(name)
+        if containers is not None:
+            yield name, containers

@@ -2,10 +2,10 @@
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stdout, suppress
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
 
 import click
 from click.core import ParameterSource
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from memcodec.primer import Primer
 
 _SMALL_BYTES = 1 << 17  # documents below this size are decoded in a common batch and kept in memory
+_BATCH_FILES = 200  # files that are read at the same time
+_BATCH_BYTES = 1 << 26  # total size of .memz files in memory after which no further file is read
+
+T = TypeVar("T")
 
 
 def load_codec(model: str, compute: ComputeOptions, bar: ProgressBar) -> "Codec":
@@ -159,7 +163,37 @@ def decode(containers: list[Container], codecs: DecodingCodecs, bar: ProgressBar
             yield from codec.decode_pieces(parsed, codecs.batch, bar.document(parsed.size, "decode"))
 
 
-def decode_small(files: list[list[Container]], codecs: DecodingCodecs, bar: ProgressBar) -> list[list[bytes] | None]:
+def size_of(containers: list[Container]) -> int:
+    """The size of a .memz file in bytes."""
+    return sum(sum(parsed.sizes.values()) for parsed in containers)
+
+
+def batched(files: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
+    """Files in batches that are in memory at the same time, so that small ones are decoded together.
+
+    size: of a file, in bytes.
+    """
+    batch: list[T] = []
+    total = 0
+    for file in files:
+        batch.append(file)
+        total += size(file)
+        if len(batch) == _BATCH_FILES or total >= _BATCH_BYTES:
+            yield batch
+            batch, total = [], 0
+    if batch:
+        yield batch
+
+
+def documents_of(files: list[list[Container]], codecs: DecodingCodecs, bar: ProgressBar) -> list[Iterator[bytes]]:
+    """The document of each file in pieces, as `decode` returns them; small files are decoded together."""
+    return [
+        decode(containers, codecs, bar) if document is None else iter(document)
+        for containers, document in zip(files, _decode_small(files, codecs, bar), strict=True)
+    ]
+
+
+def _decode_small(files: list[list[Container]], codecs: DecodingCodecs, bar: ProgressBar) -> list[list[bytes] | None]:
     """The documents of small files, decoded in common batches; None for files that are to be decoded one by one.
 
     If one file of a batch fails, all are None, so that `decode` can report the error with the name of its file.

@@ -1,6 +1,8 @@
 """`memcodec verify`: checks that files are undamaged."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import click
 
@@ -8,7 +10,7 @@ from memcodec import container
 from memcodec.wording import counted
 from memcodec_cli import inputs
 from memcodec_cli.errors import FileErrors
-from memcodec_cli.library import DecodingCodecs, decode, open_archive
+from memcodec_cli.library import DecodingCodecs, batched, documents_of, open_archive
 from memcodec_cli.names import print_line, result_name
 from memcodec_cli.options import (
     DecodingModelOptions,
@@ -54,38 +56,72 @@ def verify(
     codecs = DecodingCodecs(model, compute)
     files = inputs.find_inputs(names, options.recursive, compressed=True)
     errors = FileErrors(len(files) > 1)
-    for name, _ in files:
-        result: str | None = None
-        with errors.caught(name):
-            result = _check(name, options.decode, codecs, ProgressBar(progress.quiet))
-        if result is not None:  # printed here, because an error of standard output is not one of the file
-            print_line(f"{result_name(name)}: ok{result}")
+    read = _read([name for name, _ in files], errors)
+    with ProgressBar(progress.quiet) as bar:
+        for batch in batched(read, lambda file: file.size) if options.decode else ([file] for file in read):
+            checks = _checks(batch, options.decode, codecs, bar)
+            for file, check in zip(batch, checks, strict=True):
+                result: str | None = None
+                with errors.caught(file.name):
+                    result = check()
+                if result is not None:  # printed here, because an error of standard output is not one of the file
+                    bar.close()
+                    print_line(f"{result_name(file.name)}: ok{result}")
     errors.exit_if_any(len(files))
 
 
-def _check(name: str, decodes: bool, codecs: DecodingCodecs, bar: ProgressBar) -> str:
-    """Check a file or an archive, and return what to add to "ok". Raises MemcodecError, OSError."""
-    blob = inputs.read_compressed(name)
-    if container.is_archive(blob):
-        return _check_archive(name, blob, decodes, codecs, bar)
-    containers = container.unpack_all(blob)
-    if not decodes:
+@dataclass(frozen=True)
+class _File:
+    """A file that has been read. archive: its bytes, if it is one; containers: otherwise."""
+
+    name: str
+    size: int
+    archive: bytes | None
+    containers: list[container.Container]
+
+
+def _read(names: list[str], errors: FileErrors) -> Iterator[_File]:
+    """Read files; an error of one of several is printed."""
+    for name in names:
+        read: _File | None = None
+        with errors.caught(name):
+            blob = inputs.read_compressed(name)
+            is_archive = container.is_archive(blob)
+            read = _File(
+                name, len(blob), blob if is_archive else None, [] if is_archive else container.unpack_all(blob)
+            )
+        if read is not None:
+            yield read
+
+
+def _checks(files: list[_File], decodes: bool, codecs: DecodingCodecs, bar: ProgressBar) -> list[Callable[[], str]]:
+    """For each file, a function that checks it and returns what to add to "ok". It raises MemcodecError, OSError."""
+    whole = documents_of([file.containers for file in files], codecs, bar) if decodes else [None] * len(files)
+    return [
+        partial(_check_archive, file.name, file.archive, decodes, codecs, bar)
+        if file.archive is not None
+        else partial(_check, file.containers, document)
+        for file, document in zip(files, whole, strict=True)
+    ]
+
+
+def _check(containers: list[container.Container], document: Iterator[bytes] | None) -> str:
+    """Check a file. document: decodes it; None if only the stored spans are to be checked."""
+    if document is None:
         for span in (part for parsed in containers for part in parsed.parts):
             if isinstance(span, container.StoredSpan):
                 for _ in span.pieces():
                     pass
         return ""
-    with bar:
-        for _ in decode(containers, codecs, bar):
-            pass
+    for _ in document:
+        pass
     return f", decodes to {counted(sum(parsed.size for parsed in containers), 'byte')}"
 
 
 def _check_archive(name: str, data: bytes, decodes: bool, codecs: DecodingCodecs, bar: ProgressBar) -> str:
     archive = open_archive(name, codecs.primer, data)
     if decodes:
-        with bar:
-            codec = codecs.codec_for(archive.needs, bar, archive.primer)
+        codec = codecs.codec_for(archive.needs, bar, archive.primer)
         archive = open_archive(name, archive.primer, data, codec)
         archive.batch = codecs.batch
         for _ in archive:

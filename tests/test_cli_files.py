@@ -6,6 +6,7 @@ import os
 import pty
 import stat
 import subprocess
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -511,3 +512,45 @@ def test_short_options_combine_as_in_gzip(run: Run, options: list[str]) -> None:
     Path("a").write_bytes(b"stored " * 400)
     assert run("compress", "a").exit_code == 0
     assert run(*options, "a.memz").stdout_bytes == b"stored " * 400
+
+
+@pytest.mark.parametrize("command", ["cat", "verify --decode", "decompress -c"])
+def test_small_files_are_decoded_together(
+    run: Run, llama_folder: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    codec = Codec.load(str(llama_folder), device="cpu")
+    texts = {name: f"{name}: {TEXT[:300]}".encode() for name in "abd"}
+    for name, text in texts.items():
+        Path(f"{name}.memz").write_bytes(codec.encode(text))
+    Path("c.memz").write_bytes(b"damaged")
+    Path("e.memz").write_bytes(RESULT)
+    batches: list[int] = []
+    real = Codec.decode_many
+
+    def decode_many(self: Codec, files: list[Any], **options: Any) -> list[bytes]:
+        batches.append(len(files))
+        return real(self, files, **options)
+
+    monkeypatch.setattr(Codec, "decode_many", decode_many)
+    done = run(*command.split(), *(f"{name}.memz" for name in "abcde"), "--model", llama_folder)
+    assert done.exit_code == 1 and batches == [3]
+    assert "c.memz: " in done.stderr and "1 of 5 files failed" in done.stderr
+    whole = [*texts.values(), memcodec.decode(RESULT)]
+    if command.startswith("verify"):
+        lines = [f"{name}.memz: ok, decodes to {len(text):,} bytes\n" for name, text in zip("abde", whole, strict=True)]
+        assert done.stdout == "".join(lines)
+    else:
+        assert done.stdout_bytes == b"".join(whole)
+
+
+def test_a_file_that_does_not_decode_is_named_among_small_ones(run: Run, llama_folder: Path) -> None:
+    codec = Codec.load(str(llama_folder), device="cpu")
+    for name in "abc":
+        Path(f"{name}.memz").write_bytes(codec.encode(TEXT[:200] + name))
+    blob = bytearray(Path("b.memz").read_bytes())
+    blob[-6] ^= 1  # in the corrections; the checksum of the file is made right
+    blob[-4:] = zlib.crc32(blob[:-4]).to_bytes(4, "little")
+    Path("b.memz").write_bytes(blob)
+    done = run("verify", "--decode", "a.memz", "b.memz", "c.memz", "--model", llama_folder)
+    assert done.exit_code == 1 and done.stderr.startswith("memcodec: error: b.memz: ")
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["a.memz", "c.memz"]
