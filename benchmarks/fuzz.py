@@ -17,6 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 from types import FunctionType
+from typing import Any
 
 from faults import sealed
 
@@ -88,16 +89,14 @@ def archives() -> list[bytes]:
     codec = Codec.load(str(TINY / "model"), device="cpu", threads=1)
     primer = Primer.load(TINY / "primer.safetensors")
     texts = ["first", "second", "first", "\0" * 40]
-    found = []
+    options: list[dict[str, Any]] = [
+        {}, {"keys": list("abcd")}, {"primer": primer, "with_primer": False}, {"level": 6},
+    ]  # fmt: skip
+    found: list[bytes] = []
     with tempfile.TemporaryDirectory() as folder:
-        for keys, more in (
-            ([], {}),
-            (list("abcd"), {}),
-            ([], {"primer": primer, "with_primer": False}),
-            ([], {"level": 6}),
-        ):
+        for more in options:
             path = Path(folder) / f"{len(found)}"
-            Archive.create(path, texts, keys, codec=codec, **more)
+            Archive.create(path, texts, codec=codec, **more)
             blob = path.read_bytes()
             (length,) = struct.unpack("<Q", blob[:8])
             found.append(blob[8 + length + container.IDENTITY_BYTES : -4])

@@ -229,8 +229,8 @@ def unpack(
       memcodec unpack messages.archive 17 18
       memcodec unpack notes.archive -o notes
     """
-    to_files = options.output is not None and options.output != STANDARD_STREAM
-    if to_files and options.lines:
+    directory = None if options.output in (None, STANDARD_STREAM) else Path(options.output)
+    if directory is not None and options.lines:
         raise click.UsageError("--lines is for standard output: leave out -o or --lines")
     with ProgressBar(progress.quiet) as bar, FileErrors(several=False).caught(archive_name):
         bar.activity("loading")
@@ -238,11 +238,10 @@ def unpack(
         keys = archive.keys()
         numbers = [_number(archive_name, key, keys, len(archive)) for key in selection] or list(range(len(archive)))
         targets: list[Path] | None = None
-        if to_files:
-            assert options.output is not None
+        if directory is not None:
             digits = len(str(len(archive)))
             names = [keys[number] if keys else f"{number:0{digits}}" for number in numbers]
-            targets = _find_targets(Path(options.output), names)
+            targets = _find_targets(directory, names)
         else:
             Output(None, force=True).check(binary=False)
         archive.load(

@@ -129,10 +129,10 @@ def _measure_files(
     from memcodec.bench.comparison import Bench
     from memcodec.bench.results import Store, machine
 
+    texts = _texts(contents, options)
     codec = load_codec(model.model, compute, bar)
     bar.close()
     log = (lambda what: click.echo(f"measuring {what}", err=True)) if bar.is_shown else (lambda _: None)
-    texts = _texts(contents, options)
     bench = Bench(codec, Store(fresh=options.fresh), log, compute.batch)
     rows = list(bench.compare(texts, options.memory_share, context=options.context))
     if not options.as_json:
@@ -151,9 +151,9 @@ def _profile(
     from memcodec.bench import stages
     from memcodec.bench.results import machine
 
+    texts = _texts(contents, options)
     codec = load_codec(model.model, compute, bar)
     bar.close()
-    texts = _texts(contents, options)
     seconds = {text.name: stages.profile(codec, text.data, options.context, compute.batch) for text in texts}
     if options.as_json:
         return json.dumps({"machine": machine(), "kernels": codec.lm.implementation.kernels, "seconds": seconds})

@@ -111,7 +111,7 @@ def decompress(
             raise click.UsageError("--salvage is for a single FILE, without --range and --rm; --report needs --salvage")
         _salvage(files[0], output, options.report, taken, codecs, bar)
         return
-    errors = FileErrors(len(files) > 1, suggest_salvage=True)
+    errors = FileErrors(len(files) > 1, suggest_salvage=True, before=bar.close)
     decompressor = _Decompressor(output, options.byte_range, taken, codecs, errors, bar, wants_summary(progress))
     with bar:
         decompressor.decompress(files)
@@ -146,29 +146,25 @@ class _Decompressor:
 
     def decompress(self, files: list[tuple[str, str]]) -> None:
         """Decompress files; each comes with the directory argument that it was found in, or ""."""
-        for batch in batched(self._read(files), lambda file: file.size):
-            self._decompress(batch)
-
-    def _read(self, files: list[tuple[str, str]]) -> Iterator[_File]:
         distinct = outputs.DistinctOutputs()
-        for name, directory in files:
-            read: _File | None = None
-            with self.errors.caught(name):
-                target = _target(name, directory, self.output)
-                target.check(binary=False)
-                outputs.check_places(self.taken, target)
-                read = _File(name, target, inputs.read_containers(name))
-                distinct.add(target)  # after it was read: a file that cannot be read has no output
-            if read is not None:
-                yield read
+
+        def read(name: str, directory: str) -> _File:
+            target = _target(name, directory, self.output)
+            target.check(binary=False)
+            outputs.check_places(self.taken, target)
+            found = _File(name, target, inputs.read_containers(name))
+            distinct.add(target)  # after reading, so that a file that cannot be read does not reserve its output's name
+            return found
+
+        for batch in batched(self.errors.each(files, read), lambda file: file.size):
+            self._decompress(batch)
 
     def _decompress(self, batch: list[_File]) -> None:
         start = time.monotonic()
         self.bar.activity("loading")
-        if self.byte_range is None:
-            documents = documents_of([file.containers for file in batch], self.codecs, self.bar)
-        else:
-            documents = [decode_range(file.containers, self.byte_range, self.codecs, self.bar) for file in batch]
+        documents = documents_of([file.containers for file in batch], self.codecs, self.bar)
+        if self.byte_range is not None:  # of a single file
+            documents = iter([decode_range(batch[0].containers, self.byte_range, self.codecs, self.bar)])
         for file, document in zip(batch, documents, strict=True):
             with self.errors.caught(file.name):
                 size = file.target.write(document)
@@ -268,22 +264,16 @@ def cat(
     codecs = DecodingCodecs(model, compute)
     target = Output(None, force=True)
     files = inputs.find_inputs(names, recursive=False, compressed=True)
-    errors = FileErrors(len(files) > 1)
-    read = _read([name for name, _ in files], errors)
     with ProgressBar(progress.quiet) as bar:
-        for batch in batched(read, lambda file: size_of(file[1])):
-            documents = documents_of([containers for _, containers in batch], codecs, bar)
-            for (name, _), document in zip(batch, documents, strict=True):
-                with errors.caught(name):
-                    target.write(document)
+        errors = FileErrors(len(files) > 1, before=bar.close)
+        read = errors.each(files, lambda name, _: _File(name, target, inputs.read_containers(name)))
+        for batch in batched(read, lambda file: file.size):
+            _write(batch, codecs, errors, bar)
     errors.exit_if_any(len(files))
 
 
-def _read(names: list[str], errors: FileErrors) -> Iterator[tuple[str, list[container.Container]]]:
-    """Names and containers of files; an error of one of several is printed."""
-    for name in names:
-        containers: list[container.Container] | None = None
-        with errors.caught(name):
-            containers = inputs.read_containers(name)
-        if containers is not None:
-            yield name, containers
+def _write(batch: list[_File], codecs: DecodingCodecs, errors: FileErrors, bar: ProgressBar) -> None:
+    """Decode files, and write each to its output."""
+    for file, document in zip(batch, documents_of([file.containers for file in batch], codecs, bar), strict=True):
+        with errors.caught(file.name):
+            file.target.write(document)

@@ -3,14 +3,17 @@
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import click
 
 from memcodec import ChecksumError, MemcodecError
 from memcodec.errors import TruncatedError
 from memcodec_cli.names import display_name, escaped
+
+T = TypeVar("T")
 
 
 def describe(error: OSError) -> str:
@@ -44,13 +47,17 @@ def print_warning(message: str) -> None:
 class FileErrors:
     """Errors of the files of one command. With several files each error is printed and the command continues."""
 
-    def __init__(self, several: bool, suggest_salvage: bool = False) -> None:
+    def __init__(
+        self, several: bool, suggest_salvage: bool = False, before: Callable[[], object] = lambda: None
+    ) -> None:
         """several: whether the command has several files; with one, its error is raised.
 
-        suggest_salvage: mention --salvage if a file is damaged.
+        suggest_salvage: mention --salvage if a file is damaged; before: is called before an error is printed, to remove
+        a progress bar.
         """
         self._several = several
         self._suggest_salvage = suggest_salvage
+        self._before = before
         self._count = 0
 
     @contextmanager
@@ -64,8 +71,21 @@ class FileErrors:
             message = self._message(name, error)
             if not self._several:
                 raise click.ClickException(message) from error
+            self._before()
             print_error(message)
             self._count += 1
+
+    def each(self, files: Iterable[tuple[str, str]], function: Callable[[str, str], T]) -> Iterator[T]:
+        """What a function returns for each file, without those for which it raises an error.
+
+        files: as `inputs.find_inputs` returns them.
+        """
+        for name, directory in files:
+            found: list[T] = []  # empty while the next file is read, so that only one is in memory
+            with self.caught(name):
+                found.append(function(name, directory))
+            if found:
+                yield found.pop()
 
     def _message(self, name: str, error: MemcodecError | OSError | click.ClickException) -> str:
         reason = error.format_message() if isinstance(error, click.ClickException) else str(error)

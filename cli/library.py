@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stdout, suppress
 from functools import cached_property
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
 
 import click
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
     from memcodec.primer import Primer
 
 _SMALL_BYTES = 1 << 17  # documents below this size are decoded in a common batch and kept in memory
-_BATCH_FILES = 200  # files that are read at the same time
-_BATCH_BYTES = 1 << 26  # total size of .memz files in memory after which no further file is read
+_BATCH_FILES = 200  # of a batch, at most
+_BATCH_BYTES = 1 << 26  # total size of the .memz files of a batch after which no further file is read
+_GROUP_BYTES = 1 << 14  # of text decoded together, for each group that the device decodes side by side
 
 T = TypeVar("T")
 
@@ -100,6 +102,11 @@ class DecodingCodecs:
         }  # fmt: skip
         self._codec: Codec | None = None
 
+    @property
+    def has_engine(self) -> bool:
+        """Whether another engine than this process decodes, which divides the work itself."""
+        return self._engine is not None
+
     def codec_for(self, needs: Needs | None, bar: ProgressBar, primer: "Primer | None" = None) -> "Codec":
         """The codec of a file that contains chunks, or of an archive. Raises MemcodecError.
 
@@ -169,51 +176,69 @@ def size_of(containers: list[Container]) -> int:
 
 
 def batched(files: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
-    """Files in batches that are in memory at the same time, so that small ones are decoded together.
+    """Group files into batches. The files of one batch are in memory together, so that small ones are decoded together.
 
-    size: of a file, in bytes.
+    size: of a file, in bytes. A batch is emptied before the next one is read.
     """
     batch: list[T] = []
     total = 0
-    for file in files:
-        batch.append(file)
-        total += size(file)
+    waiting = iter(files)
+    while (found := next(waiting, None)) is not None:
+        batch.append(found)
+        total += size(found)
+        del found
         if len(batch) == _BATCH_FILES or total >= _BATCH_BYTES:
             yield batch
-            batch, total = [], 0
+            batch.clear()
+            total = 0
     if batch:
         yield batch
 
 
-def documents_of(files: list[list[Container]], codecs: DecodingCodecs, bar: ProgressBar) -> list[Iterator[bytes]]:
-    """The document of each file in pieces, as `decode` returns them; small files are decoded together."""
-    return [
-        decode(containers, codecs, bar) if document is None else iter(document)
-        for containers, document in zip(files, _decode_small(files, codecs, bar), strict=True)
-    ]
+def documents_of(files: list[list[Container]], codecs: DecodingCodecs, bar: ProgressBar) -> Iterator[Iterator[bytes]]:
+    """The document of each file in pieces, as `decode` returns them. Small files are decoded together.
 
-
-def _decode_small(files: list[list[Container]], codecs: DecodingCodecs, bar: ProgressBar) -> list[list[bytes] | None]:
-    """The documents of small files, decoded in common batches; None for files that are to be decoded one by one.
-
-    If one file of a batch fails, all are None, so that `decode` can report the error with the name of its file.
+    They are decoded when the first of them is asked for, as much text at one time as suits the device.
     """
-    documents: list[list[bytes] | None] = [None] * len(files)
-    small = [i for i, parts in enumerate(files) if len(parts) == 1 and parts[0].model and parts[0].size < _SMALL_BYTES]
-    with suppress(MemcodecError):
-        while small:
-            first = files[small[0]][0]
-            codec = codecs.codec_for(first.needs, bar)
-            batch = [i for i in small if _have_same_codec(files[i][0], first)]
-            small = [i for i in small if i not in batch]
-            if len(batch) > 1:
-                size = sum(files[i][0].size for i in batch)
-                decoded = codec.decode_many(
-                    [files[i][0] for i in batch], batch=codecs.batch, progress=bar.document(size, "decode")
-                )
-                for i, document in zip(batch, decoded, strict=True):
-                    documents[i] = [document]
-    return documents
+    ready: dict[int, bytes | None] = {}  # by the number of the file; None if it is to be decoded alone
+    for i, containers in enumerate(files):
+        if i not in ready:
+            ready |= _decode_together(files, i, codecs, bar)
+        document = ready.pop(i, None)
+        yield decode(containers, codecs, bar) if document is None else iter([document])
+
+
+def _decode_together(
+    files: list[list[Container]], first: int, codecs: DecodingCodecs, bar: ProgressBar
+) -> dict[int, bytes | None]:
+    """The documents of a small file and of those after it that need the same codec, by their numbers.
+
+    None for each of them if one cannot be decoded, so that `decode` can report the error with the name of its file.
+    Nothing if no other file could be decoded together with the first.
+    """
+    if not _is_small(files[first]):
+        return {}
+    given = files[first][0]
+    alike = [i for i in range(first, len(files)) if _is_small(files[i]) and _have_same_codec(files[i][0], given)]
+    if len(alike) == 1:
+        return {}
+    found: dict[int, bytes | None] = dict.fromkeys(alike)
+    with suppress(MemcodecError, OSError):
+        codec = codecs.codec_for(given.needs, bar)
+        sizes = accumulate(files[i][0].size for i in alike)
+        most = _GROUP_BYTES * codec.lm.capacity.sequences
+        batch = [i for i, size in zip(alike, sizes, strict=True) if i == first or size <= most or codecs.has_engine]
+        found = dict.fromkeys(batch)
+        size = sum(files[i][0].size for i in batch)
+        decoded = codec.decode_many(
+            [files[i][0] for i in batch], batch=codecs.batch, progress=bar.document(size, "decode")
+        )
+        found = dict(zip(batch, decoded, strict=True))
+    return found
+
+
+def _is_small(containers: list[Container]) -> bool:
+    return len(containers) == 1 and containers[0].model is not None and containers[0].size < _SMALL_BYTES
 
 
 def _have_same_codec(one: Container, other: Container) -> bool:

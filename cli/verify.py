@@ -55,18 +55,16 @@ def verify(
     """
     codecs = DecodingCodecs(model, compute)
     files = inputs.find_inputs(names, options.recursive, compressed=True)
-    errors = FileErrors(len(files) > 1)
-    read = _read([name for name, _ in files], errors)
     with ProgressBar(progress.quiet) as bar:
-        for batch in batched(read, lambda file: file.size) if options.decode else ([file] for file in read):
-            checks = _checks(batch, options.decode, codecs, bar)
-            for file, check in zip(batch, checks, strict=True):
-                result: str | None = None
-                with errors.caught(file.name):
-                    result = check()
-                if result is not None:  # printed here, because an error of standard output is not one of the file
-                    bar.close()
-                    print_line(f"{result_name(file.name)}: ok{result}")
+        errors = FileErrors(len(files) > 1, before=bar.close)
+        read = errors.each(files, _read)
+        if options.decode:
+            for batch in batched(read, lambda file: file.size):
+                _decode(batch, codecs, errors, bar)
+        else:
+            for file in read:
+                _report(file, partial(_check, codecs=codecs), errors, bar)
+                del file  # before the next one is read
     errors.exit_if_any(len(files))
 
 
@@ -80,50 +78,56 @@ class _File:
     containers: list[container.Container]
 
 
-def _read(names: list[str], errors: FileErrors) -> Iterator[_File]:
-    """Read files; an error of one of several is printed."""
-    for name in names:
-        read: _File | None = None
-        with errors.caught(name):
-            blob = inputs.read_compressed(name)
-            is_archive = container.is_archive(blob)
-            read = _File(
-                name, len(blob), blob if is_archive else None, [] if is_archive else container.unpack_all(blob)
-            )
-        if read is not None:
-            yield read
+def _read(name: str, _: str) -> _File:
+    """Raises MemcodecError, OSError."""
+    blob = inputs.read_compressed(name)
+    if container.is_archive(blob):
+        return _File(name, len(blob), blob, [])
+    return _File(name, len(blob), None, container.unpack_all(blob))
 
 
-def _checks(files: list[_File], decodes: bool, codecs: DecodingCodecs, bar: ProgressBar) -> list[Callable[[], str]]:
-    """For each file, a function that checks it and returns what to add to "ok". It raises MemcodecError, OSError."""
-    whole = documents_of([file.containers for file in files], codecs, bar) if decodes else [None] * len(files)
-    return [
-        partial(_check_archive, file.name, file.archive, decodes, codecs, bar)
-        if file.archive is not None
-        else partial(_check, file.containers, document)
-        for file, document in zip(files, whole, strict=True)
-    ]
+def _report(file: _File, check: Callable[[_File], str], errors: FileErrors, bar: ProgressBar) -> None:
+    """Check a file, and print the result. check: returns what to add to "ok"; it raises MemcodecError, OSError."""
+    result: str | None = None
+    with errors.caught(file.name):
+        result = check(file)
+    if result is not None:  # printed here, because an error of standard output is not one of the file
+        bar.close()
+        print_line(f"{result_name(file.name)}: ok{result}")
 
 
-def _check(containers: list[container.Container], document: Iterator[bytes] | None) -> str:
-    """Check a file. document: decodes it; None if only the stored spans are to be checked."""
-    if document is None:
-        for span in (part for parsed in containers for part in parsed.parts):
-            if isinstance(span, container.StoredSpan):
-                for _ in span.pieces():
-                    pass
-        return ""
-    for _ in document:
-        pass
-    return f", decodes to {counted(sum(parsed.size for parsed in containers), 'byte')}"
+def _check(file: _File, codecs: DecodingCodecs) -> str:
+    """Check a file without a model."""
+    if file.archive is not None:
+        return f", an archive of {counted(len(open_archive(file.name, codecs.primer, file.archive)), 'document')}"
+    for span in (part for parsed in file.containers for part in parsed.parts):
+        if isinstance(span, container.StoredSpan):
+            for _ in span.pieces():
+                pass
+    return ""
 
 
-def _check_archive(name: str, data: bytes, decodes: bool, codecs: DecodingCodecs, bar: ProgressBar) -> str:
-    archive = open_archive(name, codecs.primer, data)
-    if decodes:
-        codec = codecs.codec_for(archive.needs, bar, archive.primer)
-        archive = open_archive(name, archive.primer, data, codec)
-        archive.batch = codecs.batch
-        for _ in archive:
+def _decode(batch: list[_File], codecs: DecodingCodecs, errors: FileErrors, bar: ProgressBar) -> None:
+    """Decode files, and print the results."""
+    documents = documents_of([file.containers for file in batch], codecs, bar)
+
+    def check(file: _File, document: Iterator[bytes]) -> str:
+        if file.archive is not None:
+            return _decode_archive(file.name, file.archive, codecs, bar)
+        for _ in document:
             pass
-    return f", an archive of {counted(len(archive), 'document')}" + (", decoded" if decodes else "")
+        return f", decodes to {counted(sum(parsed.size for parsed in file.containers), 'byte')}"
+
+    for file, document in zip(batch, documents, strict=True):
+        _report(file, partial(check, document=document), errors, bar)
+
+
+def _decode_archive(name: str, data: bytes, codecs: DecodingCodecs, bar: ProgressBar) -> str:
+    """Decode an archive, and return what to add to "ok". Raises MemcodecError, OSError."""
+    archive = open_archive(name, codecs.primer, data)
+    codec = codecs.codec_for(archive.needs, bar, archive.primer)
+    archive = open_archive(name, archive.primer, data, codec)
+    archive.batch = codecs.batch
+    for _ in archive:
+        pass
+    return f", an archive of {counted(len(archive), 'document')}, decoded"

@@ -216,7 +216,7 @@ class Packer:
         options: dict[str, Any] = {"level": 19, "write_content_size": False, "write_checksum": False}
         options["write_dict_id"] = False
         self._zstd = zstandard.ZstdCompressor(**options)
-        self._dictionary = _dictionary_of(settings.dictionary, options["level"]) if settings.dictionary else None
+        self._dictionary = _dictionary_of(settings.dictionary) if settings.dictionary else None
         self._zstd_with_dictionary = (
             zstandard.ZstdCompressor(dict_data=self._dictionary, **options) if self._dictionary else None
         )
@@ -297,12 +297,11 @@ class Packer:
         return bytes(message)
 
 
-def _dictionary_of(data: bytes, level: int) -> zstandard.ZstdCompressionDict:
-    """A dictionary that is ready for use. Raises EncodeError if it is damaged."""
+def _dictionary_of(data: bytes) -> zstandard.ZstdCompressionDict:
+    """A zstd dictionary. Raises EncodeError if it is damaged."""
     dictionary = zstandard.ZstdCompressionDict(data)
     try:
-        dictionary.precompute_compress(level=level)
-        zstandard.ZstdDecompressor(dict_data=dictionary).decompressobj()
+        zstandard.ZstdDecompressor(dict_data=dictionary).decompressobj()  # which reads it
     except zstandard.ZstdError as error:
         raise EncodeError("the zstd dictionary is damaged: give it as zstd --train wrote it") from error
     return dictionary

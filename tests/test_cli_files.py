@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pty
+import re
 import stat
 import subprocess
 import zlib
@@ -13,9 +14,10 @@ from typing import Any
 import pytest
 
 import memcodec
-from memcodec import Codec, Readout, refusals
+from memcodec import Archive, Codec, Readout, refusals
 from memcodec.container import Container
 from memcodec.storage import write
+from memcodec_cli import library
 from memcodec_cli.outputs import Output
 
 from .conftest import TEXT, Run
@@ -514,24 +516,28 @@ def test_short_options_combine_as_in_gzip(run: Run, options: list[str]) -> None:
     assert run(*options, "a.memz").stdout_bytes == b"stored " * 400
 
 
+@pytest.fixture
+def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many files are decoded together, for each time."""
+    found: list[int] = []
+    real = Codec.decode_many
+
+    def decode_many(self: Codec, files: list[Any], **options: Any) -> list[bytes]:
+        found.append(len(files))
+        return real(self, files, **options)
+
+    monkeypatch.setattr(Codec, "decode_many", decode_many)
+    return found
+
+
 @pytest.mark.parametrize("command", ["cat", "verify --decode", "decompress -c"])
-def test_small_files_are_decoded_together(
-    run: Run, llama_folder: Path, monkeypatch: pytest.MonkeyPatch, command: str
-) -> None:
+def test_small_files_are_decoded_together(run: Run, llama_folder: Path, batches: list[int], command: str) -> None:
     codec = Codec.load(str(llama_folder), device="cpu")
     texts = {name: f"{name}: {TEXT[:300]}".encode() for name in "abd"}
     for name, text in texts.items():
         Path(f"{name}.memz").write_bytes(codec.encode(text))
     Path("c.memz").write_bytes(b"damaged")
     Path("e.memz").write_bytes(RESULT)
-    batches: list[int] = []
-    real = Codec.decode_many
-
-    def decode_many(self: Codec, files: list[Any], **options: Any) -> list[bytes]:
-        batches.append(len(files))
-        return real(self, files, **options)
-
-    monkeypatch.setattr(Codec, "decode_many", decode_many)
     done = run(*command.split(), *(f"{name}.memz" for name in "abcde"), "--model", llama_folder)
     assert done.exit_code == 1 and batches == [3]
     assert "c.memz: " in done.stderr and "1 of 5 files failed" in done.stderr
@@ -543,7 +549,9 @@ def test_small_files_are_decoded_together(
         assert done.stdout_bytes == b"".join(whole)
 
 
-def test_a_file_that_does_not_decode_is_named_among_small_ones(run: Run, llama_folder: Path) -> None:
+def test_a_file_that_does_not_decode_is_named_among_small_ones(
+    run: Run, llama_folder: Path, batches: list[int]
+) -> None:
     codec = Codec.load(str(llama_folder), device="cpu")
     for name in "abc":
         Path(f"{name}.memz").write_bytes(codec.encode(TEXT[:200] + name))
@@ -552,5 +560,29 @@ def test_a_file_that_does_not_decode_is_named_among_small_ones(run: Run, llama_f
     blob[-4:] = zlib.crc32(blob[:-4]).to_bytes(4, "little")
     Path("b.memz").write_bytes(blob)
     done = run("verify", "--decode", "a.memz", "b.memz", "c.memz", "--model", llama_folder)
-    assert done.exit_code == 1 and done.stderr.startswith("memcodec: error: b.memz: ")
+    assert done.exit_code == 1 and re.match("memcodec: error: b.memz: .*checksum", done.stderr)
     assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["a.memz", "c.memz"]
+    assert batches == [3]
+
+
+def test_files_and_archives_are_verified_in_order_in_batches(
+    run: Run, llama_folder: Path, monkeypatch: pytest.MonkeyPatch, batches: list[int]
+) -> None:
+    codec = Codec.load(str(llama_folder), device="cpu")
+    for name in "abdef":
+        Path(name).write_bytes(codec.encode(TEXT[:200] + name))
+    Archive.create("c", ["x", "y"], codec=codec)
+    args = ("verify", "--decode", *"abcdef", "--model", llama_folder)
+    lines = [
+        "c: ok, an archive of 2 documents, decoded\n" if name == "c" else f"{name}: ok, decodes to 201 bytes\n"
+        for name in "abcdef"
+    ]
+    for limits, expected in (
+        ({}, [5]), ({"_BATCH_FILES": 3}, [2, 3]), ({"_BATCH_BYTES": 1}, []), ({"_GROUP_BYTES": 8}, [2, 2]),
+    ):  # fmt: skip
+        batches.clear()
+        with monkeypatch.context() as patch:
+            for name, value in limits.items():
+                patch.setattr(library, name, value)
+            assert run(*args).stdout == "".join(lines)
+        assert batches == expected, limits

@@ -1,5 +1,6 @@
 """Killed processes, full disks, and the next run: an incomplete file is never taken for a complete one."""
 
+import errno
 import importlib
 import os
 import resource
@@ -221,6 +222,31 @@ def test_a_run_without_resume_takes_the_side_file_away(run: Run, llama_folder: P
     assert names() == ["a", "a.memz.part"]
     assert run("compress", "a", "--model", llama_folder, "--device", "cpu").exit_code == 0
     assert names() == ["a", "a.memz"]
+
+
+def test_an_error_is_not_replaced_by_that_of_closing_the_side_file(tmp_path: Path) -> None:
+    """After a full disk, what is left to be written cannot be written when the file is closed either."""
+
+    class Full:
+        def __init__(self, file: BinaryIO) -> None:
+            self._file = file
+
+        def fileno(self) -> int:
+            return self._file.fileno()
+
+        def close(self) -> None:
+            self._file.close()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / "a.part"
+    with pytest.raises(Killed), Journal(path) as first:
+        first.begin(b"key")
+        assert first._file is not None
+        first._file = Full(first._file)  # type: ignore[assignment]
+        raise Killed
+    with Journal(path) as second:  # it is not locked
+        second.begin(b"key")
+    assert not path.exists()
 
 
 # ---- temporary files of killed processes

@@ -23,7 +23,15 @@ from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 import memcodec
 import memcodec.integrations.fsspec as ours
-from memcodec import EncodeError, FormatError, FrameSettings, MemcodecError, ModelMismatchError, Primer
+from memcodec import (
+    ChecksumError,
+    EncodeError,
+    FormatError,
+    FrameSettings,
+    MemcodecError,
+    ModelMismatchError,
+    Primer,
+)
 from memcodec.codec import Codec
 from memcodec.integrations import arrays, loading, tables
 from memcodec.integrations.numcodecs import MemcodecCodec
@@ -355,6 +363,15 @@ def test_arrow_and_parquet(column: Column, tiny: Codec, tmp_path: Path) -> None:
     assert tables.decode_table(back, "text", tiny).equals(table)
     about = json.loads(back.schema.field("text").metadata[b"memcodec"])
     assert about["identity"] == tiny.model.identity.hex()[:16] and about["checksum"] == 2
+
+
+def test_an_error_in_a_column_names_the_row(column: Column) -> None:
+    frames = [None, *column.encode(["one text", "another"])]
+    assert column.decode(frames) == [None, "one text", "another"]
+    assert frames[2] is not None
+    frames[2] = frames[2][:-1] + bytes([frames[2][-1] ^ 1])
+    with pytest.raises(ChecksumError, match=r"^row 2: .* does not match its checksum"):
+        column.decode(frames)
 
 
 def test_a_column_without_metadata_or_of_another_model(column: Column, tiny: Codec, llama: Codec) -> None:

@@ -657,6 +657,17 @@ def test_weights_that_are_cut(broken: Path) -> None:
     assert "cannot be loaded as a causal LM" in float_refusal(broken)
 
 
+def test_a_tensor_of_another_size_than_its_shape(broken: Path) -> None:
+    path, name = broken / "model.safetensors", "model.norm.weight"
+    blob = path.read_bytes()
+    length = int.from_bytes(blob[:8], "little")
+    header = json.loads(blob[8 : 8 + length])
+    header[name]["shape"][0] -= 1
+    path.write_bytes(blob[:8] + json.dumps(header, separators=(",", ":")).encode().ljust(length) + blob[8 + length :])
+    found = refusal(broken)
+    assert f"{name} has " in found and " bytes, but needs " in found and "download the model again" in found
+
+
 def test_weights_that_lack_a_tensor(broken: Path) -> None:
     tensors = load_file(broken / "model.safetensors")
     del tensors["model.layers.0.mlp.up_proj.weight"]

@@ -131,8 +131,7 @@ class _Page(HTMLParser):
 
 def translations(data: bytes) -> str:
     """The translated messages of a gettext .po file, one after the other, in its order."""
-    messages = list(readers.translations(plain(data)))[1:]  # without the file's header
-    return "".join(f"{message}\n" for message in messages if message)
+    return "".join(f"{message}\n" for message in readers.translations(plain(data)) if message)
 
 
 def strings(data: bytes) -> str:

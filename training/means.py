@@ -3,9 +3,10 @@
     python training/means.py ADAPTER [TEXT...] [--model FOLDER] [--tokens 2000]
 
 The texts must not be among those that are measured; a few thousand tokens of several kinds and languages are enough
-(docs/training.md). Without any, they are the first documents of the 30 kinds and languages that are most often read in
-training (build/training/selected.jsonl.zst). The model is the built-in one with ADAPTER, or FOLDER, which must have the
-rest of ADAPTER in it. Other tensors of ADAPTER stay as they are; without the file, it is made.
+(docs/training.md). Without any, they are the first document of 4,000 characters or more of each of the 30 kinds and
+languages that are most often read in training (build/training/selected.jsonl.zst). The model is the built-in one with
+ADAPTER, or FOLDER, which must have the rest of ADAPTER in it. Other tensors of ADAPTER stay as they are; without the
+file, it is made.
 """
 
 import argparse

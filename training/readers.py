@@ -222,8 +222,9 @@ def _quoted(message: str) -> str:
 
 
 def translations(text: str) -> Iterator[str]:
-    """The translations in the text of a gettext .po file; the first is the file's header."""
-    for message in re.findall(r'^msgstr(?:\[\d\])? ((?:".*"\n)+)', text, re.MULTILINE):
+    """The translations in the text of a gettext .po file, in its order."""
+    found = re.findall(r'^msgstr(?:\[\d\])? ((?:".*"\n)+)', text, re.MULTILINE)
+    for message in found[1:]:  # the first is the file's header
         try:
             yield "".join(ast.literal_eval(line) for line in message.splitlines())
         except (SyntaxError, ValueError):
@@ -232,7 +233,7 @@ def translations(text: str) -> Iterator[str]:
 
 def po(data: bytes) -> list[str]:
     """The translations of a gettext .po file."""
-    return [message for message in list(translations(decoded(data) + "\n"))[1:] if message]
+    return [message for message in translations(decoded(data) + "\n") if message]
 
 
 def json_values(data: bytes) -> list[str]:

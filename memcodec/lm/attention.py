@@ -224,8 +224,8 @@ def _attend(sizes, cache, space, rows, layer, group, first, count, worker):
 def attention_stage(sizes, weights, cache, space, rows, layer, stage, worker, workers, single):
     """Attention into the outputs: each new position attends to all keys and values of its sequence so far.
 
-    A unit of work is one key head and a few rows. single: no sequence has more than one row, so that rows have nothing
-    in common but a shared prefix, and this does the work of `head_stage` for them too.
+    A unit of work is one key head and a few rows. single: whether no sequence has more than one row. If so, rows have
+    nothing in common but a shared prefix, and this stage also does the work of `head_stage` for them.
     """
     not_inlined()
     n = len(rows.slot)

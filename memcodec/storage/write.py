@@ -19,14 +19,18 @@ except ImportError:  # Windows, where a file that is open cannot be removed
 def resolved(path: str | os.PathLike[str]) -> Path:
     """A path without links. Raises OSError for a link that leads to itself."""
     try:
-        return Path(path).resolve()
-    except RuntimeError as error:
-        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), os.fspath(path)) from error
+        found = Path(path).resolve()
+        is_loop = found.is_symlink()  # from Python 3.13 on
+    except RuntimeError:  # before
+        is_loop = True
+    if is_loop:
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), os.fspath(path))
+    return found
 
 
 def permissions(found: os.stat_result) -> int:
     """The permissions of a file for another one, which may get another owner: without setuid, setgid and sticky."""
-    return stat.S_IMODE(found.st_mode) & 0o777
+    return found.st_mode & 0o777
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
