@@ -221,5 +221,5 @@ def test_means_are_added_to_an_adapter_and_change_the_model(
     means.main()
     written = load_file(adapter)
     assert all(name.endswith("norm.weight.mean") and values.any() for name, values in written.items())
-    assert len(written) == 2 * len(Codec.load(str(folder), device="cpu").model.floats.model.layers) + 1
+    assert len(written) == 5  # two in each of two layers, and the last
     assert Codec.load(str(folder), device="cpu").lm.identity != Codec.load(str(llama_folder), device="cpu").lm.identity
