@@ -162,8 +162,9 @@ class _Decompressor:
     def _decompress(self, batch: list[_File]) -> None:
         start = time.monotonic()
         self.bar.activity("loading")
-        documents = documents_of([file.containers for file in batch], self.codecs, self.bar)
-        if self.byte_range is not None:  # of a single file
+        if self.byte_range is None:
+            documents = documents_of([file.containers for file in batch], self.codecs, self.bar)
+        else:  # of a single file
             documents = iter([decode_range(batch[0].containers, self.byte_range, self.codecs, self.bar)])
         for file, document in zip(batch, documents, strict=True):
             with self.errors.caught(file.name):

@@ -79,7 +79,7 @@ class _File:
 
 
 def _read(name: str, _: str) -> _File:
-    """Raises MemcodecError, OSError."""
+    """Read a file or an archive. Raises MemcodecError, OSError."""
     blob = inputs.read_compressed(name)
     if container.is_archive(blob):
         return _File(name, len(blob), blob, [])
