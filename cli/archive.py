@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
+from memcodec import EncodeError
 from memcodec.levels import BEST
 from memcodec.storage.write import replace, resolved
 from memcodec.wording import counted
@@ -111,34 +112,25 @@ def pack(
 def _check_records(records: list[Record]) -> None:
     """Raise ClickException, with the place of the record, for documents and keys that an archive cannot have."""
     from memcodec.files.archive import MAX_DOCUMENT_BYTES
-    from memcodec.files.keys import MAX_KEY_BYTES
+    from memcodec.files.keys import check_keys
 
-    seen: dict[str, str] = {}
     with_key = next((record for record in records if record.key is not None), None)
     for record in records:
-        where, key = record.where, record.key
+        where = record.where
         if len(record.document) > MAX_DOCUMENT_BYTES:
             raise click.ClickException(
                 f"{where}: it has {len(record.document):,} bytes, and documents of an archive at most "
                 f"{MAX_DOCUMENT_BYTES:,}: compress it alone"
             )
-        if key is None:
-            if with_key is not None:
-                raise click.ClickException(
-                    f"{where}: it has no key, but {with_key.where} has one: use --key, or directories only"
-                )
-            continue
-        if not key:
-            raise click.ClickException(f"{where}: its key is empty: give it one, or pack without --key")
-        if key in seen:
-            raise click.ClickException(f"{where}: its key {key!r} is also that of {seen[key]}: give each its own")
-        if "\0" in key:
-            raise click.ClickException(f"{where}: its key {key!r} contains NUL: remove it")
-        if (size := len(key.encode())) > MAX_KEY_BYTES:
+        if record.key is None and with_key is not None:
             raise click.ClickException(
-                f"{where}: its key has {size:,} bytes: keys have {MAX_KEY_BYTES:,} at most: shorten it"
+                f"{where}: it has no key, but {with_key.where} has one: use --key, or directories only"
             )
-        seen[key] = where
+    keys = [record.key for record in records if record.key is not None]
+    try:
+        check_keys(keys, len(records), [record.where for record in records])
+    except EncodeError as error:
+        raise click.ClickException(str(error)) from error
 
 
 def _check_appended(target: Output, records: list[Record]) -> None:

@@ -111,7 +111,7 @@ def decompress(
             raise click.UsageError("--salvage is for a single FILE, without --range and --rm; --report needs --salvage")
         _salvage(files[0], output, options.report, taken, codecs, bar)
         return
-    errors = FileErrors(len(files) > 1, suggest_salvage=True, before=bar.close)
+    errors = FileErrors(len(files) > 1, suggest_salvage=True)
     decompressor = _Decompressor(output, options.byte_range, taken, codecs, errors, bar, wants_summary(progress))
     with bar:
         decompressor.decompress(files)
@@ -266,7 +266,7 @@ def cat(
     target = Output(None, force=True)
     files = inputs.find_inputs(names, recursive=False, compressed=True)
     with ProgressBar(progress.quiet) as bar:
-        errors = FileErrors(len(files) > 1, before=bar.close)
+        errors = FileErrors(len(files) > 1)
         read = errors.each(files, lambda name, _: _File(name, target, inputs.read_containers(name)))
         for batch in batched(read, lambda file: file.size):
             _write(batch, codecs, errors, bar)

@@ -36,7 +36,18 @@ def with_file_name(error: OSError, name: str) -> OSError:
 def print_error(message: str, kind: str = "error") -> None:
     """Print an error as one line on standard error, without characters that could control the terminal."""
     line = re.sub(r"\s*\n\s*", " ", message.strip())
-    click.echo(f"memcodec: {kind}: {escaped(line)}", err=True)
+    with _without_bars():
+        click.echo(f"memcodec: {kind}: {escaped(line)}", err=True)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Remove progress bars from the terminal for as long as this context lasts."""
+    if (tqdm := sys.modules.get("tqdm")) is None:  # it is imported for the first bar
+        yield
+        return
+    with tqdm.tqdm.external_write_mode(sys.stderr):
+        yield
 
 
 def print_warning(message: str) -> None:
@@ -47,17 +58,13 @@ def print_warning(message: str) -> None:
 class FileErrors:
     """Errors of the files of one command. With several files each error is printed and the command continues."""
 
-    def __init__(
-        self, several: bool, suggest_salvage: bool = False, before: Callable[[], object] = lambda: None
-    ) -> None:
+    def __init__(self, several: bool, suggest_salvage: bool = False) -> None:
         """several: whether the command has several files; with one, its error is raised.
 
-        suggest_salvage: mention --salvage if a file is damaged; before: is called before an error is printed, to remove
-        a progress bar.
+        suggest_salvage: mention --salvage if a file is damaged.
         """
         self._several = several
         self._suggest_salvage = suggest_salvage
-        self._before = before
         self._count = 0
 
     @contextmanager
@@ -71,7 +78,6 @@ class FileErrors:
             message = self._message(name, error)
             if not self._several:
                 raise click.ClickException(message) from error
-            self._before()
             print_error(message)
             self._count += 1
 

@@ -11,7 +11,6 @@ import click
 from memcodec.container import SLOW_ZSTD_BYTES, Container, StoredSpan
 from memcodec.container.insertion import insert
 from memcodec.document.references import Reference
-from memcodec.wording import counted
 from memcodec_cli.progress import ProgressBar
 
 if TYPE_CHECKING:
@@ -133,11 +132,12 @@ def _pieces(items: "list[Item]") -> Iterator[tuple[str, int | None, str]]:
     """
     import codecs
 
+    from memcodec.view.tokenmap import kind_of, placeholder
+
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for item in items:
         if isinstance(item, StoredSpan | Reference):
-            kind = "stored" if isinstance(item, StoredSpan) else "repeated"
-            yield f"[{counted(item.size, 'byte')} {kind}]", None, kind
+            yield placeholder(item), None, kind_of(item)
             continue
         level = next(n for n, (limit, _) in enumerate(_COLOURS) if item.bits < limit or limit == _NO_LIMIT)
         text = "".join(c if c.isprintable() or c in "\n\t" else "?" for c in decoder.decode(item.data))

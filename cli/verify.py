@@ -56,7 +56,7 @@ def verify(
     codecs = DecodingCodecs(model, compute)
     files = inputs.find_inputs(names, options.recursive, compressed=True)
     with ProgressBar(progress.quiet) as bar:
-        errors = FileErrors(len(files) > 1, before=bar.close)
+        errors = FileErrors(len(files) > 1)
         read = errors.each(files, _read)
         if options.decode:
             for batch in batched(read, lambda file: file.size):

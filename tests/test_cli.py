@@ -717,6 +717,20 @@ def test_a_bar_and_a_closing_line_on_a_terminal(tmp_path: Path, llama_folder: Pa
     assert closing.endswith(" s")
 
 
+def test_the_bar_is_removed_before_an_error(tmp_path: Path, llama_folder: Path) -> None:
+    """Errors and warnings were printed into the line of the bar."""
+    (tmp_path / "a").write_bytes(RESULT)
+    (tmp_path / "b").write_text(TEXT)
+    model = ["--model", str(llama_folder), "--effort", "16"]
+    status, seen, _ = on_terminal(["compress", "-k", *(str(tmp_path / name) for name in "ab"), *model])
+    before, warning = seen.split("memcodec: warning: ")
+    assert status == 0
+    assert "a: is already compressed" in warning
+    assert "loading" in before
+    assert before.endswith("\r")
+    assert "fitting" in warning
+
+
 def test_an_estimate_that_fails_fails_no_command(run: Run, llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a terminal, its error was that of the command."""
 

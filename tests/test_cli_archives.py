@@ -194,7 +194,7 @@ def test_with_a_field_lines_are_json_whatever_the_file_is_called(run: Run, tiny_
 def test_records_that_an_archive_cannot_have_are_named(run: Run) -> None:
     for lines, message in (
         (["a", "b", "a"], "m.jsonl, line 3: its key 'a' is also that of m.jsonl, line 1: give each its own"),
-        (["a", ""], "m.jsonl, line 2: its key is empty: give it one, or pack without --key"),
+        (["a", ""], "m.jsonl, line 2: its key is empty: give it one, or give no keys at all"),
         (["a", "k" * 5000], "m.jsonl, line 2: its key has 5,000 bytes: keys have 4,096 at most: shorten it"),
         (["a", "b\0"], "m.jsonl, line 2: its key 'b\\x00' contains NUL: remove it"),
         (["a", "\ud800"], "m.jsonl, line 2: its key '\\ud800' is not valid Unicode: give it another"),

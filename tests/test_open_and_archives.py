@@ -600,10 +600,10 @@ def test_what_is_no_list_of_documents_or_keys_is_a_type_error(tiny: Codec, tmp_p
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        (["a", ""], "the key of document 1 is empty: give it one, or give no keys at all"),
-        (["a", "k" * 4097], "the key of document 1 has 4,097 bytes: keys have 4,096 at most: shorten it"),
-        (["a", "b\0"], r"the key 'b\\x00' contains NUL: remove it"),
-        (["a", "\ud800"], r"the key '\\ud800' cannot be encoded as UTF-8: give another"),
+        (["a", ""], "document 1: its key is empty: give it one, or give no keys at all"),
+        (["a", "k" * 4097], "document 1: its key has 4,097 bytes: keys have 4,096 at most: shorten it"),
+        (["a", "b\0"], r"document 1: its key 'b\\x00' contains NUL: remove it"),
+        (["a", "\ud800"], r"document 1: its key '\\ud800' is not valid Unicode: give it another"),
         (["a"], "1 key for 2 documents: give each its own"),
     ],
     ids=["empty", "long", "with NUL", "not Unicode", "few"],

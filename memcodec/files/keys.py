@@ -22,30 +22,32 @@ def as_keys(keys: Iterable[str] | None) -> list[str]:
     return given
 
 
-def check_keys(keys: Sequence[str], count: int) -> None:
+def check_keys(keys: Sequence[str], count: int, places: Sequence[str] = ()) -> None:
     """Raise EncodeError for keys that are not one for each document, empty, too long, the same, or with NUL.
 
-    count: of the documents; no keys at all are right too.
+    count: of the documents; no keys at all are right too. places: what errors call the documents (default: by number).
     """
+    named = places or [f"document {number}" for number in range(count)]
     if keys and len(keys) != count:
         raise EncodeError(f"{counted(len(keys), 'key')} for {counted(count, 'document')}: give each its own")
     first: dict[str, int] = {}
     size = 0
     for number, key in enumerate(keys):
         if first.setdefault(key, number) != number:
-            raise EncodeError(f"documents {first[key]} and {number} have the same key {key!r}: give each its own")
+            raise EncodeError(
+                f"{named[number]}: its key {key!r} is also that of {named[first[key]]}: give each its own"
+            )
         try:
             encoded = key.encode()
         except UnicodeEncodeError as error:
-            raise EncodeError(f"the key {key!r} cannot be encoded as UTF-8: give another") from error
+            raise EncodeError(f"{named[number]}: its key {key!r} is not valid Unicode: give it another") from error
         if b"\0" in encoded:
-            raise EncodeError(f"the key {key!r} contains NUL: remove it")
+            raise EncodeError(f"{named[number]}: its key {key!r} contains NUL: remove it")
         if not encoded:
-            raise EncodeError(f"the key of document {number} is empty: give it one, or give no keys at all")
+            raise EncodeError(f"{named[number]}: its key is empty: give it one, or give no keys at all")
         if len(encoded) > MAX_KEY_BYTES:
             raise EncodeError(
-                f"the key of document {number} has {len(encoded):,} bytes: keys have {MAX_KEY_BYTES:,} at most: "
-                "shorten it"
+                f"{named[number]}: its key has {len(encoded):,} bytes: keys have {MAX_KEY_BYTES:,} at most: shorten it"
             )
         size += len(encoded) + 1
     if size > _MAX_KEYS_BYTES:

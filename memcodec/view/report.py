@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from memcodec.container import Container, Segment, StoredSpan
+from memcodec.container import Container, Segment
 from memcodec.document.spans import zstd_size
 from memcodec.settings import SHARE_STEPS
-from memcodec.view.tokenmap import CORRECTION, LM, MEMORY, Item, TokenInfo
+from memcodec.view.tokenmap import CORRECTION, LM, MEMORY, Item, TokenInfo, placeholder
 from memcodec.wording import counted
 
 MOST_TOKENS = 20_000  # that a page shows
@@ -60,7 +60,7 @@ def _items(items: Iterable[Item]) -> tuple[list[Any], bool]:
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for item in items:
         if not isinstance(item, TokenInfo):
-            shown.append(f"[{counted(item.size, 'byte')} {'stored' if isinstance(item, StoredSpan) else 'repeated'}]")
+            shown.append(placeholder(item))
             continue
         if len(shown) == MOST_TOKENS:
             return shown, True

@@ -18,6 +18,7 @@ from memcodec.document.references import Reference
 from memcodec.errors import ChecksumError
 from memcodec.models.tokenizer import ByteTokenizer
 from memcodec.progress import ProgressCallback
+from memcodec.wording import counted
 
 LM, MEMORY, CORRECTION = "lm", "memory", "correction"  # what wrote a token
 _ALTERNATIVES = 4
@@ -45,6 +46,16 @@ class TokenInfo:
 
 
 Item = TokenInfo | StoredSpan | Reference
+
+
+def kind_of(item: StoredSpan | Reference) -> str:
+    """What was done with bytes that are no tokens: "stored" or "repeated"."""
+    return "stored" if isinstance(item, StoredSpan) else "repeated"
+
+
+def placeholder(item: StoredSpan | Reference) -> str:
+    """The text in place of bytes that are no tokens: "[12 bytes stored]"."""
+    return f"[{counted(item.size, 'byte')} {kind_of(item)}]"
 
 
 def token_map(
