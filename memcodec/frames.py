@@ -14,7 +14,7 @@ import numpy as np
 import zstandard
 
 from memcodec.coding.corrections import EncodedGroup
-from memcodec.container import ZSTD_WINDOW, Reader, varint
+from memcodec.container import Reader, varint, zstd_frame
 from memcodec.document.lengths import chunk_lengths
 from memcodec.document.plan import cut_chunks, visible_tokens
 from memcodec.document.spans import is_worthwhile
@@ -41,7 +41,7 @@ SHORT = 224  # from this number of tokens on it is a varint after the first byte
 _LONG, _ZSTD, _ZSTD_DICTIONARY, _RAW = 252, 253, 254, 255
 MAX_CHECKSUM = 4  # bytes
 DEFAULT_MAX_BYTES = 1 << 16  # of a message
-_STEP = 64  # bytes of a frame that zstd is given at one time: they expand to a few MB at most
+MOST_BYTES = 1 << 30  # of a message, whatever both sides agree on
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"  # the first bytes of every zstd frame, which are left out
 
 
@@ -76,7 +76,7 @@ class FrameSettings:
         if type(self.checksum) is not int or not 0 <= self.checksum <= MAX_CHECKSUM:
             raise EncodeError(f"checksum {self.checksum}: give 0 to {MAX_CHECKSUM} bytes")
         check_chunk_tokens(self.chunk_tokens)
-        check_whole("max bytes", self.max_bytes, 1, None, "1 or more")
+        check_whole("max bytes", self.max_bytes, 1, MOST_BYTES, f"1 to {MOST_BYTES}")
         for name, value in (("memory share", self.memory_share), ("effort", self.effort)):
             if value is None:  # the value of the level in a `Readout`
                 raise EncodeError(f"{name} None: give a number, since frames have no levels")
@@ -113,7 +113,19 @@ def decode(
     progress: ProgressCallback | None = None,
     labels: Sequence[str] | None = None,
 ) -> list[bytes]:
-    """The messages of frames; each frame that occurs more than once is decoded once.
+    """The messages of frames; each frame that occurs more than once is decoded once. Arguments as in `decode_each`."""
+    return list(decode_each(model, frames, settings, batch, progress, labels))
+
+
+def decode_each(
+    model: LoadedModel,
+    frames: list[bytes],
+    settings: FrameSettings,
+    batch: int | None,
+    progress: ProgressCallback | None = None,
+    labels: Sequence[str] | None = None,
+) -> Iterator[bytes]:
+    """As `decode`, but only the messages that the LM decodes are in memory at one time.
 
     batch: messages decoded side by side; labels: a name of each frame for errors, by default its number if there are
     several. Raises FormatError, ChecksumError.
@@ -143,14 +155,15 @@ def verify(
 
     def tokens_of(groups: list[EncodedGroup], numbers: list[int]) -> Iterator[np.ndarray]:
         report = Reporter(progress, "verify", 1, [group.tokens for group in groups])
-        known = (cut_chunks(_tokens_of(messages[i], model), settings.chunk_tokens) for i in numbers)
+        known = (packer.chunks(_tokens_of(messages[i], model)) for i in numbers)
         return verify_all(model.lm, readout_site(model.lm, settings.site), groups, known, _context(model), report)
 
+    packer = Packer(settings)
     try:
         if in_steps:
             decoded = decode(model, frames, settings, batch, progress)
         else:
-            decoded = _decode(model, frames, settings, tokens_of)
+            decoded = list(_decode(model, frames, settings, tokens_of))
     except (FormatError, ChecksumError) as error:
         raise wrong_file(f"an encoded document does not decode here ({error})") from error
     if decoded != messages:
@@ -163,7 +176,7 @@ def _decode(
     settings: FrameSettings,
     tokens_of: Callable[[list[EncodedGroup], list[int]], Iterator[np.ndarray]],
     labels: Sequence[str] | None = None,
-) -> list[bytes]:
+) -> Iterator[bytes]:
     """The messages of frames. tokens_of: decodes the groups of frames with these numbers; labels: as in `decode`."""
     packer = Packer(settings)
 
@@ -180,16 +193,21 @@ def _decode(
     numbers: dict[bytes, int] = {}  # of the first of equal frames
     for i, frame in enumerate(frames):
         numbers.setdefault(frame, i)
-    unpacked = {frame: naming(i, partial(packer.unpack, frame)) for frame, i in numbers.items()}
-    waiting = [(frame, group) for frame, group in unpacked.items() if isinstance(group, EncodedGroup)]
+    waiting: list[tuple[bytes, EncodedGroup]] = []
+    for frame, i in numbers.items():  # before the LM decodes any; a stored message is read again when it is returned
+        if isinstance(found := naming(i, partial(packer.unpack, frame)), EncodedGroup):
+            waiting.append((frame, found))
     waiting.sort(key=lambda pair: -pair[1].tokens)  # so that the messages of a batch are of similar length
     decoded = tokens_of([group for _, group in waiting], [numbers[frame] for frame, _ in waiting])
-    messages = {frame: message for frame, message in unpacked.items() if isinstance(message, bytes)}
+    messages: dict[bytes, bytes] = {}
     for (frame, _), tokens in zip(waiting, decoded, strict=True):
+        naming(numbers[frame], partial(packer.check_size, model.tokenizer.sizes([tokens])[0]))
         messages[frame] = model.tokenizer.decode(tokens)
         naming(numbers[frame], partial(packer.check, messages[frame], frame))
-        naming(numbers[frame], partial(packer.check_size, messages[frame]))
-    return [messages[frame] for frame in frames]
+    for i, frame in enumerate(frames):
+        message = messages[frame] if frame in messages else naming(i, partial(packer.unpack, frame))
+        assert isinstance(message, bytes)
+        yield message
 
 
 def _context(model: LoadedModel) -> int:
@@ -205,6 +223,16 @@ def _tokens_of(message: bytes, model: LoadedModel) -> np.ndarray:
     known = not len(tokens) or tokens.max() < model.lm.vocabulary
     restored = known and model.tokenizer.decode(tokens) == message
     return tokens if restored and is_worthwhile(message, len(tokens)) else tokens[:0]
+
+
+def stated_tokens(frame: bytes) -> int:
+    """The number of tokens that the LM must decode for a frame; 0 if it is stored, or damaged."""
+    if not frame or frame[0] > _LONG:
+        return 0
+    try:
+        return frame[0] if frame[0] != _LONG else Reader(frame[1:], "a frame").varint() + SHORT
+    except FormatError:
+        return 0
 
 
 class Packer:
@@ -246,7 +274,7 @@ class Packer:
         kind, body = frame[0], frame[1:end]
         if kind in (_ZSTD, _ZSTD_DICTIONARY, _RAW):
             message = body if kind == _RAW else self._expand(body, kind == _ZSTD_DICTIONARY)
-            self.check_size(message)
+            self.check_size(len(message))
             self.check(message, frame)
             return message
         reader = Reader(body, "a frame")
@@ -255,19 +283,24 @@ class Packer:
             count = reader.varint() + SHORT
         elif kind >= SHORT:
             raise FormatError(f"a frame of kind {kind}: install a newer memcodec")
-        if count > self._settings.max_bytes:
-            raise FormatError(f"a frame of more than {self._settings.max_bytes} bytes: raise max_bytes")
+        self.check_size(count)  # a token has a byte or more
         if not count:
             raise FormatError("damaged frame: no tokens")
-        lengths = tuple(chunk_lengths(count, self._settings.chunk_tokens))
-        if self._share and len(lengths) > len(reader):
+        if not self._share:  # as one chunk: without memories it does not matter, and the number may be a lie
+            return EncodedGroup((count,), (b"",), bytes(reader.take(len(reader))))
+        if -(-count // self._settings.chunk_tokens) > len(reader):
             raise FormatError("damaged frame: it ends too early")
-        memories = tuple(bytes(reader.take(reader.varint())) if self._share else b"" for _ in lengths)
+        lengths = tuple(chunk_lengths(count, self._settings.chunk_tokens))
+        memories = tuple(bytes(reader.take(reader.varint())) for _ in lengths)
         return EncodedGroup(lengths, memories, bytes(reader.take(len(reader))))
 
-    def check_size(self, message: bytes | bytearray) -> None:
-        """Raise FormatError if a message is longer than agreed."""
-        if len(message) > self._settings.max_bytes:
+    def chunks(self, tokens: np.ndarray) -> list[np.ndarray]:
+        """The tokens of a message as `unpack` cuts them into chunks."""
+        return cut_chunks(tokens, self._settings.chunk_tokens) if self._share else [tokens]
+
+    def check_size(self, size: int) -> None:
+        """Raise FormatError if a message has more bytes than agreed."""
+        if size > self._settings.max_bytes:
             raise FormatError(f"a frame of more than {self._settings.max_bytes} bytes: raise max_bytes")
 
     def check(self, message: bytes, frame: bytes) -> None:
@@ -281,20 +314,11 @@ class Packer:
     def _expand(self, body: bytes, with_dictionary: bool) -> bytes:
         if with_dictionary and self._dictionary is None:
             raise FormatError("the frame needs a zstd dictionary: give the one that it was made with")
-        options: dict[str, Any] = {"dict_data": self._dictionary} if with_dictionary else {}
-        unpacker = zstandard.ZstdDecompressor(max_window_size=1 << ZSTD_WINDOW, **options).decompressobj()
-        data, message = _ZSTD_MAGIC + body, bytearray()
-        at = 0
+        dictionary = self._dictionary if with_dictionary else None
         try:
-            while at < len(data) and not unpacker.eof:
-                message += unpacker.decompress(data[at : at + _STEP])
-                at += _STEP
-                self.check_size(message)
+            return b"".join(zstd_frame.expand(_ZSTD_MAGIC + body, self._settings.max_bytes, dictionary))
         except zstandard.ZstdError as error:
             raise FormatError("damaged frame: zstd cannot read it") from error
-        if not unpacker.eof or unpacker.unused_data or at < len(data):
-            raise FormatError("damaged frame: bytes are missing at its end, or too many")
-        return bytes(message)
 
 
 def _dictionary_of(data: bytes) -> zstandard.ZstdCompressionDict:

@@ -334,6 +334,23 @@ def test_a_zstd_bomb_is_stopped() -> None:
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize("kind", ["two frames", "bytes after it", "cut", "empty", "a large window"])
+def test_a_stored_span_is_one_zstd_frame(kind: str) -> None:
+    """Two frames were read as one, and so was a frame without its end; a window of 128 MB was kept in memory."""
+    frame = zstandard.ZstdCompressor(write_checksum=True, write_content_size=False).compress(b"abc" * 100)
+    large = zstandard.ZstdCompressionParameters.from_level(1, window_log=26)
+    wide = zstandard.ZstdCompressor(compression_params=large).compressobj()
+    packed, size = {
+        "two frames": (frame * 2, 600), "bytes after it": (frame + b"x", 300), "cut": (frame[:-1], 300),
+        "empty": (b"", 300), "a large window": (wide.compress(b"abc" * 100) + wide.flush(), 300),
+    }[kind]  # fmt: skip
+    span = replace(StoredSpan.of(b"abc" * (size // 3)), method=1, packed=packed)
+    found = unpack(pack(Container(size, bytes(16), [span]))).parts[0]
+    assert isinstance(found, StoredSpan)
+    with pytest.raises(FormatError, match="damaged stored span: zstd cannot read it"):
+        found.read()
+
+
 def test_an_unknown_method_of_storing_is_refused() -> None:
     with pytest.raises(FormatError, match="unknown method 2"):
         unpack(pack(Container(1, bytes(16), [StoredSpan(1, 2, b"x", 0)])))

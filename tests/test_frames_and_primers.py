@@ -5,6 +5,7 @@ import copy
 import json
 import pickle
 import random
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,8 @@ from memcodec import (
     frames,
 )
 from memcodec.codec import Codec
-from memcodec.frames import FrameSettings
+from memcodec.container import varint
+from memcodec.frames import FrameSettings, Packer, stated_tokens
 from memcodec.lm.layout import PAGE
 from memcodec.primer import MAX_FILE_BYTES, Primer, bits
 from memcodec.settings import Context
@@ -329,6 +331,32 @@ def test_training_leaves_out_what_the_lm_does_not_carry(tiny: Codec) -> None:
     assert Primer.train(tiny, [lines[0], *ODD.values(), *lines], 60) == found
     with pytest.raises(EncodeError, match="3 different messages of text"):
         Primer.train(tiny, [*lines[:3], *ODD.values()])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_a_frame_that_states_many_tokens_takes_no_memory(share: float) -> None:
+    """Each chunk took 16 bytes before anything was decoded: 4 GB for 256 documents of an archive."""
+    packer = Packer(FrameSettings(2, memory_share=share, chunk_tokens=1, max_bytes=1 << 30))
+    frame = bytes([252]) + varint(1 << 29) + b"0123456789"
+    assert stated_tokens(frame) == (1 << 29) + 224
+    tracemalloc.start()
+    if share:
+        with pytest.raises(FormatError, match="it ends too early"):
+            packer.unpack(frame)
+    else:
+        assert packer.unpack(frame).tokens == (1 << 29) + 224  # type: ignore[union-attr]
+    assert tracemalloc.get_traced_memory()[1] < 1 << 16
+    tracemalloc.stop()
+
+
+def test_frames_have_a_largest_size() -> None:
+    with pytest.raises(EncodeError, match="max bytes 2147483648: give 1 to 1073741824"):
+        FrameSettings(max_bytes=1 << 31)
+
+
+def test_the_tokens_that_a_frame_states() -> None:
+    frames = [b"", b"\xdf", b"\xfc", b"\xfc\x05", b"\xff"]
+    assert [stated_tokens(frame) for frame in frames] == [0, 223, 0, 229, 0]
 
 
 def test_training_helps_the_real_model(default_codec: Codec) -> None:

@@ -449,6 +449,18 @@ def test_the_state_after_a_primer_is_computed_once(
     assert model is codec, "the primers are equal"
 
 
+def test_the_binary_file_of_a_text_file_can_be_taken(tmp_path: Path) -> None:
+    """What was written to it was lost without an error when the text file went away."""
+    text = memcodec.open(tmp_path / "a", "wt")
+    text.write("a")
+    binary = text.detach()
+    del text
+    gc.collect()
+    binary.write(b"b")
+    binary.close()
+    assert memcodec.decode((tmp_path / "a").read_bytes()) == b"ab"
+
+
 def test_files_one_after_the_other(tiny: Codec, blob: bytes) -> None:
     stored = memcodec.encode(b"\x01\x02\x03")
     both = stored + blob + stored
@@ -616,6 +628,53 @@ def test_keys_that_could_not_be_read_back_are_refused(
     assert not list(tmp_path.iterdir())
     longest = ["k" * 4096, "l" * 4096]
     assert Archive.create(tmp_path / "a", ["x", "y"], longest, codec=tiny).keys() == longest
+
+
+def test_documents_that_are_stored_are_read_one_at_a_time(tiny: Codec, tmp_path: Path) -> None:
+    documents = [b"\xff" * ((1 << 20) - i) for i in range(32)]
+    found = Archive.create(tmp_path / "a", documents, codec=tiny, verify=False)
+    tracemalloc.start()
+    assert all(ours == theirs for ours, theirs in zip(found, documents, strict=True))
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    tracemalloc.stop()
+
+
+def test_documents_of_many_tokens_are_decoded_in_smaller_batches(
+    tiny: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = [TEXT[i : i + 40].encode() for i in range(0, 360, 40)]
+    found = Archive.create(tmp_path / "a", documents, codec=tiny)
+    real, batches = archive.decode_each, []
+
+    def noted(model: LoadedModel, frames: list[bytes], *args: Any, **options: Any) -> Any:
+        batches.append(len(frames))
+        return real(model, frames, *args, **options)
+
+    monkeypatch.setattr(archive, "decode_each", noted)
+    assert list(found) == documents and batches == [9]
+    monkeypatch.setattr(archive, "_TOKENS_TOGETHER", 2 * max(archive.stated_tokens(found._frame(i)) for i in range(9)))
+    batches.clear()
+    assert list(found) == documents and found[2:4] == documents[2:4]
+    assert len(batches) > 2 and max(batches) < 9
+    monkeypatch.setattr(archive, "_TOKENS_TOGETHER", 1)
+    batches.clear()
+    assert list(found) == documents and batches == [1] * 9
+
+
+def test_another_context_of_an_archive_is_refused(tiny: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive, "MAX_CONTEXT", 100)
+    Archive.create(tmp_path / "a", ["x"], codec=tiny)
+    monkeypatch.undo()
+    with pytest.raises(FormatError, match="damaged archive: its documents have an unknown context"):
+        list(Archive(tmp_path / "a", tiny))
+
+
+def test_keys_are_one_zstd_frame(tiny: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes after the frame were ignored."""
+    real = archive.pack_keys
+    monkeypatch.setattr(archive, "pack_keys", lambda keys: real(keys) + b"x")
+    with pytest.raises(FormatError, match="damaged archive: its keys cannot be read"):
+        Archive.create(tmp_path / "a", ["x"], ["k"], codec=tiny)
 
 
 def test_append_says_whether_the_archive_has_keys(tiny: Codec, tmp_path: Path) -> None:

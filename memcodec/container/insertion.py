@@ -95,27 +95,26 @@ def insert(pieces: Iterable[bytes | Lost], references: Sequence[Reference]) -> I
     for piece in pieces:
         if isinstance(piece, bytes):
             sources.keep(at, piece)
-        while following and following[0].at <= at + _size(piece):
+        done, size = 0, _size(piece)
+        while following and following[0].at <= at + size:
             one = following.popleft()
-            before, piece = _split(piece, one.at - at)
-            for part in (before, *sources.read(one.start, one.start + one.size)):
+            for part in (_part(piece, done, one.at - at), *sources.read(one.start, one.start + one.size)):
                 yield from _placed(part, place)
                 place += _size(part)
-            at = one.at
-        yield from _placed(piece, place)
-        at, place = at + _size(piece), place + _size(piece)
+            done = one.at - at
+        yield from _placed(_part(piece, done, size), place)
+        at, place = at + size, place + size - done
 
 
 def _size(piece: bytes | Lost) -> int:
     return len(piece) if isinstance(piece, bytes) else piece.end - piece.start
 
 
-def _split(piece: bytes | Lost, size: int) -> tuple[bytes | Lost, bytes | Lost]:
-    """The first `size` bytes of a piece, and the others."""
+def _part(piece: bytes | Lost, start: int, end: int) -> bytes | Lost:
+    """Some bytes of a piece."""
     if isinstance(piece, bytes):
-        return piece[:size], piece[size:]
-    middle = piece.start + size
-    return replace(piece, end=middle), replace(piece, start=middle)
+        return piece[start:end]
+    return replace(piece, start=piece.start + start, end=piece.start + end)
 
 
 def _placed(piece: bytes | Lost, start: int) -> Iterator[bytes | Lost]:

@@ -12,6 +12,7 @@ from functools import cached_property
 
 import zstandard
 
+from memcodec.container import zstd_frame
 from memcodec.document.references import Reference
 from memcodec.errors import ChecksumError, FormatError, ModelMismatchError, PrimerMismatchError
 from memcodec.settings import DEFAULT_CHUNK_TOKENS
@@ -33,9 +34,9 @@ RAW, ZSTD = 0, 1  # methods of stored spans
 SITES = ("readout", "prompt")  # their numbers in the index
 PRIMED = 2  # is added to the number of the site if the file needs a primer
 
-ZSTD_WINDOW = 27  # the largest window of zstd that a decoder must support, in bits
 SLOW_ZSTD_BYTES = 1 << 24  # from this size on, zstd -19 takes longer than 15 seconds
 _ZSTD_LEVEL, _ZSTD_FAST_LEVEL = 19, 12
+_TRIAL_WINDOW = 27  # of the fast run, in bits
 _TRIAL_BYTES = 1 << 18  # from this size on, a fast run decides whether the best level is tried
 _PIECE = 1 << 20  # bytes of stored data that are handled at one time
 
@@ -91,7 +92,7 @@ class Settings:
     primer: bytes = b""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # a file may have two million
 class Chunk:
     """One chunk: the number of its tokens, its packed memory, and 8 bits of its bytes' CRC-32."""
 
@@ -151,7 +152,7 @@ class StoredSpan:
     def pieces(self) -> Iterator[bytes]:
         """The bytes, in pieces. Raises FormatError or ChecksumError, at the end at the latest."""
         size = checksum = 0
-        for piece in _slices(self.packed) if self.method == RAW else _expand(self.packed, self.size):
+        for piece in _slices(self.packed) if self.method == RAW else self._expanded():
             size += len(piece)
             if size > self.size:
                 break
@@ -161,6 +162,12 @@ class StoredSpan:
             raise FormatError("damaged stored span: its length is not that in the index")
         if checksum != self.checksum:
             raise ChecksumError("damaged file: a stored span does not match its checksum")
+
+    def _expanded(self) -> Iterator[bytes]:
+        try:
+            yield from zstd_frame.expand(self.packed, self.size)
+        except zstandard.ZstdError as error:
+            raise FormatError("damaged stored span: zstd cannot read it") from error
 
     def read(self) -> bytes:
         """The bytes. Raises FormatError or ChecksumError; memory depends on the real data, not on the index."""
@@ -229,7 +236,7 @@ def compress(pieces: Callable[[], Iterable[bytes]], size: int) -> tuple[int, byt
     large = size >= SLOW_ZSTD_BYTES
     # -19 spends seconds on data that cannot be compressed, so a fast run with a long window is tried first.
     if size >= _TRIAL_BYTES:
-        quick = zstandard.ZstdCompressionParameters.from_level(1, window_log=ZSTD_WINDOW, enable_ldm=True)
+        quick = zstandard.ZstdCompressionParameters.from_level(1, window_log=_TRIAL_WINDOW, enable_ldm=True)
         if sum(map(len, _frame(zstandard.ZstdCompressor(compression_params=quick), pieces, size))) > 0.995 * size:
             return RAW, b"".join(pieces())
     level, threads = (_ZSTD_FAST_LEVEL, -1) if large else (_ZSTD_LEVEL, 0)
@@ -248,14 +255,3 @@ def _frame(compressor: zstandard.ZstdCompressor, pieces: Callable[[], Iterable[b
 def _slices(data: bytes | memoryview) -> Iterator[bytes]:
     for start in range(0, len(data), _PIECE):
         yield bytes(data[start : start + _PIECE])
-
-
-def _expand(frame: bytes | memoryview, expected: int) -> Iterator[bytes]:
-    total = 0
-    try:
-        reader = zstandard.ZstdDecompressor(max_window_size=1 << ZSTD_WINDOW).stream_reader(frame)
-        while piece := reader.read(min(_PIECE, expected + 1 - total)):  # never more than one byte too many
-            yield piece
-            total += len(piece)
-    except zstandard.ZstdError as error:
-        raise FormatError("damaged stored span: zstd cannot read it") from error

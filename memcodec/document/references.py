@@ -14,7 +14,7 @@ from memcodec.document.source import Source
 MAX_REFERENCES = 1 << 21  # of one document, and so in one file
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # a file may have two million
 class Reference:
     """`size` bytes of a document that are a copy of the carried bytes from `start` on.
 
@@ -26,7 +26,7 @@ class Reference:
     size: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Slice:
     """`size` bytes of a document, from `start` on, which are the carried bytes from `carried` on.
 

@@ -17,7 +17,7 @@ from memcodec.document.inputs import as_many, check_type
 from memcodec.errors import ChecksumError, EncodeError, FormatError
 from memcodec.files.archive_index import VERSION, check_count, read_count, read_places, tensors_of
 from memcodec.files.keys import as_keys, check_keys, pack_keys, unpack_keys
-from memcodec.frames import FrameSettings, decode
+from memcodec.frames import FrameSettings, decode_each, stated_tokens
 from memcodec.frames import verify as verify_frames
 from memcodec.levels import BEST, settings_of
 from memcodec.memory.readout import share_steps
@@ -30,7 +30,8 @@ from memcodec.wording import counted
 
 _CHECKSUM_BYTES = 2  # of each document's CRC-32, at the end of its frame
 MAX_DOCUMENT_BYTES = 1 << 20
-_READ_TOGETHER = 256  # documents that are decoded at one time while many are read
+_READ_TOGETHER = 256  # documents that are decoded at one time while many are read, at most
+_TOKENS_TOGETHER = 1 << 18  # and their tokens, unless one document has more
 
 
 class ArchiveOptions(TypedDict, total=False):
@@ -214,7 +215,7 @@ class Archive(Sequence[bytes]):
     def __getitem__(self, which: int | str | slice) -> bytes | list[bytes]:
         """A document by its number or key, or several by a slice. Raises IndexError, KeyError, ChecksumError."""
         if isinstance(which, slice):
-            return self._decode(range(len(self))[which])
+            return list(self.read(range(len(self))[which]))
         if isinstance(which, str):
             if which not in self._numbers:
                 raise KeyError(which)
@@ -222,7 +223,7 @@ class Archive(Sequence[bytes]):
         number = index(which)
         if not -len(self) <= number < len(self):
             raise IndexError(f"document {number}: the archive has {len(self)}")
-        return self._decode([number % len(self)])[0]
+        return next(self._decode([number % len(self)]))
 
     def __contains__(self, document: object) -> bool:
         """Whether this is one of the documents. Raises TypeError for text: a key is in `by_key`."""
@@ -278,8 +279,17 @@ class Archive(Sequence[bytes]):
 
     def read(self, numbers: Sequence[int]) -> Iterator[bytes]:
         """Documents by their numbers, decoded side by side."""
-        for first in range(0, len(numbers), _READ_TOGETHER):
-            yield from self._decode(numbers[first : first + _READ_TOGETHER])
+        together: list[int] = []
+        tokens = 0
+        for number in numbers:
+            more = stated_tokens(self._frame(number))
+            if together and (len(together) == _READ_TOGETHER or tokens + more > _TOKENS_TOGETHER):
+                yield from self._decode(together)
+                together, tokens = [], 0
+            together.append(number)
+            tokens += more
+        if together:
+            yield from self._decode(together)
 
     def frame_size(self, number: int) -> int:
         """Bytes that a document takes in the file, in addition to the index: 0 if it is the same as an earlier one."""
@@ -289,11 +299,11 @@ class Archive(Sequence[bytes]):
         number = self._sources[number]
         return bytes(self._frames[self._ends[number - 1] if number else 0 : self._ends[number]])
 
-    def _decode(self, numbers: Sequence[int]) -> list[bytes]:
+    def _decode(self, numbers: Sequence[int]) -> Iterator[bytes]:
         check_batch(self.batch)
         frames, settings = [self._frame(i) for i in numbers], _frame_settings(self.settings)
         labels = [f"{self.name}: document {self._keys[i] if self._keys else i!r}" for i in numbers]
-        return decode(self.codec.model, frames, settings, self.batch, labels=labels)
+        return decode_each(self.codec.model, frames, settings, self.batch, labels=labels)
 
 
 class ByKey(Mapping[str, bytes]):
@@ -346,6 +356,8 @@ def _frame_settings(settings: Settings, effort: int = DEFAULT_EFFORT) -> FrameSe
     """The settings of an archive's frames. Raises FormatError if they are not known."""
     if settings.site != "readout" or len(settings.fields) != 1 or settings.fields[0] > MOST_SHARE:
         raise FormatError("damaged archive: its documents have an unknown site")
+    if settings.context != MAX_CONTEXT:
+        raise FormatError("damaged archive: its documents have an unknown context")
     share = settings.fields[0] / SHARE_STEPS
     return FrameSettings(_CHECKSUM_BYTES, b"", share, effort, settings.chunk_tokens, MAX_DOCUMENT_BYTES)
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import zstandard
 
-from memcodec.container import Reader
+from memcodec.container import Reader, zstd_frame
 from memcodec.document.inputs import as_many
 from memcodec.errors import EncodeError, FormatError
 from memcodec.wording import counted
@@ -67,7 +67,7 @@ def unpack_keys(reader: Reader, count: int) -> list[str]:
         return []
     try:
         most = min(_MAX_KEYS_BYTES, (MAX_KEY_BYTES + 1) * count)
-        data = zstandard.ZstdDecompressor().stream_reader(bytes(packed)).read(most + 1)
+        data = b"".join(zstd_frame.expand(packed, most))
         if len(data) > most or data.count(b"\0") != count - 1:
             raise FormatError("damaged archive: the numbers of keys and of documents do not match")
         return [key.decode() for key in data.split(b"\0")]  # not all as one text: one wide character would widen it

@@ -81,6 +81,11 @@ class _TextFile(io.TextIOWrapper):
             self._memz.drop()
         self.close()
 
+    def detach(self) -> Any:
+        """The binary file, which is written when it is closed; this object can no longer be used."""
+        self._memz = None
+        return super().detach()
+
     def __del__(self) -> None:
         if self._memz is not None:
             self._memz.drop()
