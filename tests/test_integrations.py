@@ -438,6 +438,30 @@ def test_columns_keep_few_states_after_primers(tiny: Codec, monkeypatch: pytest.
     assert forgotten.codec is not columns[0].codec and forgotten.codec.primer == columns[0].codec.primer
 
 
+def test_a_column_of_a_model_directory_finds_it_in_another_process(
+    tiny: Codec, llama: Codec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It kept only the last part of the directory's path, and could take another model with the same one."""
+    column = Column.of(tiny)
+    assert column.model == str(tiny.model.folder.path)
+    assert column.model not in str(column.metadata())  # which is stored in files
+    frames = column.encode(["some text"])
+    monkeypatch.setattr(tables, "_recent", loading.RecentCodecs(8))
+    monkeypatch.setattr(loading, "_loaded", {tiny.name: llama})
+    again = pickle.loads(pickle.dumps(column))
+    assert again.codec.model.identity == tiny.model.identity and again.decode(frames) == ["some text"]
+
+
+def test_a_given_codec_keeps_the_state_after_a_primer(tiny: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker decodes batch after batch of a column with the codec that it was given."""
+    monkeypatch.setattr(tables, "_recent", loading.RecentCodecs(8))
+    about = Column.of(tiny.with_primer(Primer.from_texts([TEXT], 20, tiny))).metadata()
+    first, second = (Column.from_metadata(about, tiny).codec for _ in range(2))
+    assert first is second
+    other = Codec.load(str(tiny.model.folder.path), threads=1)
+    assert Column.from_metadata(about, other).codec.model.has_lm_of(other.model)
+
+
 def test_threads_load_a_model_once(monkeypatch: pytest.MonkeyPatch, tiny: Codec) -> None:
     """zarr decodes chunks in threads, each of which loaded the model."""
     calls = list[str]()
@@ -609,6 +633,28 @@ def test_pandas_types_come_back(column: Column, tiny: Codec, kind: str) -> None:
         plain = packed.astype(object)
         plain.attrs = packed.attrs
         assert list(tables.decode_series(plain, tiny).dropna()) == list(given.dropna())
+
+
+@pytest.mark.parametrize("dtype", ["str", "string", "object"])
+@pytest.mark.parametrize("kind", [bytearray, memoryview])
+def test_frames_of_other_kinds_of_bytes(column: Column, tiny: Codec, dtype: str, kind: type) -> None:
+    """As databases return them: all values came back missing, without an error."""
+    given = pandas.Series(["a text", None, "another"], dtype=dtype, name="text")
+    packed = tables.encode_series(given, column)
+    read = packed.map(lambda frame: kind(frame) if isinstance(frame, bytes) else frame)
+    read.attrs = packed.attrs
+    pandas.testing.assert_series_equal(tables.decode_series(read, tiny), given)
+    read[0] = "no frame"
+    with pytest.raises(TypeError, match="row 0: give bytes or bytes-like data, not str"):
+        tables.decode_series(read, tiny)
+
+
+def test_an_unknown_storage_of_strings_is_refused(column: Column, tiny: Codec) -> None:
+    packed = tables.encode_series(pandas.Series(TEXTS, dtype="string", name="text"), column)
+    about = json.loads(packed.attrs["memcodec"])
+    packed.attrs["memcodec"] = json.dumps(about | {"pandas": "string[paper]"})
+    with pytest.raises(FormatError, match=r"a series of type 'string\[paper\]': install a newer"):
+        tables.decode_series(packed, tiny)
 
 
 def test_series_refuse_what_would_not_come_back(column: Column) -> None:

@@ -5,6 +5,7 @@ ordered=0>". A name for pandas says more than Arrow knows: "str[python]", "categ
 """
 
 import re
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from memcodec.errors import EncodeError, FormatError
@@ -101,9 +102,9 @@ def pandas_type(name: str, arrow: str) -> Any:
     if found := _CATEGORIES.fullmatch(name):
         return pandas_type(found[1], values_of(arrow))
     if found := _STRINGS.fullmatch(name):
-        if found[1] == "string":
-            return pandas.StringDtype(found[2])
-        return pandas.StringDtype(found[2], na_value=float("nan"))
+        options: dict[str, Any] = {} if found[1] == "string" else {"na_value": float("nan")}
+        with suppress(ValueError):  # a storage that pandas does not know
+            return pandas.StringDtype(found[2], **options)
     if name:
         raise FormatError(f"a series of type {name!r}: install a newer memcodec or pandas")
     return None

@@ -60,7 +60,8 @@ class Column:
     ) -> "Column":  # fmt: skip
         """The column of a loaded codec and its primer. type: "string" or "binary", for datasets; others set it."""
         check_type("codec", codec, Codec, "memcodec.Codec.load()")
-        column = cls(codec.name, codec.primer.to_bytes() if codec.primer else b"", settings, type)
+        primer = codec.primer.to_bytes() if codec.primer else b""
+        column = cls(codec.model.folder.source, primer, settings, type)
         return column._with(codec)
 
     @property
@@ -82,7 +83,8 @@ class Column:
     def _with(self, codec: Codec) -> "Column":
         """The same column, which keeps its codec from now on; others of the same model and primer find it too."""
         object.__setattr__(self, "_codec", codec)  # frozen; the codec is made from the fields
-        _recent.keep(self.model, self.primer, codec)
+        if self.model == codec.model.folder.source:
+            _recent.keep(self.model, self.primer, codec)
         return self
 
     def _changed(self, **fields: Any) -> "Column":
@@ -139,8 +141,8 @@ class Column:
     def metadata(self) -> dict[str, str]:
         """One entry, as JSON: the name and identity of the model, the primer, the settings, and the type."""
         about = {
-            "model": self.model,
-            "identity": ModelId.of(self.model, self.codec.model.identity).identity.hex(),
+            "model": self.codec.name,  # not the directory: other machines have another
+            "identity": ModelId.of(self.codec.name, self.codec.model.identity).identity.hex(),
             "primer": base64.b64encode(self.primer).decode(),
             "dictionary": base64.b64encode(self.settings.dictionary).decode(),
             "type": self.type,
@@ -174,13 +176,12 @@ class Column:
             raise FormatError(f"a column of type {type_!r}: install a newer memcodec")
         inside = Primer.from_bytes(primer) if primer else None
         needs = Needs(ModelId(model, identity), inside.identity if inside else b"")
-        if codec is None:
-            codec = named(needs.model)
-            known = _recent.get(codec.name, primer)
-            if known is not None and known.model.identity == codec.model.identity:  # it has the state after the primer
-                codec = known
-        fitting = codec_for(needs, codec, primer=inside)
-        return cls(fitting.name, primer, settings, type_, pandas_)._with(fitting)
+        given = codec or named(needs.model)
+        known = _recent.get(given.model.folder.source, primer)
+        if known is not None and known.model.has_lm_of(given.model):  # it has the state after the primer
+            given = known
+        fitting = codec_for(needs, given, primer=inside)
+        return cls(fitting.model.folder.source, primer, settings, type_, pandas_)._with(fitting)
 
 
 @dataclass(frozen=True)
@@ -352,7 +353,7 @@ def decode_series(series: "pandas.Series", codec: Codec | None = None) -> "panda
         dtype = column_types.pandas_type(column.pandas, column.type)
         categories = isinstance(series.dtype, pandas.CategoricalDtype)
         old: Any = series.cat.categories if categories else series
-        values = column.decode([frame if isinstance(frame, bytes) else None for frame in old])
+        values = column.decode([None if column_types.is_missing(frame) else frame for frame in old])
     if column.pandas == "object":
         values = [old_ if value is None else value for value, old_ in zip(values, old, strict=True)]
     if categories:

@@ -128,6 +128,10 @@ class LoadedModel:
             other._lm = other.lm.with_prefix(primer_tokens)
         return other
 
+    def has_lm_of(self, other: "LoadedModel") -> bool:
+        """Whether it shares the loaded LM of another model, whatever primer either has."""
+        return self._lm_without_primer is not None and self._lm_without_primer is other._lm_without_primer
+
     # ---- copies, here and in other processes
 
     def __copy__(self) -> "LoadedModel":
