@@ -4,7 +4,7 @@
 
 MODEL is a folder of a Llama model (config.json, tokenizer.json, *.safetensors or model.gguf), such as the one that
 `memcodec models path smollm2-135m` names. It is slow (about 5 tokens a second with that model) and meant to be
-read: its sections have the numbers of the page. A failed check raises an AssertionError.
+read: its sections have the numbers of the page. A file that breaks a rule of the page raises an AssertionError.
 """
 
 import argparse
@@ -36,27 +36,34 @@ POWERS = np.array(P, dtype=np.int64)
 class Bytes:
     """Reads bytes from the front."""
 
-    def __init__(self, data: bytes) -> None:
-        self.data = data
+    def __init__(self, data: bytes | memoryview) -> None:
+        self.data, self.at = data, 0
 
     def take(self, count: int) -> bytes:
         """The next `count` bytes."""
-        taken, self.data = self.data[:count], self.data[count:]
-        assert len(taken) == count, "cut"
-        return taken
+        self.at += count
+        assert self.at <= len(self.data), "cut"
+        return bytes(self.data[self.at - count : self.at])
 
     def number(self, size: int) -> int:
         """A number of `size` bytes, the lowest first."""
         return int.from_bytes(self.take(size), "little")
 
     def varint(self) -> int:
-        """LEB128."""
-        (byte,) = self.take(1)
-        return byte if byte < 128 else byte - 128 + 128 * self.varint()
+        """LEB128, of at most 9 bytes."""
+        value = 0
+        for i in range(9):
+            byte = self.number(1)
+            value += byte % 128 << 7 * i
+            if byte < 128:
+                break
+        assert byte < 128 and value < 2**62, "a number is too long"
+        return value
 
     def column(self, count: int) -> list[int]:
         """A column of `count` numbers."""
         least, width = self.varint(), self.number(1)
+        assert width <= 62, "the numbers of a column are too long"
         found: list[int] = []
         while len(found) < count:
             n = min(64, count - len(found))
@@ -66,7 +73,7 @@ class Bytes:
 
 
 def safetensors(blob: bytes) -> tuple[dict[str, str], dict[str, tuple[str, list[int], bytes]]]:
-    """The metadata, and the type, shape and bytes of each tensor by name."""
+    """The metadata, and the type, shape and bytes of each tensor by name, of a file that is trusted."""
     length = int.from_bytes(blob[:8], "little")
     header = json.loads(blob[8 : 8 + length])
     metadata = header.pop("__metadata__", {})
@@ -74,54 +81,129 @@ def safetensors(blob: bytes) -> tuple[dict[str, str], dict[str, tuple[str, list[
     return metadata, {k: (v["dtype"], v["shape"], data[slice(*v["data_offsets"])]) for k, v in header.items()}
 
 
-class File:
-    """The index of a file, and its parts."""
+def container(blob: memoryview) -> tuple[dict[str, str], dict[str, memoryview], int]:
+    """The metadata and the tensors of the file at the beginning of `blob`, and the length of this file."""
+    length = int.from_bytes(blob[:8], "little")
+    assert length <= 65536, "not a memcodec file"
+    text, end = bytes(blob[8 : 8 + length]), 8 + length
+    assert text[:1] == b"{" and b'"memcodec"' in text[:504], "not a memcodec file"
+    tensors, offset = {}, 0
+    try:
+        header = json.loads(text)
+        metadata = header.pop("__metadata__")
+        assert all(isinstance(value, str) for value in metadata.values()), "metadata that is not text"
+        assert {"document"} <= header.keys() <= {"memories", "document"}, "another tensor, or no document"
+        for name in [name for name in ("memories", "document") if name in header]:
+            kind, shape, offsets = (header[name][key] for key in ("dtype", "shape", "data_offsets"))
+            size = offsets[1] - offset
+            right = (kind, shape, offsets) == ("U8", [size], [offset, offset + size]) and size >= 0
+            assert right, f"the tensor {name} is not where it should be"
+            tensors[name] = blob[end : end + size]
+            assert len(tensors[name]) == size, "cut"
+            offset, end = offset + size, end + size
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise AssertionError("the header cannot be read") from error
+    return metadata, tensors, end
 
-    def __init__(self, blob: bytes) -> None:
-        metadata, parts = safetensors(blob)
-        assert metadata["memcodec"] == "3"
-        assert zlib.crc32(blob[:-4]) == int.from_bytes(blob[-4:], "little"), "the file is damaged"
-        rest = Bytes(parts["document"][2][:-4])
-        apart = Bytes(parts["memories"][2]) if "memories" in parts else rest
+
+class File:
+    """The index of a file, and its parts. Other files may follow it."""
+
+    def __init__(self, blob: bytes | memoryview) -> None:
+        metadata, tensors, self.length = container(memoryview(blob))
+        assert metadata.get("memcodec") == "3", "another version of the format"
+        checksum = int.from_bytes(blob[self.length - 4 : self.length], "little")
+        assert zlib.crc32(blob[: self.length - 4]) == checksum, "the file is damaged"
+        rest = Bytes(tensors["document"][:-4])
+        apart = Bytes(tensors["memories"]) if "memories" in tensors else rest
         self.hash = rest.take(16)
         self.size, runs, stored, references = (rest.varint() for _ in range(4))
+        assert stored in (runs, runs - 1), "the numbers of runs and of stored spans do not match"
         assert max(stored, references) <= 2**21, "too many stored spans or references"
         runs_of = [rest.varint() for _ in range(runs)]
         self.runs = [number // 2 for number in runs_of]
+        assert sum(self.runs) <= 2**21, "too many segments"
         # Whether each segment begins a group.
         self.begins = [i > 0 or number % 2 == 0 for number in runs_of for i in range(number // 2)]
+        assert 1 not in runs_of and self.begins[:1] != [False], "a run continues a group that does not exist"
         spans = [(rest.varint(), rest.varint(), rest.number(1), rest.number(4)) for _ in range(stored)]
         assert all(size for size, *_ in spans), "a stored span without bytes"
+        assert all(method <= 1 for _, _, method, _ in spans), "an unknown method of a stored span"
         self.references = [(rest.varint(), rest.varint(), rest.varint()) for _ in range(references)]
+        self.sizes: list[int] = []  # the bytes of each segment
         self.memories: list[bytes] = []
         if self.begins:
+            assert "model" in metadata, "chunks without a model"
             self.identity = rest.take(8)
-            self.site, chunk_tokens, self.context = rest.varint(), rest.varint(), rest.varint()
-            self.fields = [rest.varint() for _ in range(rest.varint())]
-            self.primer = rest.take(8) if self.site >= 2 else b""
-            self.site %= 2
+            self._read_settings(rest)
             tokens, self.sizes = rest.column(len(self.begins)), rest.column(len(self.begins))
+            assert all(1 <= n <= size for n, size in zip(tokens, self.sizes, strict=True)), "a wrong number of tokens"
+            count = sum(-(-total // self.chunk_tokens) for total in tokens)
+            assert count <= 2**21, "too many chunks"
+            assert self.site == 0 or count == sum(self.begins), "vectors in the middle of a group"
             self.chunks: list[list[int]] = []  # the tokens of the chunks of each segment
             for total in tokens:
-                n = -(-total // chunk_tokens)
+                n = -(-total // self.chunk_tokens)
                 self.chunks.append([total // n + 1] * (total % n) + [total // n] * (n - total % n))
-            count = sum(map(len, self.chunks))
-            assert count <= 2**21, "too many chunks"
             corrections, memory = rest.column(sum(self.begins)), rest.column(count)
             self.checksums = rest.take(count)
             self.memories = [apart.take(n) for n in memory]
+        self._check_sizes(sum(self.sizes) + sum(size for size, *_ in spans))
         self.stored = [self._stored(size, rest.take(packed), *about) for size, packed, *about in spans]
         self.corrections = [rest.take(n) for n in corrections] if self.begins else []
-        assert not rest.data and not apart.data, "the index does not add up"
+        assert all(part.at == len(part.data) for part in (rest, apart)), "the index does not add up"
+
+    def _read_settings(self, rest: Bytes) -> None:
+        self.site, self.chunk_tokens, self.context, fields = (rest.varint() for _ in range(4))
+        assert self.site < 4 and fields <= 8, "an unknown site"
+        assert 1 <= self.chunk_tokens <= 4096, "chunk tokens out of range"
+        assert 1 <= self.context <= 32768, "a context out of range"
+        self.fields = [rest.varint() for _ in range(fields)]
+        self.primer = rest.take(8) if self.site >= 2 else b""
+        self.site %= 2
+        if self.site == 0:
+            assert fields == 1 and self.fields[0] <= 512, "a memory share out of range"
+        else:
+            assert fields == 2 and self.fields[0] in (1, 2, 3, 4, 8, 16), "bits per dimension out of range"
+
+    def _check_sizes(self, carried: int) -> None:
+        """Check the references, and the size of the document. carried: the number of carried bytes."""
+        at = copied = 0
+        for gap, more, back in self.references:
+            at, copied = at + gap, copied + 32 + more
+            assert 32 + more + back <= at <= carried, "a reference to bytes that are not there"
+        assert carried + copied == self.size, "the lengths do not add up to the document's"
 
     def _stored(self, size: int, packed: bytes, method: int, checksum: int) -> bytes:
-        data = packed
-        if method == 1:
-            import zstandard
-
-            data = zstandard.ZstdDecompressor().stream_reader(packed).read()
+        data = expand(packed, size) if method == 1 else packed
         assert (len(data), zlib.crc32(data)) == (size, checksum), "a stored span is damaged"
         return data
+
+
+def expand(frame: bytes, size: int) -> bytes:
+    """The bytes of one zstd frame that should have `size` of them; not many more, if it has more."""
+    import zstandard
+
+    data = bytearray()
+    unpacker = zstandard.ZstdDecompressor(max_window_size=2**25).decompressobj()
+    try:
+        for start in range(0, len(frame), 32):  # few at a time, which expand to 1 MiB at most
+            assert not unpacker.eof, "bytes after the zstd frame of a stored span"
+            data += unpacker.decompress(frame[start : start + 32])
+            if len(data) > size:
+                return bytes(data)
+    except zstandard.ZstdError as error:
+        raise AssertionError("zstd cannot read a stored span") from error
+    assert unpacker.eof and not unpacker.unused_data, "bytes are missing at the end of a zstd frame, or follow it"
+    return bytes(data)
+
+
+def files_of(blob: bytes) -> list[File]:
+    """The files that were concatenated, at least one."""
+    files, at = [File(blob)], 0
+    while (at := at + files[-1].length) < len(blob):
+        files.append(File(memoryview(blob)[at:]))
+    return files
 
 
 # ---- 2. tokens
@@ -137,10 +219,12 @@ def stand_ins() -> dict[str, int]:
 def bytes_of_ids(tokenizer: dict[str, Any]) -> dict[int, bytes]:
     """The bytes of each id, from a tokenizer.json."""
     byte_of = stand_ins()
-    added = {token["id"]: token["content"] for token in tokenizer["added_tokens"]}
+    added = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+    ids = tokenizer["model"]["vocab"] | added
+    assert len(set(ids.values())) == len(ids), "two tokens with one id"
     found = {}
-    for token, i in (dict(tokenizer["model"]["vocab"]) | {t: i for i, t in added.items()}).items():
-        whole = i not in added and all(c in byte_of for c in token)
+    for token, i in ids.items():
+        whole = token not in added and all(c in byte_of for c in token)
         found[i] = bytes(byte_of[c] for c in token) if whole else token.encode()
     return dict(sorted(found.items()))
 
@@ -385,7 +469,8 @@ class Weights:
             "epsilon": float(c["rms_norm_eps"]), "gate": "silu", "gated": True, "head_norm": False,
             "head_size": c.get("head_dim") or hidden // heads, "heads": heads, "hidden": hidden,
             "inner": c["intermediate_size"], "key_heads": c["num_key_value_heads"], "layer_norm": False,
-            "layers": c["num_hidden_layers"], "positions": min(c["max_position_embeddings"], 8192),
+            "layers": c["num_hidden_layers"],
+            "positions": min(c["max_position_embeddings"], c.get("sliding_window") or 8192, 8192),
             "rotary": {"factor": 1.0, "high": 4.0, "low": 1.0, "scaling": "default", "theta": theta, "trained": 8192},
             "tied": bool(c.get("tie_word_embeddings", False)), "vocabulary": c["vocab_size"],
         }  # fmt: skip
@@ -618,14 +703,19 @@ class Readout:
 
 def vectors_of(memory: bytes, bits: int, dimensions: int) -> Array:
     """The vectors of a memory at the prompt site, float32."""
+    size = 2 * dimensions if bits == 16 else 2 + (dimensions * bits + 7) // 8
+    assert len(memory) % size == 0 and 1 <= len(memory) // size <= 64, "a memory that is not 1 to 64 vectors"
     if bits == 16:
-        return np.frombuffer(memory, dtype="<f2").reshape(-1, dimensions).astype(f4)
-    rest, found = Bytes(memory), []
-    while rest.data:
-        (scale,) = struct.unpack("<e", rest.take(2))
-        levels = rest.number((dimensions * bits + 7) // 8)
-        found.append([(2 * ((levels >> i * bits) % 2**bits) + 1 - 2**bits) * scale for i in range(dimensions)])
-    return np.array(found, dtype=f4)
+        vectors = np.frombuffer(memory, dtype="<f2").reshape(-1, dimensions).astype(f4)
+    else:
+        rest, found = Bytes(memory), []
+        for _ in range(len(memory) // size):
+            (scale,) = struct.unpack("<e", rest.take(2))
+            levels = rest.number(size - 2)
+            found.append([(2 * ((levels >> i * bits) % 2**bits) + 1 - 2**bits) * scale for i in range(dimensions)])
+        vectors = np.array(found, dtype=f4)
+    assert np.isfinite(vectors).all(), "a memory with an entry that is not a number"
+    return vectors
 
 
 # ---- 7. range coder
@@ -695,19 +785,26 @@ def group_of(file: File, number: int) -> Iterator[tuple[int, bytes]]:
             n += 1
 
 
-def ids_of(file: File, number: int, corrections: bytes, weights: Weights, prefix: list[int], lm: LM) -> list[int]:
+def ids_of(file: File, number: int, corrections: bytes, prefix: list[int], lm: LM) -> list[int]:
     """The tokens of one group."""
     coder, ids, start = Coder(corrections), list[int](), 0
     cold = file.site == 0 and not file.primer
-    for tokens, memory in group_of(file, number):
-        readout = Readout(memory, file.fields[0] if file.site == 0 else 0, weights)
+    group = list(group_of(file, number))
+    vectors = np.empty((0, 0), dtype=f4)
+    if file.site == 1:
+        assert file.fields[1] == lm.a["hidden"], "vectors of another number of dimensions"
+        vectors = vectors_of(group[0][1], *file.fields)
+    seen = len(prefix) + len(vectors) + min(sum(tokens for tokens, _ in group), file.context)
+    assert seen <= lm.a["positions"], "a group that is longer than the positions of the model"
+    for tokens, memory in group:
+        readout = Readout(memory, file.fields[0] if file.site == 0 else 0, lm.w)
         for t in range(tokens):
             if not ids or len(ids) - start > file.context:
                 start = len(ids) - file.context // 2 if ids else 0
                 lm.restart()
                 for i in [*prefix, *ids[start:]]:
                     row = lm.token(i)
-                for vector in vectors_of(memory, *file.fields) if file.site == 1 and not ids else []:
+                for vector in vectors if not ids else []:
                     row = lm.vector(vector)
             else:
                 row = lm.token(ids[-1])
@@ -723,39 +820,44 @@ def with_references(carried: bytes, references: list[tuple[int, int, int]]) -> b
     for gap, more, back in references:
         pieces.append(carried[at : at + gap])
         at, size = at + gap, 32 + more
-        assert size <= at - back and at <= len(carried), "a reference to bytes that are not there"
         pieces.append(carried[at - back - size : at - back])
     return b"".join([*pieces, carried[at:]])
 
 
-def decode(blob: bytes, weights: Weights | None, primer: list[int] | None = None, lm: LM | None = None) -> bytes:
-    """The document of a file. primer: its ids, if there is one; lm: used instead of an LM with these weights."""
-    file = File(blob)
+def document_of(file: File, primer: list[int], lm: LM | None) -> bytes:
+    """The document of one file. primer: its ids, if there is one; lm: None if there are only stored spans."""
     spans, corrections, pieces, segment, n = iter(file.stored), iter(file.corrections), list[bytes](), 0, 0
     ids: list[int] = []
     for run in file.runs:
         for _ in range(run):
-            assert weights is not None, "the file needs its model"
+            assert lm is not None, "the file needs its model"
             if file.begins[segment]:
-                given = np.array(primer or [], dtype="<i4").tobytes()
+                given = np.array(primer, dtype="<i4").tobytes()
                 assert not file.primer or hashlib.sha256(given).digest()[:8] == file.primer, "another primer"
-                prefix = weights.prefix + (primer or [] if file.primer else [])
-                lm = lm or LM(weights)
-                ids = ids_of(file, segment, next(corrections), weights, prefix, lm)
+                prefix = lm.w.prefix + (primer if file.primer else [])
+                ids = ids_of(file, segment, next(corrections), prefix, lm)
             size = 0
             for count in file.chunks[segment]:
-                piece = b"".join(weights.bytes_of.get(i, b"") for i in ids[:count])
+                piece = b"".join(lm.w.bytes_of.get(i, b"") for i in ids[:count])
                 ids = ids[count:]
                 assert zlib.crc32(piece) % 2**8 == file.checksums[n], f"chunk {n} is damaged"
                 pieces.append(piece)
                 size += len(piece)
                 n += 1
-            assert size == file.sizes[segment]
+            assert size == file.sizes[segment], "a segment of another length than the index says"
             segment += 1
         pieces += [span for span in [next(spans, None)] if span is not None]
     document = with_references(b"".join(pieces), file.references)
     assert len(document) == file.size and hashlib.sha256(document).digest()[:16] == file.hash, "the document is damaged"
     return document
+
+
+def decode(blob: bytes, weights: Weights | None, primer: list[int] | None = None, lm: LM | None = None) -> bytes:
+    """The documents of concatenated files. primer: its ids; lm: used instead of an LM with these weights."""
+    files = files_of(blob)
+    if weights is not None and lm is None and any(file.begins for file in files):
+        lm = LM(weights)
+    return b"".join(document_of(file, primer or [], lm) for file in files)
 
 
 def main() -> None:
@@ -767,8 +869,8 @@ def main() -> None:
     options = parser.parse_args()
     blob = options.file.read_bytes()
     weights, primer = Weights(options.model), None
-    if File(blob).begins:
-        assert weights.identity()[:8] == File(blob).identity, "another model"
+    if needed := {file.identity for file in files_of(blob) if file.begins}:
+        assert needed == {weights.identity()[:8]}, "another model"
     if options.primer:
         primer = np.frombuffer(safetensors(options.primer.read_bytes())[1]["tokens"][2], "<i4").tolist()
     sys.stdout.buffer.write(decode(blob, weights, primer))
