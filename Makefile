@@ -30,21 +30,34 @@ corpus: $(READY)
 	$(BIN)/python training/evaluation.py
 	PYTHONPATH=.:benchmarks $(BIN)/python training/corpus.py all --measured build/evaluation
 
-# How long is up to MINUTES: on a GPU minutes, on two cores days.
+# How long is up to MINUTES: on a GPU minutes, on two cores days. What is there already is not made again.
 MINUTES ?= 600
 SCALE ?= 0.6
-adapter: $(READY)
+BUILD := build/training
+adapter: $(READY) $(BUILD)/evaluation.safetensors $(BUILD)/tokens.safetensors $(BUILD)/generated.safetensors
+	$(BIN)/python training/train.py --minutes $(MINUTES) --resume --out $(BUILD)/run \
+		--corpus $(BUILD)/tokens.safetensors $(BUILD)/generated.safetensors
+	$(BIN)/python training/export.py $(BUILD)/run/adapter.safetensors $(BUILD)/adapter.safetensors --scale $(SCALE)
+	$(BIN)/python training/means.py $(BUILD)/adapter.safetensors
+	$(BIN)/python training/evaluate.py --adapter $(BUILD)/adapter.safetensors
+
+build/corpus/%.jsonl.zst:
+	@echo "$@ is missing: run make corpus first" >&2; exit 1
+
+$(BUILD)/weights.safetensors: | $(READY)
 	$(BIN)/python training/weights.py
+
+$(BUILD)/evaluation.safetensors: build/corpus/valid.jsonl.zst | $(BUILD)/weights.safetensors
 	$(BIN)/python training/data.py evaluation
+
+$(BUILD)/selected.jsonl.zst: build/corpus/train.jsonl.zst | $(BUILD)/weights.safetensors
 	$(BIN)/python training/data.py select 340000000
+
+$(BUILD)/tokens.safetensors: $(BUILD)/selected.jsonl.zst
 	$(BIN)/python training/data.py tokenize
+
+$(BUILD)/generated.safetensors: | $(BUILD)/weights.safetensors
 	$(BIN)/python training/dialogues.py --count 2048
-	$(BIN)/python training/train.py --minutes $(MINUTES) --resume --out build/training/run \
-		--corpus build/training/tokens.safetensors build/training/generated.safetensors
-	$(BIN)/python training/export.py build/training/run/adapter.safetensors build/training/adapter.safetensors \
-		--scale $(SCALE)
-	$(BIN)/python training/means.py build/training/adapter.safetensors
-	$(BIN)/python training/evaluate.py --adapter build/training/adapter.safetensors
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,6 +1,6 @@
 """The effect of context: bytes, seconds, and the bytes that must be decoded to reach a place in the middle.
 
-    python benchmarks/context.py [FILE...] [--contexts 0,auto,1000,max] [--share S] [--bytes N] [--out FOLDER]
+    python benchmarks/context.py [FILE...] [--contexts 0,200,1000,auto,max] [--shares 0.1] [--bytes N] [--out FOLDER]
 
 Whole files on disk, encoded without verification, decoded and compared. Without files: alice29, whole. Writes
 context.json and context.md to --out.
@@ -34,9 +34,12 @@ def main() -> None:
     alice = next(corpus for corpus in corpora.CORPORA if corpus.name == "alice29")
     texts = {path.name: path.read_bytes() for path in options.files} or {"alice29": corpora.contents(alice)}
     codec = Codec.load(device="cpu")
+    codec.decode(codec.encode(next(iter(texts.values()))[:2000]))  # compiles the kernels
     rows = []
     for name, whole in texts.items():
         data = whole[: options.bytes]
+        if not data:
+            raise SystemExit(f"context: error: {name}: it is empty")
         for share in map(float, options.shares.split(",")):
             for context in options.contexts.split(","):
                 row = measure(codec, data, int(context) if context.isdecimal() else context, share)
@@ -61,9 +64,10 @@ def measure(codec: Codec, data: bytes, context: Context, share: float) -> dict[s
     groups = [sum(chunk.tokens for chunk in group.chunks) for group in parsed.groups]
     return {
         "share": share, "context": context, "file_bytes": len(blob), "parts": sizes,
-        "index_bytes": len(blob) - sizes.get("memories", 0) - sizes["corrections"] - sizes.get("stored", 0),
+        "index_bytes": len(blob) - sizes.get("memories", 0) - sizes.get("corrections", 0) - sizes.get("stored", 0),
         "encode_seconds": encoded - start, "decode_seconds": decoded - encoded, "groups": len(groups),
-        "chunks": len(parsed.chunks), "reach_bytes": len(data) * sum(n * n for n in groups) / sum(groups) ** 2 / 2,
+        "chunks": len(parsed.chunks),
+        "reach_bytes": len(data) * sum(n * n for n in groups) / max(1, sum(groups)) ** 2 / 2,
     }  # fmt: skip
 
 
@@ -76,7 +80,7 @@ def render(rows: list[dict[str, Any]]) -> str:
         parts = row["parts"]
         cells = [
             f"{row['text']}, {row['bytes']:,}", f"{row['share']:g}", row["context"], f"{row['groups']:,}",
-            f"{row['file_bytes']:,}", f"{8 * row['file_bytes'] / row['bytes']:.3f}", f"{parts['corrections']:,}",
+            f"{row['file_bytes']:,}", f"{8 * row['file_bytes'] / row['bytes']:.3f}", f"{parts.get('corrections', 0):,}",
             f"{parts.get('memories', 0):,}", f"{row['index_bytes']:,}", f"{row['encode_seconds']:.0f}",
             f"{row['decode_seconds']:.0f}", f"{row['reach_bytes']:,.0f}",
         ]  # fmt: skip

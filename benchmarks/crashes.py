@@ -126,6 +126,8 @@ def interrupt(way: str, count: int, folder: Path) -> dict[str, Any]:
         time.sleep(2.5 + 3 * rng.random())  # the model is loaded, and the work has begun
         if process.poll() is not None:
             wrong.append(f"{number}: ended before Ctrl-C")
+            for name in names(folder) - {given}:  # otherwise the next command refuses to overwrite it
+                (folder / name).unlink()
             continue
         start = time.monotonic()
         process.send_signal(signal.SIGINT)

@@ -106,9 +106,12 @@ def main() -> None:
     parser.add_argument("--rehearse", action="store_true")
     parser.add_argument("--text", type=Path, help="the text that is encoded, of 8 MB: gpu_carry.py makes one")
     parser.add_argument("--parts", help="names, with commas; all by default")
+    options = parser.parse_args()
+    chosen = options.parts.split(",") if options.parts else list(PARTS)
+    if unknown := set(chosen) - set(PARTS):
+        parser.error(f"--parts: {', '.join(sorted(unknown))}: the parts are {', '.join(PARTS)}")
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(parser.parse_args(), Path(folder))
-        chosen = run.options.parts.split(",") if run.options.parts else list(PARTS)
+        run = Run(options, Path(folder))
         for name in dict.fromkeys(["card", *chosen]):  # floors depend on the card
             run.part(name, PARTS[name])
 

@@ -3,10 +3,10 @@
     PYTHONPATH=.:training python benchmarks/gpu_carry.py pack FOLDER [--python 3.12] [--wheels NAME==VERSION ...]
     PYTHONPATH=.:training python benchmarks/gpu_carry.py unpack FOLDER TARGET    # there; prints what to run
 
-`pack` writes FOLDER/wheels, for Linux on x86-64, and FOLDER/0/piece, FOLDER/1/piece, ... of less than 50 MB each, for
-machines that take no more at one time. The wheels are those that images with torch and Triton usually lack. The text
-has 8 MB of English: four texts of the Canterbury corpus, Moby-Dick, and addresses of presidents. Nothing was trained on
-it.
+`pack` writes FOLDER/wheels, for Linux on x86-64, and FOLDER/model/0/piece, FOLDER/model/1/piece, ... of less than 50 MB
+each, for machines that take no more at one time. The wheels are those that images with torch and Triton usually lack.
+The text has 8 MB of English: four texts of the Canterbury corpus, Moby-Dick, and addresses of presidents. Nothing was
+trained on it.
 """
 
 import argparse

@@ -3,8 +3,8 @@
     python benchmarks/hostile.py [--out FOLDER]
 
 Each is read in a process that records every opened file, connection, started program and unpickled object. It may
-access only Python's own files and those that it was given. Files that need a model are read with the tiny one in
-spec/vectors. Writes hostile.json and hostile.md.
+access only Python's own files and those that it was given, but not a folder to which names of models point. Files that
+need a model are read with the tiny one in spec/vectors. Writes hostile.json and hostile.md.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import shutil
 import struct
 import sys
 import tempfile
@@ -40,6 +41,7 @@ from memcodec.document.references import Reference
 from memcodec.settings import MAX_CONTEXT
 
 HARMLESS = "refused"
+VICTIM = "victim"  # a folder with a model that no case may access
 MEMORY = 64 << 20  # bytes that the reader may take for any file, besides the file and what docs/reliability.md counts
 
 
@@ -125,15 +127,17 @@ class Watch:
         self._on = False
         self._seen: list[str] = []
         own = str(folder), str(cache_folder()), str(Path(__file__).parent.parent), tempfile.gettempdir()
-        self._ours = (*own, sys.prefix, sys.base_prefix, "/proc/", "/sys/", "/dev/null")
+        self._ours = (*own, sys.prefix, sys.base_prefix, "/proc/", "/sys/", "/dev/null", "/usr/lib")
+        self._victim = str(folder / VICTIM)
         sys.addaudithook(self._hook)
 
     def _hook(self, event: str, given: tuple[Any, ...]) -> None:
         if not self._on:
             return
-        if event == "open":
-            path = os.fsdecode(given[0]) if isinstance(given[0], str | bytes) else ""
-            if path and not path.startswith(self._ours) and not path.startswith("/usr/lib"):
+        if event in ("open", "os.listdir", "os.scandir"):
+            path = os.fsdecode(given[0]) if isinstance(given[0], str | bytes | os.PathLike) else ""
+            is_victim = os.path.abspath(path).startswith(self._victim)  # noqa: PTH100 - resolve() raises errors
+            if is_victim or (event == "open" and path and not path.startswith(self._ours)):
                 self._seen.append(f"opens {path}")
         elif event in ("socket.connect", "socket.getaddrinfo", "subprocess.Popen", "os.system", "os.exec",
                        "pickle.find_class"):  # fmt: skip
@@ -390,8 +394,8 @@ def payloads(codec: Codec, large: bool) -> Iterator[Hostile]:
 
 def names(folder: Path, codec: Codec) -> Iterator[Hostile]:
     """Files with hostile names of models, for which nothing may be downloaded or read; and hostile model folders."""
-    (folder / "victim").mkdir()
-    for name in ("../victim", str(folder / "victim"), "/etc", "~root", "~", "C:\\Windows", "file:///etc/passwd",
+    shutil.copytree(TINY, folder / VICTIM)
+    for name in (f"../{VICTIM}", str(folder / VICTIM), "/etc", "~root", "~", "C:\\Windows", "file:///etc/passwd",
                  "http://localhost/model", "org/model", "org/model@../../victim", "..", "", "a\nb", "\x1b[2J",
                  "m" * 60_000, "smollm2-135m/../victim", "\u202emodel"):  # fmt: skip
         segment = Segment(50, (Chunk(10, b"", 0),), b"")

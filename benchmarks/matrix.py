@@ -120,6 +120,8 @@ def judge(environments: list[Environment], given: dict[str, bytes], model: str, 
     chunks = 0
     for number, environment in enumerate(environments):
         made = child(environment, model, {language: str(folder / language) for language in given}, "encode", folder)
+        if not made and number == 0:
+            raise SystemExit(f"matrix: error: {environment.name}: it encodes nothing with which to compare the others")
         hashes = {}
         for language, place in made.items():
             blob = Path(place).read_bytes()

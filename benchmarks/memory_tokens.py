@@ -142,7 +142,12 @@ def save(path: Path, settings: dict[str, Any], rows: list[dict[str, Any]]) -> No
 def about(codec: Codec, base: Prompt, objective: fits.Objective) -> dict[str, Any]:
     """The settings that must agree for results to be comparable."""
     fitting = asdict(replace(base, bits=16)) | asdict(objective)
-    return {"model": codec.name, "device": device_name(codec), "fitting": fitting}
+    return {
+        "model": codec.name,
+        "identity": codec.model.identity.hex(),
+        "device": device_name(codec),
+        "fitting": fitting,
+    }
 
 
 def earlier(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:

@@ -2,8 +2,8 @@
 
     python benchmarks/messages.py [--out FOLDER] [--only KIND,KIND]
 
---only measures some kinds again and keeps the other results in --out. With --only -, only the lengths of primers and
-the LM alone are measured.
+--only measures some kinds again and keeps the other results in --out, with their date and machine. With --only -, only
+the lengths of primers and the LM alone are measured.
 
 There are 200 messages of each kind that neither the primer nor zstd's dictionary has seen; both are trained on 200
 others. Writes messages.json, messages.md and messages.png to --out. The messages are made by a seeded generator, or
@@ -51,18 +51,24 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     codec = Codec.load(device="cpu")
     path = options.out / "messages.json"
-    before = json.loads(path.read_text()) if path.exists() else {"kinds": {}}
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"kinds": {}}
     asked = [] if options.only == "-" else options.only.split(",")
-    found: dict[str, Any] = before | {"date": today(), "machine": machine()}
-    found["kinds"] = {kind: before["kinds"][kind] for kind in KINDS if kind in before["kinds"]}
+    if unknown := set(asked) - set(KINDS):
+        parser.error(f"--only: {', '.join(sorted(unknown))}: the kinds are {', '.join(KINDS)}")
+    now = {"date": today(), "machine": machine()}
+    old = {name for name, kind in found["kinds"].items() if "date" not in kind}  # with the magic number of zstd
+    if old - set(asked):
+        raise SystemExit(f"messages: error: {path}: an earlier version of this script wrote it: give another --out")
+    found["kinds"] = {name: kind for name, kind in found["kinds"].items() if name not in old}
     for kind in asked:
         train, test = messages.split(KINDS[kind]())
-        found["kinds"][kind] = messages.measure(codec, train, test, archive=kind == ARCHIVED)
+        found["kinds"][kind] = messages.measure(codec, train, test, archive=kind == ARCHIVED) | now
         print(messages.render(kind, found["kinds"][kind]), flush=True)
         write(found, options.out)
     draw(found, options.out / "messages.png")
     found["lengths"] = by_length(codec)
     found["beside_the_lm"] = beside_the_lm(codec)
+    found |= now  # of these two
     write(found, options.out)
 
 
@@ -263,8 +269,11 @@ KINDS: dict[str, Callable[[], list[bytes]]] = {
 
 def render(found: dict[str, Any]) -> str:
     """The results in Markdown: bytes per message by method, and the effect of a primer."""
-    about = found["machine"]
-    lines = [f"{found['date']}, {about['processor']}. Bytes per message, including checksums.", ""]
+    measured: dict[str, list[str]] = {}
+    for name, kind in found["kinds"].items():
+        measured.setdefault(f"{kind['date']}, {kind['machine']['processor']}", []).append(name)
+    lines = [f"{when}: {', '.join(names)}." for when, names in measured.items()]
+    lines += ["Bytes per message, including checksums, without the magic number of zstd.", ""]
     ways = list(dict.fromkeys(line["way"] for kind in found["kinds"].values() for line in kind["lines"]))
     short = [way.removeprefix("memcodec ") for way in ways]
     lines.append("| | messages | " + " | ".join(short) + " | frames with primer / zstd with dictionary |")
@@ -294,7 +303,8 @@ def render(found: dict[str, Any]) -> str:
             inside = f"{over / count:.1f}"
         lines.append(f"| {name} | {kind['primer_tokens']} | " + " | ".join(speeds) + f" | {inside} |")
     if "lengths" in found:
-        lines += ["", "| primer, tokens | bytes per message | encode, messages/s | decode, messages/s |"]
+        lines += ["", f"{found['date']}, {found['machine']['processor']}.", ""]
+        lines += ["| primer, tokens | bytes per message | encode, messages/s | decode, messages/s |"]
         lines.append("| ---: | ---: | ---: | ---: |")
         for row in found["lengths"]:
             lines.append(f"| {row['tokens']} | {row['bytes']:.1f} | {row['encode']:.1f} | {row['decode']:.1f} |")

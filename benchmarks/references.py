@@ -45,7 +45,10 @@ def main() -> None:
     texts = {path.name: document(path, options.suffix, options.files) for path in options.paths} or defaults()
     codec = None if options.find else Codec.load(device="cpu")
     rows: list[dict[str, Any]] = []
-    find(next(iter(texts.values()))[:10_000], options.seen)  # compiles the kernels
+    first = next(iter(texts.values()))
+    find(first[:10_000], options.seen)  # compiles the kernels
+    if codec is not None:
+        codec.decode(codec.encode(first[:2000]))
     for name, whole in texts.items():
         data = whole[: options.bytes]
         row = {"text": name, "bytes": len(data)} | find(data, options.seen)

@@ -1,7 +1,8 @@
 """All figures of docs/reliability.md: python benchmarks/reliability.py [--quick] [--only PART,PART] [--out FOLDER]
 
 Runs faults.py, hostile.py, crashes.py, matrix.py and concurrency.py, each in a process, and writes a table of the
-results and times, reliability.md. --quick: a tenth of the cases, and texts of 1 KB. Fuzzing is not included: fuzz.py.
+results, commands and times, reliability.md. --quick: a tenth of the cases, and texts of 1 KB. With --only, the results
+of other parts in --out are kept, with their date and machine. Fuzzing is not included: fuzz.py.
 """
 
 import argparse
@@ -13,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import faults
-
-from memcodec.bench.results import machine, today
 
 FULL: dict[str, list[str]] = {
     "faults": [],
@@ -41,37 +40,46 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     failed = []
-    took_path = options.out / "took.json"
-    took: dict[str, float] = json.loads(took_path.read_text()) if took_path.exists() else {}
-    for part in filter(None, options.only.split(",")):
+    runs_path = options.out / "runs.json"
+    runs: dict[str, Any] = json.loads(runs_path.read_text()) if runs_path.exists() else {}
+    parts = list(filter(None, options.only.split(",")))
+    if unknown := set(parts) - set(FULL):
+        parser.error(f"--only: {', '.join(sorted(unknown))}: the parts are {', '.join(FULL)}")
+    for part in parts:
         start = time.monotonic()
         given = (QUICK if options.quick else FULL)[part]
         script = str(Path(__file__).with_name(f"{part}.py"))
         print(f"== {part}", flush=True)
+        (options.out / f"{part}.json").unlink(missing_ok=True)
         if subprocess.run([sys.executable, script, *given, "--out", str(options.out)]).returncode:
             failed.append(part)
-        took[part] = time.monotonic() - start
-        took_path.write_text(json.dumps(took, indent=1) + "\n")
-    (options.out / "reliability.md").write_text(render(options.out, took))
+        runs[part] = {"command": " ".join([f"{part}.py", *given]), "seconds": time.monotonic() - start}
+        runs_path.write_text(json.dumps(runs, indent=1) + "\n")
+    (options.out / "reliability.md").write_text(render(options.out, runs))
     print((options.out / "reliability.md").read_text())
     if failed:
         sys.exit(f"reliability: error: {', '.join(failed)}")
 
 
-def render(folder: Path, took: dict[str, float]) -> str:
-    """The table of all results in the folder."""
-    lines = [f"{today()}, {machine()['processor']}, {machine()['cores']} cores.", ""]
-    lines += ["| test | cases | failed | promised | details | command | s |"]
+def render(folder: Path, runs: dict[str, Any]) -> str:
+    """The table of all results in the folder. runs: the command and the seconds of each part, where they are known."""
+    measured: dict[str, list[str]] = {}
+    lines = ["| test | cases | failed | promised | details | command | s |"]
     lines += ["| --- | ---: | ---: | --- | --- | --- | ---: |"]
     for part in FULL:
         path = folder / f"{part}.json"
-        if path.exists():
-            for number, (what, cases, failed, more) in enumerate(ROWS[part](json.loads(path.read_text()))):
-                seconds = f"{took[part]:.0f}" if part in took and not number else ""
-                promised = next(text for start, text in PROMISED.items() if start in what)
-                command = f"`python benchmarks/{' '.join([f'{part}.py', *FULL[part]])}`"
-                lines.append("| " + " | ".join([what, cases, failed, promised, more, command, seconds]) + " |")
-    return "\n".join(lines) + "\n"
+        if not path.exists():
+            continue
+        found = json.loads(path.read_text())
+        if "date" in found:
+            about = found["machine"]
+            measured.setdefault(f"{found['date']}, {about['processor']}, {about['cores']} cores", []).append(part)
+        for number, (what, cases, failed, more) in enumerate(ROWS[part](found)):
+            promised = next(text for start, text in PROMISED.items() if start in what)
+            command = f"`python benchmarks/{runs[part]['command']}`" if part in runs else ""
+            seconds = f"{runs[part]['seconds']:.0f}" if part in runs and not number else ""
+            lines.append("| " + " | ".join([what, cases, failed, promised, more, command, seconds]) + " |")
+    return "\n".join([*(f"{when}: {', '.join(parts)}." for when, parts in measured.items()), "", *lines]) + "\n"
 
 
 PROMISED = {  # by the beginning of the description

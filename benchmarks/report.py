@@ -14,9 +14,9 @@ compared with the input. A single difference ends the run. Sizes are file sizes.
 neither is the dictionary of zstd, which was trained on the other texts of the set in full length. The times of memcodec
 are from one run, without the start (about a second) and without the encoder's own verification. With verification,
 which is the default, encoding takes about twice as long. The times of the other codecs are medians of
-at least five runs. The peak is the resident memory of the whole process: for memcodec with the model in it, for the
-others with a Python interpreter that holds nothing else. The language model may have seen any of these texts in its
-training.
+at least five runs. No time includes writing or reading the file. The peak is the resident memory of the whole process:
+for memcodec with the model in it, for the others with a Python interpreter that holds nothing else. The language model
+may have seen any of these texts in its training.
 
 The number after memcodec is the memory share. The context is the default, auto, with groups of up to 600 tokens in
 texts as short as these. Two rows, at a memory share of 0, have no context and the most context.

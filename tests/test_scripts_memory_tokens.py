@@ -56,6 +56,11 @@ def test_memory_tokens(
     assert len(lines) == 2 + 6 and "| en | 2 | 16 | 2 | 2 | 100.0%" in "\n".join(lines)
     with pytest.raises(SystemExit, match="other settings"):
         call(experiment, monkeypatch, *usual, "--lengths", "2", "--slack", 3)
+    found = json.loads((out / "results.json").read_text())
+    (out / "results.json").write_text(json.dumps(found | {"identity": "00"}))  # another model with the same name
+    with pytest.raises(SystemExit, match="other settings"):
+        call(experiment, monkeypatch, *usual, "--lengths", "2", "--bits", "4")
+    (out / "results.json").unlink()
     with pytest.raises(SystemExit, match="shorter"):
         call(experiment, monkeypatch, *usual, "--lengths", "9999")
 

@@ -3,12 +3,15 @@
 import hashlib
 import re
 import shutil
+import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,13 +26,16 @@ sys.path.insert(0, str(TRAINING))
 try:
     import corpus
     import data
+    import dialogues
+    import evaluate
     import export
     import means
     import own
     import packages
     import screen
     import train
-    from transformer import MATRICES, Shape, Transformer
+    import weights
+    from transformer import MATRICES, POSITIONS, Shape, Transformer
     from transformer import Adapter as Factors
 finally:
     sys.path.remove(str(TRAINING))
@@ -242,6 +248,109 @@ def test_a_run_that_is_resumed_goes_on(model: Transformer, documents: data.Docum
         assert torch.equal(p, q)
         assert torch.equal(run.optimizer.state[p]["exp_avg"], again.optimizer.state[q]["exp_avg"])
     assert not torch.equal(next(again.sampler).tokens, first.tokens)  # it does not read the same again
+
+
+def test_a_run_is_resumed_from_its_state_alone(model: Transformer, documents: data.Documents, tmp_path: Path) -> None:
+    """Not from an adapter that was written before a kill, with the state of an earlier step."""
+    options = train.Options(1e-4, tmp_path, rank=2, embedding_rank=2, tokens=256, resume=True)
+    run = train.Run(model, documents, PREFIX, options)
+    run.train({})
+    (tmp_path / "adapter.safetensors").write_bytes(b"incomplete")
+    again = train.Run(model, documents, PREFIX, options)
+    assert all(torch.equal(p, again.adapter.factors[name]) for name, p in run.adapter.factors.items())
+    others = data.Documents.of([("prose/en", np.arange(10, 90))])
+    for texts, changed, what in (
+        (others, options, "texts"),
+        (documents, replace(options, rank=3, gains=False), "rank, gains"),
+    ):
+        with pytest.raises(SystemExit, match=f"is of a run with other {what}: give another --out"):
+            train.Run(model, texts, PREFIX, changed)
+
+
+def test_evaluations_are_no_training(
+    model: Transformer, documents: data.Documents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = train.Options(2e-3, tmp_path, rank=2, tokens=256, evaluate_every=0, export=tmp_path / "new" / "export")
+    run = train.Run(model, documents, PREFIX, options)
+    run.evaluate({}, 0.0)
+    assert (tmp_path / "new" / "export" / "adapter-1.safetensors").exists()
+    evaluations = []
+    monkeypatch.setattr(run, "evaluate", lambda *_: (evaluations.append(1), time.sleep(0.2)))
+    start = time.monotonic()
+    run.train({})
+    assert evaluations[1:] and 0.12 <= run.seconds < time.monotonic() - start - 0.2 * len(evaluations) + 0.1
+
+
+def test_lengths_are_at_most_the_positions_of_the_model() -> None:
+    assert train.lengths(f"20,{POSITIONS}") == (20, POSITIONS)
+    for given in (f"20,{POSITIONS + 1}", "30,20", "0,20"):
+        with pytest.raises(train.argparse.ArgumentTypeError, match="from 1 to 4096"):
+            train.lengths(given)
+
+
+def test_dialogues_are_written_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = []
+
+    def generate(input_ids: torch.Tensor, **_: object) -> torch.Tensor:
+        batches.append(len(input_ids))
+        return torch.cat([input_ids, input_ids, torch.full((len(input_ids), 1), dialogues.END)], dim=1)
+
+    monkeypatch.setitem(dialogues.BATCH, "cpu", 2)
+    model = SimpleNamespace(device=torch.device("cpu"), generate=generate)
+    tokenizer = SimpleNamespace(
+        encode=lambda text, **_: SimpleNamespace(ids=[ord(c) for c in text]),
+        decode=lambda ids, **_: "".join(map(chr, ids)),
+    )
+    prompts = ["a", "bc", "d", "ef", "g"]
+    assert dialogues.turns(model, tokenizer, prompts, 9, 1.0) == ["", "bc", "", "ef", "g"]
+    assert batches == [2, 2, 1]
+
+
+def test_a_folder_of_measured_texts_without_texts_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "empty").mkdir()
+    for folder in (tmp_path / "missing", tmp_path / "empty"):
+        for command in ("build", "check"):
+            monkeypatch.setattr(sys, "argv", ["corpus.py", command, "--measured", str(folder)])
+            with pytest.raises(SystemExit, match=f"--measured {folder}: there is no text in it"):
+                corpus.main()
+
+
+def test_errors_of_scripts_are_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "--adapter", "none", "--texts", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"it has no \.txt files"):
+        evaluate.main()
+    for arguments in ([], ["cut", "a", "b"], ["split", "a", "1"], ["join", "a"]):
+        command = [sys.executable, str(TRAINING / "pieces.py"), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 1 and "Traceback" not in done.stderr and "pieces.py split" in done.stderr
+
+
+def test_own_leaves_its_folder_empty_when_it_is_interrupted(
+    model: Transformer, documents: data.Documents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    file, out = tmp_path / "text", tmp_path / "out"
+    file.write_text("text")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(weights, "WEIGHTS", file)
+    monkeypatch.setattr(own, "split", lambda _: (documents, {}))
+    monkeypatch.setattr(own, "adapter_of_model", lambda: ({}, tmp_path))
+    monkeypatch.setattr(export, "imported", lambda _: {})
+    monkeypatch.setattr(train, "set_up", lambda *_: (model, PREFIX))
+    monkeypatch.setattr(train.Run, "start_from", lambda *_: None)
+    monkeypatch.setattr(train.Run, "train", interrupt)
+    for _ in range(2):
+        monkeypatch.setattr(sys, "argv", ["own.py", str(file), "--minutes", "1", "--out", str(out)])
+        with pytest.raises(KeyboardInterrupt):
+            own.main()
+        assert list(out.iterdir()) == []
+    monkeypatch.setattr(sys, "argv", ["own.py", str(file), "--minutes", "1", "--out", str(file)])
+    with pytest.raises(SystemExit):
+        own.main()
+    assert f"File exists: '{file}'" in capsys.readouterr().err
 
 
 def test_own_texts_are_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,6 +88,9 @@ def main() -> int:
     parser.add_argument("command", choices=("fetch", "build", "check", "report", "all"))
     parser.add_argument("--measured", type=Path, action="append", default=[], metavar="FOLDER")
     options = parser.parse_args()
+    for folder in options.measured:
+        if not any(screen.texts_in(folder)):
+            raise SystemExit(f"corpus: error: --measured {folder}: there is no text in it, or no such folder")
     status = 0
     for command in ("fetch", "build", "check") if options.command == "all" else (options.command,):
         start = time.perf_counter()

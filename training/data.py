@@ -8,6 +8,7 @@ A sequence begins at a random place of a document (at its start in three of ten)
 as often as long ones on a logarithmic scale.
 """
 
+import hashlib
 import io
 import json
 import math
@@ -17,6 +18,7 @@ import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -34,6 +36,7 @@ EVALUATION = ROOT / "training" / "evaluation.safetensors"
 CHUNK = 400  # tokens of a sequence that is evaluated
 CHUNKS = 12  # of a text
 SHORTEST, LONGEST = 20, 2000  # tokens of a sequence
+STEP = {"cuda": 65536, "cpu": 2048}  # tokens of a step, by device
 AT_START = 0.3  # of the sequences begin where a document does
 
 # How often a sequence is of a kind, and in how many of its sequences a kind of natural language is English.
@@ -69,7 +72,8 @@ class Documents:
         """Write a safetensors file."""
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {"ids": self.ids, "starts": self.starts, "group": self.group}
-        save_file(tensors, path, {"names": json.dumps(self.names)})
+        save_file(tensors, path.with_suffix(".new"), {"names": json.dumps(self.names)})
+        path.with_suffix(".new").replace(path)  # so that an interrupted run leaves no incomplete file
 
     @classmethod
     def load(cls, path: Path) -> "Documents":
@@ -77,6 +81,14 @@ class Documents:
         with safe_open(path, "np") as file:
             names = json.loads(file.metadata()["names"])
             return cls(file.get_tensor("ids"), file.get_tensor("starts"), file.get_tensor("group"), names)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the texts, their order and their names."""
+        digest = hashlib.sha256(json.dumps(self.names).encode())
+        for values in (self.ids, self.starts, self.group):
+            digest.update(np.ascontiguousarray(values).data)
+        return digest.hexdigest()
 
     def joined(self, other: "Documents") -> "Documents":
         """These documents and others."""
@@ -217,13 +229,15 @@ def select(most: int) -> None:
     random = np.random.default_rng(0)
     kept = Counter[str]()
     compressor = zstandard.ZstdCompressor(level=12, threads=2)
-    with SELECTED.open("wb") as file, compressor.stream_writer(file) as out:
+    part = SELECTED.with_suffix(".new")
+    with part.open("wb") as file, compressor.stream_writer(file) as out:
         for name, text in read(ROOT / "corpus" / "train.jsonl.zst"):
             if random.random() * sizes[name] < wanted[name]:
                 kind, language = name.split("/")
                 out.write(json.dumps({"kind": kind, "language": language, "text": text}, ensure_ascii=False).encode())
                 out.write(b"\n")
                 kept[name] += len(text.encode())
+    part.replace(SELECTED)
     print(f"{sum(sizes.values()):,} bytes, {sum(kept.values()):,} selected: {SELECTED.stat().st_size:,} compressed")
     for name in sorted(names, key=lambda name: -wanted[name])[:60]:
         print(f"{name:24} {sizes[name]:12,} {kept[name]:12,} {100 * wanted[name] / most:6.2f} %")

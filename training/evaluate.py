@@ -91,6 +91,8 @@ def main() -> None:
     a = parser.parse_args()
     adapter = a.adapter or registry.resolve(registry.DEFAULT_MODEL).path / FILE_NAME
     texts = {path.stem: path.read_bytes() for path in sorted(a.texts.glob("[a-z]*.txt"))}
+    if not texts:
+        raise SystemExit(f"evaluate: error: {a.texts}: it has no .txt files: run training/evaluation.py")
     with tempfile.TemporaryDirectory() as place:
         found, framed = [], []
         for name, file in (("without", None), ("with", adapter)):

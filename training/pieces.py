@@ -39,8 +39,10 @@ def join(folder: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    command, place, second, *names = sys.argv[1:]
-    if command == "split":
-        split(Path(place), [int(size) for size in second.split(",")], [Path(name) for name in names])
-    else:
-        join(Path(place), Path(second))
+    match sys.argv[1:]:
+        case ["split", folder, sizes, *files] if files:
+            split(Path(folder), [int(size) for size in sizes.split(",")], [Path(file) for file in files])
+        case ["join", folder, target]:
+            join(Path(folder), Path(target))
+        case _:
+            raise SystemExit(__doc__)

@@ -149,10 +149,15 @@ def measured_texts(folders: list[Path]) -> Iterator[tuple[str, str]]:
         for path in sorted(REPOSITORY.glob(pattern)):
             yield str(path.relative_to(REPOSITORY)), path.read_text("utf-8", "replace")
     for folder in folders:
-        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-            data = path.read_bytes()
-            if b"\0" not in data[:4096]:
-                yield str(path), data.decode("utf-8", "replace")
+        yield from texts_in(folder)
+
+
+def texts_in(folder: Path) -> Iterator[tuple[str, str]]:
+    """The text files of a folder, with their paths."""
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        data = path.read_bytes()
+        if data and b"\0" not in data[:4096]:
+            yield str(path), data.decode("utf-8", "replace")
 
 
 def _archived(archive: Path) -> Iterator[tuple[str, str]]:

@@ -25,16 +25,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=12.0, help="of each run")
     parser.add_argument("--out", type=Path, default=data.ROOT / "training" / "sweep")
-    parser.add_argument("--tokens", type=int, default=32768, help="a step")
+    parser.add_argument("--tokens", type=int, help="a step (default: 32,768 on a GPU, 2,048 on a CPU)")
     parser.add_argument("--corpus", type=Path, default=data.TOKENS)
     a = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tokens = a.tokens or {"cuda": 32768, "cpu": data.STEP["cpu"]}[device.type]
     model, prefix = train.set_up(device, stored.WEIGHTS)
     documents = data.Documents.load(a.corpus)
     texts = data.evaluated(data.EVALUATION, 6)
     print("attention differs by", train.check_attention(model, documents, prefix), "bits a token", flush=True)
-    before = train.bits_by_text(model, texts, prefix, a.tokens)
-    base = train.Options(a.seconds / 60, a.out / "run", tokens=a.tokens, evaluate_every=1e9)
+    before = train.bits_by_text(model, texts, prefix, tokens)
+    base = train.Options(a.seconds / 60, a.out / "run", tokens=tokens, evaluate_every=1e9)
     train.Run(model, documents, prefix, replace(base, minutes=0.05)).train(texts)  # compiles
     rates = (1e-3, 2e-3, 4e-3, 8e-3)
     results: dict[str, dict[str, float]] = {"none": before}

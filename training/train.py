@@ -1,11 +1,12 @@
 """Train the adapter, on a GPU or a CPU: bfloat16, the LM frozen, AdamW on the low-rank factors.
 
-    python training/train.py --minutes 8 --out build/training/run          # a GPU: 65,536 tokens a step
-    python training/train.py --minutes 60 --tokens 1024 --out build/training/run --resume
+    python training/train.py --minutes 8 --out build/training/run
+    python training/train.py --minutes 600 --out build/training/run --resume
 
-Needs torch, numpy and safetensors alone, and the files that weights.py and data.py wrote; no memcodec. Every minute and
-at the end it evaluates, and writes into --out: adapter.safetensors (float32), state.safetensors (to resume from) and
-log.jsonl (one line an evaluation). --resume goes on from there.
+Needs torch, numpy and safetensors alone, and the files that weights.py and data.py wrote; no memcodec. From time to
+time and at the end it evaluates, and writes into --out: state.safetensors (to resume from), adapter.safetensors
+(float32) and log.jsonl (one line an evaluation). --resume goes on from there, if the texts, the weights and the parts
+of the adapter are the same. Evaluations are not counted as minutes of training.
 """
 
 import argparse
@@ -21,8 +22,9 @@ import data
 import numpy as np
 import torch
 import weights as stored
-from safetensors.torch import load_file, save_file
-from transformer import MATRICES, Adapter, Transformer, attention_by_sequence
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformer import MATRICES, POSITIONS, Adapter, Transformer, attention_by_sequence
 
 Texts = dict[str, list[np.ndarray]]  # chunks of token ids, by the name of a text
 
@@ -38,7 +40,7 @@ class Options:
     embedding_rank: int = 16
     matrices: tuple[str, ...] = MATRICES
     gains: bool = True
-    tokens: int = 65536
+    tokens: int = data.STEP["cuda"]
     seed: int = 0
     resume: bool = False
     evaluate_every: float = 60.0
@@ -65,7 +67,12 @@ class Run:
         groups = self.adapter.groups(o.rate, o.rate / 4)
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
         self.step, self.seconds, self.seen = 0, 0.0, 0
-        o.out.mkdir(parents=True, exist_ok=True)
+        self.trained_on = {
+            "texts": documents.sha256, "weights": model.sha256, "rank": o.rank, "embedding rank": o.embedding_rank,
+            "matrices": list(o.matrices), "gains": o.gains,
+        }  # fmt: skip
+        for folder in filter(None, (o.out, o.export)):
+            folder.mkdir(parents=True, exist_ok=True)
         if o.resume and (o.out / "state.safetensors").exists():
             self._resume()
         # With the step in the seed, a run that is resumed reads other batches than before.
@@ -80,7 +87,7 @@ class Run:
     def train(self, texts: Texts) -> dict[str, float]:
         """Train for the minutes of the options; returns the bits per token of each text at the end."""
         whole, mean, since = self.options.minutes * 60, None, time.monotonic()
-        begun, evaluated = since - self.seconds, since
+        begun, evaluated = since - self.seconds, self.seconds
         while self.seconds < whole:
             factor = schedule(self.seconds / whole, self.step)
             for group in self.optimizer.param_groups:
@@ -101,9 +108,11 @@ class Run:
                     f"step {self.step} {self.seen / 1e6:.1f} M tokens {speed:,.0f} tokens/s {float(mean):.4f} bits",
                     flush=True,
                 )
-            if time.monotonic() - evaluated > self.options.evaluate_every:
-                self.evaluate(texts, float(mean))
-                evaluated = time.monotonic()
+            if self.seconds - evaluated > self.options.evaluate_every:
+                bits = float(mean)  # waits until the device has finished the step
+                paused, evaluated = time.monotonic(), self.seconds
+                self.evaluate(texts, bits)
+                begun += time.monotonic() - paused
         return self.evaluate(texts, float(mean if mean is not None else 0))
 
     def evaluate(self, texts: Texts, mean: float) -> dict[str, float]:
@@ -122,16 +131,14 @@ class Run:
         return found
 
     def save(self) -> None:
-        """Write the adapter and the state of the optimizer."""
+        """Write the state, which has everything to resume from, and the adapter alone."""
         factors = {name: p.detach().cpu().contiguous() for name, p in self.adapter.factors.items()}
-        about = {"step": self.step, "seconds": self.seconds, "seen": self.seen}
-        state = {}
-        for group in self.optimizer.param_groups:
-            for p in group["params"]:
-                for key, value in self.optimizer.state[p].items():
-                    name = next(n for n, q in self.adapter.factors.items() if q is p)
-                    state[f"{name}:{key}"] = value.detach().cpu().contiguous()
-        for name, tensors in (("adapter", factors), ("state", state)):
+        about = {"step": self.step, "seconds": self.seconds, "seen": self.seen, "trained on": self.trained_on}
+        state = {f"{name}:factor": values for name, values in factors.items()}
+        for name, p in self.adapter.factors.items():
+            for key, value in self.optimizer.state[p].items():
+                state[f"{name}:{key}"] = value.detach().cpu().contiguous()
+        for name, tensors in (("state", state), ("adapter", factors)):
             path = self.options.out / f"{name}.safetensors"
             save_file(tensors, path.with_suffix(".new"), {"run": json.dumps(about)})
             path.with_suffix(".new").replace(path)
@@ -140,20 +147,17 @@ class Run:
             shutil.copy(self.options.out / "log.jsonl", self.options.export)
 
     def _resume(self) -> None:
-        self.start_from(load_file(self.options.out / "adapter.safetensors"))
-        state = load_file(self.options.out / "state.safetensors")
-        from safetensors import safe_open
-
-        with safe_open(self.options.out / "state.safetensors", "pt") as file:
+        path = self.options.out / "state.safetensors"
+        with safe_open(path, "pt") as file:
             about = json.loads(file.metadata()["run"])
-        for name, p in self.adapter.factors.items():
-            self.optimizer.state[p] = {
-                key.rsplit(":", 1)[1]: (value if key.endswith(":step") else value.to(self.device))
-                for key, value in state.items()
-                if key.rsplit(":", 1)[0] == name
-            }
-            if self.device.type == "cuda":
-                self.optimizer.state[p]["step"] = self.optimizer.state[p]["step"].to(self.device)
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        before = about.get("trained on", {})
+        if other := [what for what, value in self.trained_on.items() if before.get(what) != value]:
+            raise SystemExit(f"train: error: {path}: is of a run with other {', '.join(other)}: give another --out")
+        self.start_from({name: state.pop(f"{name}:factor") for name in self.adapter.factors})
+        for name, value in state.items():
+            factor, key = name.rsplit(":", 1)
+            self.optimizer.state[self.adapter.factors[factor]][key] = value.to(self.device)
         self.step, self.seconds, self.seen = about["step"], about["seconds"], about["seen"]
 
 
@@ -218,10 +222,20 @@ def check_attention(model: Transformer, documents: data.Documents, prefix: int) 
     return float((used - plain).abs().max())
 
 
+def lengths(given: str) -> tuple[int, int]:
+    """Two numbers of tokens with a comma. Raises ValueError, ArgumentTypeError."""
+    shortest, longest = map(int, given.split(","))
+    if not 0 < shortest <= longest <= POSITIONS:
+        raise argparse.ArgumentTypeError(f"{given}: give two numbers from 1 to {POSITIONS}, the smaller one first")
+    return shortest, longest
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, required=True, help="of training, those before --resume included")
+    parser.add_argument(
+        "--minutes", type=float, required=True, help="of training, those before --resume included, without evaluations"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the adapter, the state and the log")
     parser.add_argument("--rate", type=float, default=Options.rate, help="highest learning rate")
     parser.add_argument("--rate-from", type=Path, help="best.json of sweep.py, times 0.7, instead of --rate")
@@ -229,15 +243,22 @@ def main() -> None:
     parser.add_argument("--embedding-rank", type=int, default=Options.embedding_rank)
     parser.add_argument("--matrices", default=",".join(MATRICES), help="which get an addition, with commas")
     parser.add_argument("--no-gains", action="store_true", help="leave the norms alone")
-    parser.add_argument("--tokens", type=int, default=Options.tokens, help="a step")
+    parser.add_argument("--tokens", type=int, help="a step (default: 65,536 on a GPU, 2,048 on a CPU)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--evaluate-every", type=float, default=60.0, help="seconds")
+    parser.add_argument(
+        "--evaluate-every",
+        type=float,
+        help="seconds of training (default: 60 on a GPU, 600 on a CPU, where it is slow)",
+    )
     parser.add_argument("--export", type=Path, help="folder for the adapter in pieces of 14 MB, at every evaluation")
     parser.add_argument("--weights", type=Path, default=stored.WEIGHTS)
     parser.add_argument("--corpus", type=Path, nargs="+", default=[data.TOKENS], help="files of data.py")
     parser.add_argument("--evaluation", type=Path, default=data.EVALUATION, help="if it does not exist, none")
-    parser.add_argument("--lengths", default=f"{data.SHORTEST},{data.LONGEST}", help="of a sequence, from and to")
+    parser.add_argument(
+        "--lengths", type=lengths, default=f"{data.SHORTEST},{data.LONGEST}",
+        help=f"tokens of a sequence, from and to, at most {POSITIONS}",
+    )  # fmt: skip
     a = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, prefix = set_up(device, a.weights)
@@ -247,14 +268,14 @@ def main() -> None:
     chunks = data.CHUNKS if device.type == "cuda" else 2
     texts = data.evaluated(a.evaluation, chunks) if a.evaluation.exists() else {}
     rate = 0.7 * json.loads(a.rate_from.read_text())["rate"] if a.rate_from else a.rate
-    shortest, longest = map(int, a.lengths.split(","))
     options = Options(
-        a.minutes, a.out, rate, a.rank, a.embedding_rank, tuple(a.matrices.split(",")), not a.no_gains, a.tokens,
-        a.seed, a.resume, a.evaluate_every, a.export, (shortest, longest),
+        a.minutes, a.out, rate, a.rank, a.embedding_rank, tuple(a.matrices.split(",")), not a.no_gains,
+        a.tokens or data.STEP[device.type], a.seed, a.resume,
+        a.evaluate_every or {"cuda": 60.0, "cpu": 600.0}[device.type], a.export, a.lengths,
     )  # fmt: skip
+    run = Run(model, documents, prefix, options)
     before = bits_by_text(model, texts, prefix, options.tokens)
-    found = Run(model, documents, prefix, options).train(texts)
-    print(render(found, before))
+    print(render(run.train(texts), before))
 
 
 if __name__ == "__main__":

@@ -8,10 +8,11 @@ Matrices are stacked over the layers under the names that spec/FORMAT.md has for
 of queries, keys and values), mix, up (gate, then what it gates), down; so queries, keys and values share one addition.
 """
 
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ MATRICES = ("qkv", "mix", "up", "down")
 GAINS = ("attention.gain", "mlp.gain", "gain")
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
 HEAD_ROWS = 8192  # positions whose logits exist at one time
+POSITIONS = 4096  # of a sequence, at most
 
 
 @dataclass(frozen=True)
@@ -226,12 +228,20 @@ class Transformer:
         self.weights = weights
         device = weights["embedding"].device
         frequencies = shape.theta ** -(torch.arange(0, shape.head_size, 2, device=device).double() / shape.head_size)
-        angles = torch.outer(torch.arange(4096, device=device).double(), frequencies)
+        angles = torch.outer(torch.arange(POSITIONS, device=device).double(), frequencies)
         self._cosine, self._sine = (f(angles).to(weights["embedding"].dtype) for f in (torch.cos, torch.sin))
         self._before: Callable[..., tuple[Tensor, Tensor, Tensor]] = partial(before_attention, shape=shape)
         self._after: Callable[..., Tensor] = partial(after_attention, epsilon=shape.epsilon)
         self._softmax_loss: SoftmaxLoss = softmax_loss
         self.attention = attention_on(device)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the shape and the weights."""
+        digest = hashlib.sha256(repr(self.shape).encode())
+        for name, values in sorted(self.weights.items()):
+            digest.update(name.encode() + values.contiguous().view(torch.uint8).cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     def compile(self) -> None:
         """Compile what stands beside attention: for a GPU, where all batches have the same number of tokens."""

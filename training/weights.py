@@ -44,7 +44,9 @@ def export(target: Path = WEIGHTS) -> None:
     prefix = list(ByteTokenizer(folder).prefix())
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(folder / "tokenizer.json", target.parent)
-    save_file(tensors, target, {"shape": json.dumps(about), "prefix": json.dumps(prefix)})
+    part = target.with_suffix(".new")
+    save_file(tensors, part, {"shape": json.dumps(about), "prefix": json.dumps(prefix)})
+    part.replace(target)  # so that an interrupted run leaves no incomplete file
 
 
 def load(path: Path, device: torch.device, dtype: torch.dtype) -> tuple[Shape, list[int], dict[str, torch.Tensor]]:

@@ -90,6 +90,7 @@ class Bench:
         self.threads = codec.lm.team.workers
         self._batch = batch
         self._say = say
+        self._is_warm = False
 
     def compare(
         self,
@@ -185,6 +186,9 @@ class Bench:
 
     def _measure(self, name: str, text: Text, run: Callable[[Codec, bytes], dict[str, Any]]) -> dict[str, Any]:
         self._say(f"{name}: {text.name}")
+        if not self._is_warm:  # compile the kernels
+            self.codec.decode(self.codec.encode(text.data[:2000]), batch=self._batch)
+            self._is_warm = True
         return run(self.codec, text.data)
 
     def _identity(self) -> dict[str, Any]:

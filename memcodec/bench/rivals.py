@@ -93,14 +93,19 @@ def train_dictionary(others: list[bytes]) -> bytes:
 
 
 def measure(compress: Transform, decompress: Transform, data: bytes, output: Path) -> dict[str, Any]:
-    """Compress to a file and decompress it; median seconds and peaks in bytes. Raises BenchError on a mismatch."""
+    """Compress, write a file, read it back and decompress; median seconds and peaks in bytes. Raises BenchError.
+
+    As with memcodec, the seconds do not include writing and reading the file.
+    """
     peak.reset()
-    encode_seconds, runs = _timed(lambda: output.write_bytes(compress(data)))
+    encode_seconds, runs, packed = _timed(lambda: compress(data))
     encode_peak = peak.read()
+    output.write_bytes(packed)
+    packed = output.read_bytes()
     peak.reset()
-    decode_seconds, _ = _timed(lambda: decompress(output.read_bytes()))
+    decode_seconds, _, restored = _timed(lambda: decompress(packed))
     decode_peak = peak.read()
-    if decompress(output.read_bytes()) != data:
+    if restored != data:
         raise BenchError(f"{output.name}: does not decompress to its input")
     return {
         "file_bytes": output.stat().st_size,
@@ -112,14 +117,15 @@ def measure(compress: Transform, decompress: Transform, data: bytes, output: Pat
     }
 
 
-def _timed(work: Callable[[], object]) -> tuple[float, int]:
-    """The median seconds, and the number of runs."""
+def _timed(work: Callable[[], bytes]) -> tuple[float, int, bytes]:
+    """The median seconds, the number of runs, and the result."""
     seconds: list[float] = []
+    result = b""
     while len(seconds) < MIN_RUNS or (sum(seconds) < MIN_SECONDS and len(seconds) < MAX_RUNS):
         start = time.perf_counter()
-        work()
+        result = work()
         seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds), len(seconds)
+    return statistics.median(seconds), len(seconds), result
 
 
 def measure_apart(name: str, data: bytes, folder: Path, dictionary: bytes = b"") -> dict[str, Any]:

@@ -87,6 +87,7 @@ def profile(
     codec: Codec, data: bytes, context: Context = "auto", batch: int | None = None
 ) -> dict[str, dict[str, float]]:
     """Encode (without verification) and decode once. Returns the seconds by stage of each. Raises BenchError."""
+    codec.decode(codec.encode(data[:2000]), batch=batch)  # compiles the kernels
     stages = functions_by_stage(codec)
     encode, decode = _Clock(), _Clock()
     with encode.running(stages):
