@@ -107,6 +107,7 @@ def read(data: bytes, codec: object) -> None:
     """Read an input with the reader that its first byte selects."""
     from memcodec import Archive, FrameSettings, MemcodecError, Primer, container
     from memcodec.codec import Codec
+    from memcodec.frames import stated_tokens
 
     assert isinstance(codec, Codec)
     way, data = data[:1], data[1:]
@@ -126,7 +127,8 @@ def read(data: bytes, codec: object) -> None:
                 path.write_bytes(archive(index))
                 found = Archive(path, codec)
                 for i in range(min(len(found), 4)):
-                    found.frame_size(i)
+                    if stated_tokens(found._frame(i)) <= TOKENS:
+                        assert len(found[i]) <= 1 << 20
         elif way == b"\4":
             Primer.from_bytes(data)
         elif way == b"\5":

@@ -27,7 +27,7 @@ def test_the_victim_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_the_victim_has_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
-    hostile = importlib.import_module("hostile")
-    codec = hostile.Codec.load(str(hostile.TINY), device="cpu")
-    assert len(list(hostile.names(tmp_path, codec))) > 10
-    assert {"config.json", "model.safetensors"} <= {path.name for path in (tmp_path / hostile.VICTIM).iterdir()}
+    files = importlib.import_module("hostile_files")
+    codec = files.Codec.load(str(files.TINY), device="cpu")
+    assert len(list(files.names(tmp_path, codec))) > 10
+    assert {"config.json", "model.safetensors"} <= {path.name for path in (tmp_path / files.VICTIM).iterdir()}
