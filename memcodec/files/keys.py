@@ -27,8 +27,10 @@ def check_keys(keys: Sequence[str], count: int, places: Sequence[str] = ()) -> N
 
     count: of the documents; no keys at all are right too. places: what errors call the documents (default: by number).
     """
+    if not keys:
+        return
     named = places or [f"document {number}" for number in range(count)]
-    if keys and len(keys) != count:
+    if len(keys) != count:
         raise EncodeError(f"{counted(len(keys), 'key')} for {counted(count, 'document')}: give each its own")
     first: dict[str, int] = {}
     size = 0
