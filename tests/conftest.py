@@ -53,6 +53,10 @@ from memcodec_cli import main  # noqa: E402
 hypothesis.settings.register_profile("memcodec", deadline=None)  # the first call of a kernel compiles it
 hypothesis.settings.load_profile("memcodec")
 
+# What not every system has.
+needs_dev_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+needs_names_of_bytes = pytest.mark.skipif(sys.platform == "darwin", reason="needs names of files that are not UTF-8")
+
 TEXT = """The quick brown fox jumps over the lazy dog. She sells sea shells by the sea shore, and the shells she sells
 are sea shells for sure. How much wood would a woodchuck chuck if a woodchuck could chuck wood? Él pingüino corrió
 rápido; 春眠不觉晓，处处闻啼鸟. Быстрая лисица прыгает через ленивую собаку. 1234567890 == {"key": [1, 2, 3]}
@@ -81,6 +85,14 @@ TINY: dict[str, Callable[[], torch.nn.Module]] = {
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**_SIZES, head_dim=24)),
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=400, n_embd=64, n_layer=2, n_head=4, n_positions=256)),
 }  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What uses the built-in model is marked, so that `-m` can leave it out."""
+    for item in items:
+        if "default_codec" in getattr(item, "fixturenames", ()):
+            item.add_marker("default_model")
+            item.add_marker("slow")
 
 
 def save_tokenizer(folder: Path, vocabulary: int = 400) -> None:

@@ -1,10 +1,12 @@
 """Items that another thread computes in advance, and encoding with it."""
 
+import queue
 import threading
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import replace
 from itertools import islice, repeat
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -54,16 +56,19 @@ def test_items_are_in_order_and_come_from_one_other_thread() -> None:
     assert next(ahead, None) is None
 
 
-def test_only_so_much_is_computed_in_advance() -> None:
+def test_only_so_much_is_computed_in_advance(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
+    paused: queue.Queue[int] = queue.Queue()
+
+    class Noted(threading.Condition):
+        def wait(self, timeout: float | None = None) -> bool:
+            paused.put(len(seen))  # by the other thread: this one finds an item whenever it takes one
+            return super().wait(timeout)
+
+    monkeypatch.setattr("memcodec.lm.ahead.threading", SimpleNamespace(**vars(threading) | {"Condition": Noted}))
     with closing(Ahead(counted(100, seen), lambda _: 10, 30)) as ahead:
-        assert next(ahead) == 0
-        for taken in range(1, 20):
-            deadline = threading.Event()
-            while len(seen) < taken + 4 and not deadline.wait(0.001):
-                pass
-            deadline.wait(0.01)
-            assert len(seen) == taken + 4  # three that fit, and one more
+        for taken in range(20):
+            assert paused.get(timeout=60) == taken + 4  # three that fit, and one more
             assert next(ahead) == taken
 
 

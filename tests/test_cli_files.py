@@ -73,6 +73,35 @@ class TestFolders:
     def test_a_folder_without_r_is_an_error(self, run: Run) -> None:
         assert "is a directory" in refused(run("compress", "t"))
 
+    def test_links_in_a_folder_are_left_out(self, run: Run, llama_folder: Path) -> None:
+        """Also with --rm, which removes no target of a link."""
+        Path("other").mkdir()
+        Path("other/d").write_bytes(NOISE)
+        Path("other/e.memz").write_bytes(RESULT)
+        links = {"t/file": "../other/d", "t/file.memz": "../other/e.memz", "t/folder": "../other", "t/none": "x",
+                 "t/none.memz": "x"}  # fmt: skip
+        for name, target in links.items():
+            Path(name).symlink_to(target)
+
+        def found() -> list[str]:
+            """The files, but not the links."""
+            assert {name: str(Path(name).readlink()) for name in links} == links
+            files = sorted(p.as_posix() for p in Path().rglob("*") if p.is_file() and not p.is_symlink())
+            assert files[:2] == ["other/d", "other/e.memz"]
+            return files[2:]
+
+        assert run("pack", "t", "-o", "archive", "--model", llama_folder).exit_code == 0
+        assert Archive("archive").keys() == ["a", "c.memz", "sub/b"]
+        Path("archive").unlink()
+        assert run("compress", "-r", "--rm", "t").exit_code == 0
+        assert found() == ["t/a.memz", "t/c.memz", "t/sub/b.memz"]
+        assert run("verify", "-r", "t").stdout == "t/a.memz: ok\nt/c.memz: ok\nt/sub/b.memz: ok\n"
+        listed = run("list", "-r", "t").stdout.splitlines()[-3:]
+        assert [line.split()[-1] for line in listed] == found()
+        assert len(listed) + 1 == run("list", "-r", "t").stdout.count("\n")
+        assert run("decompress", "-r", "--rm", "t").exit_code == 0
+        assert found() == ["t/a", "t/c", "t/sub/b"]
+
 
 def test_files_that_fail_are_named_and_the_others_are_done(run: Run, llama_folder: Path) -> None:
     Path("a").write_text(TEXT)
@@ -177,12 +206,21 @@ def test_rm_removes_inputs_and_outputs_keep_their_times(run: Run) -> None:
     assert run("compress", "--rm", "-k", "a").exit_code == 0 and names() == ["a", "a.memz"]
 
 
-def test_outputs_are_never_setuid_or_setgid(run: Run) -> None:
+def test_rm_removes_a_link_and_not_its_target(run: Run) -> None:
+    for name, data, command in (("a", NOISE, "compress"), ("a.memz", RESULT, "decompress")):
+        Path("target").write_bytes(data)
+        Path(name).unlink(missing_ok=True)
+        Path(name).symlink_to("target")
+        assert run(command, "--rm", name, "-o", "out", "-f").exit_code == 0
+        assert names() == ["out", "target"] and Path("target").read_bytes() == data
+
+
+def test_outputs_are_never_setuid_setgid_or_sticky(run: Run) -> None:
     """The owner of an output is who runs the command: root, for example, for the file of a user."""
     Path("a").write_bytes(NOISE)
     for command in (("compress", "a"), ("decompress", "-f", "a.memz"), ("compress", "-f", "a")):
         for path in Path().iterdir():
-            path.chmod(0o6755)
+            path.chmod(0o7755)
         assert run(*command).exit_code == 0
         written = "a" if command[0] == "decompress" else "a.memz"
         assert stat.S_IMODE(Path(written).stat().st_mode) == 0o755, command
@@ -387,15 +425,22 @@ def test_environment_variables_set_defaults(run: Run, llama_folder: Path, monkey
     assert run("compress", "a", "-f").exit_code == 2
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_scripts_complete(run: Run, shell: str) -> None:
-    script = run("completion", shell).stdout
-    assert "_MEMCODEC_COMPLETE" in script
+@pytest.mark.parametrize(
+    ("shell", "word", "found"),
+    [
+        ("bash", "1", "plain,compress\n"),
+        ("zsh", "1", "plain\ncompress\nCompress each FILE to FILE.memz.\n"),
+        ("fish", "comp", "plain,compress\tCompress each FILE to FILE.memz.\n"),
+    ],
+)
+def test_completion_scripts_complete(run: Run, shell: str, word: str, found: str) -> None:
+    """word: what the script of the shell sets COMP_CWORD to."""
+    assert "_MEMCODEC_COMPLETE" in run("completion", shell).stdout
+    words = {"_MEMCODEC_COMPLETE": f"{shell}_complete", "COMP_WORDS": "memcodec comp", "COMP_CWORD": word}
     done = subprocess.run(
-        PROGRAM, env={**os.environ, "_MEMCODEC_COMPLETE": f"{shell}_complete", "COMP_WORDS": "memcodec comp",
-                      "COMP_CWORD": "1" if shell != "fish" else "comp"}, capture_output=True, timeout=60,
-    )  # fmt: skip
-    assert done.returncode == 0
+        PROGRAM, env={**os.environ, **words}, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60
+    )
+    assert found in done.stdout and "decompress" not in done.stdout
 
 
 def test_commands_are_completed_where_nothing_is_a_terminal() -> None:

@@ -13,7 +13,7 @@ from memcodec import Archive, Codec
 from memcodec.document.source import Source
 from memcodec_cli.program import main
 
-from .conftest import TEXT, Run
+from .conftest import TEXT, Run, needs_dev_full
 from .test_cli import PROGRAM, RESULT, names, refused
 from .test_cli_names import on_a_terminal
 from .test_docs import blocks
@@ -128,7 +128,7 @@ def test_what_the_shell_passes_is_read(tmp_path: Path, name: str) -> None:
 # ---- devices, and files of the kernel
 
 
-@pytest.mark.parametrize("device", ["/dev/zero", "/dev/urandom", "/dev/full"])
+@pytest.mark.parametrize("device", ["/dev/zero", "/dev/urandom", pytest.param("/dev/full", marks=needs_dev_full)])
 def test_a_device_without_an_end_is_refused(run: Run, device: str) -> None:
     for args in (["compress", "-o", "x"], ["compress", "-c"], ["pack", "-o", "x"], ["bench"], ["primer", "show"]):
         assert f"{device}: is a device, which may have no end: pipe as much" in refused(run(*args, device))

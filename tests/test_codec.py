@@ -40,7 +40,6 @@ from memcodec.errors import (
     EncodeError,
     FormatError,
     MachineError,
-    ModelMismatchError,
     ModelNotFoundError,
 )
 from memcodec.groups import batches, decode_batch, encode_groups
@@ -336,14 +335,6 @@ def test_every_architecture_round_trips(tiny_folders: Callable[[str], Path], kin
     assert codec.decode(made, batch=2) == LINES.encode()
 
 
-def test_the_time_is_estimated_with_the_positions_that_there_are(gpt2_folder: Path) -> None:
-    """An estimate needed 200 positions, and a primer left fewer."""
-    codec = Codec.load(str(gpt2_folder), device="cpu")
-    tokens = codec.model.tokenizer.encode(TEXT)[:100]
-    primer = memcodec.Primer(codec.model.tokenizer.decode(tokens), tokens)
-    assert codec.with_primer(primer).estimate(1000) > 0
-
-
 def test_learned_positions_end(gpt2_folder: Path) -> None:
     codec = Codec.load(str(gpt2_folder), device="cpu")
     with pytest.raises(EncodeError, match="256 positions"):
@@ -360,10 +351,6 @@ def test_verification_fails_loudly(tiny: Codec, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(MachineError, match=r"does not decode here \(chunk 0 does not match.*so it was discarded"):
         tiny.encode(LINES, chunk_tokens=50, site=QUICK, verify="steps")
     assert container.unpack(tiny.encode(LINES, site=QUICK, verify=False)).chunks
-
-
-def test_without_verification_the_file_is_the_same(tiny: Codec) -> None:
-    assert tiny.encode(LINES, site=QUICK, verify=False) == tiny.encode(LINES, site=QUICK)
 
 
 def test_a_changed_memory_or_correction_is_noticed(tiny: Codec) -> None:
@@ -388,14 +375,6 @@ def test_a_wrong_hash_of_the_whole_is_noticed(tiny: Codec) -> None:
     parsed = container.unpack(tiny.encode(LINES, site=QUICK))
     with pytest.raises(ChecksumError, match="SHA-256"):
         tiny.decode(container.pack(replace(parsed, sha256=bytes(16))))
-
-
-def test_another_model_is_refused(tiny: Codec, gpt2_folder: Path) -> None:
-    made = tiny.encode(LINES, site=QUICK)
-    with pytest.raises(ModelMismatchError, match="tiny-llama"):
-        Codec.load(str(gpt2_folder), device="cpu").decode(made)
-    with pytest.raises(ModelMismatchError):
-        memcodec.decode(made, model=str(gpt2_folder), device="cpu")
 
 
 def test_python_twins(llama_folder: Path) -> None:
@@ -736,6 +715,22 @@ def test_everything_is_listed(tiny: Codec, llama_folder: Path) -> None:
     assert repr(tiny) == "<memcodec.Codec of 'tiny-llama' on cpu>"
     with pytest.raises(AttributeError, match="no attribute 'Typo'"):
         _ = memcodec.Typo
+
+
+@pytest.mark.parametrize("context", [0, 60, "max", "auto"])
+def test_documents_together_are_those_alone_except_with_automatic_groups(
+    tiny: Codec, monkeypatch: pytest.MonkeyPatch, context: Context
+) -> None:
+    """Groups of all documents are decoded in common batches, so that with "auto" each needs fewer."""
+    store_nothing(monkeypatch)
+    documents = [LINES * 4, LINES * 2 + "more", LINES]
+    alone = [tiny.encode(document, site=QUICK, context=context) for document in documents]
+    together = list(tiny.encode_many(documents, site=QUICK, context=context))
+    if context != "auto":
+        assert together == alone
+        return
+    counts = [[len(container.unpack(blob).groups) for blob in blobs] for blobs in (together, alone)]
+    assert all(fewer <= most for fewer, most in zip(*counts, strict=True)) and sum(counts[0]) < sum(counts[1])
 
 
 # ---- measuring, reporting

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
@@ -24,6 +25,7 @@ from memcodec.container import (
     Segment,
     Settings,
     StoredSpan,
+    layout,
     pack,
     unpack,
     write,
@@ -234,7 +236,7 @@ def test_noise_is_not_a_file(data: bytes) -> None:
         (lambda h: h["__metadata__"].update(memcodec=2), "metadata"),
         (lambda h: h["__metadata__"].pop("model"), "without a model"),
         (lambda h: h.update(extra=h["memories"]), "unknown tensor 'extra'"),
-        (lambda h: h.pop("document"), "truncated|longer than it says"),
+        (lambda h: h.pop("document"), "the file is longer than it says"),
         (lambda h: h.pop("memories"), "document is not where it should be"),
         (lambda h: h["memories"].update(dtype="F32"), "memories is not where it should be"),
         (lambda h: h["memories"].update(shape=[150, 2]), "memories is not where it should be"),
@@ -276,11 +278,11 @@ BIG = (1 << 62) - 1
         (16, 3, "do not add up"),  # the document's size
         (16, BIG, "do not add up"),
         (18, BIG, "do not match"),  # runs
-        (18, 2, "do not match|ends too early|damaged"),
+        (18, 2, "the numbers of runs and of stored spans do not match"),
         (19, BIG, "do not match"),  # stored spans
         (20, BIG, "more references than the file has room for"),
         (21, BIG - 1, "more chunks than the file has room for"),  # twice the segments of the run
-        (21, 80, "more chunks than the file has room for|ends too early|longer|damaged"),
+        (21, 80, "numbers in document are too long"),
         (21, 7, "continues a group that does not exist"),
         (21, 1, "continues a group that does not exist"),
         (30, 4, "unknown site"),
@@ -406,3 +408,20 @@ def test_incompressible_bytes_are_stored_raw_without_a_long_look(monkeypatch: py
     assert 19 not in levels
     method, packed = container.compress(lambda: [noise, noise], 2 * len(noise))
     assert method == 1 and len(packed) < 1.01 * len(noise), "what repeats far back is found"
+
+
+def test_what_is_stored_has_zstd_19_or_12_from_16_mib_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    levels = []
+    real = zstandard.ZstdCompressor
+
+    def spy(level: int = 3, **settings: Any) -> object:
+        levels.append(level)
+        return real(level, **settings)
+
+    assert layout.SLOW_ZSTD_BYTES == 16 << 20
+    monkeypatch.setattr(layout, "SLOW_ZSTD_BYTES", 1000)
+    monkeypatch.setattr(zstandard, "ZstdCompressor", spy)
+    for size, level in ((999, 19), (1000, 12), (5000, 12)):
+        span = StoredSpan.of(b"x" * size)
+        assert levels.pop() == level and not levels
+        assert span.read() == b"x" * size

@@ -4,7 +4,9 @@ import errno
 import importlib
 import os
 import resource
+import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -21,9 +23,10 @@ from memcodec.engines import local
 from memcodec.groups import encode_all
 from memcodec.storage import journal, write
 
-from .conftest import TEXT, Run, store_nothing
+from .conftest import TEXT, Run, listen, store_nothing
 from .test_cli import PROGRAM, names, refused
 
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 LONG = (TEXT * 12).encode()
 SETTINGS = {"chunk_tokens": 40, "context": 0, "site": Readout(0.1, 32)}
 
@@ -285,12 +288,74 @@ def test_a_full_disk_in_the_middle(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
+# ---- Ctrl-C and SIGTERM, during each stage of the work
+
+# The command line; the first argument is the stage in which it says so and waits, "" for none.
+WAITING = f"""
+import sys, time
+sys.path.append({str(BENCHMARKS)!r})
+import memcodec_cli.compress
+from force_lm import store_nothing
+from memcodec_cli.progress import ProgressBar
+
+stage = sys.argv.pop(1)
+
+def report(progress):
+    if progress.stage == stage:
+        print("working", flush=True)
+        time.sleep(60)
+
+ProgressBar.document = lambda *_: report
+memcodec_cli.compress.SIDE_FILE_BYTES = 100
+with store_nothing():
+    memcodec_cli.main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sent", "status", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+@pytest.mark.parametrize(
+    ("way", "stage"),
+    [("compress", "fit"), ("compress", "verify"), ("resume", "fit"), ("resume", "verify"), ("decompress", "decode")],
+)
+def test_signals_leave_nothing_but_the_side_file(
+    tiny: Codec, llama_folder: Path, tmp_path: Path, way: str, stage: str, sent: signal.Signals, status: int, word: str
+) -> None:
+    given = "a.memz" if way == "decompress" else "a"
+    documents = {"a": LONG, "a.memz": tiny.encode(LONG, chunk_tokens=40, context=0)}
+    (tmp_path / given).write_bytes(documents[given])
+    command = ["decompress", given] if way == "decompress" else ["compress", given, "--chunk-tokens=40", "--context=0"]
+    command += ["--model", str(llama_folder), "--device", "cpu", *(["--resume"] if way == "resume" else [])]
+
+    def start(stage: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", WAITING, stage, *command], cwd=tmp_path, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True, preexec_fn=listen,
+        )  # fmt: skip
+
+    process = start(stage)
+    assert process.stdout is not None and process.stdout.readline() == "working\n"
+    process.send_signal(sent)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (status, f"memcodec: error: {word}\n")
+    left = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert left.pop(given) == documents[given]
+    assert set(left) == ({"a.memz.part"} if way == "resume" else set())
+    if way == "resume":
+        assert stage == "fit" or len(left["a.memz.part"]) > len(documents["a.memz"]) / 2  # all groups are finished
+        process = start("")
+        assert (*process.communicate(timeout=60), process.returncode) == ("", "", 0)
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == documents
+
+
 # ---- kill -9 at random moments: a sample of benchmarks/crashes.py
 
 
 @pytest.fixture
 def crashes(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
+    monkeypatch.syspath_prepend(BENCHMARKS)
     return importlib.import_module("crashes")
 
 

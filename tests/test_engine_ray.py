@@ -6,7 +6,10 @@ import pickle
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,18 @@ import ray
 import ray.data
 
 import memcodec
-from memcodec import ChecksumError, Codec, EncodeError, EngineError, MachineError, Primer, Progress, Prompt, Readout
+from memcodec import (
+    ChecksumError,
+    Codec,
+    EncodeError,
+    EngineError,
+    MachineError,
+    MissingDependencyError,
+    Primer,
+    Progress,
+    Prompt,
+    Readout,
+)
 from memcodec.engines import ray as cluster
 from memcodec.engines.ray import RayEngine, _Worker
 from memcodec.integrations import tables
@@ -265,6 +279,58 @@ def test_refusals(tiny: Codec, llama_folder: Path, run: Run, monkeypatch: pytest
             RayEngine(**wrong)  # type: ignore[arg-type]
     with pytest.raises(EncodeError, match="engine 'spark': give local or ray"):
         tiny.with_engine("spark")
+
+
+def test_without_ray_the_error_says_how_to_install_it(
+    llama_folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("a.txt").write_bytes(DOCUMENT)
+    monkeypatch.delitem(sys.modules, "memcodec.engines.ray")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingDependencyError, match=r"Ray is not installed: install the extra ray, "):
+        memcodec.encode(DOCUMENT, str(llama_folder), engine="ray")
+    assert "Ray is not installed" in refused(run("compress", "--model", llama_folder, "--engine", "ray", "a.txt"))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "settings", "workers", "gpus"),
+    [
+        ([{"CPU": 4.0}], {}, 4, 0),
+        ([{"CPU": 4.0}, {"CPU": 3.0}], {}, 7, 0),
+        ([{"CPU": 4.0}, {"CPU": 3.0}], {"threads": 2}, 3, 0),
+        ([{"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0, "GPU": 1.0}, {"CPU": 8.0}], {}, 3, 1),
+        ([{"CPU": 8.0, "GPU": 2.0}], {"device": "cpu"}, 8, 0),
+    ],
+)
+def test_there_is_a_worker_for_each_gpu_or_cpu(
+    monkeypatch: pytest.MonkeyPatch, nodes: list[dict[str, float]], settings: Any, workers: int, gpus: int
+) -> None:
+    def of_all() -> dict[str, float]:
+        return dict(sum(map(Counter, nodes), Counter()))
+
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
+    monkeypatch.setattr(ray, "available_resources", of_all)
+    assert RayEngine(**settings)._room() == (workers, gpus)
+
+
+STARTS = """
+import os, subprocess, sys
+import memcodec, ray
+
+def children():
+    return subprocess.run(["pgrep", "-P", str(os.getpid())], capture_output=True, text=True).stdout.split()
+
+during = []
+memcodec.encode(sys.argv[1], sys.argv[2], engine="ray", progress=lambda _: during.append(len(children())))
+print(max(during) > 1, ray.is_initialized(), children())
+"""
+
+
+def test_a_cluster_that_was_started_for_the_work_is_stopped_after_it(llama_folder: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    command = [sys.executable, "-W", "ignore", "-c", STARTS, DOCUMENT.decode(), str(llama_folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150)
+    assert (done.returncode, done.stdout) == (0, "True False []\n"), done.stderr
 
 
 def test_an_engine_pickles_as_its_settings(tiny: Codec) -> None:

@@ -174,23 +174,21 @@ def test_passes_beyond_what_there_is_are_refused(llama_folder: Path, kernels: st
             lm.sequences(1, 8, 5).forward(one([1] * 6))
 
 
-@pytest.mark.parametrize("kernels", ["numba", "torch"])
 @pytest.mark.parametrize("part", ["embedding.scale", "up.scale", "mix.scale", "qkv.scale"])
-def test_activations_beyond_float32_are_an_error(llama_folder: Path, kernels: str, part: str) -> None:
+def test_activations_beyond_float32_are_an_error(llama_folder: Path, part: str) -> None:
     weights, _ = registry.load_exact(registry.ModelFolder("x", llama_folder))
     weights = weights.plain()
     far = replace(weights, tensors=weights.tensors | {part: np.full_like(weights.tensors[part], 3e38)})
-    lm = ExactLM(far, "cpu", kernels=kernels)
+    lm = ExactLM(far, "cpu")
     with np.errstate(all="ignore"), pytest.raises(ModelNotFoundError, match="activations exceed the range of float32"):
         logits_of(lm, np.arange(20))
 
 
-@pytest.mark.parametrize("kernels", ["numba", "torch"])
-def test_logits_are_cut(llama_folder: Path, kernels: str) -> None:
+def test_logits_are_cut(llama_folder: Path) -> None:
     weights, _ = registry.load_exact(registry.ModelFolder("x", llama_folder))
     weights = weights.plain()
     far = replace(weights, tensors=weights.tensors | {"head.scale": weights.tensors["head.scale"] * np.float32(1e7)})
-    logits = logits_of(ExactLM(far, "cpu", kernels=kernels), np.arange(20))
+    logits = logits_of(ExactLM(far, "cpu"), np.arange(20))
     assert logits.max() == 2**29 and logits.min() == -(2**29)
     assert np.array_equal(logits, Reference(far)(list(range(20))))
 
@@ -345,19 +343,23 @@ def test_gates_are_near_those_of_torch(name: str) -> None:
     assert np.abs(ours - theirs.numpy()).max() < (5e-4 if name == "gelu" else 2e-4)
 
 
-def test_tables_are_far_from_where_rounding_turns() -> None:
-    """So that any accurate library computes the same table."""
+def test_tables_are_what_numpy_rounds_to_and_far_from_where_rounding_turns() -> None:
+    """So that any accurate library computes the same tables."""
 
-    def nearest(values: np.ndarray, bits: int) -> float:
+    def rounded(values: np.ndarray, bits: int, margin: float) -> np.ndarray:
         scaled = values * 2.0**bits
-        return float(np.abs(scaled - np.floor(scaled) - 0.5).min())
+        assert np.abs(scaled - np.floor(scaled) - 0.5).min() > margin
+        return np.rint(scaled)
 
     steps = np.arange(1024) / 1024
-    assert nearest(np.exp2(-steps), 30) > 1e-5
-    assert nearest(np.log2(1 + steps), 10) > 1e-5
+    assert np.array_equal(arithmetic.powers(), rounded(np.exp2(-steps), 30, 1e-5))
+    assert np.array_equal(arithmetic.logarithms(), rounded(np.log2(1 + steps), 10, 1e-5))
     positions, theta, size = 8192, 1e5, 64  # of the built-in model
-    angles = np.outer(np.arange(1, positions), theta ** (-2 * np.arange(size // 2) / size))
-    assert min(nearest(np.cos(angles), 16), nearest(np.sin(angles), 16)) > 1e-9
+    rotary, any_lm = architecture.Rotary(theta), selftest.tiny("gated").architecture
+    found = arithmetic.rotation(replace(any_lm, head_size=size, positions=positions, rotary=rotary))
+    angles = np.outer(np.arange(positions), theta ** (-2 * np.arange(size // 2) / size))
+    for table, exact in zip(found, (np.cos(angles), np.sin(angles)), strict=True):
+        assert np.array_equal(table * 2.0**16, rounded(exact, 16, 1e-9))
 
 
 def test_rotations_turn_as_those_of_transformers(tiny_folders: FolderOf) -> None:
@@ -459,16 +461,18 @@ def test_a_team_outlives_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
     team = Team(2)
     team.run(lambda worker, workers: None)
     done: list[int] = []
+    interrupted = threading.Event()
 
     def interrupt(condition: threading.Condition, timeout: float | None = None) -> bool:
         if threading.current_thread() is not threading.main_thread():
             return wait(condition, timeout)
+        interrupted.set()
         raise KeyboardInterrupt
 
     wait = threading.Condition.wait
 
     def slow(worker: int, workers: int) -> None:
-        time.sleep(0.2)  # until the caller waits
+        assert interrupted.wait(60)  # so that it ends after the caller's wait
         done.append(worker)
 
     monkeypatch.setattr(threading.Condition, "wait", interrupt)
@@ -582,12 +586,23 @@ def test_a_forked_child_encodes_and_decodes(llama_folder: Path, tmp_path: Path) 
     assert (done.stdout, done.stderr) == ("0 True\n", "")
 
 
-def test_kernels_are_kept_for_the_next_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert compiled.are_kept()
-    compiled.kernels_folder.cache_clear()
-    monkeypatch.setenv("MEMCODEC_CACHE", str(tmp_path))
-    assert compiled.kernels_folder().parent.parent == tmp_path and not compiled.are_kept()
-    compiled.kernels_folder.cache_clear()
+KEPT = """
+import numpy as np
+from memcodec.document import repeats
+from memcodec.lm import compiled
+before = compiled.are_kept()
+repeats._around(5, *np.zeros((2, 1), np.int64))
+print(before, len(repeats._around.stats.cache_hits), compiled.are_kept())
+"""
+
+
+def test_kernels_are_kept_for_the_next_process(tmp_path: Path) -> None:
+    for said in ("False 0 True\n", "True 1 True\n"):
+        done = subprocess.run(
+            [sys.executable, "-c", KEPT], env=os.environ | {"MEMCODEC_CACHE": str(tmp_path)}, capture_output=True,
+            text=True, timeout=300,
+        )  # fmt: skip
+        assert (done.stdout, done.stderr) == (said, "")
 
 
 def has_kernels(source: str) -> bool:

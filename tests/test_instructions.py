@@ -1,6 +1,9 @@
 """The code of each instruction set, compiled here for processors that have it: what runs in the inner loops."""
 
+import os
 import re
+import subprocess
+import sys
 
 import llvmlite.binding as llvm
 import pytest
@@ -73,3 +76,16 @@ def test_amx_multiplies_with_tiles(unsigned_rows: bool) -> None:
     assert "rsp" not in loop and "call" not in assembly
     order = re.findall(r"\t(ldtilecfg|tileloadd|tdp\w+|tilestored|tilerelease)\b", assembly)
     assert order == ["ldtilecfg", *["tileloadd"] * 8, *[dot] * 4, *["tilestored"] * 4, "tilerelease"]
+
+
+# Of these, a processor has one at most.
+FOREIGN = next(name for name in ("neon-sdot", "avx512-vnni") if name not in instructions.available())
+
+
+@pytest.mark.parametrize("name", [FOREIGN, "nonsense", "", "vectors-16"])
+def test_instructions_that_the_processor_lacks_are_ignored(name: str) -> None:
+    code = "from memcodec.lm import instructions; print(instructions.CHOSEN.name)"
+    environment = os.environ | {"MEMCODEC_INSTRUCTIONS": name}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    expected = name if name == "vectors-16" else instructions.available()[0]
+    assert (done.stdout, done.stderr) == (f"{expected}\n", "")

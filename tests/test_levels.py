@@ -36,9 +36,19 @@ def groups_of(blob: bytes) -> list[int]:
     return [sum(chunk.tokens for chunk in group.chunks) for group in container.unpack(blob).groups]
 
 
-def test_the_default_level_has_the_settings_that_the_documentation_names() -> None:
-    assert LEVELS[DEFAULT_LEVEL] == Level(GroupRule(16, 600, 1200), share=0.1, effort=4096, chunk_tokens=200)
-    assert sorted(LEVELS) == list(range(1, 10))
+def test_the_levels_are_those_that_the_documentation_names() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "levels.md").read_text().partition("## ")[0]
+    rows = [row.replace(",", "").replace("*", "").strip("| ") for row in page.splitlines() if row.startswith("|")]
+    found = {}
+    for row in rows[2:]:
+        level, fewest, lengths, share, effort, chunk_tokens = (cell.strip() for cell in row.split("|"))
+        lengths = "1 to 0" if lengths == "the whole text or each MiB of it" else lengths
+        shortest, longest = map(int, lengths.split(" to "))
+        rule = GroupRule(int(fewest), shortest, longest or None)
+        without_memory = LEVELS[BEST].effort  # has no effect
+        found[int(level)] = Level(rule, float(share), int(effort or without_memory), int(chunk_tokens))
+    assert found == LEVELS and sorted(LEVELS) == list(range(1, 10))
+    assert next(row for row in page.splitlines() if row.startswith("| **")).startswith(f"| **{DEFAULT_LEVEL}** |")
 
 
 @pytest.mark.parametrize("tokens", [1, 300, 1000, 5000, 25_000, 250_000])

@@ -21,6 +21,8 @@ from memcodec.container import unpack
 from memcodec.integrations import arrays, sql, tables
 from memcodec.settings import EncodeSettings
 
+from .conftest import needs_dev_full
+
 FRAME = pandas.DataFrame({"text": ["one", "two"]})
 BYTES_OF_A_FILE = r"give bytes or bytes-like data, not {}: the bytes of a file are open\(path, 'rb'\).read\(\)"
 
@@ -113,7 +115,7 @@ def test_other_types_are_refused_by_name(
         (lambda codec: Prompt(steps=3.5), "steps 3.5: give 1 or more"),  # type: ignore[arg-type]
         (lambda codec: Prompt(patience="9"), "patience '9': give 1 or more"),  # type: ignore[arg-type]
         (lambda codec: Prompt(seed=0.5), "seed 0.5: give -2**63 to 2**64 - 1"),  # type: ignore[arg-type]
-        (lambda codec: FrameSettings(max_bytes=9.5), "max bytes 9.5: give 1 or more"),  # type: ignore[arg-type]
+        (lambda codec: FrameSettings(max_bytes=9.5), "max bytes 9.5: give 1 to 1073741824"),  # type: ignore[arg-type]
         (lambda codec: Codec.load(threads=2.5), "threads 2.5: give 1 to 1024"),  # type: ignore[arg-type]
     ],
     ids=str,
@@ -296,6 +298,7 @@ def test_settings_of_arrays_are_checked_when_they_are_made(settings: dict[str, A
         arrays.ArraySettings(**settings)
 
 
+@needs_dev_full
 def test_a_full_disk_is_named(tiny: Codec) -> None:
     with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
         memcodec.open("/dev/full", "wb", codec=tiny).close()

@@ -35,27 +35,30 @@ from memcodec.models import hub as hub_
 from memcodec.models.floats import FrozenLM
 from memcodec.models.tokenizer import ByteTokenizer
 
-from .conftest import TEXT, Run, listen, save_tokenizer
+from .conftest import TEXT, Run, listen, needs_names_of_bytes, save_tokenizer
 
-# A built-in model that is quick to make. Its progress is "fetching" and "half"; tests may make it wait there.
+# A built-in model that is quick to make. It says "fetching" and "half", and may wait at one until its input ends.
 FAKE = """
-import json, sys, time
+import json, sys
 from pathlib import Path
 from typing import Any
 from memcodec.models import registry
 
+def say(word):
+    print(word, flush=True)
+    if word == {waits_at!r}:
+        sys.stdin.read()
+
 def fetch(source, work, progress):
     with open({log!r}, "a") as log:
         log.write("fetch ")
-    print("fetching", flush=True)
-    time.sleep({wait})
+    say("fetching")
     (work / "gguf").write_bytes(b"weights")
     return work / "gguf"
 
 def convert(folder, progress):
     (folder / "tokenizer.json").write_text("half")
-    print("half", flush=True)
-    time.sleep({wait})
+    say("half")
     (folder / "exact.safetensors").write_text("whole")
     return bytes.fromhex({identity!r})
 
@@ -79,11 +82,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def start(cache: Path) -> Start:
     """Starts a process that pulls the fake model."""
 
-    def popen(wait: float = 0, identity: str = "aa") -> subprocess.Popen[str]:
-        script = FAKE.format(log=str(cache.parent / "log"), wait=wait, identity=identity)
-        return subprocess.Popen(
-            [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listen
-        )
+    def popen(waits_at: str = "", identity: str = "aa") -> subprocess.Popen[str]:
+        script = FAKE.format(log=str(cache.parent / "log"), waits_at=waits_at, identity=identity)
+        pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        return subprocess.Popen([sys.executable, "-c", script], text=True, preexec_fn=listen, **pipes)
 
     return popen
 
@@ -102,13 +104,15 @@ def _assert_whole(cache: Path) -> None:
 
 
 def test_two_processes_at_once_fetch_once(cache: Path, start: Start) -> None:
-    first = start(wait=0.5)
+    first = start(waits_at="fetching")
     _wait_for(first, "fetching")
     second = start()
-    output, errors = second.communicate(timeout=60)
+    _wait_for(second, "waiting for another process that converts the same model 0 0")
+    with pytest.raises(subprocess.TimeoutExpired):
+        second.wait(timeout=0.3)  # in which it would fetch
     first.communicate(timeout=60)
+    _, errors = second.communicate(timeout=60)
     assert (first.returncode, second.returncode, errors) == (0, 0, "")
-    assert "waiting for another process" in output
     assert (cache.parent / "log").read_text() == "fetch "
     _assert_whole(cache)
 
@@ -116,10 +120,11 @@ def test_two_processes_at_once_fetch_once(cache: Path, start: Start) -> None:
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 @pytest.mark.parametrize("when", ["fetching", "half"])
 def test_an_interrupted_pull_leaves_nothing_broken(cache: Path, start: Start, how: signal.Signals, when: str) -> None:
-    process = start(wait=5 if when == "fetching" else 1)
+    process = start(waits_at=when)
     _wait_for(process, when)
     process.send_signal(how)
-    process.communicate(timeout=60)
+    process.wait(timeout=60)
+    process.communicate()
     assert process.returncode != 0
     assert registry.cached("fake") is None
     if how == signal.SIGINT:
@@ -253,6 +258,7 @@ def test_revisions_are_names_and_no_paths(revision: str) -> None:
         registry.resolve_named(f"someone/tiny@{revision}", allow_download=True)
 
 
+@needs_names_of_bytes
 def test_a_directory_whose_name_is_no_unicode(llama_folder: Path, tmp_path: Path) -> None:
     folder = os.fsencode(tmp_path) + b"/\xe9t\xe9"
     shutil.copytree(os.fsencode(llama_folder), folder)

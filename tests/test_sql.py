@@ -82,7 +82,9 @@ def test_registered_again(db: Any, tiny: Codec) -> None:
         ("SELECT unmemz(?)", "frame"),
     ],
 )
-def test_errors_are_one_line(db: Any, tiny: Codec, query: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_say_what_is_wrong(
+    db: Any, tiny: Codec, query: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """sqlite3 does not pass the text of an error on; it can be shown with enable_callback_tracebacks."""
     sql.register(db, tiny)
     seen: list[str] = []
