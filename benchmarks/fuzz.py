@@ -2,9 +2,9 @@
 
 Needs atheris (pip install atheris). The first byte of an input selects its reader: a whole file, its document tensor
 (with a header, lengths and a checksum that match), a damaged file that is salvaged, the index of an archive, a primer,
-or a frame. Any error must be a MemcodecError. The seeds are the vectors in spec/ and the inputs that earlier runs kept
-in --out. Failing inputs are files crash-* there; copy them to tests/finds. Inputs that can be read are decoded with the
-tiny model in spec/vectors, up to 300 tokens.
+or a frame. Any error must be a MemcodecError. The seeds are the vectors in spec/, what this script makes with the tiny
+model in spec/vectors, and the inputs that earlier runs kept in --out. Failing inputs are files crash-* there. Inputs
+that can be read are decoded with the tiny model, up to 300 tokens.
 """
 
 import argparse
@@ -19,7 +19,8 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
-from faults import sealed
+from faults import TEXT, sealed
+from force_lm import store_nothing
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "spec" / "vectors" / "tiny"
@@ -65,10 +66,9 @@ def main() -> None:
 
 
 def seeds() -> list[bytes]:
-    """Valid inputs."""
+    """Valid inputs, some of which have more than TOKENS, or need another model or primer, and are not decoded."""
     found = []
-    for path in sorted(TINY.glob("*.memz")):
-        blob = path.read_bytes()
+    for blob in [*(path.read_bytes() for path in sorted(TINY.glob("*.memz"))), *files()]:
         found += [b"\0" + blob, b"\2" + blob]
         (length,) = struct.unpack("<Q", blob[:8])
         header = json.loads(blob[8 : 8 + length])
@@ -79,7 +79,30 @@ def seeds() -> list[bytes]:
     found.append(b"\4" + (TINY / "primer.safetensors").read_bytes())
     for path in sorted((ROOT / "spec" / "frames").glob("*.json")):
         found += [b"\5" + bytes.fromhex(case["frame"]) for case in json.loads(path.read_text())["frames"]]
-    return found
+    return found + [b"\5" + frame for frame in frames()]
+
+
+def files() -> list[bytes]:
+    """Short files of the tiny model: of both sites, in groups and chunks, with stored bytes and with references."""
+    from memcodec import Codec, Prompt, Readout
+
+    codec, text = Codec.load(str(TINY / "model"), device="cpu", threads=1), TEXT.encode()[:120]
+    odd = bytes(range(120, 150)) * 3
+    with store_nothing():
+        made = [
+            codec.encode(text, level=9), codec.encode(text, site=Readout(0.3, 16), chunk_tokens=20, context=0),
+            codec.encode(text, site=Prompt(2, 2, 2)), codec.encode(text + odd + text[::-1], context=30),
+        ]  # fmt: skip
+    return [*made, codec.encode(odd), codec.encode(b"")]
+
+
+def frames() -> list[bytes]:
+    """Frames of the tiny model with the settings of `read`."""
+    from memcodec import Codec, FrameSettings
+
+    codec = Codec.load(str(TINY / "model"), device="cpu", threads=1)
+    with store_nothing():
+        return codec.encode_frames([TEXT[:40], TEXT[:100], b"\xff" * 100, b""], FrameSettings(max_bytes=TOKENS))
 
 
 def archives() -> list[bytes]:
