@@ -30,7 +30,7 @@ corpus: $(READY)
 	$(BIN)/python training/evaluation.py
 	PYTHONPATH=.:benchmarks $(BIN)/python training/corpus.py all --measured build/evaluation
 
-# How long is up to MINUTES: on a GPU minutes, on two cores days. What is there already is not made again.
+# It takes MINUTES of training and the preparation: on a GPU minutes, on two cores hours. Existing output is not made again.
 MINUTES ?= 600
 SCALE ?= 0.6
 BUILD := build/training

@@ -121,7 +121,7 @@ def judge(environments: list[Environment], given: dict[str, bytes], model: str, 
     for number, environment in enumerate(environments):
         made = child(environment, model, {language: str(folder / language) for language in given}, "encode", folder)
         if not made and number == 0:
-            raise SystemExit(f"matrix: error: {environment.name}: it encodes nothing with which to compare the others")
+            raise SystemExit(f"matrix: error: {environment.name}: it encodes nothing to compare the others with")
         hashes = {}
         for language, place in made.items():
             blob = Path(place).read_bytes()

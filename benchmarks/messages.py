@@ -49,7 +49,6 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(KINDS))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    codec = Codec.load(device="cpu")
     path = options.out / "messages.json"
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"kinds": {}}
     asked = [] if options.only == "-" else options.only.split(",")
@@ -60,6 +59,7 @@ def main() -> None:
     if old - set(asked):
         raise SystemExit(f"messages: error: {path}: an earlier version of this script wrote it: give another --out")
     found["kinds"] = {name: kind for name, kind in found["kinds"].items() if name not in old}
+    codec = Codec.load(device="cpu")
     for kind in asked:
         train, test = messages.split(KINDS[kind]())
         found["kinds"][kind] = messages.measure(codec, train, test, archive=kind == ARCHIVED) | now

@@ -42,6 +42,7 @@ _LONG, _ZSTD, _ZSTD_DICTIONARY, _RAW = 252, 253, 254, 255
 MAX_CHECKSUM = 4  # bytes
 DEFAULT_MAX_BYTES = 1 << 16  # of a message
 MOST_BYTES = 1 << 30  # of a message, whatever both sides agree on
+_MOST_STORED = 1 << 23  # bytes of stored messages that are kept while others are decoded
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"  # the first bytes of every zstd frame, which are left out
 
 
@@ -51,7 +52,7 @@ class FrameSettings:
 
     checksum: bytes of the message's CRC-32 at the end of each frame, 0 to 4; dictionary: a zstd dictionary for messages
     that the LM does not encode; memory_share, effort: as in `Readout`; chunk_tokens: tokens of one memory; max_bytes:
-    of a message: both sides refuse larger ones.
+    of a message, at most 2^30: both sides refuse larger ones.
     """
 
     checksum: int = 1
@@ -113,7 +114,7 @@ def decode(
     progress: ProgressCallback | None = None,
     labels: Sequence[str] | None = None,
 ) -> list[bytes]:
-    """The messages of frames; each frame that occurs more than once is decoded once. Arguments as in `decode_each`."""
+    """The messages of frames. Arguments and errors are those of `decode_each`."""
     return list(decode_each(model, frames, settings, batch, progress, labels))
 
 
@@ -125,10 +126,11 @@ def decode_each(
     progress: ProgressCallback | None = None,
     labels: Sequence[str] | None = None,
 ) -> Iterator[bytes]:
-    """As `decode`, but only the messages that the LM decodes are in memory at one time.
+    """The messages of frames in their order. Each frame that occurs more than once is decoded once.
 
-    batch: messages decoded side by side; labels: a name of each frame for errors, by default its number if there are
-    several. Raises FormatError, ChecksumError.
+    The messages that the LM decodes are in memory together, and up to 8 MiB of the others. batch: messages decoded side
+    by side; labels: a name of each frame for errors, by default its number if there are several. Raises FormatError and
+    ChecksumError: those of stored messages before the LM decodes any.
     """
 
     def tokens_of(groups: list[EncodedGroup], _: list[int]) -> Iterator[np.ndarray]:
@@ -194,12 +196,17 @@ def _decode(
     for i, frame in enumerate(frames):
         numbers.setdefault(frame, i)
     waiting: list[tuple[bytes, EncodedGroup]] = []
-    for frame, i in numbers.items():  # before the LM decodes any; a stored message is read again when it is returned
-        if isinstance(found := naming(i, partial(packer.unpack, frame)), EncodedGroup):
+    messages: dict[bytes, bytes] = {}
+    stored = 0  # bytes of stored messages that are kept; the others are read again when they are returned
+    for frame, i in numbers.items():  # all of them before the LM decodes any
+        found = naming(i, partial(packer.unpack, frame))
+        if isinstance(found, EncodedGroup):
             waiting.append((frame, found))
+        elif stored + len(found) <= _MOST_STORED:
+            messages[frame] = found
+            stored += len(found)
     waiting.sort(key=lambda pair: -pair[1].tokens)  # so that the messages of a batch are of similar length
     decoded = tokens_of([group for _, group in waiting], [numbers[frame] for frame, _ in waiting])
-    messages: dict[bytes, bytes] = {}
     for (frame, _), tokens in zip(waiting, decoded, strict=True):
         naming(numbers[frame], partial(packer.check_size, model.tokenizer.sizes([tokens])[0]))
         messages[frame] = model.tokenizer.decode(tokens)

@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import tracemalloc
 from pathlib import Path
 
 from memcodec.cache import cache_folder
@@ -24,7 +25,8 @@ from memcodec.lm.model import has_cuda_driver  # noqa: E402
 if not has_cuda_driver():
     os.environ["TRITON_INTERPRET"] = "1"  # kernels for GPUs are interpreted; set before anything imports Triton
 
-from collections.abc import Callable  # noqa: E402
+from collections.abc import Callable, Iterator  # noqa: E402
+from contextlib import contextmanager  # noqa: E402
 from typing import Any  # noqa: E402
 
 import hypothesis  # noqa: E402
@@ -182,6 +184,16 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 def listen() -> None:
     """For `preexec_fn`: enable Ctrl-C, which a process ignores if its parent is a background job of a shell."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@contextmanager
+def traced() -> Iterator[Callable[[], int]]:
+    """Within this context, a function returns the most bytes that Python's objects took since it began."""
+    tracemalloc.start()
+    try:
+        yield lambda: tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def store_nothing(patch: pytest.MonkeyPatch, references: bool = False) -> None:

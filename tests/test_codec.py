@@ -13,7 +13,7 @@ import sys
 import tracemalloc
 import zlib
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -312,6 +312,7 @@ def test_a_decoder_written_from_the_page_agrees(
         bytes_of={i: codec.tokenizer.decode(np.array([i])) for i in range(weights.architecture.vocabulary)},
     )  # fmt: skip
     stepping: Any = Stepping(weights)
+    stepping.w, stepping.a = known, asdict(weights.architecture)
     assert decoder.decode(blob, known, lm=stepping) == data
 
 

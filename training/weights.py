@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from outputs import complete
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from transformer import MATRICES, Shape
@@ -44,9 +45,8 @@ def export(target: Path = WEIGHTS) -> None:
     prefix = list(ByteTokenizer(folder).prefix())
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(folder / "tokenizer.json", target.parent)
-    part = target.with_suffix(".new")
-    save_file(tensors, part, {"shape": json.dumps(about), "prefix": json.dumps(prefix)})
-    part.replace(target)  # so that an interrupted run leaves no incomplete file
+    with complete(target) as part:
+        save_file(tensors, part, {"shape": json.dumps(about), "prefix": json.dumps(prefix)})
 
 
 def load(path: Path, device: torch.device, dtype: torch.dtype) -> tuple[Shape, list[int], dict[str, torch.Tensor]]:

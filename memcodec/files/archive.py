@@ -30,8 +30,9 @@ from memcodec.wording import counted
 
 _CHECKSUM_BYTES = 2  # of each document's CRC-32, at the end of its frame
 MAX_DOCUMENT_BYTES = 1 << 20
-_READ_TOGETHER = 256  # documents that are decoded at one time while many are read, at most
-_TOKENS_TOGETHER = 1 << 18  # and their tokens, unless one document has more
+# Documents that are decoded at one time while many are read, unless the device takes more, and their tokens, unless one
+# document has more.
+_READ_TOGETHER, _TOKENS_TOGETHER = 256, 1 << 18
 
 
 class ArchiveOptions(TypedDict, total=False):
@@ -279,14 +280,19 @@ class Archive(Sequence[bytes]):
 
     def read(self, numbers: Sequence[int]) -> Iterator[bytes]:
         """Documents by their numbers, decoded side by side."""
+        most = max(_READ_TOGETHER, self.codec.model.lm.capacity.sequences)
+        most_tokens = _TOKENS_TOGETHER * most // _READ_TOGETHER
         together: list[int] = []
+        sources: set[int] = set()  # the documents whose frames these have
         tokens = 0
         for number in numbers:
-            more = stated_tokens(self._frame(number))
-            if together and (len(together) == _READ_TOGETHER or tokens + more > _TOKENS_TOGETHER):
+            source = int(self._sources[number])
+            more = 0 if source in sources else stated_tokens(self._frame(number))
+            if together and (len(together) == most or (more and tokens + more > most_tokens)):
                 yield from self._decode(together)
-                together, tokens = [], 0
+                together, sources, tokens, more = [], set(), 0, stated_tokens(self._frame(number))
             together.append(number)
+            sources.add(source)
             tokens += more
         if together:
             yield from self._decode(together)

@@ -29,7 +29,10 @@ def check_keys(keys: Sequence[str], count: int, places: Sequence[str] = ()) -> N
     """
     if not keys:
         return
-    named = places or [f"document {number}" for number in range(count)]
+
+    def named(number: int) -> str:
+        return places[number] if places else f"document {number}"
+
     if len(keys) != count:
         raise EncodeError(f"{counted(len(keys), 'key')} for {counted(count, 'document')}: give each its own")
     first: dict[str, int] = {}
@@ -37,19 +40,19 @@ def check_keys(keys: Sequence[str], count: int, places: Sequence[str] = ()) -> N
     for number, key in enumerate(keys):
         if first.setdefault(key, number) != number:
             raise EncodeError(
-                f"{named[number]}: its key {key!r} is also that of {named[first[key]]}: give each its own"
+                f"{named(number)}: its key {key!r} is also that of {named(first[key])}: give each its own"
             )
         try:
             encoded = key.encode()
         except UnicodeEncodeError as error:
-            raise EncodeError(f"{named[number]}: its key {key!r} is not valid Unicode: give it another") from error
+            raise EncodeError(f"{named(number)}: its key {key!r} is not valid Unicode: give it another") from error
         if b"\0" in encoded:
-            raise EncodeError(f"{named[number]}: its key {key!r} contains NUL: remove it")
+            raise EncodeError(f"{named(number)}: its key {key!r} contains NUL: remove it")
         if not encoded:
-            raise EncodeError(f"{named[number]}: its key is empty: give it one, or give no keys at all")
+            raise EncodeError(f"{named(number)}: its key is empty: give it one, or give no keys at all")
         if len(encoded) > MAX_KEY_BYTES:
             raise EncodeError(
-                f"{named[number]}: its key has {len(encoded):,} bytes: keys have {MAX_KEY_BYTES:,} at most: shorten it"
+                f"{named(number)}: its key has {len(encoded):,} bytes: keys have {MAX_KEY_BYTES:,} at most: shorten it"
             )
         size += len(encoded) + 1
     if size > _MAX_KEYS_BYTES:

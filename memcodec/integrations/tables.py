@@ -72,6 +72,8 @@ class Column:
                 self._with(known)
             else:
                 self.use(loaded(self.model))
+                assert self._codec is not None
+                _recent.keep(self.model, self.primer, self._codec)  # a relative path, too
         assert self._codec is not None
         return self._codec
 
@@ -119,7 +121,7 @@ class Column:
         return found
 
     def decode(self, frames: list[bytes | None]) -> "list[Any]":
-        """The texts (or bytes) of frames; None stays None. Raises FormatError, ChecksumError."""
+        """The texts (or bytes) of frames; None stays None. Raises FormatError, ChecksumError, TypeError."""
         given = {row: as_binary(frame, f"row {row:,}") for row, frame in enumerate(frames) if frame is not None}
         labels = [f"row {row:,}" for row in given]
         found = iter(decode(self.codec.model, list(given.values()), self.settings, None, labels=labels))
@@ -383,5 +385,5 @@ def _naming(what: str) -> Iterator[None]:
     """Errors say which column they are about."""
     try:
         yield
-    except (EncodeError, FormatError, ChecksumError) as error:
+    except (EncodeError, FormatError, ChecksumError, TypeError) as error:
         raise type(error)(f"{what}: {error}") from error
