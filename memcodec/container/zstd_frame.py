@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import zstandard
 
 WINDOW = 25  # the largest window that a reader must support, in bits: it is kept in memory
-_STEP = 128  # bytes that zstd is given at one time: they expand to 4 MB at most, in blocks of 128 KB
+_STEP = 64  # bytes that zstd is given at one time: they expand to 2 MB at most, in blocks of 128 KB
 
 
 def expand(
