@@ -190,6 +190,7 @@ def listen() -> None:
 def traced() -> Iterator[Callable[[], int]]:
     """Within this context, a function returns the most bytes that Python's objects took since it began."""
     tracemalloc.start()
+    tracemalloc.reset_peak()
     try:
         yield lambda: tracemalloc.get_traced_memory()[1]
     finally:

@@ -10,7 +10,6 @@ import shutil
 import struct
 import subprocess
 import sys
-import tracemalloc
 import zlib
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -53,7 +52,7 @@ from memcodec.progress import Progress
 from memcodec.settings import Context, EncodeSettings
 from spec import decoder
 
-from .conftest import TEXT, store_nothing
+from .conftest import TEXT, store_nothing, traced
 from .reference import Stepping
 
 QUICK = Readout(effort=128)
@@ -629,13 +628,10 @@ def test_room_follows_what_is_decoded(tiny: Codec, monkeypatch: pytest.MonkeyPat
         return step(decoder, position, logits)
 
     monkeypatch.setattr(corrections.Decoder, "step", some)
-    tracemalloc.start()
-    try:
+    with traced() as peak:
         with pytest.raises(KeyboardInterrupt):
             tiny.decode(blob)
-        assert tracemalloc.get_traced_memory()[1] < 16 << 20
-    finally:
-        tracemalloc.stop()
+        assert peak() < 16 << 20
 
 
 def test_long_groups_round_trip(tiny: Codec) -> None:

@@ -1,7 +1,6 @@
 """From logits to bytes and back: nothing is lost, and the size is close to the information."""
 
 import math
-import tracemalloc
 
 import numpy as np
 import pytest
@@ -18,6 +17,8 @@ from memcodec.lm.team import Team
 from memcodec.lm.weights import Head
 from memcodec.memory.search import search
 from spec.decoder import tempered
+
+from .conftest import traced
 
 TEAM = Team(2)
 
@@ -250,11 +251,10 @@ def test_a_long_memory_stays_packed() -> None:
     """A file may have any memories; each byte of one took eight of memory."""
     logits, size = spread_logits(5, 20, 37), 1 << 22
     group = EncodedGroup((20,), (bytes(size),), b"")
-    tracemalloc.start()
-    decoder = corrections.Decoder([group], steering_of(37), 300, TEAM)
-    assert 0 <= decoder.step(0, logits[:1])[0] < 37
-    assert tracemalloc.get_traced_memory()[1] < 2 * size
-    tracemalloc.stop()
+    with traced() as peak:
+        decoder = corrections.Decoder([group], steering_of(37), 300, TEAM)
+        assert 0 <= decoder.step(0, logits[:1])[0] < 37
+        assert peak() < 2 * size
 
 
 def test_results_do_not_depend_on_threads() -> None:

@@ -2,7 +2,6 @@
 
 import json
 import struct
-import tracemalloc
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -33,6 +32,8 @@ from memcodec.container import (
 from memcodec.container.assembly import stored
 from memcodec.document.source import Source
 from memcodec.errors import ChecksumError, EncodeError, FormatError, MemcodecError
+
+from .conftest import traced
 
 MODEL = ModelId("smollm2-135m", b"identity")
 
@@ -297,13 +298,10 @@ BIG = (1 << 62) - 1
 )  # fmt: skip
 def test_hostile_numbers_are_refused(at: int, value: int, message: str) -> None:
     blob = with_index(example(3, b""), lambda index: number_at(index, at, value))
-    tracemalloc.start()
-    try:
+    with traced() as peak:
         with pytest.raises(FormatError, match=message):
             unpack(blob)
-        assert tracemalloc.get_traced_memory()[1] < 1 << 20
-    finally:
-        tracemalloc.stop()
+        assert peak() < 1 << 20
 
 
 def test_stored_spans_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -327,13 +325,10 @@ def test_a_zstd_bomb_is_stopped() -> None:
     span = StoredSpan(12, 1, bomb, 0)
     found = unpack(pack(Container(12, bytes(16), [span]))).parts[0]
     assert isinstance(found, StoredSpan)
-    tracemalloc.start()
-    try:
+    with traced() as peak:
         with pytest.raises(FormatError, match="its length is not that"):
             found.read()
-        assert tracemalloc.get_traced_memory()[1] < 1 << 23
-    finally:
-        tracemalloc.stop()
+        assert peak() < 1 << 23
 
 
 @pytest.mark.parametrize("kind", ["two frames", "bytes after it", "cut", "empty", "a large window"])

@@ -2,7 +2,6 @@
 
 import json
 import random
-import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from memcodec.codec import Codec
 from memcodec.container.assembly import salvage_of
 from memcodec.settings import Context
 
-from .conftest import TEXT, Run, store_nothing
+from .conftest import TEXT, Run, store_nothing, traced
 from .test_cli import refused
 
 BETWEEN = bytes(range(128, 256)) * 2
@@ -123,11 +122,10 @@ def test_large_stored_spans_are_not_kept_whole() -> None:
     zeros = container.StoredSpan.of(bytes(size))
     for checksum, expected in ((zeros.checksum, size), (zeros.checksum ^ 1, 0)):
         parsed = container.Container(size, bytes(16), [replace(zeros, checksum=checksum)])
-        tracemalloc.start()
-        pieces = salvage_of(parsed, [], None)
-        assert sum(len(piece) for piece in pieces if isinstance(piece, bytes)) == expected
-        assert tracemalloc.get_traced_memory()[1] < 1 << 23
-        tracemalloc.stop()
+        with traced() as peak:
+            pieces = salvage_of(parsed, [], None)
+            assert sum(len(piece) for piece in pieces if isinstance(piece, bytes)) == expected
+            assert peak() < 1 << 23
 
 
 def test_flips_never_crash(tiny: Codec) -> None:

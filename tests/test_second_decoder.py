@@ -5,7 +5,6 @@ import json
 import shutil
 import subprocess
 import sys
-import tracemalloc
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,7 +25,7 @@ from memcodec.primer import Primer
 from memcodec.settings import Context
 from spec import decoder
 
-from .conftest import TEXT, store_nothing
+from .conftest import TEXT, store_nothing, traced
 from .test_container import number_at, reseal, with_header, with_index
 
 SPEC = Path(__file__).parent.parent / "spec"
@@ -272,13 +271,10 @@ def test_it_refuses_what_memcodec_refuses(name: str, both: tuple[decoder.Weights
 
 def test_a_zstd_bomb_is_stopped() -> None:
     blob = stored(StoredSpan(12, 1, zstandard.ZstdCompressor().compress(bytes(1 << 26)), 0))
-    tracemalloc.start()
-    try:
+    with traced() as peak:
         with pytest.raises(AssertionError, match="a stored span is damaged"):
             decoder.decode(blob, None)
-        assert tracemalloc.get_traced_memory()[1] < 1 << 23
-    finally:
-        tracemalloc.stop()
+        assert peak() < 1 << 23
 
 
 def test_it_reads_padding_as_memcodec_does() -> None:
