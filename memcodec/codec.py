@@ -345,7 +345,7 @@ class Codec:
         """
         check_batch(batch)
         given = [as_binary(frame, "frame") for frame in as_many(packed, "packed")]
-        return frames.decode(self.model, given, settings, batch, progress)
+        return list(frames.decode(self.model, given, settings, batch, progress))
 
     # ---- measurements, and memories without a file
 

@@ -113,18 +113,6 @@ def decode(
     batch: int | None,
     progress: ProgressCallback | None = None,
     labels: Sequence[str] | None = None,
-) -> list[bytes]:
-    """The messages of frames. Arguments and errors are those of `decode_each`."""
-    return list(decode_each(model, frames, settings, batch, progress, labels))
-
-
-def decode_each(
-    model: LoadedModel,
-    frames: list[bytes],
-    settings: FrameSettings,
-    batch: int | None,
-    progress: ProgressCallback | None = None,
-    labels: Sequence[str] | None = None,
 ) -> Iterator[bytes]:
     """The messages of frames in their order. Each frame that occurs more than once is decoded once.
 
@@ -163,7 +151,7 @@ def verify(
     packer = Packer(settings)
     try:
         if in_steps:
-            decoded = decode(model, frames, settings, batch, progress)
+            decoded = list(decode(model, frames, settings, batch, progress))
         else:
             decoded = list(_decode(model, frames, settings, tokens_of))
     except (FormatError, ChecksumError) as error:

@@ -662,13 +662,13 @@ def test_documents_of_many_tokens_are_decoded_in_smaller_batches(
 ) -> None:
     documents = [TEXT[i : i + 40].encode() for i in range(0, 360, 40)]
     found = Archive.create(tmp_path / "a", documents, codec=tiny)
-    real, batches = archive.decode_each, []
+    real, batches = archive.decode, []
 
     def noted(model: LoadedModel, frames: list[bytes], *args: Any, **options: Any) -> Any:
         batches.append(len(frames))
         return real(model, frames, *args, **options)
 
-    monkeypatch.setattr(archive, "decode_each", noted)
+    monkeypatch.setattr(archive, "decode", noted)
     assert list(found) == documents and batches == [9]
     monkeypatch.setattr(archive, "_TOKENS_TOGETHER", 2 * max(archive.stated_tokens(found._frame(i)) for i in range(9)))
     batches.clear()

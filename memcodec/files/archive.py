@@ -17,7 +17,7 @@ from memcodec.document.inputs import as_many, check_type
 from memcodec.errors import ChecksumError, EncodeError, FormatError
 from memcodec.files.archive_index import VERSION, check_count, read_count, read_places, tensors_of
 from memcodec.files.keys import as_keys, check_keys, pack_keys, unpack_keys
-from memcodec.frames import FrameSettings, decode_each, stated_tokens
+from memcodec.frames import FrameSettings, decode, stated_tokens
 from memcodec.frames import verify as verify_frames
 from memcodec.levels import BEST, settings_of
 from memcodec.memory.readout import share_steps
@@ -309,7 +309,7 @@ class Archive(Sequence[bytes]):
         check_batch(self.batch)
         frames, settings = [self._frame(i) for i in numbers], _frame_settings(self.settings)
         labels = [f"{self.name}: document {self._keys[i] if self._keys else i!r}" for i in numbers]
-        return decode_each(self.codec.model, frames, settings, self.batch, labels=labels)
+        return decode(self.codec.model, frames, settings, self.batch, labels=labels)
 
 
 class ByKey(Mapping[str, bytes]):

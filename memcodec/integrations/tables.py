@@ -124,7 +124,7 @@ class Column:
         """The texts (or bytes) of frames; None stays None. Raises FormatError, ChecksumError, TypeError."""
         given = {row: as_binary(frame, f"row {row:,}") for row, frame in enumerate(frames) if frame is not None}
         labels = [f"row {row:,}" for row in given]
-        found = iter(decode(self.codec.model, list(given.values()), self.settings, None, labels=labels))
+        found = decode(self.codec.model, list(given.values()), self.settings, None, labels=labels)
         values = [None if frame is None else next(found) for frame in frames]
         if column_types.is_binary(self.type):
             return values
