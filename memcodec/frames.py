@@ -281,7 +281,7 @@ class Packer:
         self.check_size(count)  # a token has a byte or more
         if not count:
             raise FormatError("damaged frame: no tokens")
-        if not self._share:  # as one chunk: without memories it does not matter, and the number may be a lie
+        if not self._share:  # one chunk: they matter to memories only, and take memory
             return EncodedGroup((count,), (b"",), bytes(reader.take(len(reader))))
         if -(-count // self._settings.chunk_tokens) > len(reader):
             raise FormatError("damaged frame: it ends too early")
